@@ -1,0 +1,143 @@
+"""The `quintet` command."""
+
+import importlib
+import importlib.util
+import os
+import sys
+from enum import StrEnum
+from pathlib import Path
+from types import ModuleType
+from typing import Annotated, Any
+
+import typer
+
+from quintet import params as parameters
+from quintet.errors import InputError, Problems
+from quintet.files import repository_root
+
+app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help=__doc__)
+
+
+class Study(StrEnum):
+    landmarks = "landmarks"
+
+
+class Preset(StrEnum):
+    demo = "demo"
+    paper = "paper"
+    best = "best"
+
+
+Data = Annotated[Path | None, typer.Option(help="The raw folder; default: the study's `raw` in params.yaml.")]
+Runs = Annotated[list[str], typer.Option("--model", help="A folder under runs/ or an MLflow run id; several are averaged.")]
+
+
+def room(study: Study, door: str) -> ModuleType:
+    """A study's module; imported when asked for, because torch alone costs seconds."""
+    return importlib.import_module(f"quintet.{study.value}.{door}")
+
+
+def section(study: Study) -> Any:
+    return getattr(parameters.load(repository_root() / "params.yaml"), study.value)
+
+
+def raw_folder(study: Study, data: Path | None) -> Path:
+    return data if data else repository_root() / section(study).raw
+
+
+@app.command()
+def doctor() -> None:
+    """Show environment, device, precision and versions, and what is missing."""
+    from quintet.doctor import examine
+
+    report, missing = examine(repository_root())
+    print(report)
+    if missing:
+        raise InputError("missing: " + "; ".join(missing))
+
+
+@app.command()
+def check(study: Study, data: Data = None) -> None:
+    """Run every input check of a study on a raw folder and list all problems at once."""
+    raw = raw_folder(study, data)
+    if problems := room(study, "data").check(raw):
+        raise Problems(str(raw), problems)
+    print(f"{raw}: no problem found")
+
+
+@app.command()
+def analyze(study: Study, data: Data = None, page: Path = Path("data.html")) -> None:
+    """Describe a raw folder as an HTML page: cases, classes, splits, duplicates, what limits the score."""
+    room(study, "analysis").analyze(raw_folder(study, data), page, section(study))
+    print(f"written: {page}")
+
+
+@app.command()
+def preset(name: Preset, study: Annotated[Study | None, typer.Argument()] = None) -> None:
+    """Lay presets/NAME.yaml over params.yaml (one study's part of it) and show what changed."""
+    from quintet.presets import lay_over
+
+    changed = lay_over(repository_root(), name.value, study.value if study else None)
+    print("\n".join(changed) if changed else "params.yaml has these values already")
+
+
+@app.command()
+def predict(
+    study: Study,
+    model: Runs,
+    input: Annotated[Path, typer.Option(help="Folder of new cases.")],
+    output: Annotated[Path, typer.Option(help="The file to write.")],
+    overlays: Annotated[Path | None, typer.Option(help="Folder for one picture per case.")] = None,
+    skip: Annotated[bool, typer.Option(help="Leave unreadable cases out instead of stopping.")] = False,
+    device: str = "auto",
+) -> None:
+    """Predict a folder of new cases with one trained run, or with the mean of several."""
+    from quintet.tracking import resolve
+
+    runs = [resolve(run) for run in model]
+    count = room(study, "prediction").predict_folder(runs, input, output, overlays=overlays, device=device, skip=skip)
+    print(f"{count} cases predicted: {output}" + (f", overlays in {overlays}" if overlays else ""))
+
+
+@app.command()
+def evaluate(
+    study: Study,
+    model: Runs,
+    data: Data = None,
+    output: Annotated[Path, typer.Option(help="Folder for tables and figures.")] = Path("evaluation"),
+    device: str = "auto",
+) -> None:
+    """Evaluate a saved run on every case of a labelled raw folder (of --data; default: the study's own)."""
+    from quintet.tracking import resolve
+
+    metrics = room(study, "prediction").evaluate_folder(
+        [resolve(run) for run in model], raw_folder(study, data), output, device=device
+    )
+    print("\n".join(f"{name:40} {value:10.3f}" for name, value in metrics.items()) + f"\nwritten: {output}")
+
+
+@app.command()
+def sync() -> None:
+    """Upload to MLflow what it lacks of the runs under runs/."""
+    from quintet import tracking
+
+    root = repository_root()
+    os.chdir(root)
+    uploaded, there = tracking.sync(root)
+    print(f"MLflow {tracking.tracking_uri()}: {uploaded} uploaded, {there} already there")
+
+
+@app.command()
+def times(last: Annotated[int, typer.Option(help="Seconds to look back; default: the newest run of each stage.")] = 0) -> None:
+    """How long each stage took, start-up and imports counted."""
+    from quintet.stage import times_table
+
+    print(times_table(repository_root(), last))
+
+
+def main() -> None:
+    try:
+        app()
+    except InputError as error:
+        print(f"error: {error}", file=sys.stderr)
+        raise SystemExit(2) from None

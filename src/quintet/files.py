@@ -1,0 +1,57 @@
+"""Outputs are written whole or not at all: write beside, then rename."""
+
+import hashlib
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+
+@contextmanager
+def whole_folder(target: Path) -> Iterator[Path]:
+    """Yield an empty folder beside `target`; it takes target's name only if the block ends without an error."""
+    target = Path(target)
+    beside = target.with_name(f".{target.name}.{os.getpid()}.part")
+    shutil.rmtree(beside, ignore_errors=True)
+    beside.mkdir(parents=True)
+    try:
+        yield beside
+        shutil.rmtree(target, ignore_errors=True)
+        beside.rename(target)
+    finally:
+        shutil.rmtree(beside, ignore_errors=True)
+
+
+@contextmanager
+def whole_file(target: Path) -> Iterator[Path]:
+    """Yield a path beside `target`, with the same suffix; it is renamed to target if the block ends without an error."""
+    target = Path(target)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    beside = target.with_name(f".{target.stem}.{os.getpid()}.part{target.suffix}")
+    try:
+        yield beside
+        beside.replace(target)
+    finally:
+        beside.unlink(missing_ok=True)
+
+
+def md5(path: Path) -> str:
+    """MD5 of a file, or of a folder's files with their relative names (hidden ones and leftovers `*.part` excluded)."""
+    path = Path(path)
+    if path.is_file():
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "md5").hexdigest()
+    whole = hashlib.md5(usedforsecurity=False)
+    for child in sorted(p for p in path.rglob("*") if p.is_file() and not p.name.startswith(".")):
+        whole.update(f"{child.relative_to(path).as_posix()} {md5(child)}\n".encode())
+    return whole.hexdigest()
+
+
+def repository_root() -> Path:
+    """The main checkout: $DVC_ROOT in queued and temporary experiments (they run in a copy), else the nearest folder upwards
+    with a dvc.yaml, else the current one."""
+    if root := os.environ.get("DVC_ROOT"):
+        return Path(root)
+    here = Path.cwd()
+    return next((folder for folder in (here, *here.parents) if (folder / "dvc.yaml").is_file()), here)

@@ -1,0 +1,73 @@
+"""Images in: PNG, JPEG and DICOM to one grey plane."""
+
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from quintet.errors import InputError
+
+DICOM = (".dcm", ".dicom")
+PICTURES = (".png", ".jpg", ".jpeg")
+
+
+def read_grey(path: Path) -> NDArray[np.float32]:
+    """Read one image as `[height, width]` in [0, 1]; RGB(A) becomes luminance, 16 bit keeps its depth, MONOCHROME1 is inverted.
+
+    Raises InputError, naming the file, where it is missing, empty, corrupt or truncated.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise InputError(f"{path}: no such image")
+    if path.stat().st_size == 0:
+        raise InputError(f"{path}: the file is empty (0 bytes); copy it again")
+    try:
+        grey = _read_dicom(path) if path.suffix.lower() in DICOM else _read_picture(path)
+    except InputError:
+        raise
+    except Exception as error:  # decoders raise whatever they like on damaged files
+        raise InputError(f"{path}: cannot be read, the file is corrupt or truncated ({error}); copy it again") from None
+    if grey.ndim != 2 or min(grey.shape) < 2:
+        raise InputError(f"{path}: expected one image plane of at least 2 x 2 pixels, got shape {grey.shape}")
+    return grey
+
+
+def _read_picture(path: Path) -> NDArray[np.float32]:
+    with Image.open(path) as image:
+        if image.mode in ("I;16", "I;16B", "I;16L", "I"):
+            return np.asarray(image, np.float32) / 65535
+        if image.mode == "F":
+            return _stretch(np.asarray(image, np.float32))
+        if image.mode in ("RGBA", "LA", "PA", "P"):  # transparent pixels count as black, as viewers on black show them
+            image = image.convert("RGBA")
+            image = Image.alpha_composite(Image.new("RGBA", image.size, (0, 0, 0, 255)), image)
+        return np.asarray(image.convert("L"), np.float32) / 255
+
+
+def _read_dicom(path: Path) -> NDArray[np.float32]:
+    import pydicom
+    from pydicom.pixels import apply_modality_lut, apply_voi_lut
+
+    dataset = pydicom.dcmread(path)
+    if "PixelData" not in dataset:
+        raise InputError(f"{path}: a DICOM file without pixel data")
+    pixels = dataset.pixel_array
+    if dataset.get("SamplesPerPixel", 1) == 3:
+        pixels = pixels.astype(np.float32) @ np.float32([0.299, 0.587, 0.114])
+    else:
+        pixels = apply_voi_lut(apply_modality_lut(pixels, dataset), dataset)
+    if pixels.ndim != 2:
+        raise InputError(f"{path}: expected a single frame, got shape {pixels.shape}")
+    grey = _stretch(np.asarray(pixels, np.float32))
+    return 1 - grey if dataset.get("PhotometricInterpretation") == "MONOCHROME1" else grey
+
+
+def _stretch(pixels: NDArray[np.float32]) -> NDArray[np.float32]:
+    low, high = float(pixels.min()), float(pixels.max())
+    return (pixels - low) / (high - low) if high > low else np.zeros_like(pixels)
+
+
+def resize(grey: NDArray[np.float32], size: int) -> NDArray[np.float32]:
+    """Resize to `[size, size]` with anti-aliasing; the aspect ratio is not kept, as in the reference."""
+    return np.clip(np.asarray(Image.fromarray(grey).resize((size, size), Image.Resampling.BILINEAR)), 0, 1)

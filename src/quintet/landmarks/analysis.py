@@ -1,0 +1,101 @@
+"""The data-set page: what is in the data, how it is split, and what limits any prediction of it."""
+
+import tempfile
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from quintet import splits
+from quintet.landmarks.anatomy import DISTANCES, NAMES, PIXELS, project_on_template
+from quintet.landmarks.data import Prepared, prepare
+from quintet.landmarks.figures import overlays
+from quintet.pages import Section, write_page
+from quintet.params import Landmarks
+
+GRIDS = range(32, 257)
+SQUARE_MEAN = 0.3826  # mean distance of a uniform point in a unit square from its centre
+
+
+def analyze(raw: Path, page: Path, params: Landmarks) -> None:
+    """Describe any raw folder as a page, without keeping what is prepared on the way. Skipped rows are listed, not raised."""
+    with tempfile.TemporaryDirectory() as folder:
+        write_data_page(page, *prepare(raw, Path(folder) / "prepared", params.model_copy(update={"on_error": "skip"})))
+
+
+def write_data_page(page: Path, data: Prepared, skipped: list[str]) -> None:
+    """Write the HTML page of a prepared data set; skipped rows are listed in full."""
+    cases = data.cases
+    sections = [_split_section(cases), _limits_section(data), _duplicates_section(data)]
+    sections.append(Section("Where the landmarks are", f"Mean and SD over all images, in pixels at {PIXELS}.", _positions(data)))
+    with tempfile.TemporaryDirectory() as folder:
+        chosen = np.concatenate([rows.index[:4] for _, rows in cases.groupby("category")])
+        picture = Path(folder) / "samples.png"
+        points = data.points[chosen]
+        overlays(
+            picture, data.images[chosen], points, points, list(cases["stem"].iloc[chosen]), "The first images of each category"
+        )
+        sections.insert(1, Section("Images as the networks see them", figures=[picture]))
+        if skipped:
+            sections.append(Section(f"{len(skipped)} skipped rows", "\n\n".join(skipped)))
+        lead = f"{len(cases)} images in {cases['category'].nunique()} categories, {cases['group'].nunique()} groups of near-duplicates."
+        write_page(page, "Chest X-ray landmarks: the data set", sections, lead=lead)
+
+
+def _split_section(cases: pd.DataFrame) -> Section:
+    table = pd.crosstab(cases["category"], cases["split"], margins=True, margins_name="all")[[*splits.PARTS, "all"]].reset_index()
+    sizes = ", ".join(f"{w} x {h} ({n})" for (w, h), n in cases[["width", "height"]].value_counts().items())
+    return Section("Images per category and part", f"Original sizes in pixels: {sizes}.", table)
+
+
+def _positions(data: Prepared) -> pd.DataFrame:
+    pixels = data.points * PIXELS
+    columns = {f"{axis} {kind}": getattr(pixels[..., i], kind)(axis=0) for i, axis in enumerate("xy") for kind in ("mean", "std")}
+    return pd.DataFrame({"landmark": [f"{k} {name}" for k, name in enumerate(NAMES)], **columns})
+
+
+def label_grid(points_px: np.ndarray, sides: np.ndarray) -> int | None:
+    """The coarsest n for which all coordinates `[N, 15, 2]` are rounded multiples of side / n; None if there is none up to 256."""
+    for n in GRIDS:
+        k = np.round(points_px * n / sides)
+        if (np.abs(np.round(k * sides / n) - points_px) < 0.5).all():
+            return n
+    return None
+
+
+def _limits_section(data: Prepared) -> Section:
+    sides = data.cases[["width", "height"]].to_numpy(float)[:, None, :]
+    grid = label_grid(data.points * sides, np.broadcast_to(sides, data.points.shape))
+    rows = [("mean distance to the mean shape", np.linalg.norm(data.points - data.points.mean(0), axis=-1).mean() * PIXELS)]
+    if grid and grid < int(sides.min()):
+        rows.append((f"rounding of the labels to a grid of {grid} x {grid} (mean)", SQUARE_MEAN * PIXELS / grid))
+    residual = np.linalg.norm(project_on_template(data.points) - data.points, axis=-1)
+    rows.append(("labels' distance from the annotation template (mean)", residual.mean() * PIXELS))
+    spans = [np.linalg.norm(data.points[:, a] - data.points[:, b], axis=-1) for a, b in DISTANCES]
+    rows.append(("SD of the distance mediastinum top to bottom", spans[0].std() * PIXELS))
+    same = pairs(data)
+    if same:
+        differ = np.mean([np.linalg.norm(data.points[a] - data.points[b], axis=-1).mean() for a, b in same]) * PIXELS
+        rows.append((f"labels of near-duplicates differ ({len(same)} pairs, mean)", differ))
+    return Section("What limits the error", f"Pixels at {PIXELS}.", pd.DataFrame(rows, columns=["what", "px"]))
+
+
+def pairs(data: Prepared) -> list[tuple[int, int]]:
+    """Row numbers of consecutive members of each near-duplicate group."""
+    found = []
+    for _, rows in data.cases.groupby("group"):
+        found += list(zip(rows.index[:-1], rows.index[1:], strict=True))
+    return found
+
+
+def _duplicates_section(data: Prepared) -> Section:
+    cases = data.cases
+    table = cases.groupby("group").filter(lambda rows: len(rows) > 1)
+    table = (
+        table.groupby("group").agg(images=("stem", ", ".join), parts=("split", lambda s: ", ".join(sorted(set(s))))).reset_index()
+    )
+    across = splits.leaks(list(cases["split"]), list(cases["group"]))
+    text = (
+        f"{len(table)} groups of images whose perceptual hashes nearly agree; {len(across)} of them stand in more than one part."
+    )
+    return Section("Near-duplicates", text, table if len(table) else None)

@@ -1,0 +1,114 @@
+"""All configurations and baselines side by side: the ranking, and what else this study wants to see of each."""
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from quintet import ranking, results
+from quintet.landmarks.anatomy import NAMES
+from quintet.landmarks.baselines import BASELINES
+from quintet.landmarks.figures import success_rate
+from quintet.pages import Section
+from quintet.params import Params, predecessor
+from quintet.runs import Record, new_record
+
+METRIC = "error_px"
+UNIT = "px at 224"
+DETAILS = {
+    "error_px_median": "median", "error_px_sd": "SD", "error_px_p95": "P95", "error_original_px": "mean, original px",
+    "share_below_5_px": "below 5 px", "share_below_8.5_px": "below 8.5 px", "share_below_10_px": "below 10 px",
+    "share_below_15_px": "below 15 px", "along_axis_error_px": "along axis", "across_axis_error_px": "across axis",
+    "symmetry_error_px": "asymmetry", "distance_error_px": "distances", "left_right_confused": "left-right confused",
+    "calibration_error_px": "calibration error", "risk_at_80_percent_coverage_px": "error of the surest 80 %",
+}  # fmt: skip
+COSTS = {
+    "train_seconds": "training, s",
+    "parameters": "parameters",
+    "peak_memory_mb": "peak memory, MiB",
+    "best_epoch": "best epoch",
+}
+
+
+def compare(params: Params, sweep: Path, baselines: Path, out: Path, report: Path) -> str:
+    """Rank what params names, write `report` and `out` = {record.json}; returns the verdict."""
+    p = params.landmarks
+    for cell in sweep.iterdir():  # a removed configuration's folder would make a fresh clone's ranking another one
+        if cell.name not in p.configs:
+            shutil.rmtree(cell)
+    runs = {name: [sweep / name / f"seed{seed}" for seed in p.sweep.seeds] for name in p.configs}
+    runs |= {name: [baselines / name / "seed0"] for name in BASELINES}
+    table = results.read([run / "evaluation" / "cases.csv" for group in runs.values() for run in group])
+    ranked = ranking.rank(
+        table, METRIC, lower_is_better=True, alpha=params.ranking.alpha, bootstrap=params.ranking.bootstrap, published=p.published,
+        deterministic=list(BASELINES),
+    )  # fmt: skip
+    sections = _sections(runs, list(ranked.table["config"]))
+    sections.insert(0, _phases(ranked.pairs, {name: predecessor(config) for name, config in p.configs.items()}))
+    sections.append(Section("Published", (
+        "The published errors were reached with ImageNet weights on a GPU, on 144 other test images (github.com/Rhaink/"
+        "landmark_prediction); they stand beside ours for orientation, not as a comparison on equal terms."
+    )))  # fmt: skip
+    report.mkdir(parents=True, exist_ok=True)
+    curves = {name: _image_errors(table, name) for name in ranked.table["config"]}
+    success_rate(report / "sdr.png", curves)
+    sections.append(Section("Success detection rate", figures=[report / "sdr.png"]))
+    ranking.write(ranked, report, title="Chest X-ray landmarks", unit=UNIT, extra=sections)
+    inputs = {f"{name} {run.name}": run / "evaluation" / "cases.csv" for name, group in runs.items() for run in group}
+    record = new_record("landmarks", "rank", "ranking", seed=0, params={"configs": ", ".join(runs)}, inputs=inputs)
+    record.metrics = {f"{METRIC}/{row.config}": float(row.mean) for row in ranked.table.itertuples()}
+    record.artifacts = [report.as_posix()]
+    out.mkdir(parents=True, exist_ok=True)
+    record.save(out)
+    return ranked.verdict
+
+
+def _image_errors(table: pd.DataFrame, config: str) -> np.ndarray:
+    chosen = table[(table["config"] == config) & (table["metric"] == METRIC)]
+    return chosen.groupby("case")["value"].mean().to_numpy()
+
+
+def _sections(runs: dict[str, list[Path]], order: list[str]) -> list[Section]:
+    """Tables of details, per category, per landmark and cost; a configuration's figure is the mean over its runs."""
+    measured = pd.DataFrame({name: _mean_metrics(runs[name]) for name in order}).T.rename_axis("config")
+    costs = pd.DataFrame({name: Record.load(runs[name][0]).metrics for name in order}).T.rename_axis("config")
+    categories = {
+        c: c.removeprefix("error_px_").replace("_", " ") for c in measured if c.startswith("error_px_") and c[9].isupper()
+    }
+    places = {c: f"{k} {NAMES[k]}" for k in range(len(NAMES)) for c in measured if c.startswith(f"error_px_{k:02d}_")}
+    return [
+        Section(
+            "Details", f"Errors in {UNIT} unless said otherwise; shares of images between 0 and 1.", _pick(measured, DETAILS)
+        ),
+        Section("By diagnosis", f"Mean error, {UNIT}.", _pick(measured, categories)),
+        Section("By landmark", f"Mean error, {UNIT}.", _pick(measured, places)),
+        Section("Cost", "Training time includes validation; on this machine.", _pick(costs, COSTS)),
+    ]
+
+
+def _pick(table: pd.DataFrame, columns: dict[str, str]) -> pd.DataFrame:
+    return table.reindex(columns=list(columns)).rename(columns=columns).reset_index()
+
+
+def _mean_metrics(runs: list[Path]) -> dict[str, float]:
+    tables = [json.loads((run / "evaluation" / "metrics.json").read_text(encoding="utf-8")) for run in runs]
+    return pd.DataFrame(tables).mean().to_dict()
+
+
+def _phases(pairs: pd.DataFrame, before: dict[str, str | None]) -> Section:
+    """Each phase against the one it continues, paired per image; differences as the ranking's decision rule sees them."""
+    rows = []
+    for config, earlier in before.items():
+        if earlier is None:
+            continue
+        for pair in pairs[pairs["first"].isin([config, earlier]) & pairs["second"].isin([config, earlier])].itertuples():
+            sign = 1 if pair.first == config else -1
+            verdict = "yes" if pair.separated else "no"
+            rows.append((f"{config} - {earlier}", sign * float(pair.difference), float(pair.se), float(pair.p_holm), verdict))
+    text = (
+        f"Difference of the mean error in {UNIT} (negative: better), paired by image; p after Holm over all pairs of the ranking."
+    )
+    columns = ["phase - the phase before", "difference", "standard error", "p (Holm)", "separated"]
+    return Section("Phase against phase", text, pd.DataFrame(rows, columns=columns))

@@ -1,0 +1,183 @@
+"""From predictions to the tidy table, summary metrics and figures; the same for networks and baselines. No torch here."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+from sklearn.isotonic import IsotonicRegression
+
+from quintet import results
+from quintet.files import whole_folder
+from quintet.landmarks import figures
+from quintet.landmarks.anatomy import (
+    DISTANCES,
+    LANDMARKS,
+    MIDLINE,
+    MIDLINE_WEIGHTS,
+    NAMES,
+    PAIRS,
+    PIXELS,
+    Points,
+    axis_frame,
+    project_on_template,
+)  # fmt: skip
+from quintet.landmarks.data import Prepared
+from quintet.runs import Record
+
+THRESHOLDS_PX = {5.0: "research grade", 8.5: "clinical excellence", 10.0: "", 15.0: "clinically useful"}
+BOOTSTRAP = 2000
+
+
+@dataclass(frozen=True)
+class Predicted:
+    """Points `[N, 15, 2]` (fractions) and an uncertainty `[N, 15]` in any increasing unit (heatmap spread, mirror disagreement)."""
+
+    points: Points
+    doubt: NDArray[np.float64]
+
+    def on_template(self) -> "Predicted":
+        return Predicted(project_on_template(self.points), self.doubt)
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """Expected pixel error of each landmark from its doubt: one isotonic curve over the validation images (corners x, y), times a
+    factor a landmark."""
+
+    x: list[float]
+    y: list[float]
+    factor: list[float]
+
+    @staticmethod
+    def fit(predicted: Predicted, true: Points) -> "Calibration":
+        error = pixel_errors(predicted.points, true)
+        curve = IsotonicRegression(out_of_bounds="clip", y_min=0).fit(predicted.doubt.ravel(), error.ravel())
+        expected = curve.predict(predicted.doubt.ravel()).reshape(error.shape)
+        factor = error.mean(0) / np.maximum(expected.mean(0), 1e-9)
+        return Calibration(curve.X_thresholds_.tolist(), curve.y_thresholds_.tolist(), factor.tolist())
+
+    def __call__(self, doubt: NDArray[np.float64]) -> NDArray[np.float64]:
+        """Expected error `[N, 15]`, pixels at 224."""
+        return np.interp(doubt, self.x, self.y) * np.array(self.factor)
+
+
+def pixel_errors(predicted: Points, true: Points) -> NDArray[np.float64]:
+    """Euclidean distance per landmark `[N, 15]` in pixels of a 224 x 224 image."""
+    return np.linalg.norm((predicted - true) * PIXELS, axis=-1)
+
+
+def per_case(predicted: Points, true: Points, sizes: NDArray[np.float64], expected: NDArray[np.float64]) -> pd.DataFrame:
+    """One row per image. Pixels at 224 unless the name says original; `sizes` `[N, 2]` is (width, height) of the originals."""
+    error = pixel_errors(predicted, true)
+    along, across = axis_frame(true)
+    difference = (predicted - true) * PIXELS
+    length = np.linalg.norm(difference * (sizes / PIXELS)[:, None, :], axis=-1)
+    left, right = (list(side) for side in zip(*PAIRS, strict=True))
+    one, other = (list(side) for side in zip(*DISTANCES, strict=True))
+    axis = np.average(predicted[:, MIDLINE, 0], axis=1, weights=MIDLINE_WEIGHTS)
+    mirrored = np.stack([2 * axis[:, None] - predicted[:, right, 0], predicted[:, right, 1]], axis=-1)
+    spans = [np.linalg.norm(p[:, one] - p[:, other], axis=-1) for p in (predicted, true)]
+    table = {
+        "error_px": error.mean(1),
+        "error_original_px": length.mean(1),
+        "along_axis_error_px": np.abs((difference * along).sum(-1)).mean(1),
+        "across_axis_error_px": np.abs((difference * across).sum(-1)).mean(1),
+        "symmetry_error_px": np.linalg.norm(predicted[:, left] - mirrored, axis=-1).mean(1) * PIXELS,
+        "distance_error_px": np.abs(spans[0] - spans[1]).mean(1) * PIXELS,
+        "left_right_confused": (predicted[:, left, 0] > predicted[:, right, 0]).any(1).astype(float),
+        "expected_error_px": expected.mean(1),
+    }
+    return pd.DataFrame(table | {f"error_px_{k:02d}": error[:, k] for k in range(LANDMARKS)})
+
+
+def evaluate(
+    data: Prepared,
+    rows: NDArray[np.int64],
+    test: Predicted,
+    calibration: Calibration,
+    *,
+    record: Record,
+    out: Path,
+    all_figures: bool = False,
+    history: pd.DataFrame | None = None,
+) -> dict[str, float]:
+    """Measure predictions of the images `rows` and write `out` = {cases.csv, predictions.csv, metrics.json, figures/}."""
+    cases = data.cases.iloc[rows]
+    expected = calibration(test.doubt)
+    table = per_case(test.points, data.points[rows], cases[["width", "height"]].to_numpy(float), expected)
+    metrics = summary(table, cases["category"].to_numpy(), expected, pixel_errors(test.points, data.points[rows]))
+    tidy = results.tidy(
+        table, record.study, record.config, fold=record.fold, seed=record.seed, cases=cases["stem"], groups=cases["group"]
+    )
+    with whole_folder(out) as folder:
+        results.write(tidy, folder / "cases.csv")
+        write_predictions(folder / "predictions.csv", cases, test.points)
+        (folder / "metrics.json").write_text(json.dumps(metrics, indent=1) + "\n", encoding="utf-8")
+        (folder / "figures").mkdir()
+        figures.draw_all(
+            folder / "figures", data, rows, test.points, table, title=record.name, all_images=all_figures, history=history
+        )
+    return metrics
+
+
+def summary(
+    table: pd.DataFrame, category: NDArray[np.object_], expected: NDArray[np.float64], error: NDArray[np.float64]
+) -> dict[str, float]:
+    """Flat final metrics: of the image's mean error its distribution and interval, per category and landmark, thresholds, structure."""
+    image = table["error_px"].to_numpy()
+    low, high = _bootstrap_interval(image)
+    metrics = {
+        "error_px": image.mean(), "error_px_low": low, "error_px_high": high, "error_px_median": np.median(image),
+        "error_px_sd": image.std(ddof=1), "error_px_p95": np.percentile(image, 95), "test_images": float(len(image)),
+    }  # fmt: skip
+    metrics |= {f"share_below_{limit:g}_px": (image < limit).mean() for limit in THRESHOLDS_PX}
+    metrics |= {
+        name: table[name].mean()
+        for name in ("error_original_px", "along_axis_error_px", "across_axis_error_px", "symmetry_error_px", "distance_error_px",
+                     "left_right_confused")
+    }  # fmt: skip
+    for name in sorted(set(category)):
+        metrics[f"error_px_{name.replace(' ', '_')}"] = image[category == name].mean()
+    metrics |= {
+        f"error_px_{k:02d}_{name.replace(' ', '_').replace('/', '-')}": error[:, k].mean() for k, name in enumerate(NAMES)
+    }
+    metrics |= {
+        "calibration_error_px": calibration_error(expected.ravel(), error.ravel()),
+        "risk_at_80_percent_coverage_px": risk_coverage(table["expected_error_px"].to_numpy(), image)[1][
+            int(0.8 * len(image)) - 1
+        ],
+    }
+    return {name: float(value) for name, value in metrics.items()}
+
+
+def _bootstrap_interval(values: NDArray[np.float64]) -> tuple[float, float]:
+    """95 % percentile interval of the mean over images (the image is the cluster: its 15 landmarks stay together)."""
+    draws = np.random.default_rng(0).integers(len(values), size=(BOOTSTRAP, len(values)))
+    low, high = np.percentile(values[draws].mean(1), [2.5, 97.5])
+    return float(low), float(high)
+
+
+def calibration_error(expected: NDArray[np.float64], observed: NDArray[np.float64], bins: int = 10) -> float:
+    """Mean |expected - observed| error over deciles of the expected one, in its unit (as expected calibration error is built)."""
+    parts = np.array_split(np.argsort(expected, kind="stable"), bins)
+    return float(sum(len(p) * abs(expected[p].mean() - observed[p].mean()) for p in parts if len(p)) / len(expected))
+
+
+def risk_coverage(
+    expected: NDArray[np.float64], observed: NDArray[np.float64]
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Mean error of the images kept when only the most certain share is kept: (coverage, risk), both `[N]`."""
+    kept = np.arange(1, len(expected) + 1)
+    return kept / len(expected), observed[np.argsort(expected, kind="stable")].cumsum() / kept
+
+
+def write_predictions(path: Path, cases: pd.DataFrame, points: Points) -> None:
+    """The annotation file's columns (row, x1, ..., y15, stem), original pixels, without a header."""
+    pixels = points * cases[["width", "height"]].to_numpy(float)[:, None, :]
+    table = pd.DataFrame(pixels.reshape(len(cases), -1).round(2))
+    table.insert(0, "row", range(len(cases)))
+    table["stem"] = list(cases["stem"])
+    table.to_csv(path, index=False, header=False)

@@ -1,0 +1,152 @@
+"""Networks: an encoder (pyramid of features), optionally coordinate attention, and a head (regression or heatmap).
+
+Every network maps images `[B, 1, H, W]` in [0, 1] to `(points [B, 15, 2] as fractions, spread [B, 15])`; spread is the standard
+deviation of the heatmap's probability around its mean, as a fraction, and zero for regression.
+"""
+
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from monai.networks.nets import ResNet
+from torch import Tensor, nn
+
+from quintet.landmarks.anatomy import LANDMARKS
+from quintet.registry import Registry
+
+ENCODERS = Registry("arch")
+HEADS = Registry("head")
+IMAGENET_MEAN, IMAGENET_SD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+
+
+def conv(inputs: int, outputs: int, stride: int = 1) -> nn.Sequential:
+    return nn.Sequential(
+        nn.Conv2d(inputs, outputs, 3, stride, 1, bias=False), nn.BatchNorm2d(outputs), nn.ReLU(inplace=True)
+    )  # fmt: skip
+
+
+@ENCODERS.register
+class resnet18(nn.Module):  # noqa: N801  (the registered name is the published one)
+    """ResNet-18 (He et al. 2016) with torchvision's layout and names of weights; features at strides 4, 8, 16, 32."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.channels = [width, 2 * width, 4 * width, 8 * width]
+        net = ResNet(
+            "basic", [2, 2, 2, 2], self.channels, spatial_dims=2, n_input_channels=3, conv1_t_stride=2,
+            bias_downsample=False, feed_forward=False,
+        )  # fmt: skip
+        self.net = net
+        self.register_buffer("mean", torch.tensor(IMAGENET_MEAN).view(1, 3, 1, 1), persistent=False)
+        self.register_buffer("sd", torch.tensor(IMAGENET_SD).view(1, 3, 1, 1), persistent=False)
+
+    def forward(self, images: Tensor) -> list[Tensor]:
+        x = (images - self.mean) / self.sd  # broadcasts the grey plane to three channels
+        x = self.net.maxpool(self.net.act(self.net.bn1(self.net.conv1(x))))
+        features = []
+        for layer in (self.net.layer1, self.net.layer2, self.net.layer3, self.net.layer4):
+            x = layer(x)
+            features.append(x)
+        return features
+
+
+@ENCODERS.register
+class unet(nn.Module):  # noqa: N801
+    """The contracting path of a small U-Net (Ronneberger et al. 2015) whose first convolution halves the image:
+    features at strides 2, 4, 8, 16, 32."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.channels = [width, width, 2 * width, 4 * width, 4 * width]
+        inputs = [1, *self.channels[:-1]]
+        self.levels = nn.ModuleList(
+            nn.Sequential(conv(i, o, stride=2), conv(o, o)) for i, o in zip(inputs, self.channels, strict=True)
+        )
+
+    def forward(self, images: Tensor) -> list[Tensor]:
+        x = (images - 0.5) / 0.25
+        features = []
+        for level in self.levels:
+            x = level(x)
+            features.append(x)
+        return features
+
+
+class CoordinateAttention(nn.Module):
+    """Coordinate attention (Hou et al. 2021, arXiv 2103.02907): channel weights along rows times channel weights along columns."""
+
+    def __init__(self, channels: int, reduction: int = 32) -> None:
+        super().__init__()
+        hidden = max(8, channels // reduction)
+        self.shared = nn.Sequential(nn.Conv2d(channels, hidden, 1, bias=False), nn.BatchNorm2d(hidden), nn.Hardswish())
+        self.rows = nn.Conv2d(hidden, channels, 1)
+        self.columns = nn.Conv2d(hidden, channels, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        height, width = x.shape[-2:]
+        pooled = torch.cat([x.mean(3, keepdim=True), x.mean(2, keepdim=True).transpose(2, 3)], dim=2)  # [B, C, H + W, 1]
+        rows, columns = self.shared(pooled).split([height, width], dim=2)
+        return x * self.rows(rows).sigmoid() * self.columns(columns.transpose(2, 3)).sigmoid()
+
+
+@HEADS.register
+class regression(nn.Module):  # noqa: N801
+    """The reference's head on globally pooled features: three linear layers with falling dropout, and a sigmoid."""
+
+    def __init__(self, channels: list[int], dropout: float) -> None:
+        super().__init__()
+        self.layers = nn.Sequential(
+            nn.Dropout(dropout), nn.Linear(channels[-1], 512), nn.ReLU(inplace=True),
+            nn.Dropout(dropout / 2), nn.Linear(512, 256), nn.ReLU(inplace=True),
+            nn.Dropout(dropout / 4), nn.Linear(256, 2 * LANDMARKS),
+        )  # fmt: skip
+
+    def forward(self, features: list[Tensor]) -> tuple[Tensor, Tensor]:
+        points = self.layers(features[-1].mean((2, 3))).float().sigmoid().view(-1, LANDMARKS, 2)
+        return points, points.new_zeros(points.shape[:2])
+
+
+@HEADS.register
+class heatmap(nn.Module):  # noqa: N801
+    """An expanding path back to stride 4 (or finer, where the encoder is) and a soft-argmax over each landmark's map."""
+
+    def __init__(self, channels: list[int], dropout: float) -> None:
+        super().__init__()
+        levels = list(zip(channels[:0:-1], channels[-2::-1], strict=True))  # (from below, skip), coarse to fine
+        self.up = nn.ModuleList(nn.Sequential(conv(below + skip, skip), conv(skip, skip)) for below, skip in levels)
+        self.maps = nn.Conv2d(channels[0], LANDMARKS, 1)
+
+    def forward(self, features: list[Tensor]) -> tuple[Tensor, Tensor]:
+        x = features[-1]
+        for level, skip in zip(self.up, features[-2::-1], strict=True):
+            x = level(torch.cat([F.interpolate(x, size=skip.shape[-2:], mode="bilinear"), skip], dim=1))
+        return soft_argmax(self.maps(x).float())
+
+
+def soft_argmax(maps: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean position and standard deviation of softmax(maps) (DSNT, Nibali et al. 2018, arXiv 1801.07372): `[B, K, h, w]` ->
+    points `[B, K, 2]` (fractions, cell centres at (i + 1/2) / n) and spread `[B, K]`."""
+    height, width = maps.shape[-2:]
+    probability = maps.flatten(2).softmax(-1).view_as(maps)
+    xs = (torch.arange(width, device=maps.device, dtype=maps.dtype) + 0.5) / width
+    ys = (torch.arange(height, device=maps.device, dtype=maps.dtype) + 0.5) / height
+    by_column, by_row = probability.sum(2), probability.sum(3)
+    x, y = by_column @ xs, by_row @ ys
+    variance = by_column @ xs.square() - x.square() + by_row @ ys.square() - y.square()
+    return torch.stack([x, y], -1), variance.clamp_min(1e-12).sqrt()
+
+
+class LandmarkNet(nn.Module):
+    """backbone (encoder) and head (all that is new: attention, regression layers or decoder), as the phases train them."""
+
+    def __init__(self, *, arch: str, head: str, attention: bool, width: int, dropout: float) -> None:
+        super().__init__()
+        encoder: Callable[..., nn.Module] = ENCODERS[arch]
+        self.backbone = encoder(width)
+        channels = list(self.backbone.channels)
+        self.attention = CoordinateAttention(channels[-1]) if attention else nn.Identity()
+        self.head = HEADS[head](channels, dropout)
+
+    def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        features = self.backbone(images)
+        return self.head([*features[:-1], self.attention(features[-1])])

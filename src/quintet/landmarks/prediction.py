@@ -1,0 +1,159 @@
+"""From a trained run to landmarks: on prepared arrays (evaluation) and on a user's folder (`quintet predict landmarks`)."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from numpy.typing import NDArray
+
+from quintet.errors import InputError, Problems
+from quintet.files import whole_file, whole_folder
+from quintet.imaging import DICOM, PICTURES, read_grey
+from quintet.landmarks.anatomy import SWAPPED, mirror
+from quintet.landmarks.augmentation import mirror_images
+from quintet.landmarks.data import Prepared, preprocess, read_annotations
+from quintet.landmarks.evaluation import Calibration, Predicted, evaluate, write_predictions
+from quintet.landmarks.figures import overlay
+from quintet.landmarks.networks import LandmarkNet
+from quintet.runs import Record
+from quintet.training import load_model, resolve_device
+
+BATCH = 32
+
+
+@dataclass(frozen=True)
+class Model:
+    net: LandmarkNet
+    build: dict[str, Any]  # size, clahe: the preprocessing it was trained with
+    device: str
+    mirror_average: bool
+    template: bool
+    calibration: Calibration | None
+
+    @staticmethod
+    def load(run: Path, device: str, **settings: Any) -> "Model":
+        """Rebuild a run's network; `settings` (mirror_average, template) default to those the run was evaluated with."""
+        state, build = load_model(run / "model" / "model.pt")
+        evaluated = run / "evaluation" / "inference.json"
+        saved = json.loads(evaluated.read_text()) if evaluated.is_file() else {}
+        chosen = {"mirror_average": True, "template": False, "calibration": None} | saved | settings
+        if chosen["calibration"] is not None:
+            chosen["calibration"] = Calibration(**chosen["calibration"])
+        net = LandmarkNet(**{k: build[k] for k in ("arch", "head", "attention", "width", "dropout")})
+        net.load_state_dict(state)
+        device = resolve_device(device)
+        return Model(net.eval().to(device, memory_format=torch.channels_last), build, device, **chosen)  # type: ignore[call-overload]
+
+    @torch.inference_mode()
+    def __call__(self, images: NDArray[np.uint8]) -> Predicted:
+        """Predict `[N, size, size]`; with mirror_average the mirror image votes too, and its disagreement adds to the doubt."""
+        parts = [self._batch(images[i : i + BATCH]) for i in range(0, len(images), BATCH)]
+        predicted = Predicted(*(np.concatenate(part) for part in zip(*parts, strict=True)))
+        return predicted.on_template() if self.template else predicted
+
+    def _batch(self, images: NDArray[np.uint8]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        x = (torch.from_numpy(np.array(images))[:, None].to(self.device).float() / 255).contiguous(
+            memory_format=torch.channels_last
+        )
+        points, spread = (t.double().cpu().numpy() for t in self.net(x))
+        if not self.mirror_average:
+            return points, spread
+        other, other_spread = (t.double().cpu().numpy() for t in self.net(mirror_images(x)))
+        other = mirror(other)
+        disagreement = np.linalg.norm(points - other, axis=-1) / 2
+        variance = (spread**2 + other_spread[:, SWAPPED] ** 2) / 2
+        return (points + other) / 2, np.sqrt(variance + disagreement**2)
+
+
+def predict_folder(runs: Sequence[Path], source: Path, output: Path, *, overlays: Path | None, device: str, skip: bool) -> int:
+    """Predict every PNG, JPEG and DICOM below `source` with the mean of the given runs; returns the number of images.
+
+    `output` has the annotation file's columns (row, x1, y1, ..., stem) in original pixels; beside it `<output>.uncertainty.csv`
+    has the expected error of each landmark where the run was evaluated. Unreadable files are all listed at once.
+    """
+    files = sorted(p for p in Path(source).rglob("*") if p.is_file() and p.suffix.lower() in (*PICTURES, *DICOM))
+    if not files:
+        raise InputError(f"{source}: no .png, .jpg, .jpeg, .dcm or .dicom file below it")
+    models = [Model.load(run, device) for run in runs]
+    points, doubts, sizes, read, problems = [], [], [], [], []
+    for start in range(0, len(files), BATCH):  # memory stays bounded: originals are dropped after each batch
+        originals = []
+        for path in files[start : start + BATCH]:
+            try:
+                originals.append(read_grey(path))
+                read.append(path)
+            except InputError as error:
+                problems.append(str(error))
+        if originals:
+            predicted = [_predict_originals(model, originals) for model in models]
+            points.append(np.mean([p.points for p in predicted], axis=0))
+            doubts.append(np.mean([p.doubt for p in predicted], axis=0))
+            sizes += [(image.shape[1], image.shape[0]) for image in originals]
+    if problems and (not skip or not read):
+        raise Problems(f"{source} (--skip leaves them out)", problems)
+    for problem in problems:
+        print(f"skipped: {problem}")
+    stems = _unique_stems(read, Path(source))
+    cases = pd.DataFrame({"stem": stems}).assign(width=[w for w, _ in sizes], height=[h for _, h in sizes])
+    with whole_file(Path(output)) as beside:
+        write_predictions(beside, cases, np.concatenate(points))
+    if all(model.calibration for model in models):
+        doubt = pd.DataFrame(
+            np.concatenate(doubts).round(2), columns=[f"expected_error_px_{k:02d}" for k in range(doubts[0].shape[1])]
+        )
+        with whole_file(Path(f"{output}.uncertainty.csv")) as beside:
+            doubt.assign(stem=stems).to_csv(beside, index=False)
+    if overlays is not None:
+        _write_overlays(overlays, read, stems, np.concatenate(points))
+    return len(read)
+
+
+def _predict_originals(model: Model, originals: list[NDArray[np.float32]]) -> Predicted:
+    small = np.stack([preprocess(image, size=model.build["size"], clahe=model.build["clahe"]) for image in originals])
+    predicted = model(small)
+    return Predicted(predicted.points, model.calibration(predicted.doubt) if model.calibration else predicted.doubt)
+
+
+def _unique_stems(files: list[Path], source: Path) -> list[str]:
+    """The file's stem, or its path below `source` where two files share one."""
+    stems = [path.stem for path in files]
+    return [s if stems.count(s) == 1 else str(p.relative_to(source)) for s, p in zip(stems, files, strict=True)]
+
+
+def _write_overlays(folder: Path, files: list[Path], stems: list[str], points: NDArray[np.float64]) -> None:
+    from quintet.figures import new_figure, save
+
+    with whole_folder(folder) as beside:
+        for path, stem, landmarks in zip(files, stems, points, strict=True):
+            figure, axes = new_figure(5, 5)
+            overlay(axes, (read_grey(path) * 255).astype(np.uint8), landmarks)
+            axes.set_title(stem, fontsize=8)
+            save(figure, beside / f"{stem.replace('/', '_')}.png")
+
+
+def evaluate_folder(runs: Sequence[Path], raw: Path, out: Path, *, device: str) -> dict[str, float]:
+    """Measure the mean prediction of the runs on every image of a labelled raw folder; writes `out` and returns the metrics.
+
+    Images that a run was trained on flatter it: give it a folder it has not seen.
+    """
+    rows, problems = read_annotations(raw)
+    if problems:
+        raise Problems(str(raw), problems)
+    originals = [read_grey(row.file) for row in rows]
+    predicted = [_predict_originals(Model.load(run, device), originals) for run in runs]
+    mean = Predicted(np.mean([p.points for p in predicted], axis=0), np.mean([p.doubt for p in predicted], axis=0))
+    size = np.array([(image.shape[1], image.shape[0]) for image in originals])
+    cases = pd.DataFrame({"stem": [r.stem for r in rows], "category": [r.category for r in rows]}).assign(
+        width=size[:, 0], height=size[:, 1]
+    )
+    cases["group"] = cases["stem"]
+    points = np.stack([row.points_px for row in rows]) / size[:, None, :]
+    images = np.stack([preprocess(image, size=224, clahe=0) for image in originals])
+    record = Record.load(runs[0])
+    identity = Calibration([0.0, 1000.0], [0.0, 1000.0], [1.0])  # the models' doubt is an expected error in pixels already
+    return evaluate(Prepared(images, points, cases), np.arange(len(rows)), mean, identity, record=record, out=out)

@@ -1,0 +1,101 @@
+"""The study's runs: which parameters make one, and training plus evaluation of a configuration into a run folder."""
+
+import json
+import shutil
+from dataclasses import asdict
+from pathlib import Path
+
+import pandas as pd
+
+from quintet.files import whole_file
+from quintet.landmarks.baselines import BASELINES, predict
+from quintet.landmarks.data import load
+from quintet.landmarks.evaluation import Calibration, evaluate
+from quintet.params import Compute, Landmarks, LandmarksChoice
+from quintet.runs import Record, new_record
+
+# Shared by every configuration; dvc.yaml lists the same keys for the stages that train (a test compares them).
+TRAINING = (
+    "weights", "width", "dropout", "units", "wing_omega", "wing_epsilon", "loss_weights", "batch_size", "precision",
+    "weight_decay", "rate_floor", "warmup", "clip_norm", "accumulate", "patience", "augment",
+)  # fmt: skip
+EVALUATION = ("mirror_average", "template")
+
+
+def train_run(
+    run: Path,
+    data: Path,
+    choice: LandmarksChoice,
+    shared: Landmarks,
+    compute: Compute,
+    *,
+    stage: str,
+    config: str,
+    seed: int,
+    start: Path | None,
+) -> Record:
+    """Train one configuration into `run` = {record.json, model/}; returns its record."""
+    from quintet.landmarks.module import train
+
+    fields = list(LandmarksChoice.model_fields)
+    params = choice.model_dump(include=set(fields)) | shared.model_dump(include=set(TRAINING))
+    inputs = {"data": data} | ({"start": start / "model" / "model.pt"} if start else {})
+    record = new_record("landmarks", stage, config, seed=seed, params=params, inputs=inputs)
+    record = train(load(data), run / "model", choice, shared, compute, record=record, start=start)
+    record.save(run)
+    return record
+
+
+def evaluate_run(run: Path, out: Path, data: Path, shared: Landmarks, compute: Compute, *, all_figures: bool) -> dict[str, float]:
+    """Calibrate a trained run on validation, predict test once, and write `out` (the run's `evaluation/`)."""
+    from quintet.landmarks.prediction import Model
+
+    prepared, record = load(data), Record.load(run)
+    settings = shared.model_dump(include=set(EVALUATION))
+    model = Model.load(run, compute.device, **settings, calibration=None)
+    valid, test = prepared.rows("valid"), prepared.rows("test")
+    calibration = Calibration.fit(model(prepared.images[valid]), prepared.points[valid])
+    history = pd.read_csv(run / "model" / "history.csv")
+    predicted = model(prepared.images[test])
+    metrics = evaluate(prepared, test, predicted, calibration, record=record, out=out, all_figures=all_figures, history=history)
+    for name, values in (("inference.json", settings | {"calibration": asdict(calibration)}), ("settings.json", settings)):
+        with whole_file(out / name) as beside:
+            beside.write_text(json.dumps(values, indent=1) + "\n", encoding="utf-8")
+    return metrics
+
+
+def baseline_run(run: Path, data: Path, name: str, shared: Landmarks) -> dict[str, float]:
+    """Fit and evaluate a baseline into a run folder (it has no model/)."""
+    prepared = load(data)
+    record = new_record(
+        "landmarks", "landmarks_baselines", name, seed=0, params=shared.baselines.model_dump(), inputs={"data": data}
+    )
+    fitted = BASELINES[name](prepared, shared.baselines)
+    valid, test = prepared.rows("valid"), prepared.rows("test")
+    calibration = Calibration.fit(predict(fitted, valid), prepared.points[valid])
+    metrics = evaluate(prepared, test, predict(fitted, test), calibration, record=record, out=run / "evaluation")
+    record.save(run)
+    return metrics
+
+
+def sweep_cell(out: Path, data: Path, after: Path, config: str, shared: Landmarks, compute: Compute) -> dict[str, float]:
+    """Train and evaluate one configuration with each seed of the sweep, into `out`/seed<n>; returns the mean of the metrics."""
+    from quintet.training import forget
+
+    part = out.with_name(f".{out.name}.part")
+    shutil.rmtree(part, ignore_errors=True)
+    records, metrics = [], []
+    for seed in shared.sweep.seeds:
+        run = part / f"seed{seed}"
+        start = after / f"seed{seed}" if after != data else None
+        records.append(
+            train_run(
+                run, data, shared.configs[config], shared, compute, stage="landmarks_sweep", config=config, seed=seed, start=start
+            )
+        )
+        metrics.append(evaluate_run(run, run / "evaluation", data, shared, compute, all_figures=False))
+    shutil.rmtree(out, ignore_errors=True)
+    part.rename(out)
+    for record in records:
+        forget(record)
+    return pd.DataFrame(metrics).mean().to_dict()

@@ -1,0 +1,58 @@
+"""Self-contained HTML pages (data sets, rankings): a title, and sections of text, tables and pictures."""
+
+import base64
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import jinja2
+import pandas as pd
+
+from quintet.files import whole_file
+
+TEMPLATE = jinja2.Template(
+    """<!doctype html><html lang="en"><head><meta charset="utf-8"><title>{{ title }}</title>
+<meta name="viewport" content="width=device-width, initial-scale=1"><style>
+body{font:16px/1.5 system-ui,sans-serif;max-width:72rem;margin:2rem auto;padding:0 1rem;color:#1c2733}
+h1{font-size:1.6rem}h2{font-size:1.15rem;margin-top:2.2rem;border-bottom:1px solid #d5dce3}
+div.wide{overflow-x:auto}table{border-collapse:collapse;font-size:.88rem;font-variant-numeric:tabular-nums}
+td,th{padding:.3rem .7rem;text-align:right;border-bottom:1px solid #e6ebf0;white-space:nowrap}
+th{background:#f3f6f9}td:first-child,th:first-child{text-align:left}
+p.lead{font-size:1.1rem;background:#eef5fb;border-left:4px solid #2b6cb0;padding:.7rem 1rem}
+img{max-width:100%}
+</style></head><body><h1>{{ title }}</h1>{% if lead %}<p class="lead">{{ lead }}</p>{% endif %}
+{% for s in sections %}<section>{% if s.heading %}<h2>{{ s.heading }}</h2>{% endif %}
+{% for paragraph in s.paragraphs %}<p>{{ paragraph }}</p>{% endfor %}
+{% if s.html %}<div class="wide">{{ s.html|safe }}</div>{% endif %}
+{% for name, data in s.images %}<p><img alt="{{ name }}" src="data:image/png;base64,{{ data }}"></p>{% endfor %}
+</section>{% endfor %}</body></html>
+""",
+    autoescape=True,
+)
+
+
+@dataclass
+class Section:
+    heading: str = ""
+    text: str = ""
+    table: pd.DataFrame | None = None
+    figures: list[Path] = field(default_factory=list)
+
+    @property
+    def paragraphs(self) -> list[str]:
+        return [p for p in self.text.split("\n\n") if p.strip()]
+
+    @property
+    def html(self) -> str:
+        if self.table is None:
+            return ""
+        return self.table.to_html(index=False, border=0, na_rep="", float_format=lambda v: f"{v:.2f}", escape=True)
+
+    @property
+    def images(self) -> list[tuple[str, str]]:
+        return [(p.stem, base64.b64encode(p.read_bytes()).decode()) for p in self.figures]
+
+
+def write_page(path: Path, title: str, sections: list[Section], *, lead: str = "") -> None:
+    """Write one HTML file that needs nothing beside it (pictures are embedded)."""
+    with whole_file(path) as beside:
+        beside.write_text(TEMPLATE.render(title=title, lead=lead, sections=sections), encoding="utf-8")

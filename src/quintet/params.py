@@ -1,0 +1,211 @@
+"""Typed, validated parameters. No defaults here: params.yaml has the values.
+
+Validation happens before torch is imported, so that a wrong value is answered within two seconds.
+"""
+
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from quintet.errors import InputError
+
+Positive = Annotated[float, Field(gt=0)]
+NonNegative = Annotated[float, Field(ge=0)]
+Share = Annotated[float, Field(ge=0, le=1)]
+Count = Annotated[int, Field(ge=1)]
+Seed = Annotated[int, Field(ge=0)]
+PRECISIONS = Literal["auto", "bf16", 32, 16]
+
+
+class Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Compute(Section):
+    device: Literal["auto", "cpu", "cuda", "mps"]
+    threads: Seed
+    tensorboard: bool
+    debug: bool
+
+
+class RankingParams(Section):
+    alpha: Annotated[float, Field(gt=0, lt=0.5)]
+    bootstrap: Annotated[int, Field(ge=100)]
+
+
+class Optimisation(Section):
+    """What every study's training has in common (training.py)."""
+
+    batch_size: Count
+    precision: PRECISIONS
+    weight_decay: NonNegative
+    rate_floor: NonNegative
+    warmup: Share
+    clip_norm: NonNegative
+    accumulate: Count
+    patience: Seed
+
+
+class LandmarksSynthetic(Section):
+    images: Annotated[int, Field(ge=20)]
+    size: Annotated[int, Field(ge=64, le=2048)]
+    seed: Seed
+    label_noise_px: NonNegative
+
+
+class LandmarksAugment(Section):
+    flip: Share
+    rotation_deg: Annotated[float, Field(ge=0, le=90)]
+    scale: Annotated[float, Field(ge=0, lt=0.9)]
+    shift: Annotated[float, Field(ge=0, le=0.5)]
+    brightness: Annotated[float, Field(ge=0, lt=1)]
+    contrast: Annotated[float, Field(ge=0, lt=1)]
+
+
+LandmarksLoss = Literal["wing", "symmetry", "distance"]
+
+
+class LandmarksLossWeights(Section):
+    wing: NonNegative
+    symmetry: NonNegative
+    distance: NonNegative
+
+
+class LandmarksChoice(Section):
+    """One configuration: the selected one's fields stand at the study's top level, the sweep's under `configs`."""
+
+    arch: Literal["resnet18", "unet"]
+    head: Literal["regression", "heatmap"]
+    attention: bool
+    losses: Annotated[list[LandmarksLoss], Field(min_length=1)]
+    trains: Literal["all", "head"]
+    epochs: Count
+    rate_backbone: NonNegative
+    rate_head: Positive
+
+    @model_validator(mode="after")
+    def possible(self) -> "LandmarksChoice":
+        if self.arch == "unet" and self.head != "heatmap":
+            raise ValueError("arch=unet has no pooled features: use head=heatmap (regression goes with arch=resnet18)")
+        if self.arch == "unet" and self.attention:
+            raise ValueError("attention=true needs arch=resnet18 (it stands after its backbone), or set attention=false")
+        if len(set(self.losses)) < len(self.losses):
+            raise ValueError(f"a loss stands twice in losses={self.losses}; change its share in loss_weights instead")
+        if "wing" not in self.losses:
+            raise ValueError("losses needs wing: symmetry and distance alone do not fix where the landmarks are")
+        if self.trains == "all" and self.rate_backbone == 0:
+            raise ValueError("trains=all needs rate_backbone > 0 (or trains=head)")
+        return self
+
+
+class LandmarksConfig(LandmarksChoice):
+    after: str
+
+
+class LandmarksSweep(Section):
+    seeds: Annotated[list[Seed], Field(min_length=1)]
+
+
+class LandmarksBaselines(Section):
+    ridge_size: Annotated[int, Field(ge=4, le=128)]
+    ridge_alphas: Annotated[list[Positive], Field(min_length=1)]
+
+
+class Landmarks(LandmarksChoice, Optimisation):
+    raw: str
+    on_error: Literal["raise", "skip"]
+    synthetic: LandmarksSynthetic
+    size: Annotated[int, Field(ge=32, le=1024, multiple_of=16)]
+    clahe: Share
+    split: str
+    split_seed: Seed
+    near_duplicate_distance: Annotated[int, Field(ge=0, le=32)]
+    start_from: str
+    seed: Seed
+    weights: str
+    width: Annotated[int, Field(ge=8, le=128, multiple_of=8)]
+    dropout: Annotated[float, Field(ge=0, lt=1)]
+    units: Literal["pixels", "normalized"]
+    wing_omega: Positive
+    wing_epsilon: Positive
+    loss_weights: LandmarksLossWeights
+    augment: LandmarksAugment
+    mirror_average: bool
+    template: bool
+    figures: Literal["examples", "all"]
+    sweep: LandmarksSweep
+    configs: Annotated[dict[str, LandmarksConfig], Field(min_length=1)]
+    baselines: LandmarksBaselines
+    published: dict[str, Positive]
+
+    @model_validator(mode="after")
+    def consistent(self) -> "Landmarks":
+        if self.split not in ("reference", "stratified", "grouped") and not self.split.endswith(".csv"):
+            raise ValueError(f"split={self.split!r}: allowed are reference, stratified, grouped or the path of a .csv file")
+        if self.weights != "none" and self.width != 64:
+            raise ValueError(f"weights={self.weights} are those of a full ResNet-18: they need width=64, got {self.width}")
+        for name, config in self.configs.items():
+            if not name.replace("-", "").replace("_", "").isalnum():
+                raise ValueError(f"configs: {name!r}: letters, digits, - and _ only (it names a folder)")
+            if name in ("ridge", "mean-shape"):
+                raise ValueError(f"configs: {name!r} is the name of a baseline")
+            before = predecessor(config)
+            if before and before not in self.configs:
+                raise ValueError(f"configs.{name}.after: {before!r} is no configuration; there are {', '.join(self.configs)}")
+            if config.trains == "head" and before is None and self.weights == "none" and config.head == "heatmap":
+                raise ValueError(f"configs.{name}: trains=head on a random backbone with head=heatmap learns nothing")
+        return self
+
+
+def predecessor(config: LandmarksConfig) -> str | None:
+    """The configuration a phase continues from; None where it starts from scratch (`after` is prepare's output)."""
+    path = Path(config.after)
+    return path.name if path.parts[:1] == ("runs",) else None
+
+
+class Params(Section):
+    compute: Compute
+    ranking: RankingParams
+    landmarks: Landmarks
+
+
+def parse(values: dict[str, Any]) -> Params:
+    """Validate; every wrong value is named with its key and what is allowed."""
+    try:
+        return Params.model_validate(values)
+    except ValidationError as error:
+        lines = []
+        for e in error.errors():
+            key = ".".join(str(part) for part in e["loc"])
+            known = _siblings(e["loc"]) if e["type"] == "extra_forbidden" else ""
+            got = "" if isinstance(e["input"], dict) else f" (got {e['input']!r})"
+            lines.append(f"  {key}: {e['msg'].removeprefix('Value error, ')}{known}{got}")
+        raise InputError("params.yaml is not usable:\n" + "\n".join(lines)) from None
+
+
+def load(path: str | Path = "params.yaml") -> Params:
+    """Read and validate a params file. Numbers such as 1e-3, which YAML reads as text, are accepted."""
+    if not Path(path).is_file():
+        raise InputError(f"{path}: no such file; run from the root of the repository")
+    try:
+        values = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+    except yaml.YAMLError as error:
+        raise InputError(f"{path} is not valid YAML: {error}") from None
+    if not isinstance(values, dict):
+        raise InputError(f"{path}: expected a mapping of sections, got {type(values).__name__}")
+    return parse(values)
+
+
+def _siblings(location: tuple[int | str, ...]) -> str:
+    model: Any = Params
+    for part in location[:-1]:
+        annotation = model.model_fields[str(part)].annotation if hasattr(model, "model_fields") else None
+        if annotation is None:
+            return ""
+        model = annotation
+        if not hasattr(model, "model_fields"):
+            return ""
+    names = sorted(model.model_fields) if hasattr(model, "model_fields") else []
+    return f"; there are: {', '.join(names)}" if names else ""

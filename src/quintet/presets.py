@@ -1,0 +1,48 @@
+"""Lay a file of presets/ over params.yaml, keeping its comments and order."""
+
+from pathlib import Path
+from typing import Any
+
+import yaml
+from ruamel.yaml import YAML
+
+from quintet import params
+from quintet.errors import InputError
+from quintet.files import whole_file
+
+
+def lay_over(root: Path, name: str, study: str | None) -> list[str]:
+    """Change params.yaml; returns one line `key: old -> new` per changed value. Nothing is written if the result is not valid."""
+    source = root / "presets" / f"{name}.yaml"
+    if not source.is_file():
+        raise InputError(f"{source}: no such preset")
+    values = yaml.safe_load(source.read_text(encoding="utf-8"))
+    if study:
+        values = {key: part for key, part in values.items() if key == study}
+    editor = YAML()
+    editor.preserve_quotes = True
+    editor.width = 4096
+    editor.indent(mapping=2, sequence=4, offset=2)
+    path = root / "params.yaml"
+    target = editor.load(path.read_text(encoding="utf-8"))
+    changed = _lay(target, values, "")
+    params.parse(target)
+    if changed:
+        with whole_file(path) as beside, beside.open("w", encoding="utf-8") as file:
+            editor.dump(target, file)
+    return changed
+
+
+def _lay(target: Any, values: dict[str, Any], prefix: str) -> list[str]:
+    changed = []
+    for key, value in values.items():
+        if isinstance(value, dict) and isinstance(target.get(key), dict):
+            changed += _lay(target[key], value, f"{prefix}{key}.")
+        elif target.get(key) != value:
+            changed.append(f"{prefix}{key}: {_plain(target.get(key))} -> {_plain(value)}")
+            target[key] = value
+    return changed
+
+
+def _plain(value: Any) -> str:
+    return yaml.safe_dump(value, default_flow_style=True).removesuffix("...\n").strip() if not isinstance(value, str) else value

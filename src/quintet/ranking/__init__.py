@@ -1,0 +1,10 @@
+"""Which configuration is first, and whether first means anything: `rank` a tidy table, then `write` the report.
+
+`decide` is the decision rule alone, on an array [configs, runs, patients], fast enough for simulations.
+"""
+
+from quintet.ranking.decision import Decision, decide, letters, patients_needed
+from quintet.ranking.report import write
+from quintet.ranking.table import Ranking, rank
+
+__all__ = ["Decision", "Ranking", "decide", "letters", "patients_needed", "rank", "write"]

@@ -1,0 +1,48 @@
+"""The tidy per-case table that every evaluation writes and that ranking alone reads.
+
+One row per measured value: study, config, fold, seed, group (patient), case, metric, value.
+"""
+
+from collections.abc import Iterable
+from pathlib import Path
+
+import pandas as pd
+
+from quintet.errors import InputError
+from quintet.files import whole_file
+
+COLUMNS = ["study", "config", "fold", "seed", "group", "case", "metric", "value"]
+KEY = COLUMNS[:-1]
+
+
+def tidy(
+    values: pd.DataFrame, study: str, config: str, *, fold: int, seed: int, cases: Iterable[str], groups: Iterable[str]
+) -> pd.DataFrame:
+    """Turn `values` (one row per case, one column per metric) into the tidy table."""
+    wide = values.reset_index(drop=True).assign(
+        study=study, config=config, fold=fold, seed=seed, group=list(groups), case=list(cases)
+    )
+    return wide.melt(id_vars=KEY[:-1], var_name="metric", value_name="value")[COLUMNS]
+
+
+def write(table: pd.DataFrame, path: Path) -> None:
+    """Write a tidy table; a double row, a wrong column or an empty table is our own mistake and raises."""
+    if list(table.columns) != COLUMNS or table.empty:
+        raise ValueError(f"expected the columns {COLUMNS} and at least one row, got {list(table.columns)}")
+    if (double := table.duplicated(KEY)).any():
+        raise ValueError(f"a value stands twice: {table.loc[double, KEY].iloc[0].to_dict()}")
+    with whole_file(path) as beside:
+        table.to_csv(beside, index=False)
+
+
+def read(paths: Iterable[Path]) -> pd.DataFrame:
+    """Read and join tidy tables, checking their columns."""
+    tables = []
+    for path in paths:
+        if not Path(path).is_file():
+            raise InputError(f"{path}: no such result table; run the stage that writes it (`dvc repro`)")
+        table = pd.read_csv(path, dtype={"group": str, "case": str, "config": str})
+        if list(table.columns) != COLUMNS:
+            raise InputError(f"{path}: expected the columns {COLUMNS}, got {list(table.columns)}")
+        tables.append(table)
+    return pd.concat(tables, ignore_index=True)

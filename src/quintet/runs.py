@@ -1,0 +1,101 @@
+"""A run folder: what one trained (or fitted) configuration leaves behind, and the record that identifies it.
+
+    RUN/record.json          study, stage, config, fold, seed, key, parameters, input hashes, environment
+    RUN/model/               model.pt (weights + everything that rebuilds the model), history.csv (metrics per epoch)
+    RUN/evaluation/          cases.csv (tidy table), metrics.json (flat, final), settings.json (evaluation parameters),
+                             predictions, figures/*.png
+
+A ranking's folder holds record.json alone, with `artifacts` naming the report folders. The files are the truth;
+MLflow mirrors them (tracking.py).
+"""
+
+import hashlib
+import json
+import os
+import platform
+import subprocess
+import time
+from dataclasses import asdict, dataclass, field, replace
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from quintet.errors import InputError
+from quintet.files import md5, whole_file
+
+PACKAGES = ("torch", "lightning", "monai", "kornia", "scikit-learn", "numpy", "mlflow", "dvc")
+
+
+@dataclass
+class Record:
+    study: str
+    stage: str
+    config: str
+    seed: int
+    params: dict[str, Any]
+    inputs: dict[str, str]  # name -> md5
+    fold: int = 0
+    key: str = ""
+    tags: dict[str, str] = field(default_factory=dict)
+    metrics: dict[str, float] = field(default_factory=dict)
+    artifacts: list[str] = field(default_factory=list)  # further files and folders, relative to the repository
+
+    def __post_init__(self) -> None:
+        if not self.key:
+            cell = [self.study, self.stage, self.config, self.fold, self.seed, self.params, self.inputs]
+            self.key = hashlib.sha256(json.dumps(cell, sort_keys=True).encode()).hexdigest()[:16]
+
+    @property
+    def name(self) -> str:
+        """The name people see: `heatmap seed 0`, `ranking`."""
+        return f"{self.config} fold {self.fold} seed {self.seed}"
+
+    def save(self, folder: Path) -> None:
+        with whole_file(Path(folder) / "record.json") as beside:
+            beside.write_text(json.dumps(asdict(self), indent=1, sort_keys=True) + "\n", encoding="utf-8")
+
+    @staticmethod
+    def load(folder: Path) -> "Record":
+        path = Path(folder) / "record.json"
+        if not path.is_file():
+            raise InputError(f"{folder}: no record.json there; give a run folder such as runs/landmarks/selected")
+        record = Record(**json.loads(path.read_text(encoding="utf-8")))
+        settings = Path(folder) / "evaluation" / "settings.json"
+        return record.evaluated_with(json.loads(settings.read_text(encoding="utf-8"))) if settings.is_file() else record
+
+    def evaluated_with(self, settings: dict[str, Any]) -> "Record":
+        """The same trained run under evaluation parameters: another key, so that two evaluations of one model are two runs."""
+        key = hashlib.sha256(json.dumps([self.key, settings], sort_keys=True).encode()).hexdigest()[:16]
+        return replace(self, params=self.params | settings, key=key, tags=self.tags | {"trained_key": self.key})
+
+
+def new_record(
+    study: str, stage: str, config: str, *, seed: int, params: dict[str, Any], inputs: dict[str, Path], fold: int = 0
+) -> Record:
+    """A record of what is about to run: hashes the inputs, notes commit, experiment name and versions."""
+    hashes = {name: md5(path) for name, path in inputs.items()}
+    versions = {f"version.{name}": metadata.version(name) for name in PACKAGES}
+    tags = versions | {
+        "version.python": platform.python_version(),
+        "machine": f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores",
+        "git_commit": _git_commit(),
+        "dvc_exp_name": os.environ.get("DVC_EXP_NAME", ""),
+        "started": time.strftime("%Y-%m-%dT%H:%M:%S"),
+    }
+    return Record(study, stage, config, seed, params, hashes, fold=fold, tags=tags)
+
+
+def _git_commit() -> str:
+    done = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=False)
+    return done.stdout.strip() or "none"
+
+
+def flatten(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """{"a": {"b": 1}} -> {"a.b": 1}; lists stay whole."""
+    flat: dict[str, Any] = {}
+    for key, value in values.items():
+        if isinstance(value, dict):
+            flat |= flatten(value, f"{prefix}{key}.")
+        else:
+            flat[f"{prefix}{key}"] = value
+    return flat

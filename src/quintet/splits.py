@@ -1,0 +1,83 @@
+"""Splits into train, valid and test: reproducible, stratified, grouped, and checked for leaks."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from sklearn.model_selection import StratifiedGroupKFold, train_test_split
+
+from quintet.errors import InputError, Problems
+
+PARTS = ("train", "valid", "test")
+
+
+def random_split(count: int, *, seed: int, strata: Sequence[str] | None = None, held_out: float = 0.3) -> list[str]:
+    """Twice `train_test_split` over the row order: held_out of the rows leave, half of them each way (70/15/15).
+
+    With `strata` every part has each stratum's share; a stratum too small for that is an error.
+    """
+    if strata is not None:
+        names, counts = np.unique(np.asarray(strata), return_counts=True)
+        for name, n in zip(names, counts, strict=True):
+            if n < 4:
+                raise InputError(f"category {name!r} has {n} image(s): a stratified split needs 4; use split: reference")
+    rows = np.arange(count)
+    try:
+        train, rest = train_test_split(rows, test_size=held_out, random_state=seed, stratify=strata)
+        left = None if strata is None else np.asarray(strata)[rest]
+        valid, test = train_test_split(rest, test_size=0.5, random_state=seed, stratify=left)
+    except ValueError as error:
+        raise InputError(f"{count} rows cannot be split 70/15/15: {error}") from None
+    parts = np.empty(count, dtype=object)
+    for name, chosen in zip(PARTS, (train, valid, test), strict=True):
+        parts[chosen] = name
+    return list(parts)
+
+
+def grouped_split(groups: Sequence[str], strata: Sequence[str], *, seed: int, folds: int = 20) -> list[str]:
+    """70/15/15 with each group on one side and strata balanced: 3 of 20 folds test, 3 validate, 14 train."""
+    distinct = len(set(groups))
+    if distinct < folds:
+        raise InputError(f"a grouped split needs at least {folds} groups (patients), got {distinct}; use a split file")
+    splitter = StratifiedGroupKFold(folds, shuffle=True, random_state=seed)
+    parts = np.empty(len(groups), dtype=object)
+    for fold, (_, rows) in enumerate(splitter.split(np.zeros(len(groups)), list(strata), list(groups))):
+        parts[rows] = "test" if fold < 3 else "valid" if fold < 6 else "train"
+    return list(parts)
+
+
+def read_split(path: Path, ids: Sequence[str], *, column: str = "stem") -> list[str]:
+    """A hand-made split: CSV with `column` and `split`; every id must stand in it exactly once."""
+    if not Path(path).is_file():
+        raise InputError(f"{path}: no such split file; allowed are reference, stratified, grouped or a CSV with {column},split")
+    table = pd.read_csv(path, dtype=str)
+    if not {column, "split"} <= set(table.columns):
+        raise InputError(f"{path}: expected the columns {column},split, got {','.join(table.columns)}")
+    problems = [f"row {i + 2}: split {s!r} is none of {', '.join(PARTS)}" for i, s in enumerate(table["split"]) if s not in PARTS]
+    problems += [f"{name} stands twice" for name in table.loc[table[column].duplicated(), column]]
+    missing = sorted(set(ids) - set(table[column]))
+    problems += [f"{name} is not listed" for name in missing]
+    if not problems:
+        problems += [f"no row says {part}" for part in PARTS if part not in set(table["split"])]
+    if problems:
+        raise Problems(str(path), problems)
+    chosen = dict(zip(table[column], table["split"], strict=True))
+    return [chosen[i] for i in ids]
+
+
+def leaks(parts: Sequence[str], groups: Sequence[str]) -> list[str]:
+    """The groups that stand in more than one part, sorted."""
+    spread = pd.DataFrame({"part": parts, "group": groups}).groupby("group")["part"].nunique()
+    return sorted(spread.index[spread > 1])
+
+
+def refuse_leaks(parts: Sequence[str], groups: Sequence[str], ids: Sequence[str], *, remedy: str) -> None:
+    """Raise, naming every member, if a group stands in more than one part."""
+    if found := leaks(parts, groups):
+        table = pd.DataFrame({"part": parts, "group": groups, "id": ids})
+        problems = [
+            f"{group}: " + ", ".join(f"{i} ({p})" for i, p in zip(rows["id"], rows["part"], strict=True))
+            for group, rows in table[table["group"].isin(found)].groupby("group")
+        ]
+        raise Problems(f"the split puts one patient into several parts ({remedy})", problems)

@@ -1,0 +1,63 @@
+"""What every script in stages/ does around its work: read parameters, say what was reached, end with one clear error."""
+
+import argparse
+import csv
+import inspect
+import os
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import psutil
+
+from quintet import params as parameters
+from quintet.errors import InputError
+from quintet.files import repository_root
+
+TIMES = Path("logs") / "stages.csv"
+
+
+def stage(main: Callable[..., str]) -> None:
+    """Run `main(params, **paths)` as a script: its further arguments become required --options, its result is the final line.
+
+    Parameters are validated before anything heavy is imported. Bad input ends with exit code 2 and no traceback.
+    """
+    parser = argparse.ArgumentParser(description=inspect.getdoc(main))
+    for name, argument in list(inspect.signature(main).parameters.items())[1:]:
+        parser.add_argument(f"--{name.replace('_', '-')}", type=argument.annotation, required=True)
+    options = vars(parser.parse_args())
+    started = psutil.Process().create_time()
+    try:
+        values = parameters.load()
+        importing = time.time()
+        reached = main(values, **options)
+    except InputError as error:
+        print(f"error: {error}", file=sys.stderr)
+        raise SystemExit(2) from None
+    name = os.environ.get("DVC_STAGE") or Path(sys.argv[0]).stem
+    seconds = time.time() - started
+    print(f"{name}: {reached} ({seconds:.1f} s, of which {importing - started:.1f} s before the work began)", flush=True)
+    _note_time(name, started, importing - started, seconds)
+
+
+def _note_time(name: str, started: float, start_up: float, seconds: float) -> None:
+    """Append to logs/stages.csv, which `quintet times` adds up."""
+    path = repository_root() / TIMES
+    path.parent.mkdir(exist_ok=True)
+    with path.open("a", newline="", encoding="utf-8") as file:
+        csv.writer(file).writerow([name, f"{started:.2f}", f"{start_up:.2f}", f"{seconds:.2f}"])
+
+
+def times_table(root: Path, last_s: float) -> str:
+    """The newest run of each stage (of the last `last_s` seconds, if not 0) and the sums, as text."""
+    path = root / TIMES
+    if not path.is_file():
+        raise InputError(f"{path}: no stage has run here yet")
+    with path.open(newline="", encoding="utf-8") as file:
+        rows = {name: (float(start), float(up), float(all_)) for name, start, up, all_ in csv.reader(file)}
+    rows = {name: r for name, r in rows.items() if not last_s or r[0] > time.time() - last_s}
+    lines = [f"{name:32} {up:8.1f} {total:8.1f}" for name, (_, up, total) in sorted(rows.items(), key=lambda item: item[1][0])]
+    sums = [sum(r[i] for r in rows.values()) for i in (1, 2)]
+    header = f"{'stage':32} {'start-up':>8} {'all':>8}  seconds"
+    return "\n".join([header, *lines, f"{'all ' + str(len(rows)) + ' processes':32} {sums[0]:8.1f} {sums[1]:8.1f}"])

@@ -1,0 +1,449 @@
+"""MLflow, the mirror of the run folders: live once per epoch (Live), whole at the end (upload), filled up later (sync).
+
+The files are the truth, so nothing here may stop a training: what fails is said once on stderr, and `quintet sync`
+uploads it later. A run is written once and never appended to; the same key again makes a new run, then deletes the old.
+The tag quintet.state says what a run is: live, uploading, complete, or replaced (and deleted).
+
+The only file that imports mlflow, and inside functions: the import costs 3 s.
+"""
+
+import csv
+import hashlib
+import json
+import logging
+import os
+import re
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from pathlib import Path
+from typing import Any, TypeVar
+
+from quintet.errors import InputError
+from quintet.files import md5, repository_root, whole_folder
+from quintet.runs import Record, flatten
+
+T = TypeVar("T")
+Value = tuple[str, float, int, int]  # metric name, value, time in ms, step
+STATE, CONTENT = "quintet.state", "quintet.content"
+PAGE = 1000  # runs per answer to a search
+QUIET_S = 600.0  # a store that did not answer is left alone for so long
+LOCK_S = 60.0  # patience with another process that creates the database
+TRANSFER_TIMEOUT_S = 120  # the 5 s of quintet/__init__.py are for small requests, not for a model on its way to a server
+
+_said: set[str] = set()  # stores whose failure was reported
+_silent: dict[str, float] = {}  # store -> monotonic time before which no training tries it again
+
+
+def tracking_uri() -> str:
+    """MLFLOW_TRACKING_URI, or the database at the root of the main checkout."""
+    return os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{(_root() / 'mlflow.db').as_posix()}"
+
+
+class Live:
+    """The mirror of a running training. After its first failure nothing more is tried: a dead server costs once."""
+
+    def __init__(self, record: Record) -> None:
+        self._store: _Store | None = None
+        with _guard(self._off):
+            self._store = _Store(record.study)
+            self._run = self._store.create(record, "live")
+            self._store.delete_older(record.key, self._run, only_live=True)  # left behind by a killed process
+
+    def log(self, metrics: dict[str, float], step: int) -> None:
+        if self._store:
+            with _guard(self._off):
+                self._store.log_metrics(self._run, [(name, value, _now_ms(), step) for name, value in metrics.items()])
+
+    def close(self, failed: bool = False) -> None:
+        """The run stays `live` until the upload of the finished folder replaces it."""
+        if self._store:
+            with _guard(self._off):
+                self._store.call("set_terminated", self._run, "FAILED" if failed else "FINISHED")
+        self._off()
+
+    def _off(self) -> None:
+        self._store = None
+
+
+def upload(folder: Path) -> str | None:
+    """The run id of a finished run folder, uploaded unless the store holds it already; None where the store fails."""
+    with _guard():
+        record = _record(Path(folder))
+        return _Store(record.study).upload(record, Path(folder), Path.cwd())
+    return None
+
+
+def sync(root: Path) -> tuple[int, int]:
+    """Upload what the store lacks of the run folders under root/runs: (uploaded, already there)."""
+    folders = _finished(Path(root))
+    stores: dict[str, tuple[_Store, dict[tuple[str, str], str]]] = {}
+    uploaded = 0
+    try:
+        for record, folder in folders:
+            if record.study not in stores:
+                store = _Store(record.study, insist=True)
+                stores[record.study] = (store, store.complete())
+            store, known = stores[record.study]
+            if (record.key, _content(record, folder, Path(root))) not in known:
+                store.upload(record, folder, Path(root))
+                uploaded += 1
+    except InputError:
+        raise
+    except Exception as error:
+        raise InputError(
+            f"the MLflow store {_shown(tracking_uri())} cannot be used: {_reason(error)}. "
+            "Start its server or set MLFLOW_TRACKING_URI, then run `quintet sync` again"
+        ) from error
+    return uploaded, len(folders) - uploaded
+
+
+def resolve(run: str) -> Path:
+    """The run folder that a path or an MLflow run id names."""
+    if (Path(run) / "record.json").is_file():
+        return Path(run)
+    neither = f"{run}: neither a run folder (with a record.json, such as runs/landmarks/selected) nor an MLflow run id"
+    if not re.fullmatch(r"[0-9a-f]{32}", run):
+        raise InputError(f"{neither} (32 characters 0-9, a-f)")
+    try:
+        return _artifacts(run)
+    except InputError:
+        raise
+    except Exception as error:
+        raise InputError(f"{neither} that {_shown(tracking_uri())} can give: {_reason(error)}") from error
+
+
+class _Store:
+    """One study's experiment."""
+
+    def __init__(self, study: str, *, insist: bool = False) -> None:
+        uri = tracking_uri()
+        if not insist and time.monotonic() < _silent.get(uri, 0.0):
+            raise ConnectionError("it did not answer a moment ago")
+        try:
+            with _first_contact(uri):
+                self.client = _client(uri)
+                self.experiment = _experiment(self.client, study, _location(uri, study))
+        except Exception:
+            _silent[uri] = time.monotonic() + QUIET_S
+            raise
+
+    def upload(self, record: Record, folder: Path, root: Path) -> str:
+        content = _content(record, folder, root)
+        if there := self.complete(f" AND tags.key = '{record.key}'").get((record.key, content)):
+            return there
+        try:
+            values = _history(folder / "model" / "history.csv") + _final(record, folder)
+        except ValueError as error:
+            raise InputError(f"{folder}: model/history.csv or evaluation/metrics.json cannot be read ({error})") from error
+        run = self.create(record, "uploading")
+        self.log_metrics(run, values)
+        self.log_files(run, folder, _extra(record, root))
+        self.finish(run, content)
+        self.delete_older(record.key, run)
+        if trained := record.tags.get("trained_key"):  # the training's own mirror
+            self.delete_live(trained)
+        return run
+
+    def complete(self, more: str = "") -> dict[tuple[str, str], str]:
+        """(key, content) -> run id."""
+        runs = self.search(f"tags.`{STATE}` = 'complete'{more}")
+        return {(run.data.tags.get("key", ""), run.data.tags.get(CONTENT, "")): run.info.run_id for run in runs}
+
+    def create(self, record: Record, state: str) -> str:
+        """A run with its tags and parameters."""
+        from mlflow.entities import Param
+        from mlflow.utils.validation import MAX_PARAM_VAL_LENGTH, MAX_PARAMS_TAGS_PER_BATCH
+
+        made = self.call("create_run", self.experiment, _now_ms(), _tags(record) | {STATE: state}, record.name)
+        params = [Param(_name(key), str(value)[:MAX_PARAM_VAL_LENGTH]) for key, value in flatten(record.params).items()]
+        for batch in _batches(params, MAX_PARAMS_TAGS_PER_BATCH):
+            self.call("log_batch", made.info.run_id, params=batch)
+        return str(made.info.run_id)
+
+    def log_metrics(self, run: str, values: list[Value]) -> None:
+        from mlflow.entities import Metric
+        from mlflow.utils.validation import MAX_METRICS_PER_BATCH
+
+        metrics = [Metric(_name(name), float(value), at, step) for name, value, at, step in values]
+        for batch in _batches(metrics, MAX_METRICS_PER_BATCH):
+            self.call("log_batch", run, metrics=batch)
+
+    def log_files(self, run: str, folder: Path, extra: dict[str, Path]) -> None:
+        with _transfer():
+            self.call("log_artifacts", run, str(folder))
+            for name, path in extra.items():
+                if path.is_dir():
+                    self.call("log_artifacts", run, str(path), name)
+                else:
+                    self.call("log_artifact", run, str(path), name.rpartition("/")[0] or None)
+
+    def finish(self, run: str, content: str) -> None:
+        """The state comes last, in one call: a run is complete or it is not."""
+        from mlflow.entities import RunTag
+
+        self.call("set_terminated", run, "FINISHED")
+        self.call("log_batch", run, tags=[RunTag(CONTENT, content), RunTag(STATE, "complete")])
+
+    def delete_older(self, key: str, run: str, *, only_live: bool = False) -> None:
+        """Older, not other: of two processes that write the same key at once, one must survive."""
+        found = {other.info.run_id: other for other in self.search(f"tags.key = '{key}'")}
+        mine = found.pop(run).info.start_time
+        for name, other in found.items():
+            live = other.data.tags.get(STATE) == "live"
+            older = (other.info.start_time, name) < (mine, run)
+            if (older and live) if only_live else (older or live):
+                self.call("set_tag", name, STATE, "replaced")  # so that _restore can tell it from the user's deletions
+                self.call("delete_run", name)
+
+    def delete_live(self, key: str) -> None:
+        for other in self.search(f"tags.key = '{key}' AND tags.`{STATE}` = 'live'"):
+            self.call("set_tag", other.info.run_id, STATE, "replaced")
+            self.call("delete_run", other.info.run_id)
+
+    def search(self, condition: str) -> list[Any]:
+        found: list[Any] = []
+        token: str | None = ""
+        while token is not None:
+            page = self.call("search_runs", [self.experiment], condition, max_results=PAGE, page_token=token or None)
+            found += page
+            token = page.token or None
+        return found
+
+    def call(self, method: str, *args: Any, **options: Any) -> Any:
+        return _unlocked(lambda: getattr(self.client, method)(*args, **options))
+
+
+# --- the store ---
+
+
+def _root() -> Path:
+    root = repository_root()
+    if not (root / "dvc.yaml").is_file():
+        raise InputError(f"{root}: no dvc.yaml here or above it; change to the repository or set MLFLOW_TRACKING_URI")
+    return root.resolve()
+
+
+def _database(uri: str) -> Path | None:
+    return Path(uri.removeprefix("sqlite:///").partition("?")[0]).resolve() if uri.startswith("sqlite:///") else None
+
+
+def _location(uri: str, study: str) -> str | None:
+    """Where the study's artifacts go: beside a local database; a server decides itself."""
+    database = _database(uri)
+    return (database.parent / "mlartifacts" / study).as_uri() if database else None
+
+
+def _first_contact(uri: str) -> AbstractContextManager[Any]:
+    """Several processes that open a fresh sqlite database at once crash in its migration: one after the other."""
+    from filelock import FileLock
+
+    if not (database := _database(uri)):
+        return nullcontext()
+    import mlflow.store.tracking.sqlalchemy_store  # noqa: F401  1-2 s that the others need not wait for
+
+    database.parent.mkdir(parents=True, exist_ok=True)
+    return FileLock(database.parent / ".mlflow.lock", timeout=LOCK_S)
+
+
+def _client(uri: str) -> Any:
+    """An MlflowClient; the libraries' own chatter (tracebacks of locks that are tried again, retries) is switched off."""
+    os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
+    os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
+    from mlflow import MlflowClient
+
+    for name in ("mlflow.store.db.utils", "alembic", "urllib3.connectionpool"):
+        logging.getLogger(name).setLevel(logging.CRITICAL)
+    return MlflowClient(tracking_uri=uri)
+
+
+def _experiment(client: Any, study: str, location: str | None) -> str:
+    """The experiment's id: created, found, or restored where somebody deleted it."""
+    found = client.get_experiment_by_name(study)
+    if found is None:
+        try:
+            return str(_unlocked(lambda: client.create_experiment(study, artifact_location=location)))
+        except Exception:
+            found = client.get_experiment_by_name(study)
+            if found is None:  # not a process on another machine that was faster
+                raise
+    if found.lifecycle_stage == "deleted":
+        _restore(client, found.experiment_id)
+    ours = location and found.artifact_location.endswith(f"/mlartifacts/{study}")
+    if ours and found.artifact_location != location:
+        raise InputError(
+            f"this mlflow.db keeps its files in {found.artifact_location}, not in {location}: the checkout was moved or copied. "
+            "Delete mlflow.db and mlartifacts here; `quintet sync` fills them again from runs/"
+        )
+    return str(found.experiment_id)
+
+
+def _restore(client: Any, experiment: str) -> None:
+    """Restoring an experiment brings all its runs back, those that others had replaced as well."""
+    client.restore_experiment(experiment)
+    for run in client.search_runs([experiment], f"tags.`{STATE}` = 'replaced'", max_results=50 * PAGE):
+        client.delete_run(run.info.run_id)
+
+
+def _unlocked(action: Callable[[], T]) -> T:
+    """Again where other writers keep sqlite locked; each attempt waits up to 20 s of MLflow's own."""
+    for wait_s in (0.5, 2.0):
+        try:
+            return action()
+        except Exception as error:
+            if "database is locked" not in str(error):
+                raise
+        time.sleep(wait_s)
+    return action()
+
+
+@contextmanager
+def _transfer() -> Iterator[None]:
+    name = "MLFLOW_HTTP_REQUEST_TIMEOUT"
+    before = os.environ.get(name)
+    os.environ[name] = str(max(int(before or 0), TRANSFER_TIMEOUT_S))
+    try:
+        yield
+    finally:
+        os.environ.pop(name)
+        if before is not None:
+            os.environ[name] = before
+
+
+def _artifacts(run: str) -> Path:
+    """A run's files: where a local store keeps them, or downloaded once to the ignored folder .mlflow-runs."""
+    try:
+        cached = _root() / ".mlflow-runs" / run
+    except InputError:  # outside a repository
+        cached = Path(tempfile.mkdtemp(prefix="quintet-")) / run
+    if (cached / "record.json").is_file():
+        return cached
+    uri = tracking_uri()
+    with _first_contact(uri):
+        client = _client(uri)
+    found = client.get_run(run)
+    if found.data.tags.get(STATE) in ("live", "uploading"):
+        raise InputError(f"{run}: this MLflow run has no files yet; choose one with the tag {STATE} = complete")
+    if found.info.artifact_uri.startswith(("file:", "/")):
+        return Path(client.download_artifacts(run, ""))  # a local store names its own folder, nothing is copied
+    with _transfer(), whole_folder(cached) as beside:
+        client.download_artifacts(run, "", str(beside))
+    return cached
+
+
+# --- a run folder as MLflow wants it ---
+
+
+def _record(folder: Path) -> Record:
+    try:
+        return Record.load(folder)
+    except (TypeError, ValueError) as error:
+        raise InputError(f"{folder}/record.json is no record ({error}); delete the folder or run `dvc checkout` on it") from error
+
+
+def _finished(root: Path) -> list[tuple[Record, Path]]:
+    """One folder a key: of two copies of a run, the one written last."""
+    paths = [path for path in (root / "runs").rglob("record.json") if not _passing(path.relative_to(root).parts)]
+    newest = {}
+    for path in sorted(paths, key=lambda path: (path.stat().st_mtime, path)):
+        record = _record(path.parent)
+        newest[record.key] = (record, path.parent)
+    return sorted(newest.values(), key=lambda pair: pair[1])
+
+
+def _passing(parts: tuple[str, ...]) -> bool:
+    return any(part.startswith(".") or part.endswith(".part") for part in parts)
+
+
+def _tags(record: Record) -> dict[str, str]:
+    from mlflow.utils.validation import MAX_TAG_VAL_LENGTH
+
+    own = {name: str(getattr(record, name)) for name in ("study", "config", "fold", "seed", "stage", "key")}
+    inputs = {f"md5.{name}": value for name, value in record.inputs.items()}
+    return {_name(name): str(value)[:MAX_TAG_VAL_LENGTH] for name, value in (record.tags | inputs | own).items()}
+
+
+def _extra(record: Record, root: Path) -> dict[str, Path]:
+    return {Path(name).as_posix(): root / name for name in record.artifacts if (root / name).exists()}
+
+
+def _content(record: Record, folder: Path, root: Path) -> str:
+    parts = [md5(folder)] + [f"{name} {md5(path)}" for name, path in _extra(record, root).items()]
+    return parts[0] if len(parts) == 1 else hashlib.md5("\n".join(parts).encode(), usedforsecurity=False).hexdigest()
+
+
+def _history(path: Path) -> list[Value]:
+    """history.csv: the column `epoch` is the step, blanks are skipped; a millisecond a row, as it holds no times."""
+    if not path.is_file():
+        return []
+    with path.open(newline="", encoding="utf-8") as file:
+        rows = [row for row in csv.DictReader(file) if row.get("epoch")]
+    first = _now_ms() - len(rows)
+    return [
+        (name, float(cell), first + index, int(float(row["epoch"])))
+        for index, row in enumerate(rows)
+        for name, cell in row.items()
+        if name != "epoch" and cell
+    ]
+
+
+def _final(record: Record, folder: Path) -> list[Value]:
+    path = folder / "evaluation" / "metrics.json"
+    found = flatten(json.loads(path.read_text(encoding="utf-8"))) if path.is_file() else {}
+    numbers = {name: v for name, v in (found | record.metrics).items() if isinstance(v, int | float) and not isinstance(v, bool)}
+    return [(f"final/{name}", float(value), _now_ms(), 0) for name, value in numbers.items()]
+
+
+def _name(name: str) -> str:
+    """A name that MLflow takes: recall@5 -> recall_at_5."""
+    return re.sub(r"[^\w\-. /]", "_", name.replace("@", "_at_"))[:250]
+
+
+def _batches(items: list[T], size: int) -> Iterator[list[T]]:
+    return (items[start : start + size] for start in range(0, len(items), size))
+
+
+def _now_ms() -> int:
+    return int(time.time() * 1000)
+
+
+# --- failures ---
+
+
+@contextmanager
+def _guard(off: Callable[[], None] | None = None) -> Iterator[None]:
+    """The mirror must not stop what it mirrors: any failure is one line on stderr, once per store."""
+    try:
+        yield
+    except Exception as error:
+        if off:
+            off()
+        _say(error)
+
+
+def _say(error: Exception) -> None:
+    try:
+        store = tracking_uri()
+    except InputError:
+        store = "(none)"
+    if store not in _said:
+        _said.add(store)
+        print(
+            f"quintet: not mirrored in MLflow ({_shown(store)}): {_reason(error)}; `quintet sync` uploads later",
+            file=sys.stderr,
+        )
+
+
+def _shown(uri: str) -> str:
+    return re.sub(r"//[^/@]*@", "//", uri)  # no password in a log
+
+
+def _reason(error: BaseException) -> str:
+    """The innermost error's first line: `Connection refused` rather than the five layers around it."""
+    if isinstance(error, InputError):
+        return str(error)
+    while inner := error.__cause__ or error.__context__:
+        error = inner
+    return f"{type(error).__name__}: {error}".splitlines()[0][:200]

@@ -1,0 +1,44 @@
+"""Batches of array rows: the order is a function of (seed, epoch), a batch is one tensor operation."""
+
+import math
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch.utils.data import DataLoader, Dataset, Sampler
+
+
+class EpochBatches(Sampler[list[int]]):
+    """Index batches whose order is a function of (seed, epoch) alone; under DDP each rank takes its share of every epoch."""
+
+    def __init__(self, rows: Sequence[int], batch_size: int, *, seed: int, shuffle: bool = True) -> None:
+        self.rows = np.asarray(rows)
+        self.batch_size, self.seed, self.shuffle, self.epoch = batch_size, seed, shuffle, 0
+
+    def set_epoch(self, epoch: int) -> None:
+        """Called by Lightning before each epoch."""
+        self.epoch = epoch
+
+    def __len__(self) -> int:
+        return math.ceil(len(self.rows) / _world()[1] / self.batch_size)
+
+    def __iter__(self) -> Iterator[list[int]]:
+        order = self.rows
+        if self.shuffle:
+            order = np.random.default_rng([self.seed, self.epoch]).permutation(order)
+        rank, world = _world()
+        order = np.resize(order, math.ceil(len(order) / world) * world)[rank::world]
+        for start in range(0, len(order), self.batch_size):
+            yield order[start : start + self.batch_size].tolist()
+
+
+def _world() -> tuple[int, int]:
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        return torch.distributed.get_rank(), torch.distributed.get_world_size()
+    return 0, 1
+
+
+def batches(data: Dataset[Any], rows: Sequence[int], batch_size: int, *, seed: int, shuffle: bool) -> DataLoader[Any]:
+    """A loader that hands `data` a whole list of indices at once: one tensor operation per batch, no workers, no collation."""
+    return DataLoader(data, sampler=EpochBatches(rows, batch_size, seed=seed, shuffle=shuffle), batch_size=None)

@@ -1,0 +1,90 @@
+"""Lightning callbacks: random numbers per batch, the history of an epoch, a stop at the first loss that is not finite."""
+
+import math
+import time
+from collections.abc import Mapping
+from typing import Any
+
+import lightning as L
+import torch
+from lightning.pytorch.callbacks import Callback
+from torch import Tensor
+
+from quintet.errors import InputError
+from quintet.runs import Record
+from quintet.tracking import Live
+
+
+class Reseed(Callback):
+    """Draws of a batch depend on (seed, global step) alone, so that a resumed training repeats them."""
+
+    def __init__(self, seed: int) -> None:
+        self.seed = seed
+
+    def on_train_batch_start(self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int) -> None:
+        step = trainer.current_epoch * 1_000_003 + batch_idx
+        torch.manual_seed((self.seed * 2_654_435_761 + step) % 2**63 + trainer.global_rank)
+
+
+class History(Callback):
+    """Metrics per epoch: kept in the checkpoint (so that a resumed run has them all), mirrored live, printed where no bar is."""
+
+    def __init__(self, record: Record) -> None:
+        self.record, self.rows, self.live = record, [], None  # type: ignore[var-annotated]
+        self.started = time.monotonic()
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"rows": self.rows}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.rows = list(state_dict["rows"])
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        if trainer.is_global_zero:
+            self.live = Live(self.record)
+            for row in self.rows:
+                self._mirror(row)
+
+    def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        metrics = {name: float(value) for name, value in trainer.callback_metrics.items() if not name.endswith("_step")}
+        row = {"epoch": trainer.current_epoch, "lr": trainer.optimizers[0].param_groups[-1]["lr"], **metrics}
+        self.rows.append(row)
+        self._mirror(row)
+        if trainer.progress_bar_callback is None and trainer.is_global_zero:
+            left = (time.monotonic() - self.started) / len(self.rows) * ((trainer.max_epochs or 0) - len(self.rows))
+            shown = "  ".join(f"{name} {value:.4g}" for name, value in metrics.items())
+            print(f"epoch {len(self.rows)}/{trainer.max_epochs}  {shown}  about {left:.0f} s left", flush=True)
+
+    def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
+        if self.live:
+            self.live.close(failed=True)
+
+    def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        if self.live:
+            self.live.close()
+
+    def _mirror(self, row: dict[str, Any]) -> None:
+        if self.live:
+            self.live.log({k: v for k, v in row.items() if k != "epoch"}, int(row["epoch"]))
+
+
+class FiniteLoss(Callback):
+    """Stops at the first loss that is not finite, with the step, the cases, and where the numbers grew."""
+
+    def on_before_backward(self, trainer: L.Trainer, pl_module: L.LightningModule, loss: Tensor) -> None:
+        if torch.isfinite(loss):
+            return
+        batch = getattr(pl_module, "last_batch", None)
+        cases = ", ".join(map(str, batch["case"])) if isinstance(batch, Mapping) and "case" in batch else "unknown"
+        largest = sorted(((p.detach().abs().max().item(), n) for n, p in pl_module.named_parameters()), key=_not_finite_first)
+        weights = ", ".join(f"{name} {value:.3g}" for value, name in largest[:3])
+        grads = [(p.grad.abs().max().item(), n) for n, p in pl_module.named_parameters() if p.grad is not None]
+        gradients = ", ".join(f"{name} {value:.3g}" for value, name in sorted(grads, key=_not_finite_first)[:3]) or "none yet"
+        raise InputError(
+            f"the loss is {loss.item()} at step {trainer.global_step} (epoch {trainer.current_epoch}); cases: {cases}; "
+            f"largest weights: {weights}; largest last gradients: {gradients}. Lower the learning rate, or set precision to 32"
+        )
+
+
+def _not_finite_first(item: tuple[float, str]) -> float:
+    return -math.inf if not math.isfinite(item[0]) else -item[0]

@@ -1,0 +1,190 @@
+"""One call that trains: `fit`. Killed at any moment and called again, it ends with the result of one left alone."""
+
+import math
+import os
+import shutil
+import sys
+import time
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import numpy as np
+import pandas as pd
+import torch
+from filelock import FileLock, Timeout
+from lightning.pytorch.callbacks import Callback, EarlyStopping, ModelCheckpoint, TQDMProgressBar
+from torch import Tensor
+from torch.utils.data import DataLoader
+
+from quintet.files import repository_root
+from quintet.params import Compute, Optimisation
+from quintet.runs import Record
+from quintet.training.callbacks import FiniteLoss, History, Reseed
+from quintet.training.hardware import peak_memory_mb, resolve_device, resolve_precision
+
+DRIFT_EPOCHS = 5
+
+
+def adam_cosine(
+    groups: list[dict[str, Any]], how: Optimisation, steps: int
+) -> tuple[torch.optim.Optimizer, torch.optim.lr_scheduler.LRScheduler]:
+    """Adam with a linear warm-up over `how.warmup` of the steps, then cosine annealing to `how.rate_floor`, stepped per batch."""
+    optimizer = torch.optim.Adam(groups, weight_decay=how.weight_decay)
+    warm = max(1, round(how.warmup * steps))
+
+    def factor(rate: float) -> Callable[[int], float]:
+        floor = min(1.0, how.rate_floor / rate)
+
+        def at(step: int) -> float:
+            if step < warm and how.warmup > 0:
+                return (step + 1) / warm
+            done = min(1.0, (step - warm) / max(1, steps - warm))
+            return floor + (1 - floor) * (1 + math.cos(math.pi * done)) / 2
+
+        return at
+
+    factors = [factor(group["lr"]) for group in optimizer.param_groups]
+    return optimizer, torch.optim.lr_scheduler.LambdaLR(optimizer, factors)
+
+
+@dataclass(frozen=True)
+class Fitted:
+    metrics: dict[str, float]
+    history: pd.DataFrame
+    state: dict[str, Tensor]  # the best epoch's weights
+
+
+def fit(
+    module: L.LightningModule,
+    train: DataLoader[Any],
+    valid: DataLoader[Any],
+    *,
+    epochs: int,
+    seed: int,
+    how: Optimisation,
+    compute: Compute,
+    record: Record,
+    monitor: str,
+    perfect: float,
+) -> Fitted:
+    """Train, resuming where a killed run of the same record left off; returns the weights of the epoch with the lowest `monitor`.
+
+    `perfect`: a validation value at or below this is too good to be true and is warned of.
+    """
+    folder = repository_root() / ".checkpoints" / f"{record.stage}-{record.config}-{record.seed}-{record.key}"
+    with _only_one(folder):
+        callbacks, best, history = _callbacks(folder, record, seed=seed, monitor=monitor, patience=how.patience)
+        trainer = _trainer(callbacks, epochs=epochs, how=how, compute=compute, folder=folder)
+        last = folder / "last.ckpt"
+        if last.is_file():
+            print(f"resuming from {last}", flush=True)
+        started = time.monotonic()
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", module="lightning")
+            trainer.fit(module, train, valid, ckpt_path=last if last.is_file() else None, weights_only=True)
+        state = torch.load(best.best_model_path, map_location="cpu", weights_only=True)["state_dict"]
+        table = pd.DataFrame(history.rows)
+        metrics = _summary(table, monitor, perfect) | {
+            "train_seconds": time.monotonic() - started,
+            "peak_memory_mb": peak_memory_mb(),
+            "parameters": float(sum(p.numel() for p in module.parameters())),
+        }
+        if torch.cuda.is_available():
+            metrics["peak_gpu_memory_mb"] = torch.cuda.max_memory_allocated() / 2**20
+        return Fitted(metrics, table, state)
+
+
+def forget(record: Record) -> None:
+    """Remove the resume checkpoints of a finished stage; called when its outputs are in place."""
+    for folder in (repository_root() / ".checkpoints").glob(f"{record.stage}-{record.config}-{record.seed}-{record.key}*"):
+        shutil.rmtree(folder) if folder.is_dir() else folder.unlink(missing_ok=True)
+
+
+@contextmanager
+def _only_one(folder: Path) -> Iterator[None]:
+    """A killed `dvc` leaves its stage process alive: a second one waits for it instead of writing into the same files."""
+    folder.mkdir(parents=True, exist_ok=True)
+    if int(os.environ.get("RANK", 0)) > 0:  # under DDP rank 0 holds it for all
+        yield
+        return
+    lock = FileLock(folder.with_suffix(".lock"))
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        print(f"another process trains the same run ({folder.name}); waiting for it to end", flush=True)
+        lock.acquire()
+        folder.mkdir(parents=True, exist_ok=True)
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def _callbacks(
+    folder: Path, record: Record, *, seed: int, monitor: str, patience: int
+) -> tuple[list[Callback], ModelCheckpoint, History]:
+    best = ModelCheckpoint(
+        folder, "best", monitor=monitor, save_weights_only=True, save_on_train_epoch_end=True, enable_version_counter=False
+    )
+    last = ModelCheckpoint(folder, "last", save_top_k=1, save_on_train_epoch_end=True, enable_version_counter=False)
+    history = History(record)
+    callbacks: list[Callback] = [Reseed(seed), FiniteLoss(), history, best, last]
+    if sys.stderr.isatty():
+        callbacks.append(TQDMProgressBar(leave=False))
+    if patience:
+        callbacks.append(EarlyStopping(monitor, patience=patience, check_on_train_epoch_end=True))
+    return callbacks, best, history
+
+
+def _trainer(callbacks: list[Callback], *, epochs: int, how: Optimisation, compute: Compute, folder: Path) -> L.Trainer:
+    device = resolve_device(compute.device)
+    logger: Any = False
+    if compute.tensorboard:
+        from lightning.pytorch.loggers import TensorBoardLogger
+
+        logger = TensorBoardLogger(repository_root() / "logs" / "tensorboard", name=folder.name, version="")
+    return L.Trainer(
+        max_epochs=epochs,
+        accelerator=device,
+        # one process, or what torchrun or SLURM started
+        devices=int(os.environ.get("LOCAL_WORLD_SIZE", 1)),
+        num_nodes=int(os.environ.get("WORLD_SIZE", 1)) // int(os.environ.get("LOCAL_WORLD_SIZE", 1)),
+        precision="32-true" if compute.debug else resolve_precision(how.precision, device),  # type: ignore[arg-type]
+        # grid_sample's backward has no deterministic CUDA kernel; images need no gradient, so only a warning can come of it
+        deterministic=True if device == "cpu" else "warn",
+        gradient_clip_val=how.clip_norm or None,
+        accumulate_grad_batches=how.accumulate,
+        callbacks=callbacks,
+        logger=logger,
+        enable_progress_bar=sys.stderr.isatty(),
+        enable_model_summary=False,
+        use_distributed_sampler=False,  # EpochBatches takes each rank's share itself
+        num_sanity_val_steps=0,
+    )
+
+
+def _summary(history: pd.DataFrame, monitor: str, perfect: float) -> dict[str, float]:
+    """Best value and epoch, and the two warnings the field has learnt to want (also printed)."""
+    best = int(history[monitor].idxmin())
+    recent = history.tail(DRIFT_EPOCHS)
+    slope = {
+        name: np.polyfit(recent["epoch"], recent[name], 1)[0] if len(recent) > 1 else 0.0 for name in ("train_loss", "valid_loss")
+    }
+    drift = len(recent) == DRIFT_EPOCHS and slope["train_loss"] < 0 < slope["valid_loss"]
+    drift = bool(drift and recent["valid_loss"].iloc[-1] > recent["train_loss"].iloc[-1])
+    too_good = bool(history[monitor].min() <= perfect)
+    if drift:
+        print(f"warning: over the last {DRIFT_EPOCHS} epochs training loss fell while validation loss rose (overfitting)")
+    if too_good:
+        print(f"warning: {monitor} reached {history[monitor].min():.3g}, too good to be true; look for a leak between the parts")
+    return {
+        f"best_{monitor}": float(history[monitor].iloc[best]),
+        "best_epoch": float(history["epoch"].iloc[best]),
+        "warning_drift": float(drift),
+        "warning_perfect_validation": float(too_good),
+    }

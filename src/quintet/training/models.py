@@ -1,0 +1,50 @@
+"""Saved models (weights and what rebuilds them) and weights from elsewhere."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from quintet.errors import InputError
+from quintet.files import md5
+
+
+def save_model(path: Path, state: Mapping[str, Tensor], build: Mapping[str, Any]) -> None:
+    """Weights and all that rebuilds the model, as plain types, so that it loads with weights_only=True."""
+    torch.save({"state_dict": dict(state), "build": dict(build)}, path)
+
+
+def load_model(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """The state dict and the build values of `save_model`."""
+    if not Path(path).is_file():
+        raise InputError(f"{path}: no trained model there; run the training stage first")
+    saved = torch.load(path, map_location="cpu", weights_only=True)
+    return saved["state_dict"], saved["build"]
+
+
+def load_weights(module: nn.Module, path: str, url: str, *, drop: Sequence[str] = ()) -> str:
+    """Fill `module` from `imagenet` (downloaded from `url`, hash checked), or from a local state dict; returns origin and hash.
+
+    Never a silent fallback: a missing file, a machine without internet or a foreign state dict is an error that says what to do.
+    """
+    if path == "imagenet":
+        try:
+            state = torch.hub.load_state_dict_from_url(url, map_location="cpu", check_hash=True, weights_only=True)
+        except Exception as error:  # offline shows as several exceptions
+            raise InputError(
+                f"weights=imagenet: cannot download {url} ({error}); without internet give a local file instead"
+            ) from None
+        origin = url
+    else:
+        if not Path(path).is_file():
+            raise InputError(f"weights={path}: no such file; allowed are imagenet, none or the path of a state dict")
+        state = torch.load(path, map_location="cpu", weights_only=True)
+        origin = f"{path} (md5 {md5(Path(path))})"
+    state = {name: value for name, value in state.items() if not name.startswith(tuple(drop))} if drop else state
+    try:
+        module.load_state_dict(state)
+    except RuntimeError as error:
+        raise InputError(f"weights={path}: these weights do not fit the network: {error}") from None
+    return origin

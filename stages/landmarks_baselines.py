@@ -1,0 +1,23 @@
+"""Fit and evaluate the baselines: python stages/landmarks_baselines.py --data data/processed/landmarks --out runs/landmarks/baselines"""
+
+from pathlib import Path
+
+from quintet.files import whole_folder
+from quintet.params import Params
+from quintet.stage import stage
+
+
+def main(params: Params, data: Path, out: Path) -> str:
+    from quintet.landmarks.baselines import BASELINES
+    from quintet.landmarks.study import baseline_run
+    from quintet.tracking import upload
+
+    with whole_folder(out) as folder:
+        metrics = {name: baseline_run(folder / name / "seed0", data, name, params.landmarks) for name in BASELINES}
+    for name in BASELINES:
+        upload(out / name / "seed0")
+    return ", ".join(f"{name} {m['error_px']:.2f} px" for name, m in metrics.items()) + f" in {out}"
+
+
+if __name__ == "__main__":
+    stage(main)

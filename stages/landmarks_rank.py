@@ -1,0 +1,23 @@
+"""Rank the configurations and baselines: ranking.csv, .md, .html and figures.
+
+python stages/landmarks_rank.py --sweep runs/landmarks/sweep --baselines runs/landmarks/baselines --out runs/landmarks/rank
+  --report reports/landmarks/ranking
+"""
+
+from pathlib import Path
+
+from quintet.params import Params
+from quintet.stage import stage
+
+
+def main(params: Params, sweep: Path, baselines: Path, out: Path, report: Path) -> str:
+    from quintet.landmarks.comparison import compare
+    from quintet.tracking import upload
+
+    verdict = compare(params, sweep, baselines, out, report)
+    upload(out)
+    return verdict
+
+
+if __name__ == "__main__":
+    stage(main)

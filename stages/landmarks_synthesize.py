@@ -1,0 +1,18 @@
+"""Draw chest X-ray phantoms in the study's on-disk format: python stages/landmarks_synthesize.py --out data/synthetic/landmarks"""
+
+from pathlib import Path
+
+from quintet.params import Params
+from quintet.stage import stage
+
+
+def main(params: Params, out: Path) -> str:
+    from quintet.landmarks.synthetic import synthesize
+
+    how = params.landmarks.synthetic
+    synthesize(out, images=how.images, size=how.size, seed=how.seed, label_noise_px=how.label_noise_px)
+    return f"{how.images} phantoms in {out}"
+
+
+if __name__ == "__main__":
+    stage(main)

@@ -1,0 +1,31 @@
+"""Tidy tables for the tests, drawn from the model that the decision rule assumes."""
+
+import numpy as np
+import pandas as pd
+
+from quintet.results import COLUMNS
+
+
+def draw(
+    rng: np.random.Generator, *, configs: int = 4, seeds: int = 3, patients: int = 20, folds: int = 1,
+    patient_sd: float = 2.0, run_sd: float = 0.8, noise_sd: float = 0.5, shift: float = 0.0,
+) -> np.ndarray:  # fmt: skip
+    """Scores [configs, folds * seeds, patients], NaN outside a patient's fold; configuration 0 is `shift` better."""
+    own = rng.normal(0, 8, patients) + rng.normal(0, patient_sd, (configs, 1, patients)) + 60
+    run = rng.normal(0, run_sd, (configs, folds * seeds, 1))
+    scores = own + run + rng.normal(0, noise_sd, (configs, folds * seeds, patients))
+    scores[0] += shift
+    of_run, of_patient = np.repeat(np.arange(folds), seeds), np.arange(patients) % folds
+    return np.where(of_run[:, None] == of_patient, scores, np.nan)
+
+
+def tidy(scores: np.ndarray, *, seeds: int | None = None, cases: int = 1, metric: str = "dice") -> pd.DataFrame:
+    """The tidy table of [configs, runs, patients]; runs are fold-major with `seeds` each (default: one fold)."""
+    seeds = seeds or scores.shape[1]
+    rows = [
+        ("s", "ABCDEFGHIJKLMNOPQRST"[c], r // seeds, r % seeds, f"p{i:03d}", f"p{i:03d}-{k}", metric, value + k - (cases - 1) / 2)
+        for (c, r, i), value in np.ndenumerate(scores)
+        if not np.isnan(value)
+        for k in range(cases)
+    ]
+    return pd.DataFrame(rows, columns=COLUMNS)

@@ -1,0 +1,179 @@
+import itertools
+import time
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from quintet.ranking import decide, letters, patients_needed
+from quintet.ranking.decision import holm
+
+from .tables import draw
+
+
+def test_one_run_is_the_paired_t_test() -> None:
+    scores = draw(np.random.default_rng(0), seeds=1)
+    decision = decide(scores)
+    assert decision.run_variance is None
+    checked = 0
+    for a, b in itertools.permutations(range(4), 2):
+        expected = stats.ttest_rel(scores[a, 0], scores[b, 0])
+        assert decision.p[a, b] == pytest.approx(expected.pvalue, rel=1e-10)
+        assert decision.df[a, b] == expected.df
+        checked += 1
+    assert checked == 12
+    low, high = stats.ttest_1samp(scores[1, 0], 0).confidence_interval(0.95)
+    assert decision.mean[1] - decision.half_width[1] == pytest.approx(low)
+    assert decision.mean[1] + decision.half_width[1] == pytest.approx(high)
+
+
+def anova(scores: np.ndarray) -> tuple[float, float]:
+    """Pooled two-way ANOVA estimate of s_run^2 for [C, S, n] without folds: (between-run mean square, corrected)."""
+    between, corrected = [], []
+    for one in scores:
+        runs, n = one.shape
+        of_run = one.mean(1)
+        rest = one - one.mean(0) - of_run[:, None] + one.mean()
+        between.append(of_run.var(ddof=1))
+        corrected.append(between[-1] - (rest**2).sum() / ((runs - 1) * (n - 1)) / n)
+    return float(np.mean(between)), float(np.mean(corrected))
+
+
+def test_run_variance_is_the_anova_estimate_and_enters_se_and_df() -> None:
+    scores = draw(np.random.default_rng(1), seeds=4, noise_sd=2)
+    decision = decide(scores)
+    between, variance = anova(scores)
+    assert decision.run_variance == pytest.approx(variance)
+    assert decision.run_df == pytest.approx(4 * 3)
+    d = scores[0].mean(0) - scores[2].mean(0)
+    patient, run = d.var(ddof=1) / 20, 2 * variance / 4
+    assert decision.se[0, 2] == pytest.approx(np.sqrt(patient + run))
+    assert decision.df[0, 2] == pytest.approx((patient + run) ** 2 / (patient**2 / 19 + (2 * between / 4) ** 2 / 12))
+    assert decision.pair_variance[0, 2] == pytest.approx(d.var(ddof=1))
+
+
+def test_folds_against_naive_loops() -> None:
+    scores = draw(np.random.default_rng(2), seeds=2, folds=3, patients=14)
+    decision = decide(scores)
+    product, size = 0.0, 0
+    for c, f in itertools.product(range(4), range(3)):
+        block = scores[c, 2 * f : 2 * f + 2, f::3]
+        e = block - block.mean(0)
+        for i, j in itertools.permutations(range(block.shape[1]), 2):
+            product += float(e[:, i] @ e[:, j])
+            size += 1
+    variance = product / size
+    assert decision.run_variance == pytest.approx(variance)
+    means = np.array([[np.nanmean(scores[c, :, i]) for i in range(14)] for c in range(4)])
+    same = sum(i % 3 == j % 3 for i, j in itertools.permutations(range(14), 2)) / (14 * 13) / 2
+    d = means[1] - means[3]
+    assert decision.se[1, 3] ** 2 == pytest.approx(d.var(ddof=1) / 14 + 2 * same * variance)
+    share = sum(len(range(f, 14, 3)) ** 2 for f in range(3)) / 14**2  # the same se, as DESIGN.md writes it
+    assert decision.se[1, 3] ** 2 == pytest.approx(decision.pair_variance[1, 3] / 14 + 2 * variance * share / 2)
+
+
+def test_se_is_unbiased_with_folds_seeds_and_noise() -> None:
+    rng = np.random.default_rng(3)
+    for folds in (1, 5):
+        decisions = [decide(draw(rng, configs=10, folds=folds, seeds=2, run_sd=1.5, noise_sd=3)) for _ in range(150)]
+        true = np.mean([2 * d.mean.var(ddof=1) for d in decisions])
+        stated = np.mean([(d.se[np.triu_indices(10, 1)] ** 2).mean() for d in decisions])
+        assert stated == pytest.approx(true, rel=0.1)
+
+
+@pytest.mark.parametrize("folds", [1, 5])
+def test_equal_configurations_are_rarely_separated(folds: int) -> None:
+    rng = np.random.default_rng(4)
+    start = time.perf_counter()
+    false = sum(decide(draw(rng, configs=14, patients=30, seeds=2, folds=folds)).separated.any() for _ in range(200))
+    assert false <= 16
+    assert time.perf_counter() - start < 5
+
+
+def test_a_better_configuration_is_found() -> None:
+    rng = np.random.default_rng(5)
+    found = [decide(draw(rng, configs=14, patients=30, seeds=10, shift=3)).separated[0, 1:].mean() for _ in range(60)]
+    assert np.mean(found) >= 0.8
+
+
+def test_one_run_takes_the_whole_run_variance_and_a_deterministic_one_takes_none() -> None:
+    scores = draw(np.random.default_rng(6), seeds=3)
+    scores[3, 1:] = np.nan
+    single, still = decide(scores), decide(scores, deterministic=np.array([False, False, False, True]))
+    assert single.run_variance is not None
+    assert single.run_variance == still.run_variance == pytest.approx(decide(scores[:3]).run_variance)
+    d = scores[0].mean(0) - scores[3, 0]
+    assert single.se[0, 3] ** 2 == pytest.approx(d.var(ddof=1) / 20 + single.run_variance * (1 / 3 + 1))
+    assert still.se[0, 3] ** 2 == pytest.approx(d.var(ddof=1) / 20 + single.run_variance / 3)
+
+
+def test_a_run_that_misses_patients_is_used_for_the_others() -> None:
+    scores = draw(np.random.default_rng(7), seeds=3)
+    scores[1, 2, :5] = np.nan
+    decision = decide(scores)
+    assert np.isfinite(decision.se).all()
+    assert decision.mean[1] == pytest.approx(np.nanmean(scores[1], axis=0).mean())
+    assert 7 < decision.run_df <= 8
+
+
+@pytest.mark.filterwarnings("error")
+def test_degenerate_inputs_give_no_nan() -> None:
+    same = np.repeat(draw(np.random.default_rng(8), configs=1, seeds=2), 3, axis=0)
+    tied = decide(same)
+    assert (tied.p == 1).all()
+    assert not tied.separated.any()
+    constant = decide(same + np.array([0, 0, 1.0])[:, None, None])
+    assert constant.separated[0].tolist() == [False, False, False]  # the run SD of one seed pair is large against 1
+    flat = decide(np.ones((3, 1, 12)) * np.array([1, 1, 2.0])[:, None, None])
+    assert flat.separated.tolist() == [[False, False, True], [False, False, True], [True, True, False]]
+    lonely = decide(np.ones((2, 3, 1)))
+    assert (lonely.p == 1).all()
+    for decision in (tied, constant, flat, lonely, decide(same[:1])):
+        for values in (decision.mean, decision.half_width, decision.se, decision.df, decision.p, decision.p_holm):
+            assert not np.isnan(values).any()
+
+
+def test_too_few_patients_separate_nothing() -> None:
+    scores = np.arange(4.0)[:, None, None] * 100 + np.zeros((4, 1, 6))
+    assert patients_needed(6) == 8
+    assert not decide(scores).separated.any()
+    assert decide(np.repeat(scores, 2, axis=2)[:, :, :8]).separated[0, 3]
+
+
+@pytest.mark.parametrize(("pairs", "needed"), [(0, 6), (1, 6), (3, 7), (10, 9), (91, 12)])
+def test_patients_needed(pairs: int, needed: int) -> None:
+    assert patients_needed(pairs) == needed
+    assert 2 / 2**needed <= 0.05 / max(pairs, 1)
+
+
+def test_patients_needed_at_equality() -> None:
+    assert patients_needed(1, alpha=2 / 2**9) == 9
+
+
+def test_holm_by_hand() -> None:
+    assert holm(np.array([0.01, 0.04, 0.03, 0.005])) == pytest.approx([0.03, 0.06, 0.06, 0.02])
+    assert holm(np.array([])).size == 0
+
+
+def test_letters_by_hand() -> None:
+    apart = np.zeros((4, 4), bool)
+    assert letters(apart) == ["a", "a", "a", "a"]
+    for i, j in [(0, 2), (0, 3), (1, 3)]:
+        apart[i, j] = apart[j, i] = True
+    assert letters(apart) == ["a", "ab", "bc", "c"]
+    assert letters(~np.eye(3, dtype=bool)) == ["a", "b", "c"]
+
+
+def test_two_share_a_letter_exactly_if_not_separated() -> None:
+    rng = np.random.default_rng(9)
+    checked = 0
+    for _ in range(60):
+        size = int(rng.integers(1, 12))
+        apart = np.triu(rng.random((size, size)) < rng.random(), 1)
+        apart |= apart.T
+        shown = letters(apart)
+        for i, j in itertools.combinations(range(size), 2):
+            assert bool(set(shown[i]) & set(shown[j])) == (not apart[i, j])
+            checked += 1
+        assert all(shown)
+    assert checked > 500

@@ -1,0 +1,317 @@
+"""The MLflow mirror: complete, never appended to, and never in a training's way."""
+
+import multiprocessing
+import os
+import shutil
+import sqlite3
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from quintet import tracking
+from quintet.errors import InputError
+from quintet.runs import Record
+
+DEAD = "http://127.0.0.1:9"
+HISTORY = "epoch,train/loss,val/recall@5\n0,1.5,\n1,1.0,0.25\n2,0.5,0.75\n"
+
+
+@pytest.fixture(scope="session")
+def migrated(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A database whose tables exist: 3 s once instead of per test."""
+    path = tmp_path_factory.mktemp("mlflow") / "mlflow.db"
+    tracking._client(f"sqlite:///{path}").search_experiments()
+    return path
+
+
+@pytest.fixture
+def bare(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """A repository without a database, as the working directory; its name needs quoting in URIs."""
+    root = tmp_path / "my repo ü"
+    root.mkdir()
+    (root / "dvc.yaml").touch()
+    for name in ("MLFLOW_TRACKING_URI", "DVC_ROOT"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.chdir(root)
+    tracking._said.clear()
+    tracking._silent.clear()
+    yield root
+    tracking._silent.clear()
+
+
+@pytest.fixture
+def repo(bare: Path, migrated: Path) -> Path:
+    shutil.copy(migrated, bare / "mlflow.db")
+    return bare
+
+
+def make_record(**changes: Any) -> Record:
+    params = {"lr": 0.001, "loss": {"dice": 1.0, "names": ["a", "b"]}, "long": "x" * 9000}
+    fields = {"study": "toy", "stage": "train", "config": "base", "seed": 0, "params": params, "inputs": {"arrays": "d41d8"}}
+    return Record(**(fields | {"tags": {"git_commit": "abc", "dvc_exp_name": ""}} | changes))
+
+
+def make_run(folder: Path, record: Record, weights: str = "weights") -> Path:
+    for name, text in {
+        "model/model.pt": weights,
+        "model/history.csv": HISTORY,
+        "evaluation/metrics.json": '{"dice": 0.8, "recall@5": 1, "note": "text", "none": null}',
+    }.items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_text(text)
+    record.save(folder)
+    return folder
+
+
+def runs(study: str = "toy") -> list[Any]:
+    client = tracking._client(tracking.tracking_uri())
+    return list(client.search_runs([client.get_experiment_by_name(study).experiment_id]))
+
+
+def states() -> list[str]:
+    return sorted(run.data.tags["quintet.state"] for run in runs())
+
+
+def contact(barrier: Any, results: Any) -> None:
+    barrier.wait()
+    live = tracking.Live(make_record(seed=os.getpid()))
+    live.log({"loss": 1.0}, step=0)
+    live.close()
+    results.put(len(tracking._said))
+
+
+def test_four_processes_open_a_fresh_database(bare: Path, migrated: Path) -> None:
+    """`migrated` has imported mlflow before the fork, once instead of four times."""
+    ways = multiprocessing.get_context("fork" if sys.platform == "linux" else "spawn")
+    barrier, results = ways.Barrier(4), ways.Queue()
+    processes = [ways.Process(target=contact, args=(barrier, results)) for _ in range(4)]
+    for process in processes:
+        process.start()
+    assert [results.get(timeout=60) for _ in processes] == [0, 0, 0, 0]
+    for process in processes:
+        process.join()
+    assert len(runs()) == 4
+
+
+def test_a_finished_run_is_mirrored_whole(repo: Path) -> None:
+    (repo / "reports/toy").mkdir(parents=True)
+    (repo / "reports/toy/ranking.csv").write_text("rank\n1\n")
+    (repo / "reports/note.md").write_text("note")
+    record = make_record(metrics={"peak_memory_mb": 12.0}, artifacts=["reports/toy", "reports/note.md", "reports/absent"])
+    run_id = tracking.upload(make_run(repo / "runs/toy/selected", record))
+    (run,) = runs()
+    assert run.info.run_id == run_id
+    assert (run.info.status, run.info.run_name) == ("FINISHED", "base fold 0 seed 0")
+    tags = {"study": "toy", "config": "base", "fold": "0", "seed": "0", "stage": "train", "key": record.key}
+    tags |= {"md5.arrays": "d41d8", "git_commit": "abc", "dvc_exp_name": "", "quintet.state": "complete"}
+    assert tags.items() <= run.data.tags.items()
+    assert run.data.params == {"lr": "0.001", "loss.dice": "1.0", "loss.names": "['a', 'b']", "long": "x" * 6000}
+    final = {"final/dice": 0.8, "final/recall_at_5": 1.0, "final/peak_memory_mb": 12.0}
+    assert run.data.metrics == final | {"train/loss": 0.5, "val/recall_at_5": 0.75}
+    files = repo / "mlartifacts/toy" / str(run_id) / "artifacts"
+    assert sorted(p.relative_to(files).as_posix() for p in files.rglob("*") if p.is_file()) == [
+        "evaluation/metrics.json", "model/history.csv", "model/model.pt", "record.json",
+        "reports/note.md", "reports/toy/ranking.csv",
+    ]  # fmt: skip
+    assert sorted(p.name for p in repo.iterdir() if p.name not in ("dvc.yaml", "runs", "reports")) == [
+        ".mlflow.lock", "mlartifacts", "mlflow.db",
+    ]  # fmt: skip
+
+
+def test_history_becomes_steps_with_increasing_times(repo: Path) -> None:
+    run_id = tracking.upload(make_run(repo / "runs/toy/selected", make_record()))
+    client = tracking._client(tracking.tracking_uri())
+    loss = client.get_metric_history(run_id, "train/loss")
+    assert [(m.step, m.value) for m in loss] == [(0, 1.5), (1, 1.0), (2, 0.5)]
+    assert loss[0].timestamp < loss[1].timestamp < loss[2].timestamp
+    assert [(m.step, m.value) for m in client.get_metric_history(run_id, "val/recall_at_5")] == [(1, 0.25), (2, 0.75)]
+
+
+def test_many_parameters_and_epochs_go_in_batches(repo: Path) -> None:
+    folder = make_run(repo / "runs/toy/selected", make_record(params={f"p{i}": i for i in range(250)}))
+    (folder / "model/history.csv").write_text("epoch,loss\n" + "".join(f"{i},{i}\n" for i in range(2500)))
+    run_id = tracking.upload(folder)
+    assert len(runs()[0].data.params) == 250
+    assert len(tracking._client(tracking.tracking_uri()).get_metric_history(run_id, "loss")) == 2500
+
+
+def test_the_same_key_replaces_its_run_and_the_same_content_does_nothing(repo: Path) -> None:
+    folder = make_run(repo / "runs/toy/selected", make_record())
+    first = tracking.upload(folder)
+    assert tracking.upload(folder) == first
+    make_run(folder, make_record(), weights="trained again")
+    second = tracking.upload(folder)
+    assert second != first
+    assert [run.info.run_id for run in runs()] == [second]
+
+
+def test_changed_parameters_are_two_runs(repo: Path) -> None:
+    tracking.upload(make_run(repo / "runs/toy/selected", make_record()))
+    tracking.upload(make_run(repo / "runs/toy/selected", make_record(params={"lr": 0.01})))
+    assert sorted(run.data.params["lr"] for run in runs()) == ["0.001", "0.01"]
+
+
+def test_a_live_run_shows_epochs_and_gives_way_to_the_complete_one(repo: Path) -> None:
+    killed = tracking.Live(make_record())
+    killed.log({"train/loss": 9.0}, step=0)
+    live = tracking.Live(make_record())
+    for epoch in range(3):
+        live.log({"train/loss": 1.0 / (epoch + 1), "val/recall@5": 0.5}, step=epoch)
+    (shown,) = runs()  # the killed one is gone
+    assert shown.info.status == "RUNNING"
+    assert shown.data.tags["quintet.state"] == "live"
+    assert shown.data.metrics == pytest.approx({"train/loss": 1 / 3, "val/recall_at_5": 0.5})
+    live.close()
+    tracking.upload(make_run(repo / "runs/toy/selected", make_record()))
+    assert states() == ["complete"]
+
+
+def test_a_new_live_run_leaves_the_complete_one_until_it_is_done(repo: Path) -> None:
+    tracking.upload(make_run(repo / "runs/toy/selected", make_record()))
+    tracking.Live(make_record()).close(failed=True)
+    assert states() == ["complete", "live"]
+    assert {run.info.status for run in runs()} == {"FINISHED", "FAILED"}
+
+
+def test_a_run_deleted_meanwhile_stops_only_the_mirror(repo: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    live = tracking.Live(make_record())
+    tracking._client(tracking.tracking_uri()).delete_run(runs()[0].info.run_id)
+    for epoch in range(3):
+        live.log({"loss": 1.0}, step=epoch)
+    assert capsys.readouterr().err.count("quintet sync") == 1
+    assert tracking.upload(make_run(repo / "runs/toy/selected", make_record()))
+
+
+def test_a_dead_server_costs_seconds_and_one_line(
+    bare: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://user:secret@127.0.0.1:9")
+    start = time.monotonic()
+    live = tracking.Live(make_record())
+    for epoch in range(50):
+        live.log({"loss": 1.0}, step=epoch)
+    live.close()
+    assert tracking.upload(make_run(bare / "runs/toy/selected", make_record())) is None
+    assert time.monotonic() - start < 15
+    (line,) = capfd.readouterr().err.splitlines()
+    assert "quintet sync" in line
+    assert "refused" in line
+    assert "secret" not in line
+
+
+def test_sync_says_that_the_server_is_dead(bare: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", DEAD)
+    assert tracking.sync(bare) == (0, 0)  # nothing to upload, nobody to ask
+    make_run(bare / "runs/toy/selected", make_record())
+    with pytest.raises(InputError, match=r"127\.0\.0\.1:9.*refused.*MLFLOW_TRACKING_URI"):
+        tracking.sync(bare)
+
+
+def test_sync_fills_an_empty_store_once(repo: Path) -> None:
+    for seed in (0, 1):
+        make_run(repo / f"runs/toy/sweep/base-{seed}", make_record(seed=seed))
+    make_run(repo / "runs/other/selected", make_record(study="other"))
+    make_run(repo / "runs/toy/.selected.77.part", make_record(seed=7))
+    make_run(repo / "runs/toy/half.part", make_record(seed=8))
+    assert tracking.sync(repo) == (3, 0)
+    assert tracking.sync(repo) == (0, 3)
+    assert len(runs()) == 2
+    assert runs()[0].data.metrics["final/dice"] == 0.8
+    make_run(repo / "runs/toy/sweep/base-1", make_record(seed=1), weights="trained again")
+    assert tracking.sync(repo) == (1, 2)
+    assert len(runs()) == 2
+
+
+def test_a_copied_folder_is_one_run(repo: Path) -> None:
+    make_run(repo / "runs/toy/a", make_record(), weights="old")
+    make_run(repo / "runs/toy/b", make_record(), weights="new")
+    assert tracking.sync(repo) == (1, 0)
+    assert tracking.sync(repo) == (0, 1)
+
+
+def test_a_broken_file_is_named(repo: Path) -> None:
+    (make_run(repo / "runs/toy/selected", make_record()) / "record.json").write_text("{}")
+    with pytest.raises(InputError, match=r"toy/selected/record\.json"):
+        tracking.sync(repo)
+    (make_run(repo / "runs/toy/selected", make_record()) / "model/history.csv").write_text("epoch,loss\n0,low\n")
+    with pytest.raises(InputError, match=r"toy/selected: model/history\.csv"):
+        tracking.sync(repo)
+
+
+def test_an_experiment_deleted_by_the_user_comes_back_without_replaced_runs(repo: Path) -> None:
+    folder = make_run(repo / "runs/toy/selected", make_record(), weights="old")
+    tracking.upload(folder)
+    make_run(folder, make_record(), weights="new")
+    second = tracking.upload(folder)
+    client = tracking._client(tracking.tracking_uri())
+    client.delete_experiment(client.get_experiment_by_name("toy").experiment_id)
+    assert tracking.sync(repo) == (0, 1)
+    assert [run.info.run_id for run in runs()] == [second]
+
+
+def test_a_moved_checkout_is_told_what_to_do(repo: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tracking.upload(make_run(repo / "runs/toy/selected", make_record()))
+    shutil.copytree(repo, tmp_path / "copy")
+    monkeypatch.chdir(tmp_path / "copy")
+    with pytest.raises(InputError, match="moved or copied"):
+        tracking.sync(Path())
+
+
+def test_resolve_takes_a_folder_or_an_id(repo: Path) -> None:
+    folder = make_run(repo / "runs/toy/selected", make_record())
+    run_id = tracking.upload(folder)
+    assert tracking.resolve(str(folder)) == folder
+    by_id = tracking.resolve(str(run_id))
+    assert (by_id / "model/model.pt").read_text() == "weights"
+    assert Record.load(by_id) == make_record()
+
+
+@pytest.mark.parametrize("name", ["runs/absent", "0" * 32])
+def test_resolve_names_both_possibilities(repo: Path, name: str) -> None:
+    with pytest.raises(InputError, match=f"{name}: neither a run folder .* nor an MLflow run id"):
+        tracking.resolve(name)
+
+
+def test_a_live_run_has_no_folder_yet(repo: Path) -> None:
+    tracking.Live(make_record())
+    with pytest.raises(InputError, match="complete"):
+        tracking.resolve(runs()[0].info.run_id)
+
+
+def test_dvc_root_and_the_environment_decide_where_the_store_is(
+    bare: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    inside = bare / "stages"
+    inside.mkdir()
+    monkeypatch.chdir(inside)
+    assert tracking.tracking_uri() == f"sqlite:///{bare.as_posix()}/mlflow.db"
+    monkeypatch.setenv("DVC_ROOT", str(tmp_path / "real"))
+    assert tracking.tracking_uri() == f"sqlite:///{(tmp_path / 'real').as_posix()}/mlflow.db"
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", DEAD)
+    assert tracking.tracking_uri() == DEAD
+
+
+def test_outside_a_repository_work_goes_on(tmp_path: Path, bare: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    live = tracking.Live(make_record())
+    live.log({"loss": 1.0}, step=0)
+    assert tracking.upload(make_run(tmp_path / "run", make_record())) is None
+
+
+def test_writers_wait_for_a_locked_database(repo: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tracking.time, "sleep", lambda seconds: None)
+    answers: list[Callable[[], str]] = [locked, locked, lambda: "written"]
+    assert tracking._unlocked(lambda: answers.pop(0)()) == "written"
+
+
+def locked() -> str:
+    raise sqlite3.OperationalError("database is locked")
+
+
+def test_importing_the_module_leaves_mlflow_alone() -> None:
+    code = "import sys, quintet.tracking; sys.exit('mlflow' in sys.modules)"
+    assert os.spawnv(os.P_WAIT, sys.executable, [sys.executable, "-c", code]) == 0
