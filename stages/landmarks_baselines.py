@@ -1,4 +1,7 @@
-"""Fit and evaluate the baselines: python stages/landmarks_baselines.py --data data/processed/landmarks --out runs/landmarks/baselines"""
+"""Fit and evaluate the baselines.
+
+python stages/landmarks_baselines.py --data data/processed/landmarks --out runs/landmarks/baselines
+"""
 
 from pathlib import Path
 
@@ -20,4 +23,4 @@ def main(params: Params, data: Path, out: Path) -> str:
 
 
 if __name__ == "__main__":
-    stage(main)
+    stage(main, needs="quintet.landmarks.study")

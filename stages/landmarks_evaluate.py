@@ -1,6 +1,7 @@
 """Measure the selected configuration on the test images, once.
 
-python stages/landmarks_evaluate.py --data data/processed/landmarks --run runs/landmarks/selected --metrics reports/landmarks/selected.json
+python stages/landmarks_evaluate.py --data data/processed/landmarks --run runs/landmarks/selected
+  --metrics reports/landmarks/selected.json
 """
 
 import json
@@ -24,4 +25,4 @@ def main(params: Params, data: Path, run: Path, metrics: Path) -> str:
 
 
 if __name__ == "__main__":
-    stage(main)
+    stage(main, needs="quintet.landmarks.prediction")

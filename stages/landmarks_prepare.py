@@ -1,6 +1,7 @@
 """Raw folder to one array, one table, a split and the data-set page.
 
-python stages/landmarks_prepare.py --raw data/synthetic/landmarks --out data/processed/landmarks --page reports/landmarks/data.html
+python stages/landmarks_prepare.py --raw data/synthetic/landmarks --out data/processed/landmarks
+  --page reports/landmarks/data.html
 """
 
 from pathlib import Path
@@ -20,4 +21,4 @@ def main(params: Params, raw: Path, out: Path, page: Path) -> str:
 
 
 if __name__ == "__main__":
-    stage(main)
+    stage(main, needs="quintet.landmarks.analysis")

@@ -20,4 +20,4 @@ def main(params: Params, sweep: Path, baselines: Path, out: Path, report: Path) 
 
 
 if __name__ == "__main__":
-    stage(main)
+    stage(main, needs="quintet.landmarks.comparison")

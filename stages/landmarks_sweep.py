@@ -21,4 +21,4 @@ def main(params: Params, config: str, after: Path, data: Path, out: Path) -> str
 
 
 if __name__ == "__main__":
-    stage(main)
+    stage(main, needs="quintet.landmarks.module")

@@ -1,4 +1,7 @@
-"""Draw chest X-ray phantoms in the study's on-disk format: python stages/landmarks_synthesize.py --out data/synthetic/landmarks"""
+"""Draw chest X-ray phantoms in the study's on-disk format.
+
+python stages/landmarks_synthesize.py --out data/synthetic/landmarks
+"""
 
 from pathlib import Path
 
@@ -7,12 +10,15 @@ from quintet.stage import stage
 
 
 def main(params: Params, out: Path) -> str:
+    from joblib import cpu_count
+
     from quintet.landmarks.synthetic import synthesize
 
     how = params.landmarks.synthetic
-    synthesize(out, images=how.images, size=how.size, seed=how.seed, label_noise_px=how.label_noise_px)
+    workers = params.compute.threads or cpu_count()  # an image depends on its number alone, whoever draws it
+    synthesize(out, images=how.images, size=how.size, seed=how.seed, label_noise_px=how.label_noise_px, workers=workers)
     return f"{how.images} phantoms in {out}"
 
 
 if __name__ == "__main__":
-    stage(main)
+    stage(main, needs="quintet.landmarks.synthetic")

@@ -21,4 +21,4 @@ def main(params: Params, data: Path, run: Path) -> str:
 
 
 if __name__ == "__main__":
-    stage(main)
+    stage(main, needs="quintet.landmarks.module")

@@ -1,5 +1,6 @@
 """One call that trains: `fit`. Killed at any moment and called again, it ends with the result of one left alone."""
 
+import logging
 import math
 import os
 import shutil
@@ -28,6 +29,7 @@ from quintet.training.callbacks import FiniteLoss, History, Reseed
 from quintet.training.hardware import peak_memory_mb, resolve_device, resolve_precision
 
 DRIFT_EPOCHS = 5
+logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)  # no tips; warnings stay
 
 
 def adam_cosine(

@@ -1,0 +1,82 @@
+import subprocess
+import sys
+import time
+
+import pytest
+import yaml
+from tests.conftest import ROOT
+
+from quintet.errors import InputError
+from quintet.params import parse, predecessor
+
+
+def test_shipped_file_is_valid(make_params):
+    assert make_params().landmarks.arch == "resnet18"
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "says"),
+    [
+        ("landmarks.arch", "resnet19", ["landmarks.arch", "'resnet18' or 'unet'", "resnet19"]),
+        ("landmarks.losses", ["wing", "dice"], ["landmarks.losses", "'symmetry'", "dice"]),
+        ("landmarks.epochs", 0, ["landmarks.epochs", "greater than or equal to 1"]),
+        ("landmarks.size", 97, ["landmarks.size", "multiple of 16"]),
+        ("landmarks.split", "random", ["reference, stratified, grouped"]),
+        ("landmarks.arch", "unet", ["head=heatmap"]),
+        ("landmarks.weights", "imagenet", ["width=64"]),
+        ("landmarks.losses", ["symmetry"], ["needs wing"]),
+        ("landmarks.losses", ["wing", "wing"], ["stands twice"]),
+        ("landmarks.rate_backbone", 0.0, ["rate_backbone > 0"]),
+        ("landmarks.learning_rate", 1, ["landmarks.learning_rate", "there are:", "rate_head"]),
+        ("landmarks.configs.finetune.after", "runs/landmarks/sweep/nothing", ["nothing", "frozen"]),
+        ("compute.device", "tpu", ["compute.device", "'cuda'"]),
+    ],
+)
+def test_wrong_value_is_named_with_what_is_allowed(make_params, key, value, says):
+    with pytest.raises(InputError) as caught:
+        make_params({key: value})
+    for part in says:
+        assert part in str(caught.value)
+
+
+def test_missing_and_all_wrong_values_at_once(values):
+    changed = values | {"landmarks": {k: v for k, v in values["landmarks"].items() if k != "size"} | {"arch": "x", "head": "y"}}
+    with pytest.raises(InputError) as caught:
+        parse(changed)
+    assert all(key in str(caught.value) for key in ("landmarks.size", "landmarks.arch", "landmarks.head"))
+
+
+def test_predecessors_form_the_published_chain(make_params):
+    configs = make_params().landmarks.configs
+    chain = {name: predecessor(config) for name, config in configs.items()}
+    assert chain == {
+        "frozen": None, "finetune": "frozen", "symmetry": "finetune", "complete": "symmetry", "attention": "frozen", "heatmap": None,
+    }  # fmt: skip
+
+
+def test_literals_and_registries_agree():
+    """The legal names of params.py are the registered ones."""
+    from typing import get_args
+
+    from quintet.landmarks.losses import LOSSES
+    from quintet.landmarks.networks import ENCODERS, HEADS
+    from quintet.params import LandmarksChoice, LandmarksLoss, LandmarksLossWeights
+
+    fields = LandmarksChoice.model_fields
+    assert set(get_args(fields["arch"].annotation)) == set(ENCODERS)
+    assert set(get_args(fields["head"].annotation)) == set(HEADS)
+    assert set(get_args(LandmarksLoss)) == set(LOSSES) == set(LandmarksLossWeights.model_fields)
+
+
+def test_a_stage_answers_within_two_seconds_without_torch(tmp_path, values):
+    values = values | {"landmarks": values["landmarks"] | {"arch": "vgg"}}
+    (tmp_path / "params.yaml").write_text(yaml.safe_dump(values))
+    command = [sys.executable, "-X", "importtime", str(ROOT / "stages" / "landmarks_train.py"), "--data", "x", "--run", "y"]
+    started = time.monotonic()
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    seconds = time.monotonic() - started
+    assert done.returncode == 2
+    assert "'resnet18' or 'unet'" in done.stderr
+    assert "| torch" not in done.stderr
+    assert seconds < 10  # a loaded machine; the import list above is the real check
+    assert not (tmp_path / "y").exists()
