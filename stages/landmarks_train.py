@@ -11,7 +11,7 @@ from quintet.stage import stage
 
 def main(params: Params, data: Path, run: Path) -> str:
     from quintet.landmarks.study import train_run
-    from quintet.training import forget
+    from quintet.training.fit import forget
 
     p = params.landmarks
     start = None if p.start_from == "none" else Path(p.start_from)

@@ -4,10 +4,10 @@ import time
 
 import pytest
 import yaml
-from tests.conftest import ROOT
 
 from quintet.errors import InputError
 from quintet.params import parse, predecessor
+from tests.conftest import ROOT
 
 
 def test_shipped_file_is_valid(make_params):
@@ -50,7 +50,8 @@ def test_predecessors_form_the_published_chain(make_params):
     configs = make_params().landmarks.configs
     chain = {name: predecessor(config) for name, config in configs.items()}
     assert chain == {
-        "frozen": None, "finetune": "frozen", "symmetry": "finetune", "complete": "symmetry", "attention": "frozen", "heatmap": None,
+        "frozen": None, "finetune": "frozen", "symmetry": "finetune", "complete": "symmetry", "attention": "frozen",
+        "heatmap": None,
     }  # fmt: skip
 
 

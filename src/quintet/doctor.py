@@ -15,7 +15,7 @@ def examine(root: Path) -> tuple[str, list[str]]:
     import torch
 
     from quintet import params, tracking
-    from quintet.training import resolve_device, resolve_precision
+    from quintet.training.hardware import resolve_device, resolve_precision
 
     missing = []
     lines = [f"quintet {metadata.version('quintet')} in {root}", f"python {platform.python_version()}, {platform.platform()}"]

@@ -5,7 +5,7 @@ class InputError(Exception):
     """What is wrong, in which file or row, and what to do about it."""
 
 
-class Problems(InputError):
+class Problems(InputError):  # noqa: N818  (it reads as what it holds)
     """Several problems of one data set, each a full sentence, all listed at once."""
 
     def __init__(self, where: str, problems: list[str]) -> None:

@@ -24,7 +24,13 @@ def test_resnet18_has_torchvisions_size_and_names():
     net = LandmarkNet(arch="resnet18", head="regression", attention=False, width=64, dropout=0.5).backbone.net
     assert sum(p.numel() for p in net.parameters()) == 11_176_512
     names = set(net.state_dict())
-    assert {"conv1.weight", "bn1.running_mean", "layer1.0.conv1.weight", "layer2.0.downsample.0.weight", "layer4.1.bn2.bias"} <= names
+    assert {
+        "conv1.weight",
+        "bn1.running_mean",
+        "layer1.0.conv1.weight",
+        "layer2.0.downsample.0.weight",
+        "layer4.1.bn2.bias",
+    } <= names
     assert len(names) == 120
     assert net(torch.rand(1, 3, 64, 64)).shape[1] == 512
 

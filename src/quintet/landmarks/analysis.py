@@ -38,7 +38,7 @@ def write_data_page(page: Path, data: Prepared, skipped: list[str]) -> None:
         sections.insert(1, Section("Images as the networks see them", figures=[picture]))
         if skipped:
             sections.append(Section(f"{len(skipped)} skipped rows", "\n\n".join(skipped)))
-        lead = f"{len(cases)} images in {cases['category'].nunique()} categories, {cases['group'].nunique()} groups of near-duplicates."
+        lead = f"{len(cases)} images in {cases['category'].nunique()} categories, {cases['group'].nunique()} likely persons."
         write_page(page, "Chest X-ray landmarks: the data set", sections, lead=lead)
 
 
@@ -55,7 +55,7 @@ def _positions(data: Prepared) -> pd.DataFrame:
 
 
 def label_grid(points_px: np.ndarray, sides: np.ndarray) -> int | None:
-    """The coarsest n for which all coordinates `[N, 15, 2]` are rounded multiples of side / n; None if there is none up to 256."""
+    """The coarsest n for which all coordinates `[N, 15, 2]` are rounded multiples of side / n; None above 256."""
     for n in GRIDS:
         k = np.round(points_px * n / sides)
         if (np.abs(np.round(k * sides / n) - points_px) < 0.5).all():

@@ -15,7 +15,8 @@ from quintet.params import LandmarksAugment
 
 
 def augment(images: Tensor, points: Tensor, how: LandmarksAugment) -> tuple[Tensor, Tensor]:
-    """Augment images `[B, 1, H, W]` in [0, 1] and points `[B, 15, 2]` (fractions of a square image) with torch's global generator."""
+    """Augment images `[B, 1, H, W]` in [0, 1] and points `[B, 15, 2]` (fractions of a square image) with torch's global
+    generator."""
     count = len(images)
     draw = torch.rand(7, count, device=images.device) * 2 - 1  # uniform in [-1, 1)
     flip = draw[0] < 2 * how.flip - 1
@@ -32,7 +33,8 @@ def augment(images: Tensor, points: Tensor, how: LandmarksAugment) -> tuple[Tens
 def transform(
     images: Tensor, points: Tensor, *, flip: Tensor, angle: Tensor, scale: Tensor, shift: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """Flip (bool `[B]`), then rotate by angle (radians, clockwise as seen), scale and shift (`[B, 2]`, fractions) about the centre.
+    """Flip (bool `[B]`), then rotate by angle (radians, clockwise as seen), scale and shift (`[B, 2]`, fractions) about the
+    centre.
 
     Pixels outside the image become 0. Points use the same matrix: `p' = s R F (p - 1/2) + 1/2 + shift`.
     """

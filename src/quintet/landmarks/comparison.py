@@ -42,7 +42,8 @@ def compare(params: Params, sweep: Path, baselines: Path, out: Path, report: Pat
     runs |= {name: [baselines / name / "seed0"] for name in BASELINES}
     table = results.read([run / "evaluation" / "cases.csv" for group in runs.values() for run in group])
     ranked = ranking.rank(
-        table, METRIC, lower_is_better=True, alpha=params.ranking.alpha, bootstrap=params.ranking.bootstrap, published=p.published,
+        table, METRIC, lower_is_better=True, alpha=params.ranking.alpha, bootstrap=params.ranking.bootstrap,
+        published=p.published,
         deterministic=list(BASELINES),
     )  # fmt: skip
     sections = _sections(runs, list(ranked.table["config"]))

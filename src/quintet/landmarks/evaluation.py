@@ -33,7 +33,8 @@ BOOTSTRAP = 2000
 
 @dataclass(frozen=True)
 class Predicted:
-    """Points `[N, 15, 2]` (fractions) and an uncertainty `[N, 15]` in any increasing unit (heatmap spread, mirror disagreement)."""
+    """Points `[N, 15, 2]` (fractions) and an uncertainty `[N, 15]` in any increasing unit (heatmap spread, disagreement of
+    the mirror image)."""
 
     points: Points
     doubt: NDArray[np.float64]
@@ -126,7 +127,7 @@ def evaluate(
 def summary(
     table: pd.DataFrame, category: NDArray[np.object_], expected: NDArray[np.float64], error: NDArray[np.float64]
 ) -> dict[str, float]:
-    """Flat final metrics: of the image's mean error its distribution and interval, per category and landmark, thresholds, structure."""
+    """Flat final metrics: the image's mean error (distribution, interval, shares), per category, per landmark, structure."""
     image = table["error_px"].to_numpy()
     low, high = _bootstrap_interval(image)
     metrics = {

@@ -10,7 +10,6 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from quintet import training
 from quintet.errors import InputError
 from quintet.files import whole_folder
 from quintet.landmarks.anatomy import PIXELS
@@ -20,6 +19,10 @@ from quintet.landmarks.losses import LOSSES
 from quintet.landmarks.networks import LandmarkNet
 from quintet.params import Compute, Landmarks, LandmarksChoice
 from quintet.runs import Record
+from quintet.training.batches import batches
+from quintet.training.fit import adam_cosine, fit, set_up
+from quintet.training.hardware import resolve_device, resolve_precision
+from quintet.training.models import load_model, load_weights, save_model
 
 IMAGENET_URL = "https://download.pytorch.org/models/resnet18-f37072fd.pth"
 NOT_BACKBONE = ("fc.",)  # ImageNet's classifier
@@ -90,7 +93,7 @@ class LandmarkModule(L.LightningModule):
         groups = [{"params": [*self.net.attention.parameters(), *self.net.head.parameters()], "lr": self.choice.rate_head}]
         if self.choice.trains == "all":
             groups.insert(0, {"params": list(self.net.backbone.parameters()), "lr": self.choice.rate_backbone})
-        optimizer, schedule = training.adam_cosine(groups, self.shared, self.steps)
+        optimizer, schedule = adam_cosine(groups, self.shared, self.steps)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
 
@@ -104,8 +107,8 @@ class Start:
         if self.run is None:
             if weights == "none":
                 return "random"
-            return training.load_weights(net.backbone.net, weights, IMAGENET_URL, drop=NOT_BACKBONE)  # type: ignore[union-attr, arg-type]
-        state, _ = training.load_model(self.run / "model" / "model.pt")
+            return load_weights(net.backbone.net, weights, IMAGENET_URL, drop=NOT_BACKBONE)  # type: ignore[union-attr, arg-type]
+        state, _ = load_model(self.run / "model" / "model.pt")
         # a later phase may add attention: those weights stay new; everything else must be there and fit
         try:
             missing, unknown = net.load_state_dict(state, strict=False)
@@ -120,16 +123,16 @@ def train(
     data: Prepared, out: Path, choice: LandmarksChoice, shared: Landmarks, compute: Compute, *, record: Record, start: Path | None
 ) -> Record:
     """Train one configuration and write `out` = {model.pt, history.csv}; returns the record with the final training metrics."""
-    training.set_up(compute, record.seed)
+    set_up(compute, record.seed)
     rows, held_out = data.rows("train"), data.rows("valid")
-    train_batches = training.batches(Batches(data, rows), rows, shared.batch_size, seed=record.seed, shuffle=True)
-    valid_batches = training.batches(Batches(data, held_out), held_out, 64, seed=0, shuffle=False)
+    train_batches = batches(Batches(data, rows), rows, shared.batch_size, seed=record.seed, shuffle=True)
+    valid_batches = batches(Batches(data, held_out), held_out, 64, seed=0, shuffle=False)
     steps = choice.epochs * -(-len(train_batches) // shared.accumulate)
     module = LandmarkModule(choice, shared, steps=steps, debug=compute.debug)
     record.tags["weights"] = Start(start).fill(module.net, shared.weights)
-    record.tags["device"] = training.resolve_device(compute.device)
-    record.tags["precision"] = training.resolve_precision(shared.precision, record.tags["device"])
-    fitted = training.fit(
+    record.tags["device"] = resolve_device(compute.device)
+    record.tags["precision"] = resolve_precision(shared.precision, record.tags["device"])
+    fitted = fit(
         module, train_batches, valid_batches, epochs=choice.epochs, seed=record.seed, how=shared, compute=compute,
         record=record, monitor="valid_error_px", perfect=PERFECT_PX,
     )  # fmt: skip
@@ -139,7 +142,7 @@ def train(
     }  # fmt: skip
     with whole_folder(out) as folder:
         state = {name.removeprefix("net."): value for name, value in fitted.state.items()}
-        training.save_model(folder / "model.pt", state, build)
+        save_model(folder / "model.pt", state, build)
         fitted.history.to_csv(folder / "history.csv", index=False)
     record.metrics |= fitted.metrics
     return record

@@ -21,7 +21,8 @@ from quintet.landmarks.evaluation import Calibration, Predicted, evaluate, write
 from quintet.landmarks.figures import overlay
 from quintet.landmarks.networks import LandmarkNet
 from quintet.runs import Record
-from quintet.training import load_model, resolve_device
+from quintet.training.hardware import resolve_device
+from quintet.training.models import load_model
 
 BATCH = 32
 

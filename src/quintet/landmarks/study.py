@@ -80,7 +80,7 @@ def baseline_run(run: Path, data: Path, name: str, shared: Landmarks) -> dict[st
 
 def sweep_cell(out: Path, data: Path, after: Path, config: str, shared: Landmarks, compute: Compute) -> dict[str, float]:
     """Train and evaluate one configuration with each seed of the sweep, into `out`/seed<n>; returns the mean of the metrics."""
-    from quintet.training import forget
+    from quintet.training.fit import forget
 
     part = out.with_name(f".{out.name}.part")
     shutil.rmtree(part, ignore_errors=True)

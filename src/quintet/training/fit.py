@@ -32,6 +32,13 @@ DRIFT_EPOCHS = 5
 logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)  # no tips; warnings stay
 
 
+def set_up(compute: Compute, seed: int) -> None:
+    """Threads and seeds of this process."""
+    if compute.threads:
+        torch.set_num_threads(compute.threads)
+    L.seed_everything(seed, workers=True, verbose=False)
+
+
 def adam_cosine(
     groups: list[dict[str, Any]], how: Optimisation, steps: int
 ) -> tuple[torch.optim.Optimizer, torch.optim.lr_scheduler.LRScheduler]:

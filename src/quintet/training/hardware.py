@@ -3,11 +3,9 @@
 import resource
 import sys
 
-import lightning as L
 import torch
 
 from quintet.errors import InputError
-from quintet.params import Compute
 
 
 def resolve_device(device: str) -> str:
@@ -34,13 +32,6 @@ def resolve_precision(precision: str | int, device: str) -> str:
 def cpu_computes_bf16() -> bool:
     capability = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}
     return any(capability.get(name, False) for name in ("avx512_bf16", "amx_bf16", "bf16", "amx_tile"))
-
-
-def set_up(compute: Compute, seed: int) -> None:
-    """Threads and seeds of this process."""
-    if compute.threads:
-        torch.set_num_threads(compute.threads)
-    L.seed_everything(seed, workers=True, verbose=False)
 
 
 def peak_memory_mb() -> float:

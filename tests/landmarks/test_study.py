@@ -1,0 +1,288 @@
+"""The study end to end, with a configuration shrunk to seconds: train, evaluate, rank, predict, resume, repeat."""
+
+import json
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+import yaml
+from PIL import Image
+
+from quintet import results
+from quintet.errors import InputError
+from quintet.landmarks import data, study
+from quintet.landmarks.anatomy import mirror
+from quintet.landmarks.evaluation import Calibration, Predicted, calibration_error, pixel_errors, risk_coverage
+from quintet.landmarks.prediction import Model, predict_folder
+from tests.conftest import ROOT
+from tests.landmarks.test_data import write_dicom
+
+SMALL = {
+    "landmarks.size": 32, "landmarks.width": 8, "landmarks.epochs": 3, "landmarks.clahe": 0.0,
+    "landmarks.near_duplicate_distance": 0, "compute.device": "cpu", "compute.threads": 1,
+}  # fmt: skip
+
+
+@pytest.fixture
+def small(make_params, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)  # checkpoints go here; without a dvc.yaml nothing is mirrored
+    return make_params(SMALL)
+
+
+@pytest.fixture
+def prepared(raw, small, tmp_path):
+    data.prepare(raw, tmp_path / "data", small.landmarks)
+    return tmp_path / "data"
+
+
+def train(params, prepared, run: Path, *, choice=None, start=None, seed=0):
+    p = params.landmarks
+    return study.train_run(
+        run, prepared, choice or p, p, params.compute, stage="landmarks_train", config="selected", seed=seed, start=start
+    )
+
+
+def state_of(run: Path) -> dict[str, torch.Tensor]:
+    return torch.load(run / "model" / "model.pt", weights_only=True)["state_dict"]
+
+
+def equal(one, other) -> bool:
+    return one.keys() == other.keys() and all(torch.equal(one[k], other[k]) for k in one)
+
+
+@pytest.mark.parametrize("changes", [{}, {"landmarks.head": "heatmap"}, {"landmarks.arch": "unet", "landmarks.head": "heatmap"}])
+def test_train_evaluate_predict(changes, make_params, prepared, raw, tmp_path):
+    params = make_params(SMALL | changes)
+    run = tmp_path / "run"
+    record = train(params, prepared, run)
+    metrics = study.evaluate_run(run, run / "evaluation", prepared, params.landmarks, params.compute, all_figures=True)
+    history = pd.read_csv(run / "model" / "history.csv")
+    assert list(history["epoch"]) == [0, 1, 2]
+    assert record.metrics["best_valid_error_px"] == history["valid_error_px"].min()
+    table = results.read([run / "evaluation" / "cases.csv"])
+    assert table.query("metric == 'error_px'")["value"].mean() == pytest.approx(metrics["error_px"])
+    figures = {path.name for path in (run / "evaluation" / "figures").iterdir()}
+    assert {
+        "overlays.png",
+        "overlays_01.png",
+        "error_per_landmark.png",
+        "sdr.png",
+        "uncertainty.png",
+        "learning_curves.png",
+    } <= figures
+    # the shipped prediction of the raw images equals what was evaluated
+    count = predict_folder([run], raw / "images", tmp_path / "p.csv", overlays=None, device="cpu", skip=False)
+    assert count == 40
+    predicted = pd.read_csv(tmp_path / "p.csv", header=None)
+    evaluated = pd.read_csv(run / "evaluation" / "predictions.csv", header=None)
+    both = evaluated.merge(predicted, on=31, suffixes=("", "_new"))
+    assert len(both) == len(evaluated) > 0
+    assert predicted.shape == (40, 32)
+    for k in range(1, 31):
+        np.testing.assert_allclose(both[f"{k}_new"], both[f"{k}"], atol=0.02)
+    assert len(pd.read_csv(tmp_path / "p.csv.uncertainty.csv")) == 40
+
+
+def test_same_seed_same_numbers_and_another_seed_others(small, prepared, tmp_path):
+    from quintet.training.fit import forget
+
+    for name, seed in (("one", 0), ("two", 0), ("three", 1)):
+        forget(train(small, prepared, tmp_path / name, seed=seed))
+    assert equal(state_of(tmp_path / "one"), state_of(tmp_path / "two"))
+    assert not equal(state_of(tmp_path / "one"), state_of(tmp_path / "three"))
+    assert not list((tmp_path / ".checkpoints").glob("*"))
+
+
+def test_killed_training_resumes_to_the_same_result(prepared, values, tmp_path):
+    """kill -9 in the middle, run the stage again: same weights, same history as a run left alone."""
+    import copy
+
+    changed = copy.deepcopy(values)
+    for key, value in (SMALL | {"landmarks.epochs": 6}).items():
+        part, *path, last = key.split(".")
+        target = changed[part]
+        for piece in path:
+            target = target[piece]
+        target[last] = value
+    outcomes = {}
+    for name, kill in (("alone", False), ("killed", True)):
+        folder = tmp_path / name
+        folder.mkdir()
+        (folder / "params.yaml").write_text(yaml.safe_dump(changed))
+        command = [sys.executable, "-u", str(ROOT / "stages/landmarks_train.py"), "--data", str(prepared), "--run", "run"]
+        if kill:
+            process = subprocess.Popen(command, cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
+            for line in process.stdout:
+                if line.startswith("epoch 3/6"):
+                    process.send_signal(signal.SIGKILL)
+            assert process.wait() == -signal.SIGKILL
+            assert not (folder / "run" / "record.json").exists()
+        done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=True)
+        assert ("resuming from" in done.stdout) == kill
+        assert not kill or "epoch 1/6" not in done.stdout
+        outcomes[name] = (state_of(folder / "run"), pd.read_csv(folder / "run" / "model" / "history.csv"))
+    assert equal(outcomes["alone"][0], outcomes["killed"][0])
+    pd.testing.assert_frame_equal(outcomes["alone"][1], outcomes["killed"][1])
+
+
+def test_a_phase_continues_from_the_one_before(small, prepared, tmp_path, make_params):
+    first = make_params(SMALL | {"landmarks.trains": "head", "landmarks.epochs": 1})
+    train(first, prepared, tmp_path / "first")
+    untrained = [name for name in state_of(tmp_path / "first") if "backbone" in name and name.endswith("conv1.weight")]
+    second = make_params(SMALL | {"landmarks.attention": True, "landmarks.epochs": 1})
+    record = train(second, prepared, tmp_path / "second", start=tmp_path / "first")
+    assert untrained
+    assert record.tags["weights"] == str(tmp_path / "first")
+    assert "start" in record.inputs
+    other = make_params(SMALL | {"landmarks.width": 16})
+    with pytest.raises(InputError, match="does not fit the network"):
+        train(other, prepared, tmp_path / "third", start=tmp_path / "first")
+
+
+def test_head_phase_leaves_the_backbone_alone(prepared, tmp_path, make_params):
+    runs = {}
+    for epochs in (1, 3):
+        params = make_params(SMALL | {"landmarks.trains": "head", "landmarks.epochs": epochs})
+        train(params, prepared, tmp_path / str(epochs))
+        runs[epochs] = state_of(tmp_path / str(epochs))
+    weights = [n for n in runs[1] if n.startswith("backbone") and n.endswith("weight") and "conv" in n]
+    assert len(weights) >= 17
+    assert all(torch.equal(runs[1][n], runs[3][n]) for n in weights)
+    assert not torch.equal(runs[1]["head.layers.1.weight"], runs[3]["head.layers.1.weight"])
+
+
+def test_local_weights_are_loaded_and_named_and_wrong_ones_refused(prepared, tmp_path, make_params):
+    from quintet.landmarks.networks import LandmarkNet
+
+    torch.manual_seed(5)
+    net = LandmarkNet(arch="resnet18", head="regression", attention=False, width=64, dropout=0.1)
+    state = net.backbone.net.state_dict() | {"fc.weight": torch.zeros(1000, 512), "fc.bias": torch.zeros(1000)}
+    torch.save(state, tmp_path / "resnet18.pt")
+    changes = SMALL | {"landmarks.width": 64, "landmarks.trains": "head", "landmarks.epochs": 1}
+    params = make_params(changes | {"landmarks.weights": str(tmp_path / "resnet18.pt")})
+    record = train(params, prepared, tmp_path / "run")
+    assert "md5" in record.tags["weights"]
+    assert torch.equal(state_of(tmp_path / "run")["backbone.net.conv1.weight"], state["conv1.weight"])
+    torch.save({"other": torch.zeros(1)}, tmp_path / "wrong.pt")
+    with pytest.raises(InputError, match="do not fit the network"):
+        train(make_params(changes | {"landmarks.weights": str(tmp_path / "wrong.pt")}), prepared, tmp_path / "run2")
+    with pytest.raises(InputError, match="no such file"):
+        train(make_params(changes | {"landmarks.weights": "nowhere.pt"}), prepared, tmp_path / "run3")
+
+
+def test_imagenet_without_internet_says_how_to_give_a_file(prepared, tmp_path, make_params, monkeypatch):
+    def offline(*_args, **_options):
+        raise OSError("Name or service not known")
+
+    monkeypatch.setattr(torch.hub, "load_state_dict_from_url", offline)
+    params = make_params(SMALL | {"landmarks.width": 64, "landmarks.weights": "imagenet"})
+    with pytest.raises(InputError, match="give a local file instead"):
+        train(params, prepared, tmp_path / "run")
+
+
+def test_loss_that_is_not_finite_stops_with_step_and_cases(prepared, tmp_path, make_params):
+    params = make_params(SMALL | {"landmarks.rate_head": 1.0e30, "landmarks.rate_backbone": 1.0e30, "landmarks.clip_norm": 0.0})
+    with pytest.raises(InputError, match=r"step \d+ .*cases: .*(COVID|Normal|Viral)"):
+        train(params, prepared, tmp_path / "run")
+    assert not (tmp_path / "run" / "model").exists()
+
+
+def test_sweep_and_ranking(prepared, tmp_path, make_params, values):
+    """Two chained phases with two seeds and the baselines, ranked; a removed configuration's cell disappears."""
+    from quintet.landmarks.baselines import BASELINES
+    from quintet.landmarks.comparison import compare
+
+    configs = values["landmarks"]["configs"]
+    chain = {
+        "frozen": configs["frozen"] | {"epochs": 1, "after": str(prepared)},
+        "finetune": configs["finetune"] | {"epochs": 2},
+    }
+    params = make_params(SMALL | {"landmarks.configs": chain, "landmarks.sweep": {"seeds": [0, 1]}, "ranking.bootstrap": 100})
+    sweep, base = Path("runs/landmarks/sweep"), Path("runs/landmarks/baselines")
+    study.sweep_cell(sweep / "frozen", prepared, prepared, "frozen", params.landmarks, params.compute)
+    study.sweep_cell(sweep / "finetune", prepared, sweep / "frozen", "finetune", params.landmarks, params.compute)
+    for name in BASELINES:
+        study.baseline_run(base / name / "seed0", prepared, name, params.landmarks)
+    (sweep / "removed").mkdir()
+    verdict = compare(params, sweep, base, Path("runs/landmarks/rank"), Path("reports/ranking"))
+    assert not (sweep / "removed").exists()
+    table = pd.read_csv("reports/ranking/ranking.csv")
+    assert list(table.columns[:6]) == ["rank", "config", "mean", "low", "high", "group"]
+    assert set(table["config"]) == {"frozen", "finetune", "ridge", "mean_shape"}
+    assert verdict in Path("reports/ranking/ranking.html").read_text().replace("&#39;", "'").replace("&amp;", "&")
+    record = json.loads(Path("runs/landmarks/rank/record.json").read_text())
+    assert record["stage"] == "rank"
+    assert (sweep / "finetune" / "seed1" / "evaluation" / "metrics.json").is_file()
+    assert not list(Path(".checkpoints").glob("*"))
+
+
+def test_mirrored_image_gives_mirrored_landmarks(small, prepared, tmp_path):
+    """With mirror averaging the prediction is exactly equivariant under the flip with exchanged pairs."""
+    train(small, prepared, tmp_path / "run")
+    model = Model.load(tmp_path / "run", "cpu")
+    images = data.load(prepared).images[:6]
+    one, other = model(images), model(images[..., ::-1])
+    np.testing.assert_allclose(other.points, mirror(one.points), atol=1e-5)
+
+
+def test_prediction_of_a_folder_of_many_formats(small, prepared, tmp_path, capsys):
+    train(small, prepared, tmp_path / "run")
+    source = tmp_path / "in"
+    (source / "sub").mkdir(parents=True)
+    pixels = np.random.default_rng(0).integers(0, 256, (80, 60)).astype(np.uint8)
+    Image.fromarray(pixels).save(source / "a.png")
+    Image.fromarray(np.stack([pixels] * 3, -1)).save(source / "b.jpg")
+    Image.fromarray(pixels.astype(np.uint16) * 257).save(source / "sub" / "a.png")
+    write_dicom(source / "d.dcm", pixels.astype(np.uint16), "MONOCHROME1")
+    predict_folder([tmp_path / "run"], source, tmp_path / "p.csv", overlays=tmp_path / "o", device="cpu", skip=False)
+    table = pd.read_csv(tmp_path / "p.csv", header=None)
+    assert set(table[31]) == {"a.png", "b", "sub/a.png", "d"}
+    assert len(list((tmp_path / "o").glob("*.png"))) == 4
+    assert table[list(range(1, 31, 2))].to_numpy().max() <= 60
+    assert "MARKED" not in (tmp_path / "p.csv").read_text() + capsys.readouterr().out
+    (source / "bad.png").write_bytes(b"no picture")
+    with pytest.raises(InputError, match=r"bad\.png"):
+        predict_folder([tmp_path / "run"], source, tmp_path / "q.csv", overlays=None, device="cpu", skip=False)
+    assert not (tmp_path / "q.csv").exists()
+    assert predict_folder([tmp_path / "run"], source, tmp_path / "q.csv", overlays=None, device="cpu", skip=True) == 4
+
+
+def test_calibration_is_right_on_the_data_it_was_fitted_to():
+    rng = np.random.default_rng(0)
+    true = rng.random((200, 15, 2))
+    doubt = rng.uniform(0.001, 0.05, (200, 15))
+    predicted = Predicted(true + rng.normal(0, 1, true.shape) * doubt[..., None], doubt)
+    expected = Calibration.fit(predicted, true)(doubt)
+    error = pixel_errors(predicted.points, true)
+    assert expected.mean() == pytest.approx(error.mean(), rel=0.02)
+    assert calibration_error(expected.ravel(), error.ravel()) < 0.1 * error.mean()
+    coverage, risk = risk_coverage(expected.mean(1), error.mean(1))
+    assert risk[-1] == pytest.approx(error.mean())
+    assert risk[int(0.5 * len(risk))] < risk[-1]
+    assert coverage[-1] == 1
+
+
+def test_real_images_prepare_train_and_predict(real_landmarks, tmp_path, make_params, monkeypatch):
+    """60 real X-rays through the whole path."""
+    import shutil
+
+    monkeypatch.chdir(tmp_path)
+    rows = (real_landmarks / "annotations.csv").read_text().splitlines()[::13]
+    raw = tmp_path / "raw"
+    for row in rows:
+        image = next((real_landmarks / "images").glob(f"*/{row.rpartition(',')[2]}.*"))
+        (raw / "images" / image.parent.name).mkdir(parents=True, exist_ok=True)
+        shutil.copy(image, raw / "images" / image.parent.name)
+    (raw / "annotations.csv").write_text("\n".join(rows))
+    params = make_params(SMALL | {"landmarks.split": "grouped", "landmarks.near_duplicate_distance": 6})
+    data.prepare(raw, tmp_path / "data", params.landmarks)
+    train(params, tmp_path / "data", tmp_path / "run")
+    metrics = study.evaluate_run(
+        tmp_path / "run", tmp_path / "run/evaluation", tmp_path / "data", params.landmarks, params.compute, all_figures=False
+    )
+    assert 0 < metrics["error_px"] < 60

@@ -1,0 +1,106 @@
+"""dvc.yaml against the code: every expanded stage names existing scripts, sources and parameters, and the ones it really uses."""
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+from quintet.landmarks.study import EVALUATION, TRAINING
+from quintet.params import LandmarksChoice
+from tests.conftest import ROOT
+
+
+@pytest.fixture(scope="module")
+def stages():
+    from dvc.repo import Repo
+
+    before = Path.cwd()
+    os.chdir(ROOT)
+    try:
+        return {stage.addressing: stage for stage in Repo(".").index.stages}
+    finally:
+        os.chdir(before)
+
+
+def params_of(stage) -> set[str]:
+    return {key for dep in stage.deps if hasattr(dep, "params") for key in dep.params}
+
+
+def paths_of(stage) -> set[str]:
+    return {dep.def_path for dep in stage.deps if not hasattr(dep, "params")}
+
+
+def test_all_stages_are_there(stages, values):
+    cells = {f"landmarks_sweep@{name}" for name in values["landmarks"]["configs"]}
+    single = {f"landmarks_{name}" for name in ("synthesize", "prepare", "train", "evaluate", "baselines", "rank")}
+    assert set(stages) == cells | single
+
+
+def test_scripts_sources_and_parameters_exist(stages, values):
+    checked = 0
+    for name, stage in stages.items():
+        script = re.search(r"stages/\w+\.py", stage.cmd).group()
+        assert script == f"stages/{name.partition('@')[0]}.py"
+        assert script in paths_of(stage), name
+        for path in paths_of(stage):
+            if path.startswith(("src", "stages", "splits")):
+                assert (ROOT / path).exists(), (name, path)
+                checked += 1
+        for key in params_of(stage):
+            part = values
+            for piece in key.split("."):
+                part = part[piece]
+            checked += 1
+    assert checked > 150
+
+
+def test_training_stages_depend_on_exactly_what_they_read(stages):
+    shared = {f"landmarks.{name}" for name in TRAINING}
+    own = {f"landmarks.{name}" for name in (*LandmarksChoice.model_fields, "start_from", "seed")}
+    evaluation = {f"landmarks.{name}" for name in EVALUATION}
+    assert params_of(stages["landmarks_train"]) == shared | own
+    assert params_of(stages["landmarks_evaluate"]) == evaluation | {"landmarks.figures"}
+    cell = params_of(stages["landmarks_sweep@heatmap"])
+    assert cell == shared | evaluation | {"landmarks.configs.heatmap", "landmarks.sweep.seeds"}
+
+
+def test_selected_choice_touches_nothing_of_the_sweep(stages):
+    choice = {f"landmarks.{name}" for name in LandmarksChoice.model_fields}
+    touched = {name for name, stage in stages.items() if params_of(stage) & choice}
+    assert touched == {"landmarks_train"}
+
+
+def test_sources_a_stage_imports_are_its_dependencies(stages):
+    """Every module of the study that a stage's script loads (directly or not) stands in its deps, so that a change re-runs it."""
+    listing = (
+        "import importlib, sys; importlib.import_module(sys.argv[1]);"
+        "print('\\n'.join(m for m in sys.modules if m.startswith('quintet.landmarks.')))"
+    )
+    for name, module in {"landmarks_train": "quintet.landmarks.module", "landmarks_prepare": "quintet.landmarks.data"}.items():
+        done = subprocess.run([sys.executable, "-c", listing, module], capture_output=True, text=True, check=True)
+        loaded = {f"src/{line.replace('.', '/')}.py" for line in done.stdout.split()}
+        assert loaded
+        assert loaded <= paths_of(stages[name]), name
+
+
+@pytest.mark.parametrize("name", ["demo", "paper", "best"])
+def test_presets_are_valid_and_demo_takes_them_back(name, tmp_path):
+    from quintet.presets import lay_over
+
+    for part in ("params.yaml", "presets"):
+        target = tmp_path / part
+        if (ROOT / part).is_dir():
+            target.mkdir()
+            for file in (ROOT / part).iterdir():
+                (target / file.name).write_text(file.read_text())
+        else:
+            target.write_text((ROOT / part).read_text())
+    changed = lay_over(tmp_path, name, None)
+    assert bool(changed) == (name != "demo")
+    lay_over(tmp_path, "demo", None)
+    assert yaml.safe_load((tmp_path / "params.yaml").read_text()) == yaml.safe_load((ROOT / "params.yaml").read_text())
+    assert "# Shared by the selected configuration and the sweep" in (tmp_path / "params.yaml").read_text()
