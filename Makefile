@@ -1,6 +1,9 @@
 # make help lists the commands. PATH is set so that the stages' `python` and `dvc` are the environment's.
 PYTHON ?= python3.11
 VENV := .venv
+# usage reports of tools that run without importing quintet
+export MLFLOW_DISABLE_TELEMETRY := true
+export DO_NOT_TRACK := true
 export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
 .DEFAULT_GOAL := help
 .PHONY: help repro test ui lint clean

@@ -45,4 +45,4 @@ def _lay(target: Any, values: dict[str, Any], prefix: str) -> list[str]:
 
 
 def _plain(value: Any) -> str:
-    return yaml.safe_dump(value, default_flow_style=True).removesuffix("...\n").strip() if not isinstance(value, str) else value
+    return ", ".join(map(str, value)) if isinstance(value, list) else str(value)

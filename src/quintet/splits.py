@@ -1,5 +1,7 @@
 """Splits into train, valid and test: reproducible, stratified, grouped, and checked for leaks."""
 
+import warnings
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -21,7 +23,7 @@ def random_split(count: int, *, seed: int, strata: Sequence[str] | None = None, 
         names, counts = np.unique(np.asarray(strata), return_counts=True)
         for name, n in zip(names, counts, strict=True):
             if n < 4:
-                raise InputError(f"category {name!r} has {n} image(s): a stratified split needs 4; use split: reference")
+                raise InputError(f"category {str(name)!r} has {n} image(s): a stratified split needs 4; use split: reference")
     rows = np.arange(count)
     try:
         train, rest = train_test_split(rows, test_size=held_out, random_state=seed, stratify=strata)
@@ -40,10 +42,14 @@ def grouped_split(groups: Sequence[str], strata: Sequence[str], *, seed: int, fo
     distinct = len(set(groups))
     if distinct < folds:
         raise InputError(f"a grouped split needs at least {folds} groups (patients), got {distinct}; use a split file")
+    if max(Counter(strata).values()) < folds:  # too few of each to balance
+        strata = ["all"] * len(strata)
     splitter = StratifiedGroupKFold(folds, shuffle=True, random_state=seed)
     parts = np.empty(len(groups), dtype=object)
-    for fold, (_, rows) in enumerate(splitter.split(np.zeros(len(groups)), list(strata), list(groups))):
-        parts[rows] = "test" if fold < 3 else "valid" if fold < 6 else "train"
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="The least populated class")  # a rare stratum is balanced as far as it goes
+        for fold, (_, rows) in enumerate(splitter.split(np.zeros(len(groups)), list(strata), list(groups))):
+            parts[rows] = "test" if fold < 3 else "valid" if fold < 6 else "train"
     return list(parts)
 
 

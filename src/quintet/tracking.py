@@ -221,7 +221,7 @@ class _Store:
 
 def _root() -> Path:
     root = repository_root()
-    if not (root / "dvc.yaml").is_file():
+    if not os.environ.get("DVC_ROOT") and not (root / "dvc.yaml").is_file():
         raise InputError(f"{root}: no dvc.yaml here or above it; change to the repository or set MLFLOW_TRACKING_URI")
     return root.resolve()
 

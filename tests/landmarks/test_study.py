@@ -224,14 +224,18 @@ def test_sweep_and_ranking(prepared, tmp_path, make_params, values):
 def test_mirrored_image_gives_mirrored_landmarks(small, prepared, tmp_path):
     """With mirror averaging the prediction is exactly equivariant under the flip with exchanged pairs."""
     train(small, prepared, tmp_path / "run")
-    model = Model.load(tmp_path / "run", "cpu")
+    model = Model.load(tmp_path / "run", "cpu", mirror_average=True, template=False)
     images = data.load(prepared).images[:6]
     one, other = model(images), model(images[..., ::-1])
     np.testing.assert_allclose(other.points, mirror(one.points), atol=1e-5)
 
 
 def test_prediction_of_a_folder_of_many_formats(small, prepared, tmp_path, capsys):
-    train(small, prepared, tmp_path / "run")
+    run = tmp_path / "run"
+    train(small, prepared, run)
+    with pytest.raises(InputError, match="not evaluated"):
+        Model.load(run, "cpu")
+    study.evaluate_run(run, run / "evaluation", prepared, small.landmarks, small.compute, all_figures=False)
     source = tmp_path / "in"
     (source / "sub").mkdir(parents=True)
     pixels = np.random.default_rng(0).integers(0, 256, (80, 60)).astype(np.uint8)
@@ -255,10 +259,14 @@ def test_prediction_of_a_folder_of_many_formats(small, prepared, tmp_path, capsy
 def test_calibration_is_right_on_the_data_it_was_fitted_to():
     rng = np.random.default_rng(0)
     true = rng.random((200, 15, 2))
-    doubt = rng.uniform(0.001, 0.05, (200, 15))
-    predicted = Predicted(true + rng.normal(0, 1, true.shape) * doubt[..., None], doubt)
-    expected = Calibration.fit(predicted, true)(doubt)
+    signs = rng.uniform(1, 10, (200, 3))  # the error follows the second sign alone, and landmark 0 is twice as hard
+    scale = signs[:, 1, None, None] / 224 * np.r_[2, np.ones(14)][None, :, None]
+    predicted = Predicted(true + rng.normal(0, 1, true.shape) * scale, signs)
+    calibration = Calibration.fit(predicted, true)
+    expected = calibration(signs)
     error = pixel_errors(predicted.points, true)
+    assert np.argmax(calibration.weights) == 2
+    assert calibration.share[0] == pytest.approx(2 * 15 / 16, rel=0.1)
     assert expected.mean() == pytest.approx(error.mean(), rel=0.02)
     assert calibration_error(expected.ravel(), error.ravel()) < 0.1 * error.mean()
     coverage, risk = risk_coverage(expected.mean(1), error.mean(1))

@@ -9,7 +9,7 @@ from sklearn.linear_model import Ridge
 
 from quintet.landmarks.anatomy import LANDMARKS, Points
 from quintet.landmarks.data import Prepared
-from quintet.landmarks.evaluation import Predicted, pixel_errors
+from quintet.landmarks.evaluation import SIGNS, Predicted, pixel_errors
 from quintet.params import LandmarksBaselines
 from quintet.registry import Registry
 
@@ -42,4 +42,4 @@ def ridge(data: Prepared, how: LandmarksBaselines) -> Fitted:
 def predict(fitted: Fitted, rows: NDArray[np.int64]) -> Predicted:
     """A baseline's prediction; it knows no doubt."""
     points = fitted(rows)
-    return Predicted(points, np.zeros(points.shape[:2]))
+    return Predicted(points, np.zeros((len(rows), len(SIGNS))))

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
-from sklearn.isotonic import IsotonicRegression
+from scipy.optimize import nnls
 
 from quintet import results
 from quintet.files import whole_folder
@@ -22,8 +22,7 @@ from quintet.landmarks.anatomy import (
     PIXELS,
     Points,
     axis_frame,
-    project_on_template,
-)  # fmt: skip
+    )  # fmt: skip
 from quintet.landmarks.data import Prepared
 from quintet.runs import Record
 
@@ -31,38 +30,36 @@ THRESHOLDS_PX = {5.0: "research grade", 8.5: "clinical excellence", 10.0: "", 15
 BOOTSTRAP = 2000
 
 
+SIGNS = ("spread", "disagreement", "template")  # what tells of an uncertain image, pixels at 224
+
+
 @dataclass(frozen=True)
 class Predicted:
-    """Points `[N, 15, 2]` (fractions) and an uncertainty `[N, 15]` in any increasing unit (heatmap spread, disagreement of
-    the mirror image)."""
+    """Points `[N, 15, 2]` (fractions), and signs of doubt `[N, 3]`, means over an image's landmarks in pixels at 224: width of
+    the heatmaps, disagreement with the mirror image's prediction, distance from the annotation template."""
 
     points: Points
-    doubt: NDArray[np.float64]
-
-    def on_template(self) -> "Predicted":
-        return Predicted(project_on_template(self.points), self.doubt)
+    signs: NDArray[np.float64]
 
 
 @dataclass(frozen=True)
 class Calibration:
-    """Expected pixel error of each landmark from its doubt: one isotonic curve over the validation images (corners x, y), times a
-    factor a landmark."""
+    """Expected error of an image: a constant plus a non-negative combination of its signs of doubt, by least squares on the
+    validation images; of a landmark: that times the landmark's share."""
 
-    x: list[float]
-    y: list[float]
-    factor: list[float]
+    weights: list[float]  # constant, then one per sign
+    share: list[float]  # per landmark, mean 1
 
     @staticmethod
     def fit(predicted: Predicted, true: Points) -> "Calibration":
         error = pixel_errors(predicted.points, true)
-        curve = IsotonicRegression(out_of_bounds="clip", y_min=0).fit(predicted.doubt.ravel(), error.ravel())
-        expected = curve.predict(predicted.doubt.ravel()).reshape(error.shape)
-        factor = error.mean(0) / np.maximum(expected.mean(0), 1e-9)
-        return Calibration(curve.X_thresholds_.tolist(), curve.y_thresholds_.tolist(), factor.tolist())
+        weights, _ = nnls(np.c_[np.ones(len(error)), predicted.signs], error.mean(1))
+        return Calibration(weights.tolist(), (error.mean(0) / max(error.mean(), 1e-9)).tolist())
 
-    def __call__(self, doubt: NDArray[np.float64]) -> NDArray[np.float64]:
+    def __call__(self, signs: NDArray[np.float64]) -> NDArray[np.float64]:
         """Expected error `[N, 15]`, pixels at 224."""
-        return np.interp(doubt, self.x, self.y) * np.array(self.factor)
+        image = self.weights[0] + signs @ np.array(self.weights[1:])
+        return image[:, None] * np.array(self.share)
 
 
 def pixel_errors(predicted: Points, true: Points) -> NDArray[np.float64]:
@@ -97,29 +94,29 @@ def per_case(predicted: Points, true: Points, sizes: NDArray[np.float64], expect
 def evaluate(
     data: Prepared,
     rows: NDArray[np.int64],
-    test: Predicted,
-    calibration: Calibration,
+    points: Points,
+    expected: NDArray[np.float64],
     *,
     record: Record,
     out: Path,
     all_figures: bool = False,
     history: pd.DataFrame | None = None,
 ) -> dict[str, float]:
-    """Measure predictions of the images `rows` and write `out` = {cases.csv, predictions.csv, metrics.json, figures/}."""
+    """Measure predicted points and expected errors `[N, 15]` of the images `rows`; writes `out` = {cases.csv, predictions.csv,
+    metrics.json, figures/}."""
     cases = data.cases.iloc[rows]
-    expected = calibration(test.doubt)
-    table = per_case(test.points, data.points[rows], cases[["width", "height"]].to_numpy(float), expected)
-    metrics = summary(table, cases["category"].to_numpy(), expected, pixel_errors(test.points, data.points[rows]))
+    table = per_case(points, data.points[rows], cases[["width", "height"]].to_numpy(float), expected)
+    metrics = summary(table, cases["category"].to_numpy(), expected, pixel_errors(points, data.points[rows]))
     tidy = results.tidy(
         table, record.study, record.config, fold=record.fold, seed=record.seed, cases=cases["stem"], groups=cases["group"]
     )
     with whole_folder(out) as folder:
         results.write(tidy, folder / "cases.csv")
-        write_predictions(folder / "predictions.csv", cases, test.points)
+        write_predictions(folder / "predictions.csv", cases, points)
         (folder / "metrics.json").write_text(json.dumps(metrics, indent=1) + "\n", encoding="utf-8")
         (folder / "figures").mkdir()
         figures.draw_all(
-            folder / "figures", data, rows, test.points, table, title=record.name, all_images=all_figures, history=history
+            folder / "figures", data, rows, points, table, title=record.name, all_images=all_figures, history=history
         )
     return metrics
 

@@ -42,7 +42,7 @@ def draw_all(
     success_rate(folder / "sdr.png", {title: error})
     risk_and_calibration(folder / "uncertainty.png", table, title)
     if history is not None and len(history):
-        learning_curves(folder / "learning_curves.png", history, title=title, loss_unit="loss", score="valid_error_px",
+        learning_curves(folder / "learning_curves.png", history, title=title, loss_unit="weighted loss", score="valid_error_px",
                         score_label="validation error, px at 224")  # fmt: skip
 
 

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from quintet.errors import InputError, Problems
 from quintet.files import whole_file, whole_folder
 from quintet.imaging import DICOM, PICTURES, read_grey
-from quintet.landmarks.anatomy import SWAPPED, mirror
+from quintet.landmarks.anatomy import LANDMARKS, PIXELS, SWAPPED, mirror, project_on_template
 from quintet.landmarks.augmentation import mirror_images
 from quintet.landmarks.data import Prepared, preprocess, read_annotations
 from quintet.landmarks.evaluation import Calibration, Predicted, evaluate, write_predictions
@@ -25,6 +25,7 @@ from quintet.training.hardware import resolve_device
 from quintet.training.models import load_model
 
 BATCH = 32
+NO_CALIBRATION = Calibration([0.0] * 4, [1.0] * LANDMARKS)
 
 
 @dataclass(frozen=True)
@@ -34,17 +35,20 @@ class Model:
     device: str
     mirror_average: bool
     template: bool
-    calibration: Calibration | None
+    calibration: Calibration
 
     @staticmethod
     def load(run: Path, device: str, **settings: Any) -> "Model":
-        """Rebuild a run's network; `settings` (mirror_average, template) default to those the run was evaluated with."""
+        """Rebuild a run's network; `settings` (mirror_average, template) default to those the run was evaluated with, and with
+        these comes its calibration."""
         state, build = load_model(run / "model" / "model.pt")
         evaluated = run / "evaluation" / "inference.json"
-        saved = json.loads(evaluated.read_text()) if evaluated.is_file() else {}
-        chosen = {"mirror_average": True, "template": False, "calibration": None} | saved | settings
-        if chosen["calibration"] is not None:
-            chosen["calibration"] = Calibration(**chosen["calibration"])
+        if not settings and not evaluated.is_file():
+            raise InputError(
+                f"{run}: trained but not evaluated, so its uncertainty is not calibrated; run the evaluation stage first"
+            )
+        chosen = settings or json.loads(evaluated.read_text(encoding="utf-8"))
+        chosen["calibration"] = Calibration(**chosen["calibration"]) if "calibration" in chosen else NO_CALIBRATION
         net = LandmarkNet(**{k: build[k] for k in ("arch", "head", "attention", "width", "dropout")})
         net.load_state_dict(state)
         device = resolve_device(device)
@@ -52,23 +56,24 @@ class Model:
 
     @torch.inference_mode()
     def __call__(self, images: NDArray[np.uint8]) -> Predicted:
-        """Predict `[N, size, size]`; with mirror_average the mirror image votes too, and its disagreement adds to the doubt."""
+        """Predict `[N, size, size]`; with mirror_average the mirror image votes too, and its disagreement is a sign of doubt."""
         parts = [self._batch(images[i : i + BATCH]) for i in range(0, len(images), BATCH)]
-        predicted = Predicted(*(np.concatenate(part) for part in zip(*parts, strict=True)))
-        return predicted.on_template() if self.template else predicted
+        points, spread, disagreement = (np.concatenate(part) for part in zip(*parts, strict=True))
+        projected = project_on_template(points)
+        residual = np.linalg.norm(projected - points, axis=-1)
+        signs = np.stack([spread.mean(1), disagreement.mean(1), residual.mean(1)], axis=1) * PIXELS
+        return Predicted(projected if self.template else points, signs)
 
-    def _batch(self, images: NDArray[np.uint8]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    def _batch(self, images: NDArray[np.uint8]) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]:
         x = (torch.from_numpy(np.array(images))[:, None].to(self.device).float() / 255).contiguous(
             memory_format=torch.channels_last
         )
         points, spread = (t.double().cpu().numpy() for t in self.net(x))
         if not self.mirror_average:
-            return points, spread
+            return points, spread, np.zeros_like(spread)
         other, other_spread = (t.double().cpu().numpy() for t in self.net(mirror_images(x)))
         other = mirror(other)
-        disagreement = np.linalg.norm(points - other, axis=-1) / 2
-        variance = (spread**2 + other_spread[:, SWAPPED] ** 2) / 2
-        return (points + other) / 2, np.sqrt(variance + disagreement**2)
+        return (points + other) / 2, (spread + other_spread[:, SWAPPED]) / 2, np.linalg.norm(points - other, axis=-1) / 2
 
 
 def predict_folder(runs: Sequence[Path], source: Path, output: Path, *, overlays: Path | None, device: str, skip: bool) -> int:
@@ -81,7 +86,7 @@ def predict_folder(runs: Sequence[Path], source: Path, output: Path, *, overlays
     if not files:
         raise InputError(f"{source}: no .png, .jpg, .jpeg, .dcm or .dicom file below it")
     models = [Model.load(run, device) for run in runs]
-    points, doubts, sizes, read, problems = [], [], [], [], []
+    points, expected, sizes, read, problems = [], [], [], [], []
     for start in range(0, len(files), BATCH):  # memory stays bounded: originals are dropped after each batch
         originals = []
         for path in files[start : start + BATCH]:
@@ -91,9 +96,9 @@ def predict_folder(runs: Sequence[Path], source: Path, output: Path, *, overlays
             except InputError as error:
                 problems.append(str(error))
         if originals:
-            predicted = [_predict_originals(model, originals) for model in models]
-            points.append(np.mean([p.points for p in predicted], axis=0))
-            doubts.append(np.mean([p.doubt for p in predicted], axis=0))
+            batch_points, batch_expected = _ensemble(models, originals)
+            points.append(batch_points)
+            expected.append(batch_expected)
             sizes += [(image.shape[1], image.shape[0]) for image in originals]
     if problems and (not skip or not read):
         raise Problems(f"{source} (--skip leaves them out)", problems)
@@ -103,21 +108,23 @@ def predict_folder(runs: Sequence[Path], source: Path, output: Path, *, overlays
     cases = pd.DataFrame({"stem": stems}).assign(width=[w for w, _ in sizes], height=[h for _, h in sizes])
     with whole_file(Path(output)) as beside:
         write_predictions(beside, cases, np.concatenate(points))
-    if all(model.calibration for model in models):
-        doubt = pd.DataFrame(
-            np.concatenate(doubts).round(2), columns=[f"expected_error_px_{k:02d}" for k in range(doubts[0].shape[1])]
-        )
-        with whole_file(Path(f"{output}.uncertainty.csv")) as beside:
-            doubt.assign(stem=stems).to_csv(beside, index=False)
+    names = [f"expected_error_px_{k:02d}" for k in range(LANDMARKS)]
+    with whole_file(Path(f"{output}.uncertainty.csv")) as beside:
+        pd.DataFrame(np.concatenate(expected).round(2), columns=names).assign(stem=stems).to_csv(beside, index=False)
     if overlays is not None:
         _write_overlays(overlays, read, stems, np.concatenate(points))
     return len(read)
 
 
-def _predict_originals(model: Model, originals: list[NDArray[np.float32]]) -> Predicted:
-    small = np.stack([preprocess(image, size=model.build["size"], clahe=model.build["clahe"]) for image in originals])
-    predicted = model(small)
-    return Predicted(predicted.points, model.calibration(predicted.doubt) if model.calibration else predicted.doubt)
+def _ensemble(models: list[Model], originals: list[NDArray[np.float32]]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Mean over the models: points `[N, 15, 2]` and expected errors `[N, 15]` (pixels at 224)."""
+    points, expected = [], []
+    for model in models:
+        small = np.stack([preprocess(image, size=model.build["size"], clahe=model.build["clahe"]) for image in originals])
+        predicted = model(small)
+        points.append(predicted.points)
+        expected.append(model.calibration(predicted.signs))
+    return np.mean(points, axis=0), np.mean(expected, axis=0)
 
 
 def _unique_stems(files: list[Path], source: Path) -> list[str]:
@@ -146,15 +153,12 @@ def evaluate_folder(runs: Sequence[Path], raw: Path, out: Path, *, device: str) 
     if problems:
         raise Problems(str(raw), problems)
     originals = [read_grey(row.file) for row in rows]
-    predicted = [_predict_originals(Model.load(run, device), originals) for run in runs]
-    mean = Predicted(np.mean([p.points for p in predicted], axis=0), np.mean([p.doubt for p in predicted], axis=0))
+    points, expected = _ensemble([Model.load(run, device) for run in runs], originals)
     size = np.array([(image.shape[1], image.shape[0]) for image in originals])
     cases = pd.DataFrame({"stem": [r.stem for r in rows], "category": [r.category for r in rows]}).assign(
         width=size[:, 0], height=size[:, 1]
     )
     cases["group"] = cases["stem"]
-    points = np.stack([row.points_px for row in rows]) / size[:, None, :]
-    images = np.stack([preprocess(image, size=224, clahe=0) for image in originals])
-    record = Record.load(runs[0])
-    identity = Calibration([0.0, 1000.0], [0.0, 1000.0], [1.0])  # the models' doubt is an expected error in pixels already
-    return evaluate(Prepared(images, points, cases), np.arange(len(rows)), mean, identity, record=record, out=out)
+    true = np.stack([row.points_px for row in rows]) / size[:, None, :]
+    images = np.stack([preprocess(image, size=PIXELS, clahe=0) for image in originals])
+    return evaluate(Prepared(images, true, cases), np.arange(len(rows)), points, expected, record=Record.load(runs[0]), out=out)

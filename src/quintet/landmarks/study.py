@@ -52,12 +52,21 @@ def evaluate_run(run: Path, out: Path, data: Path, shared: Landmarks, compute: C
 
     prepared, record = load(data), Record.load(run)
     settings = shared.model_dump(include=set(EVALUATION))
-    model = Model.load(run, compute.device, **settings, calibration=None)
+    model = Model.load(run, compute.device, **settings)
     valid, test = prepared.rows("valid"), prepared.rows("test")
     calibration = Calibration.fit(model(prepared.images[valid]), prepared.points[valid])
     history = pd.read_csv(run / "model" / "history.csv")
     predicted = model(prepared.images[test])
-    metrics = evaluate(prepared, test, predicted, calibration, record=record, out=out, all_figures=all_figures, history=history)
+    metrics = evaluate(
+        prepared,
+        test,
+        predicted.points,
+        calibration(predicted.signs),
+        record=record,
+        out=out,
+        all_figures=all_figures,
+        history=history,
+    )
     for name, values in (("inference.json", settings | {"calibration": asdict(calibration)}), ("settings.json", settings)):
         with whole_file(out / name) as beside:
             beside.write_text(json.dumps(values, indent=1) + "\n", encoding="utf-8")
@@ -73,7 +82,8 @@ def baseline_run(run: Path, data: Path, name: str, shared: Landmarks) -> dict[st
     fitted = BASELINES[name](prepared, shared.baselines)
     valid, test = prepared.rows("valid"), prepared.rows("test")
     calibration = Calibration.fit(predict(fitted, valid), prepared.points[valid])
-    metrics = evaluate(prepared, test, predict(fitted, test), calibration, record=record, out=run / "evaluation")
+    predicted = predict(fitted, test)
+    metrics = evaluate(prepared, test, predicted.points, calibration(predicted.signs), record=record, out=run / "evaluation")
     record.save(run)
     return metrics
 
