@@ -34,15 +34,16 @@ def read_grey(path: Path) -> NDArray[np.float32]:
 
 
 def _read_picture(path: Path) -> NDArray[np.float32]:
-    with Image.open(path) as image:
+    with Image.open(path) as opened:
+        image: Image.Image = opened
         if image.mode in ("I;16", "I;16B", "I;16L", "I"):
-            return np.asarray(image, np.float32) / 65535
+            return np.asarray(image, np.float32) / np.float32(65535)
         if image.mode == "F":
             return _stretch(np.asarray(image, np.float32))
         if image.mode in ("RGBA", "LA", "PA", "P"):  # transparent pixels count as black, as viewers on black show them
             image = image.convert("RGBA")
             image = Image.alpha_composite(Image.new("RGBA", image.size, (0, 0, 0, 255)), image)
-        return np.asarray(image.convert("L"), np.float32) / 255
+        return np.asarray(image.convert("L"), np.float32) / np.float32(255)
 
 
 def _read_dicom(path: Path) -> NDArray[np.float32]:
@@ -54,7 +55,7 @@ def _read_dicom(path: Path) -> NDArray[np.float32]:
         raise InputError(f"{path}: a DICOM file without pixel data")
     pixels = dataset.pixel_array
     if dataset.get("SamplesPerPixel", 1) == 3:
-        pixels = pixels.astype(np.float32) @ np.float32([0.299, 0.587, 0.114])
+        pixels = pixels.astype(np.float32) @ np.array([0.299, 0.587, 0.114], np.float32)
     else:
         pixels = apply_voi_lut(apply_modality_lut(pixels, dataset), dataset)
     if pixels.ndim != 2:

@@ -107,7 +107,7 @@ class Start:
         if self.run is None:
             if weights == "none":
                 return "random"
-            return load_weights(net.backbone.net, weights, IMAGENET_URL, drop=NOT_BACKBONE)  # type: ignore[union-attr, arg-type]
+            return load_weights(net.backbone.net, weights, IMAGENET_URL, drop=NOT_BACKBONE)
         state, _ = load_model(self.run / "model" / "model.pt")
         # a later phase may add attention: those weights stay new; everything else must be there and fit
         try:

@@ -4,7 +4,7 @@ Every network maps images `[B, 1, H, W]` in [0, 1] to `(points [B, 15, 2] as fra
 deviation of the heatmap's probability around its mean, as a fraction, and zero for regression.
 """
 
-from collections.abc import Callable
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -28,6 +28,9 @@ def conv(inputs: int, outputs: int, stride: int = 1) -> nn.Sequential:
 @ENCODERS.register
 class resnet18(nn.Module):  # noqa: N801  (the registered name is the published one)
     """ResNet-18 (He et al. 2016) with torchvision's layout and names of weights; features at strides 4, 8, 16, 32."""
+
+    mean: Tensor
+    sd: Tensor
 
     def __init__(self, width: int) -> None:
         super().__init__()
@@ -142,9 +145,8 @@ class LandmarkNet(nn.Module):
 
     def __init__(self, *, arch: str, head: str, attention: bool, width: int, dropout: float) -> None:
         super().__init__()
-        encoder: Callable[..., nn.Module] = ENCODERS[arch]
-        self.backbone = encoder(width)
-        channels = list(self.backbone.channels)
+        self.backbone: Any = ENCODERS[arch](width)
+        channels: list[int] = self.backbone.channels
         self.attention = CoordinateAttention(channels[-1]) if attention else nn.Identity()
         self.head = HEADS[head](channels, dropout)
 

@@ -1,19 +1,20 @@
 """Batches of array rows: the order is a function of (seed, epoch), a batch is one tensor operation."""
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 
 class EpochBatches(Sampler[list[int]]):
     """Index batches whose order is a function of (seed, epoch) alone; under DDP each rank takes its share of every epoch."""
 
-    def __init__(self, rows: Sequence[int], batch_size: int, *, seed: int, shuffle: bool = True) -> None:
-        self.rows = np.asarray(rows)
+    def __init__(self, rows: NDArray[np.int64], batch_size: int, *, seed: int, shuffle: bool = True) -> None:
+        self.rows = rows
         self.batch_size, self.seed, self.shuffle, self.epoch = batch_size, seed, shuffle, 0
 
     def set_epoch(self, epoch: int) -> None:
@@ -39,6 +40,6 @@ def _world() -> tuple[int, int]:
     return 0, 1
 
 
-def batches(data: Dataset[Any], rows: Sequence[int], batch_size: int, *, seed: int, shuffle: bool) -> DataLoader[Any]:
+def batches(data: Dataset[Any], rows: NDArray[np.int64], batch_size: int, *, seed: int, shuffle: bool) -> DataLoader[Any]:
     """A loader that hands `data` a whole list of indices at once: one tensor operation per batch, no workers, no collation."""
     return DataLoader(data, sampler=EpochBatches(rows, batch_size, seed=seed, shuffle=shuffle), batch_size=None)

@@ -30,7 +30,9 @@ class History(Callback):
     """Metrics per epoch: kept in the checkpoint (so that a resumed run has them all), mirrored live, printed where no bar is."""
 
     def __init__(self, record: Record) -> None:
-        self.record, self.rows, self.live = record, [], None  # type: ignore[var-annotated]
+        self.record = record
+        self.rows: list[dict[str, Any]] = []
+        self.live: Live | None = None
         self.started = time.monotonic()
 
     def state_dict(self) -> dict[str, Any]:
