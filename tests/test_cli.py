@@ -1,0 +1,98 @@
+"""The command line as a user meets it."""
+
+import shutil
+import subprocess
+import sys
+
+import pytest
+from typer.testing import CliRunner
+
+from quintet.cli import app
+from tests.conftest import ROOT
+
+run = CliRunner().invoke
+
+
+@pytest.fixture
+def checkout(tmp_path, monkeypatch):
+    for name in ("params.yaml", "dvc.yaml"):
+        shutil.copy(ROOT / name, tmp_path)
+    shutil.copytree(ROOT / "presets", tmp_path / "presets")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    return tmp_path
+
+
+def test_check_finds_nothing_wrong_with_phantoms_and_lists_what_is(checkout, raw):
+    good = run(app, ["check", "landmarks", "--data", str(raw)])
+    assert good.exit_code == 0
+    assert "no problem found" in good.output
+    bad = run(app, ["check", "landmarks", "--data", str(checkout / "nowhere")])
+    assert bad.exit_code == 1
+    assert "no such folder" in str(bad.exception)
+
+
+def test_errors_have_no_traceback_and_exit_with_2(checkout):
+    command = [sys.executable, "-c", "from quintet.cli import main; main()", "predict", "landmarks", "--model", "runs/none",
+               "--input", ".", "--output", "x.csv"]  # fmt: skip
+    done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=checkout)
+    assert done.returncode == 2
+    assert done.stderr.startswith("error: runs/none: neither a run folder")
+    assert "Traceback" not in done.stderr
+    assert not (checkout / "x.csv").exists()
+
+
+def test_analyze_writes_a_page(checkout, raw):
+    done = run(app, ["analyze", "landmarks", "--data", str(raw), "--page", "page.html"])
+    assert done.exit_code == 0, done.output
+    page = (checkout / "page.html").read_text()
+    assert "40 images" in page
+    assert page.count("data:image/png;base64") == 1
+
+
+def test_preset_shows_what_it_changes_and_touches_one_study(checkout):
+    done = run(app, ["preset", "best", "landmarks"])
+    assert "landmarks.head: regression -> heatmap" in done.output
+    assert run(app, ["preset", "best", "landmarks"]).output.strip() == "params.yaml has these values already"
+
+
+def test_doctor_reports_versions_and_device(checkout):
+    done = run(app, ["doctor"])
+    assert "torch 2." in done.output
+    assert "automatic precision" in done.output
+
+
+def test_evaluate_and_predict_agree_on_a_foreign_folder(checkout, raw, make_params):
+    """`quintet evaluate` on a labelled folder measures exactly what `quintet predict` writes."""
+    import numpy as np
+    import pandas as pd
+
+    from quintet.landmarks import data, study
+    from tests.landmarks.test_study import SMALL
+
+    params = make_params(SMALL)
+    data.prepare(raw, checkout / "data", params.landmarks)
+    record = study.train_run(
+        checkout / "runs" / "x", checkout / "data", params.landmarks, params.landmarks, params.compute,
+        stage="landmarks_train", config="selected", seed=0, start=None,
+    )  # fmt: skip
+    study.evaluate_run(
+        checkout / "runs/x",
+        checkout / "runs/x/evaluation",
+        checkout / "data",
+        params.landmarks,
+        params.compute,
+        all_figures=False,
+    )
+    assert record.metrics["parameters"] > 0
+    evaluated = run(app, ["evaluate", "landmarks", "--model", "runs/x", "--data", str(raw), "--output", "e"])
+    assert evaluated.exit_code == 0, evaluated.output
+    predicted = run(
+        app, ["predict", "landmarks", "--model", "runs/x", "--model", "runs/x", "--input", str(raw), "--output", "p.csv"]
+    )
+    assert predicted.exit_code == 0, predicted.output
+    true = pd.read_csv(raw / "annotations.csv", header=None).set_index(31).loc[:, 1:30]
+    points = pd.read_csv("p.csv", header=None).set_index(31).loc[true.index, 1:30]
+    distance = np.linalg.norm((points - true).to_numpy().reshape(40, 15, 2), axis=-1).mean() * 224 / 96
+    shown = float(evaluated.output.split("error_px ")[1].split()[0])
+    assert shown == pytest.approx(distance, abs=0.05)

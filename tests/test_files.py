@@ -1,0 +1,53 @@
+import pytest
+
+from quintet.errors import InputError
+from quintet.files import md5, whole_file, whole_folder
+from quintet.registry import Registry
+
+
+def test_a_folder_is_replaced_whole_or_not_at_all(tmp_path):
+    target = tmp_path / "out"
+    with whole_folder(target) as folder:
+        (folder / "old").write_text("1")
+    with pytest.raises(RuntimeError), whole_folder(target) as folder:
+        (folder / "half").write_text("2")
+        raise RuntimeError
+    assert [p.name for p in target.iterdir()] == ["old"]
+    with whole_folder(target) as folder:
+        (folder / "new").write_text("3")
+    assert [p.name for p in target.iterdir()] == ["new"]
+    assert [p.name for p in tmp_path.iterdir()] == ["out"]
+
+
+def test_a_file_is_replaced_whole_or_not_at_all(tmp_path):
+    target = tmp_path / "deep" / "table.csv"
+    with whole_file(target) as beside:
+        beside.write_text("one")
+        assert beside.suffix == ".csv"
+        assert not target.exists()
+    with pytest.raises(RuntimeError), whole_file(target) as beside:
+        beside.write_text("half")
+        raise RuntimeError
+    assert target.read_text() == "one"
+    assert len(list(target.parent.iterdir())) == 1
+
+
+def test_md5_of_a_folder_sees_names_and_contents(tmp_path):
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "x").write_text("1")
+    assert md5(tmp_path / "a") == md5(tmp_path / "b")
+    (tmp_path / "b" / "x").rename(tmp_path / "b" / "y")
+    assert md5(tmp_path / "a") != md5(tmp_path / "b")
+
+
+def test_registry_lists_what_exists_and_refuses_doubles():
+    registry = Registry("loss")
+
+    @registry.register
+    def dice() -> None: ...
+
+    with pytest.raises(InputError, match=r"unknown loss 'dicee'; there are: dice"):
+        registry["dicee"]
+    with pytest.raises(ValueError, match="twice"):
+        registry.register(dice)

@@ -1,0 +1,94 @@
+"""Batches, schedule, precision and warnings of the shared training code."""
+
+import math
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+from quintet.errors import InputError
+from quintet.training import batches as batching
+from quintet.training import hardware
+from quintet.training.batches import EpochBatches
+from quintet.training.fit import _summary, adam_cosine
+
+
+def epoch_of(batches: EpochBatches, epoch: int) -> list[list[int]]:
+    batches.set_epoch(epoch)
+    return list(batches)
+
+
+def test_order_is_a_function_of_seed_and_epoch():
+    rows = np.arange(100, 203)
+    one, other = (EpochBatches(rows, 10, seed=1) for _ in range(2))
+    assert epoch_of(one, 4) == epoch_of(other, 4)  # whatever was drawn before
+    assert epoch_of(one, 4) != epoch_of(one, 5)
+    assert epoch_of(EpochBatches(rows, 10, seed=2), 4) != epoch_of(one, 4)
+    assert sorted(sum(epoch_of(one, 0), [])) == rows.tolist()
+    assert len(one) == len(epoch_of(one, 0)) == 11
+
+
+def test_ranks_share_an_epoch_without_overlap(monkeypatch):
+    seen = []
+    for rank in range(4):
+        monkeypatch.setattr(batching, "_world", lambda rank=rank: (rank, 4))
+        part = EpochBatches(np.arange(100), 8, seed=0)
+        assert len(list(part)) == len(part) == 4
+        seen += sum(part, [])
+    assert sorted(seen) == list(range(100))
+
+
+def test_cosine_rises_falls_and_ends_at_the_floor(make_params):
+    how = make_params({"landmarks.warmup": 0.1, "landmarks.rate_floor": 1e-5}).landmarks
+    weight = torch.nn.Parameter(torch.zeros(1))
+    optimizer, schedule = adam_cosine([{"params": [weight], "lr": 1e-2}], how, 100)
+    rates = []
+    for _ in range(100):
+        rates.append(optimizer.param_groups[0]["lr"])
+        optimizer.step()
+        schedule.step()
+    assert np.argmax(rates) in (9, 10)
+    assert max(rates) == pytest.approx(1e-2)
+    assert rates[55] == pytest.approx(1e-5 + (1e-2 - 1e-5) * (1 + math.cos(math.pi * 45 / 90)) / 2, rel=1e-6)
+    assert optimizer.param_groups[0]["lr"] == pytest.approx(1e-5)
+
+
+@pytest.mark.parametrize(
+    ("asked", "device", "hardware_bf16", "gets"),
+    [
+        ("auto", "cpu", True, "bf16-mixed"), ("auto", "cpu", False, "32-true"), (32, "cpu", True, "32-true"),
+        ("bf16", "cpu", False, "bf16-mixed"), (16, "cuda", True, "16-mixed"), ("auto", "mps", True, "32-true"),
+    ],
+)  # fmt: skip
+def test_precision(monkeypatch, asked, device, hardware_bf16, gets):
+    monkeypatch.setattr(hardware, "cpu_computes_bf16", lambda: hardware_bf16)
+    assert hardware.resolve_precision(asked, device) == gets
+
+
+def test_float16_on_a_cpu_is_refused():
+    with pytest.raises(InputError, match="needs a GPU"):
+        hardware.resolve_precision(16, "cpu")
+
+
+def history(train: list[float], valid: list[float]) -> pd.DataFrame:
+    return pd.DataFrame({"epoch": range(len(train)), "train_loss": train, "valid_loss": valid, "score": valid})
+
+
+@pytest.mark.parametrize(
+    ("train", "valid", "drift", "perfect"),
+    [
+        ([9, 8, 7, 6, 5, 4], [9, 8.5, 8, 8.2, 8.6, 9], True, False),
+        ([9, 8, 7, 6, 5, 4], [9, 8, 7, 6, 5, 4.5], False, False),
+        ([9, 8, 7, 6, 5, 4], [9, 8, 7, 3, 2, 0.4], False, True),
+        ([9, 8], [9, 10], False, False),  # too short to tell
+    ],
+)
+def test_warnings_of_overfitting_and_of_too_good_a_validation(capsys, train, valid, drift, perfect):
+    found = _summary(history(train, valid), "score", 0.5)
+    assert found["warning_drift"] == drift
+    assert found["warning_perfect_validation"] == perfect
+    assert found["best_score"] == min(valid)
+    printed = capsys.readouterr().out
+    assert ("overfitting" in printed) == drift
+    assert ("too good to be true" in printed) == perfect
