@@ -99,3 +99,42 @@ def flatten(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
         else:
             flat[f"{prefix}{key}"] = value
     return flat
+
+
+def read_record(folder: Path) -> Record:
+    try:
+        return Record.load(folder)
+    except (TypeError, ValueError) as error:
+        raise InputError(f"{folder}/record.json is no record ({error}); delete the folder or run `dvc checkout` on it") from error
+
+
+def finished(root: Path) -> list[tuple[Record, Path]]:
+    """One folder a key: of two copies of a run, the one written last."""
+    paths = [path for path in (root / "runs").rglob("record.json") if not _passing(path.relative_to(root).parts)]
+    newest = {}
+    for path in sorted(paths, key=lambda path: (path.stat().st_mtime, path)):
+        record = read_record(path.parent)
+        newest[record.key] = (record, path.parent)
+    return sorted(newest.values(), key=lambda pair: pair[1])
+
+
+def _passing(parts: tuple[str, ...]) -> bool:
+    return any(part.startswith(".") or part.endswith(".part") for part in parts)
+
+
+def extra_files(record: Record, root: Path) -> dict[str, Path]:
+    return {Path(name).as_posix(): root / name for name in record.artifacts if (root / name).exists()}
+
+
+def content_md5(record: Record, folder: Path, root: Path) -> str:
+    parts = [md5(folder)] + [f"{name} {md5(path)}" for name, path in extra_files(record, root).items()]
+    return parts[0] if len(parts) == 1 else hashlib.md5("\n".join(parts).encode(), usedforsecurity=False).hexdigest()
+
+
+def final_metrics(record: Record, folder: Path) -> dict[str, float]:
+    """Every number of evaluation/metrics.json and of the record."""
+    path = folder / "evaluation" / "metrics.json"
+    found = flatten(json.loads(path.read_text(encoding="utf-8"))) if path.is_file() else {}
+    return {
+        name: float(v) for name, v in (found | record.metrics).items() if isinstance(v, int | float) and not isinstance(v, bool)
+    }

@@ -8,8 +8,6 @@ The only file that imports mlflow, and inside functions: the import costs 3 s.
 """
 
 import csv
-import hashlib
-import json
 import logging
 import os
 import re
@@ -22,8 +20,8 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from quintet.errors import InputError
-from quintet.files import md5, repository_root, whole_folder
-from quintet.runs import Record, flatten
+from quintet.files import repository_root, whole_folder
+from quintet.runs import Record, content_md5, extra_files, final_metrics, finished, flatten, read_record
 
 T = TypeVar("T")
 Value = tuple[str, float, int, int]  # metric name, value, time in ms, step
@@ -71,14 +69,14 @@ class Live:
 def upload(folder: Path) -> str | None:
     """The run id of a finished run folder, uploaded unless the store holds it already; None where the store fails."""
     with _guard():
-        record = _record(Path(folder))
+        record = read_record(Path(folder))
         return _Store(record.study).upload(record, Path(folder), Path.cwd())
     return None
 
 
 def sync(root: Path) -> tuple[int, int]:
     """Upload what the store lacks of the run folders under root/runs: (uploaded, already there)."""
-    folders = _finished(Path(root))
+    folders = finished(Path(root))
     stores: dict[str, tuple[_Store, dict[tuple[str, str], str]]] = {}
     uploaded = 0
     try:
@@ -87,7 +85,7 @@ def sync(root: Path) -> tuple[int, int]:
                 store = _Store(record.study, insist=True)
                 stores[record.study] = (store, store.complete())
             store, known = stores[record.study]
-            if (record.key, _content(record, folder, Path(root))) not in known:
+            if (record.key, content_md5(record, folder, Path(root))) not in known:
                 store.upload(record, folder, Path(root))
                 uploaded += 1
     except InputError:
@@ -131,16 +129,17 @@ class _Store:
             raise
 
     def upload(self, record: Record, folder: Path, root: Path) -> str:
-        content = _content(record, folder, root)
+        content = content_md5(record, folder, root)
         if there := self.complete(f" AND tags.key = '{record.key}'").get((record.key, content)):
             return there
         try:
-            values = _history(folder / "model" / "history.csv") + _final(record, folder)
+            final = [(f"final/{name}", value, _now_ms(), 0) for name, value in final_metrics(record, folder).items()]
+            values = _history(folder / "model" / "history.csv") + final
         except ValueError as error:
             raise InputError(f"{folder}: model/history.csv or evaluation/metrics.json cannot be read ({error})") from error
         run = self.create(record, "uploading")
         self.log_metrics(run, values)
-        self.log_files(run, folder, _extra(record, root))
+        self.log_files(run, folder, extra_files(record, root))
         self.finish(run, content)
         self.delete_older(record.key, run)
         if trained := record.tags.get("trained_key"):  # the training's own mirror
@@ -336,42 +335,12 @@ def _artifacts(run: str) -> Path:
 # --- a run folder as MLflow wants it ---
 
 
-def _record(folder: Path) -> Record:
-    try:
-        return Record.load(folder)
-    except (TypeError, ValueError) as error:
-        raise InputError(f"{folder}/record.json is no record ({error}); delete the folder or run `dvc checkout` on it") from error
-
-
-def _finished(root: Path) -> list[tuple[Record, Path]]:
-    """One folder a key: of two copies of a run, the one written last."""
-    paths = [path for path in (root / "runs").rglob("record.json") if not _passing(path.relative_to(root).parts)]
-    newest = {}
-    for path in sorted(paths, key=lambda path: (path.stat().st_mtime, path)):
-        record = _record(path.parent)
-        newest[record.key] = (record, path.parent)
-    return sorted(newest.values(), key=lambda pair: pair[1])
-
-
-def _passing(parts: tuple[str, ...]) -> bool:
-    return any(part.startswith(".") or part.endswith(".part") for part in parts)
-
-
 def _tags(record: Record) -> dict[str, str]:
     from mlflow.utils.validation import MAX_TAG_VAL_LENGTH
 
     own = {name: str(getattr(record, name)) for name in ("study", "config", "fold", "seed", "stage", "key")}
     inputs = {f"md5.{name}": value for name, value in record.inputs.items()}
     return {_name(name): str(value)[:MAX_TAG_VAL_LENGTH] for name, value in (record.tags | inputs | own).items()}
-
-
-def _extra(record: Record, root: Path) -> dict[str, Path]:
-    return {Path(name).as_posix(): root / name for name in record.artifacts if (root / name).exists()}
-
-
-def _content(record: Record, folder: Path, root: Path) -> str:
-    parts = [md5(folder)] + [f"{name} {md5(path)}" for name, path in _extra(record, root).items()]
-    return parts[0] if len(parts) == 1 else hashlib.md5("\n".join(parts).encode(), usedforsecurity=False).hexdigest()
 
 
 def _history(path: Path) -> list[Value]:
@@ -387,13 +356,6 @@ def _history(path: Path) -> list[Value]:
         for name, cell in row.items()
         if name != "epoch" and cell
     ]
-
-
-def _final(record: Record, folder: Path) -> list[Value]:
-    path = folder / "evaluation" / "metrics.json"
-    found = flatten(json.loads(path.read_text(encoding="utf-8"))) if path.is_file() else {}
-    numbers = {name: v for name, v in (found | record.metrics).items() if isinstance(v, int | float) and not isinstance(v, bool)}
-    return [(f"final/{name}", float(value), _now_ms(), 0) for name, value in numbers.items()]
 
 
 def _name(name: str) -> str:

@@ -43,7 +43,11 @@ def write_data_page(page: Path, data: Prepared, skipped: list[str]) -> None:
 
 
 def _split_section(cases: pd.DataFrame) -> Section:
-    table = pd.crosstab(cases["category"], cases["split"], margins=True, margins_name="all")[[*splits.PARTS, "all"]].reset_index()
+    table = (
+        pd.crosstab(cases["category"], cases["split"], margins=True, margins_name="all")[[*splits.PARTS, "all"]]
+        .rename_axis(columns=None)
+        .reset_index()
+    )
     sizes = ", ".join(f"{w} x {h} ({n})" for (w, h), n in cases[["width", "height"]].value_counts().items())
     return Section("Images per category and part", f"Original sizes in pixels: {sizes}.", table)
 

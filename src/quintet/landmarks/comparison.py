@@ -31,6 +31,12 @@ COSTS = {
     "best_epoch": "best epoch",
 }
 
+READING = """A patient here is a group of near-duplicate images, most often one image: the data names no persons.
+
+The published errors were reached with ImageNet weights on a GPU, on 144 other test images
+(github.com/Rhaink/landmark_prediction);
+they stand beside ours for orientation, not as a comparison on equal terms."""
+
 
 def compare(params: Params, sweep: Path, baselines: Path, out: Path, report: Path) -> str:
     """Rank what params names, write `report` and `out` = {record.json}; returns the verdict."""
@@ -48,10 +54,7 @@ def compare(params: Params, sweep: Path, baselines: Path, out: Path, report: Pat
     )  # fmt: skip
     sections = _sections(runs, list(ranked.table["config"]))
     sections.insert(0, _phases(ranked.pairs, {name: predecessor(config) for name, config in p.configs.items()}))
-    sections.append(Section("Published", (
-        "The published errors were reached with ImageNet weights on a GPU, on 144 other test images (github.com/Rhaink/"
-        "landmark_prediction); they stand beside ours for orientation, not as a comparison on equal terms."
-    )))  # fmt: skip
+    sections.append(Section("How to read this", READING))
     report.mkdir(parents=True, exist_ok=True)
     curves = {name: _image_errors(table, name) for name in ranked.table["config"]}
     success_rate(report / "sdr.png", curves)
@@ -107,7 +110,7 @@ def _phases(pairs: pd.DataFrame, before: dict[str, str | None]) -> Section:
         for pair in pairs[pairs["first"].isin([config, earlier]) & pairs["second"].isin([config, earlier])].itertuples():
             sign = 1 if pair.first == config else -1
             verdict = "yes" if pair.separated else "no"
-            rows.append((f"{config} - {earlier}", sign * float(pair.difference), float(pair.se), float(pair.p_holm), verdict))
+            rows.append((f"{config} - {earlier}", sign * float(pair.difference), float(pair.se), f"{pair.p_holm:.2g}", verdict))
     text = (
         f"Difference of the mean error in {UNIT} (negative: better), paired by image; p after Holm over all pairs of the ranking."
     )
