@@ -22,6 +22,7 @@ from lightning.pytorch.callbacks import Callback, EarlyStopping, ModelCheckpoint
 from torch import Tensor
 from torch.utils.data import DataLoader
 
+from quintet.errors import InputError
 from quintet.files import repository_root
 from quintet.params import Compute, Optimisation
 from quintet.runs import Record
@@ -98,6 +99,8 @@ def fit(
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", module="lightning")
             trainer.fit(module, train, valid, ckpt_path=last if last.is_file() else None, weights_only=True)
+        if not trainer.is_global_zero:
+            raise SystemExit(0)  # under DDP the first process alone evaluates and writes
         state = torch.load(best.best_model_path, map_location="cpu", weights_only=True)["state_dict"]
         table = pd.DataFrame(history.rows)
         metrics = _summary(table, monitor, perfect) | {
@@ -158,7 +161,10 @@ def _trainer(callbacks: list[Callback], *, epochs: int, how: Optimisation, compu
     if compute.tensorboard:
         from lightning.pytorch.loggers import TensorBoardLogger
 
-        logger = TensorBoardLogger(repository_root() / "logs" / "tensorboard", name=folder.name, version="")
+        try:
+            logger = TensorBoardLogger(repository_root() / "logs" / "tensorboard", name=folder.name, version="")
+        except ModuleNotFoundError:
+            raise InputError("compute.tensorboard=true needs a package: pip install -c constraints.txt tensorboard") from None
     return L.Trainer(
         max_epochs=epochs,
         accelerator=device,
