@@ -11,8 +11,8 @@ Points = NDArray[np.float64]
 
 PIXELS = 224  # errors are reported in pixels of a 224 x 224 image
 LANDMARKS = 15
-# Where the annotations lie, left and right as seen in the image. The reference calls 2-7 apices, hila and bases and 11-12 superior
-# borders; its own labels put 11-12 on the apices and 2-7 on the lateral chest wall, at quarters of the axis (LEVELS).
+# Where the annotations lie, left and right as seen in the image. The reference calls 2-7 apices, hila and bases, 11-12 superior
+# borders; its labels put 11-12 on the apices and 2-7 on the lateral chest wall, at quarters of the axis (LEVELS).
 NAMES = (
     "mediastinum top", "mediastinum bottom", "wall 1/4 left", "wall 1/4 right", "wall 1/2 left", "wall 1/2 right",
     "wall 3/4 left", "wall 3/4 right", "midline 1/4", "midline 1/2", "midline 3/4", "apex left", "apex right",
