@@ -47,8 +47,11 @@ class Record:
 
     @property
     def name(self) -> str:
-        """The name people see: `heatmap seed 0`, `ranking`."""
-        return f"{self.config} fold {self.fold} seed {self.seed}"
+        """The name people see: `heatmap fold 0 seed 0`, `selected fold 0 seed 0 (moody-crib)`, `ranking`."""
+        if self.stage == "rank":
+            return self.config
+        experiment = self.tags.get("dvc_exp_name")
+        return f"{self.config} fold {self.fold} seed {self.seed}" + (f" ({experiment})" if experiment else "")
 
     def save(self, folder: Path) -> None:
         with whole_file(Path(folder) / "record.json") as beside:
