@@ -1,6 +1,7 @@
 """Batches of array rows: the order is a function of (seed, epoch), a batch is one tensor operation."""
 
 import math
+import os
 from collections.abc import Iterator
 from typing import Any
 
@@ -37,7 +38,7 @@ class EpochBatches(Sampler[list[int]]):
 def _world() -> tuple[int, int]:
     if torch.distributed.is_available() and torch.distributed.is_initialized():
         return torch.distributed.get_rank(), torch.distributed.get_world_size()
-    return 0, 1
+    return int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))  # asked for before Lightning has started DDP
 
 
 def batches(data: Dataset[Any], rows: NDArray[np.int64], batch_size: int, *, seed: int, shuffle: bool) -> DataLoader[Any]:

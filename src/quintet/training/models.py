@@ -19,7 +19,7 @@ def save_model(path: Path, state: Mapping[str, Tensor], build: Mapping[str, Any]
 def load_model(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """The state dict and the build values of `save_model`."""
     if not Path(path).is_file():
-        raise InputError(f"{path}: no trained model there; run the training stage first")
+        raise InputError(f"{path}: no trained model there; run its training stage (a baseline has none and cannot predict)")
     saved = torch.load(path, map_location="cpu", weights_only=True)
     return saved["state_dict"], saved["build"]
 
