@@ -96,3 +96,19 @@ def test_evaluate_and_predict_agree_on_a_foreign_folder(checkout, raw, make_para
     distance = np.linalg.norm((points - true).to_numpy().reshape(40, 15, 2), axis=-1).mean() * 224 / 96
     shown = float(evaluated.output.split("error_px ")[1].split()[0])
     assert shown == pytest.approx(distance, abs=0.05)
+
+
+def test_stage_counts_its_time_from_the_process_start_and_times_adds_up(checkout, raw):
+    """A real stage script: its final line, its entry in logs/stages.csv, and the sum that `quintet times` prints."""
+    script = str(ROOT / "stages/landmarks_prepare.py")
+    command = [sys.executable, script, "--raw", str(raw), "--out", "out", "--page", "page.html"]
+    done = subprocess.run(command, capture_output=True, text=True, check=True, cwd=checkout)
+    assert "landmarks_prepare: 40 images" in done.stdout
+    assert "start-up and imports" in done.stdout
+    assert (checkout / "out" / "split.csv").is_file()
+    name, _, start_up, seconds = (checkout / "logs/stages.csv").read_text().strip().split(",")
+    assert name == "landmarks_prepare"
+    assert 0 < float(start_up) < float(seconds)
+    shown = run(app, ["times"]).output
+    assert "all 1 processes" in shown
+    assert f"{float(seconds):.1f}" in shown

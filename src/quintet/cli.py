@@ -1,7 +1,6 @@
 """The `quintet` command."""
 
 import importlib
-import importlib.util
 import os
 import sys
 from enum import StrEnum
@@ -128,11 +127,11 @@ def sync() -> None:
 
 
 @app.command()
-def times(last: Annotated[int, typer.Option(help="Seconds to look back; default: the newest run of each stage.")] = 0) -> None:
-    """How long each stage took, start-up and imports counted."""
+def times() -> None:
+    """How long the newest run of each stage took, start-up and imports counted."""
     from quintet.stage import times_table
 
-    print(times_table(repository_root(), last))
+    print(times_table(repository_root()))
 
 
 def main() -> None:

@@ -52,14 +52,13 @@ def _note_time(name: str, started: float, start_up: float, seconds: float) -> No
         csv.writer(file).writerow([name, f"{started:.2f}", f"{start_up:.2f}", f"{seconds:.2f}"])
 
 
-def times_table(root: Path, last_s: float) -> str:
-    """The newest run of each stage (of the last `last_s` seconds, if not 0) and the sums, as text."""
+def times_table(root: Path) -> str:
+    """The newest run of each stage and the sums, as text."""
     path = root / TIMES
     if not path.is_file():
         raise InputError(f"{path}: no stage has run here yet")
     with path.open(newline="", encoding="utf-8") as file:
         rows = {name: (float(start), float(up), float(all_)) for name, start, up, all_ in csv.reader(file)}
-    rows = {name: r for name, r in rows.items() if not last_s or r[0] > time.time() - last_s}
     lines = [f"{name:32} {up:8.1f} {total:8.1f}" for name, (_, up, total) in sorted(rows.items(), key=lambda item: item[1][0])]
     sums = [sum(r[i] for r in rows.values()) for i in (1, 2)]
     header = f"{'stage':32} {'start-up':>8} {'all':>8}  seconds"
