@@ -28,6 +28,7 @@ test: $(VENV)/.done ## run the tests
 
 ui: $(VENV)/.done ## compare runs in the browser: http://127.0.0.1:5000
 	quintet sync
+	@echo "open http://127.0.0.1:5000/#/experiments, choose Model training at the top left, an experiment, then its runs (table or charts)"
 	mlflow ui --host 127.0.0.1 --backend-store-uri $${MLFLOW_TRACKING_URI:-sqlite:///mlflow.db}
 
 lint: $(VENV)/.done ## ruff and mypy

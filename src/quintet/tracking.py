@@ -263,8 +263,7 @@ def _experiment(client: Any, study: str, location: str | None) -> str:
     found = client.get_experiment_by_name(study)
     if found is None:
         try:
-            kind = {"mlflow.experimentKind": "custom_model_development"}  # so that the UI opens on runs, not on traces
-            return str(_unlocked(lambda: client.create_experiment(study, artifact_location=location, tags=kind)))
+            return str(_unlocked(lambda: client.create_experiment(study, artifact_location=location)))
         except Exception:
             found = client.get_experiment_by_name(study)
             if found is None:  # not a process on another machine that was faster
