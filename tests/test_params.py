@@ -29,6 +29,25 @@ def test_shipped_file_is_valid(make_params):
         ("landmarks.rate_backbone", 0.0, ["rate_backbone > 0"]),
         ("landmarks.learning_rate", 1, ["landmarks.learning_rate", "there are:", "rate_head"]),
         ("landmarks.configs.finetune.after", "runs/landmarks/sweep/nothing", ["nothing", "frozen"]),
+        ("perfusion.arch", "unet", ["perfusion.arch", "'shared', 'separate' or 'crossattention'", "unet"]),
+        (
+            "perfusion.losses",
+            ["spacial"],
+            ["perfusion.losses", "'spatial', 'complementary', 'multiscale' or 'adaptive'", "spacial"],
+        ),
+        ("perfusion.losses", ["spatial", "adaptive"], ["spatial and adaptive are forms of one term"]),
+        ("perfusion.losses", ["spatial", "spatial"], ["stands twice"]),
+        ("perfusion.separate_at", "neck", ["'decoder' or 'head'"]),
+        ("perfusion.configs.crossattention.separate_at", "head", ["needs separate_at=decoder"]),
+        ("perfusion.sweep.configs", ["shared", "double"], ["double: no such configuration", "crossattention-spatial"]),
+        ("perfusion.sweep.folds", [0, 5], ["5 is too large", "0 to 4"]),
+        ("perfusion.fold", 7, ["7 is too large"]),
+        ("perfusion.sweep.seeds", [1, 1], ["stands twice"]),
+        ("perfusion.split", "random", ["auto or the path of a splits_final.json"]),
+        ("perfusion.subject_pattern", "(", ["no regular expression"]),
+        ("perfusion.subject_pattern", "x", ["(?P<subject>...)"]),
+        ("perfusion.patch", [72, 55], ["perfusion.patch", "multiple of 2"]),
+        ("perfusion.loss_weights.adaptive", [0.1], ["perfusion.loss_weights.adaptive"]),
         ("compute.device", "tpu", ["compute.device", "'cuda'"]),
     ],
 )
@@ -61,7 +80,7 @@ def test_literals_and_registries_agree():
 
     from quintet.landmarks.losses import LOSSES
     from quintet.landmarks.networks import ENCODERS, HEADS
-    from quintet.params import LandmarksChoice, LandmarksLoss, LandmarksLossWeights
+    from quintet.params.landmarks import LandmarksChoice, LandmarksLoss, LandmarksLossWeights
 
     fields = LandmarksChoice.model_fields
     assert set(get_args(fields["arch"].annotation)) == set(ENCODERS)

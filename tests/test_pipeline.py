@@ -9,8 +9,9 @@ from pathlib import Path
 import pytest
 import yaml
 
-from quintet.landmarks.study import EVALUATION, TRAINING
-from quintet.params import LandmarksChoice
+from quintet.landmarks import study as landmarks
+from quintet.params import LandmarksChoice, PerfusionChoice
+from quintet.perfusion import study as perfusion
 from tests.conftest import ROOT
 
 
@@ -37,7 +38,11 @@ def paths_of(stage) -> set[str]:
 def test_all_stages_are_there(stages, values):
     cells = {f"landmarks_sweep@{name}" for name in values["landmarks"]["configs"]}
     single = {f"landmarks_{name}" for name in ("synthesize", "prepare", "train", "evaluate", "baselines", "rank")}
+    sweep = values["perfusion"]["sweep"]
+    cells |= {f"perfusion_sweep@{c}-{f}-{s}" for c in sweep["configs"] for f in sweep["folds"] for s in sweep["seeds"]}
+    single |= {f"perfusion_{name}" for name in ("synthesize", "prepare", "train", "evaluate", "rank")}
     assert set(stages) == cells | single
+    assert len(cells) == 6 + 14
 
 
 def test_scripts_sources_and_parameters_exist(stages, values):
@@ -55,39 +60,55 @@ def test_scripts_sources_and_parameters_exist(stages, values):
             for piece in key.split("."):
                 part = part[piece]
             checked += 1
-    assert checked > 150
+    assert checked > 600
 
 
 def test_training_stages_depend_on_exactly_what_they_read(stages):
-    shared = {f"landmarks.{name}" for name in TRAINING}
+    shared = {f"landmarks.{name}" for name in landmarks.TRAINING}
     own = {f"landmarks.{name}" for name in (*LandmarksChoice.model_fields, "start_from", "seed")}
-    evaluation = {f"landmarks.{name}" for name in EVALUATION}
+    evaluation = {f"landmarks.{name}" for name in landmarks.EVALUATION}
     assert params_of(stages["landmarks_train"]) == shared | own
     assert params_of(stages["landmarks_evaluate"]) == evaluation | {"landmarks.figures"}
     cell = params_of(stages["landmarks_sweep@heatmap"])
     assert cell == shared | evaluation | {"landmarks.configs.heatmap", "landmarks.sweep.seeds"}
+    shared = {f"perfusion.{name}" for name in perfusion.TRAINING}
+    own = {f"perfusion.{name}" for name in PerfusionChoice.model_fields}
+    evaluation = {f"perfusion.{name}" for name in (*perfusion.EVALUATION, "save_probabilities")}
+    assert params_of(stages["perfusion_train"]) == shared | own
+    assert params_of(stages["perfusion_evaluate"]) == evaluation
+    cell = params_of(stages["perfusion_sweep@separate-spatial-0-0"])
+    assert cell == shared | evaluation | {"perfusion.configs.separate-spatial"}
 
 
-def test_selected_choice_touches_nothing_of_the_sweep(stages):
-    choice = {f"landmarks.{name}" for name in LandmarksChoice.model_fields}
-    touched = {name for name, stage in stages.items() if params_of(stage) & choice}
-    assert touched == {"landmarks_train"}
+@pytest.mark.parametrize(("study", "choice"), [("landmarks", LandmarksChoice), ("perfusion", PerfusionChoice)])
+def test_selected_choice_touches_nothing_of_the_sweep(stages, study, choice):
+    names = {f"{study}.{name}" for name in choice.model_fields}
+    assert {name for name, stage in stages.items() if params_of(stage) & names} == {f"{study}_train"}
 
 
 def test_sources_a_stage_imports_are_its_dependencies(stages):
     """Every module of the study that a stage's script loads (directly or not) stands in its deps, so that a change re-runs it."""
     listing = (
-        "import importlib, sys; importlib.import_module(sys.argv[1]);"
-        "print('\\n'.join(m for m in sys.modules if m.startswith('quintet.landmarks.')))"
+        "import importlib, re, sys; importlib.import_module(sys.argv[1]);"
+        "print('\\n'.join(m for m in sys.modules if re.match(r'quintet\\.(landmarks|perfusion)\\.', m)))"
     )
-    for name, module in {"landmarks_train": "quintet.landmarks.module", "landmarks_prepare": "quintet.landmarks.data"}.items():
+    used = {
+        "landmarks_train": "quintet.landmarks.module",
+        "landmarks_prepare": "quintet.landmarks.data",
+        "perfusion_prepare": "quintet.perfusion.data",
+        "perfusion_train": "quintet.perfusion.module",
+        "perfusion_evaluate": "quintet.perfusion.prediction",
+        "perfusion_sweep@shared-0-0": "quintet.perfusion.prediction",
+        "perfusion_rank": "quintet.perfusion.comparison",
+    }
+    for name, module in used.items():
         done = subprocess.run([sys.executable, "-c", listing, module], capture_output=True, text=True, check=True)
         loaded = {f"src/{line.replace('.', '/')}.py" for line in done.stdout.split()}
         assert loaded
         assert loaded <= paths_of(stages[name]), name
 
 
-@pytest.mark.parametrize("name", ["demo", "paper", "best"])
+@pytest.mark.parametrize("name", ["demo", "paper", "best", "top3"])
 def test_presets_are_valid_and_demo_takes_them_back(name, tmp_path):
     from quintet.presets import lay_over
 

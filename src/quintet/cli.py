@@ -19,12 +19,14 @@ app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_
 
 class Study(StrEnum):
     landmarks = "landmarks"
+    perfusion = "perfusion"
 
 
 class Preset(StrEnum):
     demo = "demo"
     paper = "paper"
     best = "best"
+    top3 = "top3"
 
 
 Data = Annotated[Path | None, typer.Option(help="The raw folder; default: the study's `raw` in params.yaml.")]
@@ -59,7 +61,7 @@ def doctor() -> None:
 def check(study: Study, data: Data = None) -> None:
     """Run every input check of a study on a raw folder and list all problems at once."""
     raw = raw_folder(study, data)
-    if problems := room(study, "data").check(raw):
+    if problems := room(study, "data").check(raw, section(study)):
         raise Problems(str(raw), problems)
     print(f"{raw}: no problem found")
 
@@ -85,7 +87,7 @@ def predict(
     study: Study,
     model: Runs,
     input: Annotated[Path, typer.Option(help="Folder of new cases.")],
-    output: Annotated[Path, typer.Option(help="The file to write.")],
+    output: Annotated[Path, typer.Option(help="The file (landmarks) or folder (perfusion) to write.")],
     overlays: Annotated[Path | None, typer.Option(help="Folder for one picture per case.")] = None,
     skip: Annotated[bool, typer.Option(help="Leave unreadable cases out instead of stopping.")] = False,
     device: str = "auto",
@@ -110,9 +112,25 @@ def evaluate(
     from quintet.tracking import resolve
 
     metrics = room(study, "prediction").evaluate_folder(
-        [resolve(run) for run in model], raw_folder(study, data), output, device=device
+        [resolve(run) for run in model], raw_folder(study, data), output, device=device, params=section(study)
     )
     print("\n".join(f"{name:40} {value:10.3f}" for name, value in metrics.items()) + f"\nwritten: {output}")
+
+
+@app.command()
+def plan(
+    study: Study,
+    difference: Annotated[float | None, typer.Option(min=0, help="A difference worth finding; default: as measured.")] = None,
+    run_sd: Annotated[float | None, typer.Option(min=0, help="SD between training runs; default: as measured.")] = None,
+    power: Annotated[float, typer.Option(help="The chance of separating the pair.")] = 0.8,
+) -> None:
+    """How many patients and seeds would separate a study's first configuration (values in its metric's unit)."""
+    from quintet import ranking
+
+    os.chdir(repository_root())
+    ranked = room(study, "comparison").ranked(parameters.load())
+    planned = ranking.plan(ranked, power=power, difference=difference, run_sd=run_sd)
+    print(planned.table.to_string(index=False), planned.basis, planned.verdict, sep="\n\n")
 
 
 @app.command()

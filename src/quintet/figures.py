@@ -24,8 +24,10 @@ def save(figure: Figure, path: Path) -> None:
         figure.savefig(beside, dpi=110, metadata={"Software": None})
 
 
-def learning_curves(path: Path, history: pd.DataFrame, *, title: str, loss_unit: str, score: str, score_label: str) -> None:
-    """Training and validation loss beside the validation score, per epoch, with the best epoch marked (lowest score)."""
+def learning_curves(
+    path: Path, history: pd.DataFrame, *, title: str, loss_unit: str, score: str, score_label: str, lower_is_better: bool = True
+) -> None:
+    """Training and validation loss beside the validation score, per epoch, with the best epoch marked."""
     figure, (left, right) = new_figure(10, 4, 1, 2)
     epochs = history["epoch"] + 1
     for column, label in (("train_loss", "training (augmented)"), ("valid_loss", "validation")):
@@ -33,13 +35,13 @@ def learning_curves(path: Path, history: pd.DataFrame, *, title: str, loss_unit:
     left.set(title="Loss", xlabel="epoch", ylabel=loss_unit)
     left.legend(fontsize=8)
     right.plot(epochs, history[score], color="#d73027")
-    best = history[score].idxmin()
+    best = history[score].idxmin() if lower_is_better else history[score].idxmax()
     right.plot(
         epochs[best],
         history[score][best],
         "o",
         color="#1a9850",
-        label=f"best: {history[score][best]:.2f} in epoch {epochs[best]}",
+        label=f"best: {history[score][best]:.3g} in epoch {epochs[best]}",
     )
     right.set(title="Validation", xlabel="epoch", ylabel=score_label)
     right.legend(fontsize=8)

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
-from sklearn.model_selection import StratifiedGroupKFold, train_test_split
+from numpy.typing import NDArray
+from sklearn.model_selection import KFold, StratifiedGroupKFold, train_test_split
 
 from quintet.errors import InputError, Problems
 
@@ -51,6 +52,17 @@ def grouped_split(groups: Sequence[str], strata: Sequence[str], *, seed: int, fo
         for fold, (_, rows) in enumerate(splitter.split(np.zeros(len(groups)), list(strata), list(groups))):
             parts[rows] = "test" if fold < 3 else "valid" if fold < 6 else "train"
     return list(parts)
+
+
+def grouped_folds(groups: Sequence[str], folds: int, *, seed: int) -> NDArray[np.int64]:
+    """The fold in which each row is held out: as many groups (patients) in each fold as possible, in an order drawn by seed."""
+    names = sorted(set(groups))
+    if len(names) < folds:
+        raise InputError(f"{folds} folds need at least {folds} subjects, got {len(names)}; lower the number of folds")
+    held_out: dict[str, int] = {}
+    for fold, (_, rows) in enumerate(KFold(folds, shuffle=True, random_state=seed).split(names)):
+        held_out |= {names[row]: fold for row in rows}
+    return np.array([held_out[group] for group in groups])
 
 
 def read_split(path: Path, ids: Sequence[str], *, column: str = "stem") -> list[str]:

@@ -104,7 +104,7 @@ DAMAGES = [value for name, value in sorted(globals().items()) if name.startswith
 @pytest.mark.parametrize("damage", DAMAGES, ids=lambda f: f.__name__)
 def test_bad_input_is_named_with_row_and_file(broken, tmp_path, make_params, damage):
     says = damage(broken, rows_of(broken))
-    problems = data.check(broken)
+    problems = data.check(broken, make_params().landmarks)
     assert len(problems) == 1
     for part in says:
         assert part in problems[0]
@@ -119,21 +119,21 @@ def test_bad_input_is_named_with_row_and_file(broken, tmp_path, make_params, dam
     assert says[0] in (tmp_path / "data.html").read_text()
 
 
-def test_all_problems_are_listed_at_once(broken):
+def test_all_problems_are_listed_at_once(broken, make_params):
     rows = rows_of(broken)
     damage_zero(broken, rows)
     damage_number(broken, rows)
     damage_missing(broken, rows)
-    assert len(data.check(broken)) == 3
+    assert len(data.check(broken, make_params().landmarks)) == 3
 
 
 @pytest.mark.parametrize("missing", ["annotations.csv", "."])
-def test_missing_folder_or_table(tmp_path, missing):
+def test_missing_folder_or_table(tmp_path, missing, make_params):
     folder = tmp_path / "nothing"
     if missing != ".":
         folder.mkdir()
-    assert len(data.check(folder)) == 1
-    assert "annotations.csv" in data.check(folder)[0]
+    assert len(data.check(folder, make_params().landmarks)) == 1
+    assert "annotations.csv" in data.check(folder, make_params().landmarks)[0]
 
 
 def test_category_seen_once_under_a_stratified_split(broken, tmp_path, make_params):
@@ -176,7 +176,7 @@ def test_hand_made_split_wins_after_the_leak_check(raw, tmp_path, make_params):
 
 def test_formats_give_the_same_grey_image(tmp_path):
     """8 and 16 bit, grey, RGB and RGBA PNG agree; JPEG nearly."""
-    from quintet.imaging import read_grey
+    from quintet.imaging.pictures import read_grey
 
     grey = np.random.default_rng(0).integers(0, 256, (40, 30)).astype(np.uint8)
     Image.fromarray(grey).save(tmp_path / "l.png")
@@ -189,7 +189,7 @@ def test_formats_give_the_same_grey_image(tmp_path):
 
 @pytest.mark.parametrize("photometric", ["MONOCHROME1", "MONOCHROME2"])
 def test_dicom_is_read_and_monochrome1_inverted(tmp_path, photometric):
-    from quintet.imaging import read_grey
+    from quintet.imaging.pictures import read_grey
 
     pixels = np.arange(64 * 48, dtype=np.uint16).reshape(64, 48)
     path = tmp_path / "x.dcm"

@@ -11,7 +11,7 @@ from quintet.errors import InputError
 from quintet.training import batches as batching
 from quintet.training import hardware
 from quintet.training.batches import EpochBatches
-from quintet.training.fit import _summary, adam_cosine
+from quintet.training.fit import Goal, _summary, adam_cosine
 
 
 def epoch_of(batches: EpochBatches, epoch: int) -> list[list[int]]:
@@ -32,7 +32,7 @@ def test_order_is_a_function_of_seed_and_epoch():
 def test_ranks_share_an_epoch_without_overlap(monkeypatch):
     seen = []
     for rank in range(4):
-        monkeypatch.setattr(batching, "_world", lambda rank=rank: (rank, 4))
+        monkeypatch.setattr(batching, "world", lambda rank=rank: (rank, 4))
         part = EpochBatches(np.arange(100), 8, seed=0)
         assert len(list(part)) == len(part) == 4
         seen += sum(part, [])
@@ -84,11 +84,15 @@ def history(train: list[float], valid: list[float]) -> pd.DataFrame:
         ([9, 8], [9, 10], False, False),  # too short to tell
     ],
 )
-def test_warnings_of_overfitting_and_of_too_good_a_validation(capsys, train, valid, drift, perfect):
-    found = _summary(history(train, valid), "score", 0.5)
+@pytest.mark.parametrize("lower", [True, False])
+def test_warnings_of_overfitting_and_of_too_good_a_validation(capsys, train, valid, drift, perfect, lower):
+    table = history(train, valid)
+    table["score"] *= 1 if lower else -1
+    found = _summary(table, Goal("score", lower, perfect=0.5 if lower else -0.5, keep="best"))
     assert found["warning_drift"] == drift
     assert found["warning_perfect_validation"] == perfect
-    assert found["best_score"] == min(valid)
+    assert abs(found["best_score"]) == min(valid)
+    assert abs(found["last_score"]) == valid[-1]
     printed = capsys.readouterr().out
     assert ("overfitting" in printed) == drift
     assert ("too good to be true" in printed) == perfect

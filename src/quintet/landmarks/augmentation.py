@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from quintet.landmarks.anatomy import SWAPPED
-from quintet.params import LandmarksAugment
+from quintet.params.landmarks import LandmarksAugment
 
 
 def augment(images: Tensor, points: Tensor, how: LandmarksAugment) -> tuple[Tensor, Tensor]:

@@ -10,7 +10,7 @@ from sklearn.linear_model import Ridge
 from quintet.landmarks.anatomy import LANDMARKS, Points
 from quintet.landmarks.data import Prepared
 from quintet.landmarks.evaluation import SIGNS, Predicted, pixel_errors
-from quintet.params import LandmarksBaselines
+from quintet.params.landmarks import LandmarksBaselines
 from quintet.registry import Registry
 
 BASELINES = Registry("baseline")

@@ -1,22 +1,21 @@
 """All configurations and baselines side by side: the ranking, and what else this study wants to see of each."""
 
-import json
-import shutil
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
 from quintet import ranking, results
+from quintet.comparison import keep_only, measured, pick, recorded, save_ranking
 from quintet.landmarks.anatomy import NAMES
 from quintet.landmarks.baselines import BASELINES
 from quintet.landmarks.figures import success_rate
 from quintet.pages import Section
-from quintet.params import Params, predecessor
-from quintet.runs import Record, new_record
+from quintet.params import Landmarks, Params, predecessor
 
 METRIC = "error_px"
 UNIT = "px at 224"
+SWEEP, FITTED = Path("runs/landmarks/sweep"), Path("runs/landmarks/baselines")
 DETAILS = {
     "error_px_median": "median", "error_px_sd": "SD", "error_px_p95": "P95", "error_original_px": "mean, original px",
     "share_below_5_px": "below 5 px", "share_below_8.5_px": "below 8.5 px", "share_below_10_px": "below 10 px",
@@ -38,67 +37,54 @@ The published errors were reached with ImageNet weights on a GPU, on 144 other t
 they stand beside ours for orientation, not as a comparison on equal terms."""
 
 
+def runs_of(p: Landmarks, sweep: Path, baselines: Path) -> dict[str, list[Path]]:
+    """The run folders that params name."""
+    runs = {name: [sweep / name / f"seed{seed}" for seed in p.sweep.seeds] for name in p.configs}
+    return runs | {name: [baselines / name / "seed0"] for name in BASELINES}
+
+
+def ranked(params: Params, sweep: Path = SWEEP, baselines: Path = FITTED) -> ranking.Ranking:
+    runs = runs_of(params.landmarks, sweep, baselines)
+    table = results.read([run / "evaluation" / "cases.csv" for group in runs.values() for run in group])
+    return ranking.rank(
+        table, METRIC, lower_is_better=True, alpha=params.ranking.alpha, bootstrap=params.ranking.bootstrap,
+        published=params.landmarks.published, deterministic=list(BASELINES),
+    )  # fmt: skip
+
+
 def compare(params: Params, sweep: Path, baselines: Path, out: Path, report: Path) -> str:
     """Rank what params names, write `report` and `out` = {record.json}; returns the verdict."""
     p = params.landmarks
-    for cell in sweep.iterdir():  # a removed configuration's folder would make a fresh clone's ranking another one
-        if cell.name not in p.configs:
-            shutil.rmtree(cell)
-    runs = {name: [sweep / name / f"seed{seed}" for seed in p.sweep.seeds] for name in p.configs}
-    runs |= {name: [baselines / name / "seed0"] for name in BASELINES}
-    table = results.read([run / "evaluation" / "cases.csv" for group in runs.values() for run in group])
-    ranked = ranking.rank(
-        table, METRIC, lower_is_better=True, alpha=params.ranking.alpha, bootstrap=params.ranking.bootstrap,
-        published=p.published,
-        deterministic=list(BASELINES),
-    )  # fmt: skip
-    sections = _sections(runs, list(ranked.table["config"]))
-    sections.insert(0, _phases(ranked.pairs, {name: predecessor(config) for name, config in p.configs.items()}))
+    runs = runs_of(p, sweep, baselines)
+    keep_only(sweep, [run for name in p.configs for run in runs[name]])
+    table = ranked(params, sweep, baselines)
+    sections = _sections(runs, list(table.table["config"]))
+    sections.insert(0, _phases(table.pairs, {name: predecessor(config) for name, config in p.configs.items()}))
     sections.append(Section("How to read this", READING))
     report.mkdir(parents=True, exist_ok=True)
-    curves = {name: _image_errors(table, name) for name in ranked.table["config"]}
-    success_rate(report / "sdr.png", curves)
+    success_rate(report / "sdr.png", {name: _image_errors(runs[name]) for name in table.table["config"]})
     sections.append(Section("Success detection rate", figures=[report / "sdr.png"]))
-    ranking.write(ranked, report, title="Chest X-ray landmarks", unit=UNIT, extra=sections)
-    inputs = {f"{name} {run.name}": run / "evaluation" / "cases.csv" for name, group in runs.items() for run in group}
-    record = new_record("landmarks", "rank", "ranking", seed=0, params={"configs": ", ".join(runs)}, inputs=inputs)
-    record.metrics = {f"{METRIC}/{row.config}": float(row.mean) for row in ranked.table.itertuples()}
-    record.artifacts = [report.as_posix()]
-    out.mkdir(parents=True, exist_ok=True)
-    record.save(out)
-    return ranked.verdict
+    ranking.write(table, report, title="Chest X-ray landmarks", unit=UNIT, extra=sections)
+    save_ranking("landmarks", table, runs, out, report)
+    return table.verdict
 
 
-def _image_errors(table: pd.DataFrame, config: str) -> np.ndarray:
-    chosen = table[(table["config"] == config) & (table["metric"] == METRIC)]
-    return chosen.groupby("case")["value"].mean().to_numpy()
+def _image_errors(runs: list[Path]) -> np.ndarray:
+    table = results.read(run / "evaluation" / "cases.csv" for run in runs)
+    return table[table["metric"] == METRIC].groupby("case")["value"].mean().to_numpy()
 
 
 def _sections(runs: dict[str, list[Path]], order: list[str]) -> list[Section]:
     """Tables of details, per category, per landmark and cost; a configuration's figure is the mean over its runs."""
-    measured = pd.DataFrame({name: _mean_metrics(runs[name]) for name in order}).T.rename_axis("config")
-    costs = pd.DataFrame({name: Record.load(runs[name][0]).metrics for name in order}).T.rename_axis("config")
-    categories = {
-        c: c.removeprefix("error_px_").replace("_", " ") for c in measured if c.startswith("error_px_") and c[9].isupper()
-    }
-    places = {c: f"{k} {NAMES[k]}" for k in range(len(NAMES)) for c in measured if c.startswith(f"error_px_{k:02d}_")}
+    found, costs = measured(runs, order), recorded(runs, order)
+    categories = {c: c.removeprefix("error_px_").replace("_", " ") for c in found if c.startswith("error_px_") and c[9].isupper()}
+    places = {c: f"{k} {NAMES[k]}" for k in range(len(NAMES)) for c in found if c.startswith(f"error_px_{k:02d}_")}
     return [
-        Section(
-            "Details", f"Errors in {UNIT} unless said otherwise; shares of images between 0 and 1.", _pick(measured, DETAILS)
-        ),
-        Section("By diagnosis", f"Mean error, {UNIT}.", _pick(measured, categories)),
-        Section("By landmark", f"Mean error, {UNIT}.", _pick(measured, places)),
-        Section("Cost", "Training time includes validation; on this machine.", _pick(costs, COSTS)),
+        Section("Details", f"Errors in {UNIT} unless said otherwise; shares of images between 0 and 1.", pick(found, DETAILS)),
+        Section("By diagnosis", f"Mean error, {UNIT}.", pick(found, categories)),
+        Section("By landmark", f"Mean error, {UNIT}.", pick(found, places)),
+        Section("Cost", "Training time includes validation; on this machine.", pick(costs, COSTS)),
     ]
-
-
-def _pick(table: pd.DataFrame, columns: dict[str, str]) -> pd.DataFrame:
-    return table.reindex(columns=list(columns)).rename(columns=columns).reset_index()
-
-
-def _mean_metrics(runs: list[Path]) -> dict[str, float]:
-    tables = [json.loads((run / "evaluation" / "metrics.json").read_text(encoding="utf-8")) for run in runs]
-    return pd.DataFrame(tables).mean().to_dict()
 
 
 def _phases(pairs: pd.DataFrame, before: dict[str, str | None]) -> Section:

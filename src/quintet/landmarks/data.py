@@ -20,7 +20,7 @@ from skimage.exposure import equalize_adapthist
 from quintet import splits
 from quintet.errors import InputError, Problems
 from quintet.files import whole_folder
-from quintet.imaging import PICTURES, read_grey, resize
+from quintet.imaging.pictures import PICTURES, read_grey, resize
 from quintet.landmarks.anatomy import CATEGORIES, LANDMARKS, Points
 from quintet.params import Landmarks
 
@@ -136,7 +136,7 @@ def preprocess(grey: NDArray[np.float32], *, size: int, clahe: float) -> NDArray
     return (small * 255).round().astype(np.uint8)
 
 
-def check(raw: Path) -> list[str]:
+def check(raw: Path, params: Landmarks) -> list[str]:
     """Every problem of a raw folder, images included."""
     rows, problems = read_annotations(raw)
     for row in rows:

@@ -26,7 +26,6 @@ from quintet.landmarks.anatomy import (
 from quintet.landmarks.data import Prepared
 from quintet.runs import Record
 
-THRESHOLDS_PX = {5.0: "research grade", 8.5: "clinical excellence", 10.0: "", 15.0: "clinically useful"}
 BOOTSTRAP = 2000
 
 
@@ -131,7 +130,7 @@ def summary(
         "error_px": image.mean(), "error_px_low": low, "error_px_high": high, "error_px_median": np.median(image),
         "error_px_sd": image.std(ddof=1), "error_px_p95": np.percentile(image, 95), "test_images": float(len(image)),
     }  # fmt: skip
-    metrics |= {f"share_below_{limit:g}_px": (image < limit).mean() for limit in THRESHOLDS_PX}
+    metrics |= {f"share_below_{limit:g}_px": (image < limit).mean() for limit in figures.THRESHOLDS_PX}
     metrics |= {
         name: table[name].mean()
         for name in ("error_original_px", "along_axis_error_px", "across_axis_error_px", "symmetry_error_px", "distance_error_px",

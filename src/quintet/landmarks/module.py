@@ -20,7 +20,7 @@ from quintet.landmarks.networks import LandmarkNet
 from quintet.params import Compute, Landmarks, LandmarksChoice
 from quintet.runs import Record
 from quintet.training.batches import batches
-from quintet.training.fit import adam_cosine, fit, set_up
+from quintet.training.fit import Goal, adam_cosine, fit, set_up
 from quintet.training.hardware import resolve_device, resolve_precision
 from quintet.training.models import load_model, load_weights, save_model
 
@@ -134,7 +134,8 @@ def train(
     record.tags["precision"] = resolve_precision(shared.precision, record.tags["device"])
     fitted = fit(
         module, train_batches, valid_batches, epochs=choice.epochs, seed=record.seed, how=shared, compute=compute,
-        record=record, monitor="valid_error_px", perfect=PERFECT_PX,
+        record=record, 
+        goal=Goal("valid_error_px", lower_is_better=True, perfect=PERFECT_PX, keep="best", patience=shared.patience),
     )  # fmt: skip
     build = {name: getattr(choice, name) for name in ("arch", "head", "attention")} | {
         "width": shared.width, "dropout": shared.dropout, "size": shared.size, "clahe": shared.clahe,

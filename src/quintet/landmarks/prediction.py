@@ -13,13 +13,14 @@ from numpy.typing import NDArray
 
 from quintet.errors import InputError, Problems
 from quintet.files import whole_file, whole_folder
-from quintet.imaging import DICOM, PICTURES, read_grey
+from quintet.imaging.pictures import DICOM, PICTURES, read_grey
 from quintet.landmarks.anatomy import LANDMARKS, PIXELS, SWAPPED, mirror, project_on_template
 from quintet.landmarks.augmentation import mirror_images
 from quintet.landmarks.data import Prepared, preprocess, read_annotations
 from quintet.landmarks.evaluation import Calibration, Predicted, evaluate, write_predictions
 from quintet.landmarks.figures import overlay
 from quintet.landmarks.networks import LandmarkNet
+from quintet.params import Landmarks
 from quintet.runs import Record
 from quintet.training.hardware import resolve_device
 from quintet.training.models import load_model
@@ -144,7 +145,7 @@ def _write_overlays(folder: Path, files: list[Path], stems: list[str], points: N
             save(figure, beside / f"{stem.replace('/', '_')}.png")
 
 
-def evaluate_folder(runs: Sequence[Path], raw: Path, out: Path, *, device: str) -> dict[str, float]:
+def evaluate_folder(runs: Sequence[Path], raw: Path, out: Path, *, device: str, params: Landmarks) -> dict[str, float]:
     """Measure the mean prediction of the runs on every image of a labelled raw folder; writes `out` and returns the metrics.
 
     Images that a run was trained on flatter it: give it a folder it has not seen.

@@ -4,7 +4,8 @@
 """
 
 from quintet.ranking.decision import Decision, decide, letters, patients_needed
+from quintet.ranking.planning import Plan, plan
 from quintet.ranking.report import write
 from quintet.ranking.table import Ranking, rank
 
-__all__ = ["Decision", "Ranking", "decide", "letters", "patients_needed", "rank", "write"]
+__all__ = ["Decision", "Plan", "Ranking", "decide", "letters", "patients_needed", "plan", "rank", "write"]

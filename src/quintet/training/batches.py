@@ -23,19 +23,19 @@ class EpochBatches(Sampler[list[int]]):
         self.epoch = epoch
 
     def __len__(self) -> int:
-        return math.ceil(len(self.rows) / _world()[1] / self.batch_size)
+        return math.ceil(len(self.rows) / world()[1] / self.batch_size)
 
     def __iter__(self) -> Iterator[list[int]]:
         order = self.rows
         if self.shuffle:
             order = np.random.default_rng([self.seed, self.epoch]).permutation(order)
-        rank, world = _world()
-        order = np.resize(order, math.ceil(len(order) / world) * world)[rank::world]
+        rank, processes = world()
+        order = np.resize(order, math.ceil(len(order) / processes) * processes)[rank::processes]
         for start in range(0, len(order), self.batch_size):
             yield order[start : start + self.batch_size].tolist()
 
 
-def _world() -> tuple[int, int]:
+def world() -> tuple[int, int]:
     if torch.distributed.is_available() and torch.distributed.is_initialized():
         return torch.distributed.get_rank(), torch.distributed.get_world_size()
     return int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))  # asked for before Lightning has started DDP

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import lightning as L
 import numpy as np
@@ -24,7 +24,7 @@ from torch.utils.data import DataLoader
 
 from quintet.errors import InputError
 from quintet.files import repository_root
-from quintet.params import Compute, Optimisation
+from quintet.params import AdamCosine, Compute, Optimisation
 from quintet.runs import Record
 from quintet.training.callbacks import FiniteLoss, History, Reseed
 from quintet.training.hardware import peak_memory_mb, resolve_device, resolve_precision
@@ -41,7 +41,7 @@ def set_up(compute: Compute, seed: int) -> None:
 
 
 def adam_cosine(
-    groups: list[dict[str, Any]], how: Optimisation, steps: int
+    groups: list[dict[str, Any]], how: AdamCosine, steps: int
 ) -> tuple[torch.optim.Optimizer, torch.optim.lr_scheduler.LRScheduler]:
     """Adam with a linear warm-up over `how.warmup` of the steps, then cosine annealing to `how.rate_floor`, stepped per batch."""
     on_cpu = groups[0]["params"][0].device.type == "cpu"
@@ -65,10 +65,26 @@ def adam_cosine(
 
 
 @dataclass(frozen=True)
+class Goal:
+    """The validation metric that is watched. `perfect`: a value this good or better is too good to be true and is warned of.
+
+    `keep`: the weights of the best or of the last epoch. Where the validation cases are those that are reported (a fold's),
+    choosing
+    the best epoch on them would flatter: keep last.
+    """
+
+    metric: str
+    lower_is_better: bool
+    perfect: float
+    keep: Literal["best", "last"]
+    patience: int = 0  # epochs without a better value before stopping; 0 = off
+
+
+@dataclass(frozen=True)
 class Fitted:
     metrics: dict[str, float]
     history: pd.DataFrame
-    state: dict[str, Tensor]  # the best epoch's weights
+    state: dict[str, Tensor]
 
 
 def fit(
@@ -81,16 +97,12 @@ def fit(
     how: Optimisation,
     compute: Compute,
     record: Record,
-    monitor: str,
-    perfect: float,
+    goal: Goal,
 ) -> Fitted:
-    """Train, resuming where a killed run of the same record left off; returns the weights of the epoch with the lowest `monitor`.
-
-    `perfect`: a validation value at or below this is too good to be true and is warned of.
-    """
+    """Train, resuming where a killed run of the same record left off; returns the weights that `goal` keeps."""
     folder = repository_root() / ".checkpoints" / f"{record.stage}-{record.config}-{record.seed}-{record.key}"
     with _only_one(folder):
-        callbacks, best, history = _callbacks(folder, record, seed=seed, monitor=monitor, patience=how.patience)
+        callbacks, best, history = _callbacks(folder, record, seed=seed, goal=goal)
         trainer = _trainer(callbacks, epochs=epochs, how=how, compute=compute, folder=folder)
         last = folder / "last.ckpt"
         if last.is_file():
@@ -101,9 +113,10 @@ def fit(
             trainer.fit(module, train, valid, ckpt_path=last if last.is_file() else None, weights_only=True)
         if not trainer.is_global_zero:
             raise SystemExit(0)  # under DDP the first process alone evaluates and writes
-        state = torch.load(best.best_model_path, map_location="cpu", weights_only=True)["state_dict"]
+        chosen = best.best_model_path if goal.keep == "best" else last
+        state = torch.load(chosen, map_location="cpu", weights_only=True)["state_dict"]
         table = pd.DataFrame(history.rows)
-        metrics = _summary(table, monitor, perfect) | {
+        metrics = _summary(table, goal) | {
             "train_seconds": time.monotonic() - started,
             "peak_memory_mb": peak_memory_mb(),
             "parameters": float(sum(p.numel() for p in module.parameters())),
@@ -139,19 +152,19 @@ def _only_one(folder: Path) -> Iterator[None]:
         lock.release()
 
 
-def _callbacks(
-    folder: Path, record: Record, *, seed: int, monitor: str, patience: int
-) -> tuple[list[Callback], ModelCheckpoint, History]:
+def _callbacks(folder: Path, record: Record, *, seed: int, goal: Goal) -> tuple[list[Callback], ModelCheckpoint, History]:
+    mode = "min" if goal.lower_is_better else "max"
     best = ModelCheckpoint(
-        folder, "best", monitor=monitor, save_weights_only=True, save_on_train_epoch_end=True, enable_version_counter=False
-    )
+        folder, "best", monitor=goal.metric, mode=mode, save_weights_only=True, save_on_train_epoch_end=True,
+        enable_version_counter=False,
+    )  # fmt: skip
     last = ModelCheckpoint(folder, "last", save_top_k=1, save_on_train_epoch_end=True, enable_version_counter=False)
     history = History(record)
     callbacks: list[Callback] = [Reseed(seed), FiniteLoss(), history, best, last]
     if sys.stderr.isatty():
         callbacks.append(TQDMProgressBar(leave=False))
-    if patience:
-        callbacks.append(EarlyStopping(monitor, patience=patience, check_on_train_epoch_end=True))
+    if goal.patience:
+        callbacks.append(EarlyStopping(goal.metric, mode=mode, patience=goal.patience, check_on_train_epoch_end=True))
     return callbacks, best, history
 
 
@@ -185,22 +198,24 @@ def _trainer(callbacks: list[Callback], *, epochs: int, how: Optimisation, compu
     )
 
 
-def _summary(history: pd.DataFrame, monitor: str, perfect: float) -> dict[str, float]:
+def _summary(history: pd.DataFrame, goal: Goal) -> dict[str, float]:
     """Best value and epoch, and the two warnings the field has learnt to want (also printed)."""
-    best = int(history[monitor].idxmin())
+    watched = history[goal.metric]
+    best = int(watched.idxmin() if goal.lower_is_better else watched.idxmax())
     recent = history.tail(DRIFT_EPOCHS)
     slope = {
         name: np.polyfit(recent["epoch"], recent[name], 1)[0] if len(recent) > 1 else 0.0 for name in ("train_loss", "valid_loss")
     }
     drift = len(recent) == DRIFT_EPOCHS and slope["train_loss"] < 0 < slope["valid_loss"]
     drift = bool(drift and recent["valid_loss"].iloc[-1] > recent["train_loss"].iloc[-1])
-    too_good = bool(history[monitor].min() <= perfect)
+    too_good = bool(watched[best] <= goal.perfect if goal.lower_is_better else watched[best] >= goal.perfect)
     if drift:
         print(f"warning: over the last {DRIFT_EPOCHS} epochs training loss fell while validation loss rose (overfitting)")
     if too_good:
-        print(f"warning: {monitor} reached {history[monitor].min():.3g}, too good to be true; look for a leak between the parts")
+        print(f"warning: {goal.metric} reached {watched[best]:.3g}, too good to be true; look for a leak between the parts")
     return {
-        f"best_{monitor}": float(history[monitor].iloc[best]),
+        f"best_{goal.metric}": float(watched[best]),
+        f"last_{goal.metric}": float(watched.iloc[-1]),
         "best_epoch": float(history["epoch"].iloc[best]),
         "warning_drift": float(drift),
         "warning_perfect_validation": float(too_good),

@@ -1,51 +1,11 @@
-"""Typed, validated parameters. No defaults here: params.yaml has the values.
-
-Validation happens before torch is imported, so that a wrong value is answered within two seconds.
-"""
+"""Parameters of the landmarks study."""
 
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
-import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import Field, model_validator
 
-from quintet.errors import InputError
-
-Positive = Annotated[float, Field(gt=0)]
-NonNegative = Annotated[float, Field(ge=0)]
-Share = Annotated[float, Field(ge=0, le=1)]
-Count = Annotated[int, Field(ge=1)]
-Seed = Annotated[int, Field(ge=0)]
-PRECISIONS = Literal["auto", "bf16", 32, 16]
-
-
-class Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-
-class Compute(Section):
-    device: Literal["auto", "cpu", "cuda", "mps"]
-    threads: Seed
-    tensorboard: bool
-    debug: bool
-
-
-class RankingParams(Section):
-    alpha: Annotated[float, Field(gt=0, lt=0.5)]
-    bootstrap: Annotated[int, Field(ge=100)]
-
-
-class Optimisation(Section):
-    """What every study's training has in common (training.py)."""
-
-    batch_size: Count
-    precision: PRECISIONS
-    weight_decay: NonNegative
-    rate_floor: NonNegative
-    warmup: Share
-    clip_norm: NonNegative
-    accumulate: Count
-    patience: Seed
+from quintet.params.common import AdamCosine, Count, NonNegative, Positive, Section, Seed, Share
 
 
 class LandmarksSynthetic(Section):
@@ -113,7 +73,7 @@ class LandmarksBaselines(Section):
     ridge_alphas: Annotated[list[Positive], Field(min_length=1)]
 
 
-class Landmarks(LandmarksChoice, Optimisation):
+class Landmarks(LandmarksChoice, AdamCosine):
     raw: str
     on_error: Literal["raise", "skip"]
     synthetic: LandmarksSynthetic
@@ -163,49 +123,3 @@ def predecessor(config: LandmarksConfig) -> str | None:
     """The configuration a phase continues from; None where it starts from scratch (`after` is prepare's output)."""
     path = Path(config.after)
     return path.name if path.parts[:1] == ("runs",) else None
-
-
-class Params(Section):
-    compute: Compute
-    ranking: RankingParams
-    landmarks: Landmarks
-
-
-def parse(values: dict[str, Any]) -> Params:
-    """Validate; every wrong value is named with its key and what is allowed."""
-    try:
-        return Params.model_validate(values)
-    except ValidationError as error:
-        lines = []
-        for e in error.errors():
-            key = ".".join(str(part) for part in e["loc"])
-            known = _siblings(e["loc"]) if e["type"] == "extra_forbidden" else ""
-            got = "" if isinstance(e["input"], dict) else f" (got {e['input']!r})"
-            lines.append(f"  {key}: {e['msg'].removeprefix('Value error, ')}{known}{got}")
-        raise InputError("params.yaml is not usable:\n" + "\n".join(lines)) from None
-
-
-def load(path: str | Path = "params.yaml") -> Params:
-    """Read and validate a params file. Numbers such as 1e-3, which YAML reads as text, are accepted."""
-    if not Path(path).is_file():
-        raise InputError(f"{path}: no such file; run from the root of the repository")
-    try:
-        values = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
-    except yaml.YAMLError as error:
-        raise InputError(f"{path} is not valid YAML: {error}") from None
-    if not isinstance(values, dict):
-        raise InputError(f"{path}: expected a mapping of sections, got {type(values).__name__}")
-    return parse(values)
-
-
-def _siblings(location: tuple[int | str, ...]) -> str:
-    model: Any = Params
-    for part in location[:-1]:
-        annotation = model.model_fields[str(part)].annotation if hasattr(model, "model_fields") else None
-        if annotation is None:
-            return ""
-        model = annotation
-        if not hasattr(model, "model_fields"):
-            return ""
-    names = sorted(model.model_fields) if hasattr(model, "model_fields") else []
-    return f"; there are: {', '.join(names)}" if names else ""

@@ -1,0 +1,57 @@
+"""What the studies' comparisons share: which runs are compared, tables of what was measured, the record of a ranking."""
+
+import json
+import shutil
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+
+import pandas as pd
+
+from quintet.ranking import Ranking
+from quintet.runs import Record, new_record
+
+Runs = Mapping[str, list[Path]]  # configuration -> its run folders
+
+
+def keep_only(folder: Path, runs: Iterable[Path]) -> None:
+    """Remove the cells below `folder` that are not among `runs` (DVC's cache keeps them), or a fresh clone's ranking would be
+    another one."""
+    kept = set(runs) | {parent for run in runs for parent in run.parents}
+    for path in sorted(folder.rglob("*"), key=lambda p: len(p.parts)):
+        inside = any(parent in runs for parent in path.parents)
+        if path.is_dir() and path not in kept and not inside:
+            shutil.rmtree(path, ignore_errors=True)
+
+
+def measured(runs: Runs, order: Iterable[str]) -> pd.DataFrame:
+    """evaluation/metrics.json of each configuration in `order`, averaged over its runs; index config."""
+    return _table({name: pd.DataFrame([_read(run) for run in runs[name]]).mean().to_dict() for name in order})
+
+
+def recorded(runs: Runs, order: Iterable[str]) -> pd.DataFrame:
+    """The training's final metrics (costs) of each configuration, averaged over its runs; index config."""
+    return _table({name: pd.DataFrame([Record.load(run).metrics for run in runs[name]]).mean().to_dict() for name in order})
+
+
+def pick(table: pd.DataFrame, columns: dict[str, str]) -> pd.DataFrame:
+    """Some columns under other names, the index as first column."""
+    return table.reindex(columns=list(columns)).rename(columns=columns).reset_index()
+
+
+def save_ranking(study: str, ranked: Ranking, runs: Runs, out: Path, report: Path) -> None:
+    """`out` = {record.json}: a ranking is an MLflow run of its own, with the report's files among its artifacts."""
+    inputs = {f"{name} {run.name}": run / "evaluation" / "cases.csv" for name, group in runs.items() for run in group}
+    record = new_record(study, "rank", "ranking", seed=0, params={"configs": ", ".join(runs)}, inputs=inputs)
+    record.metrics = {f"{ranked.metric}/{row.config}": float(row.mean) for row in ranked.table.itertuples()}
+    record.artifacts = [report.as_posix()]
+    out.mkdir(parents=True, exist_ok=True)
+    record.save(out)
+
+
+def _table(rows: dict[str, dict[str, float]]) -> pd.DataFrame:
+    return pd.DataFrame(rows).T.rename_axis("config")
+
+
+def _read(run: Path) -> dict[str, float]:
+    values: dict[str, float] = json.loads((run / "evaluation" / "metrics.json").read_text(encoding="utf-8"))
+    return values

@@ -1,0 +1,1 @@
+"""Images in and out: pictures (PNG, JPEG, DICOM planes) and volumes (NIfTI)."""

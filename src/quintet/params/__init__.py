@@ -1,0 +1,67 @@
+"""Typed, validated parameters. No defaults here: params.yaml has the values.
+
+Validation happens before torch is imported, so that a wrong value is answered within two seconds.
+"""
+
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import ValidationError
+
+from quintet.errors import InputError
+from quintet.params.common import AdamCosine, Compute, Optimisation, RankingParams, Section
+from quintet.params.landmarks import Landmarks, LandmarksChoice, LandmarksConfig, predecessor
+from quintet.params.perfusion import Perfusion, PerfusionChoice, PerfusionConfig
+
+__all__ = [
+    "AdamCosine", "Compute", "Landmarks", "LandmarksChoice", "LandmarksConfig", "Optimisation", "Params", "Perfusion",
+    "PerfusionChoice", "PerfusionConfig", "load", "parse", "predecessor",
+]  # fmt: skip
+
+
+class Params(Section):
+    compute: Compute
+    ranking: RankingParams
+    landmarks: Landmarks
+    perfusion: Perfusion
+
+
+def parse(values: dict[str, Any]) -> Params:
+    """Validate; every wrong value is named with its key and what is allowed."""
+    try:
+        return Params.model_validate(values)
+    except ValidationError as error:
+        lines = []
+        for e in error.errors():
+            key = ".".join(str(part) for part in e["loc"])
+            known = _siblings(e["loc"]) if e["type"] == "extra_forbidden" else ""
+            got = "" if isinstance(e["input"], dict) else f" (got {e['input']!r})"
+            lines.append(f"  {key}: {e['msg'].removeprefix('Value error, ')}{known}{got}")
+        raise InputError("params.yaml is not usable:\n" + "\n".join(lines)) from None
+
+
+def load(path: str | Path = "params.yaml") -> Params:
+    """Read and validate a params file. Numbers such as 1e-3, which YAML reads as text, are accepted."""
+    if not Path(path).is_file():
+        raise InputError(f"{path}: no such file; run from the root of the repository")
+    try:
+        values = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+    except yaml.YAMLError as error:
+        raise InputError(f"{path} is not valid YAML: {error}") from None
+    if not isinstance(values, dict):
+        raise InputError(f"{path}: expected a mapping of sections, got {type(values).__name__}")
+    return parse(values)
+
+
+def _siblings(location: tuple[int | str, ...]) -> str:
+    model: Any = Params
+    for part in location[:-1]:
+        annotation = model.model_fields[str(part)].annotation if hasattr(model, "model_fields") else None
+        if annotation is None:
+            return ""
+        model = annotation
+        if not hasattr(model, "model_fields"):
+            return ""
+    names = sorted(model.model_fields) if hasattr(model, "model_fields") else []
+    return f"; there are: {', '.join(names)}" if names else ""

@@ -1,0 +1,118 @@
+"""Parameters of the perfusion study."""
+
+import re
+from typing import Annotated, Literal
+
+from pydantic import Field, model_validator
+
+from quintet.params.common import Count, NonNegative, Optimisation, Positive, Section, Seed, Share
+
+PerfusionLoss = Literal["spatial", "complementary", "multiscale", "adaptive"]
+EXCLUSIVE = ("spatial", "multiscale", "adaptive")  # three forms of one term
+
+
+class PerfusionSynthetic(Section):
+    subjects: Annotated[int, Field(ge=5)]
+    seed: Seed
+
+
+class PerfusionAugment(Section):
+    """Shares of the images that each transformation touches; ranges are nnU-Net's (augmentation.py)."""
+
+    rotation: Share
+    rotation_deg: Annotated[float, Field(ge=0, le=180)]
+    scale: Share
+    noise: Share
+    blur: Share
+    brightness: Share
+    contrast: Share
+    low_resolution: Share
+    gamma: Share
+    gamma_inverted: Share
+    mirror_left_right: Share
+    mirror_front_back: Share
+
+
+class PerfusionLossWeights(Section):
+    spatial: NonNegative
+    complementary: NonNegative
+    multiscale: NonNegative
+    adaptive: Annotated[list[NonNegative], Field(min_length=2, max_length=2)]
+
+
+class PerfusionConfig(Section):
+    """One configuration of the sweep. `separate_at` may be left out: decoder."""
+
+    arch: Literal["shared", "separate", "crossattention"]
+    losses: list[PerfusionLoss]
+    separate_at: Literal["decoder", "head"] = "decoder"
+
+    @model_validator(mode="after")
+    def possible(self) -> "PerfusionConfig":
+        if len(set(self.losses)) < len(self.losses):
+            raise ValueError(f"a loss stands twice in losses={self.losses}; change its share in loss_weights instead")
+        if len(forms := [name for name in self.losses if name in EXCLUSIVE]) > 1:
+            raise ValueError(f"losses: {' and '.join(forms)} are forms of one term; keep one of them")
+        if self.arch == "crossattention" and self.separate_at == "head":
+            raise ValueError("arch=crossattention attends between two decoders: it needs separate_at=decoder")
+        return self
+
+
+class PerfusionChoice(PerfusionConfig):
+    """The selected configuration: its fields stand at the study's top level."""
+
+    fold: Seed
+    seed: Seed
+
+
+class PerfusionSweep(Section):
+    configs: Annotated[list[str], Field(min_length=1)]
+    folds: Annotated[list[Seed], Field(min_length=1)]
+    seeds: Annotated[list[Seed], Field(min_length=1)]
+
+
+class Perfusion(PerfusionChoice, Optimisation):
+    raw: str
+    synthetic: PerfusionSynthetic
+    subject_pattern: str
+    folds: Annotated[int, Field(ge=2)]
+    split: str
+    split_seed: Seed
+    epochs: Count
+    iterations: Count
+    patch: Annotated[list[Annotated[int, Field(ge=16, multiple_of=2)]], Field(min_length=2, max_length=2)]
+    features: Annotated[int, Field(ge=4, le=64, multiple_of=4)]
+    deep_supervision: bool
+    attention_tokens: Annotated[int, Field(ge=4)]
+    rate: Positive
+    momentum: Annotated[float, Field(ge=0, lt=1)]
+    oversample_foreground: Share
+    loss_weights: PerfusionLossWeights
+    augment: PerfusionAugment
+    mirror_average: bool
+    save_probabilities: bool
+    sweep: PerfusionSweep
+    configs: Annotated[dict[str, PerfusionConfig], Field(min_length=1)]
+
+    @model_validator(mode="after")
+    def consistent(self) -> "Perfusion":
+        try:
+            named = "subject" in re.compile(self.subject_pattern).groupindex
+        except re.error as error:
+            raise ValueError(f"subject_pattern is no regular expression: {error}") from None
+        if not named:
+            raise ValueError("subject_pattern needs a group (?P<subject>...)")
+        if self.split != "auto" and not self.split.endswith(".json"):
+            raise ValueError(f"split={self.split!r}: allowed are auto or the path of a splits_final.json")
+        if unknown := [name for name in self.sweep.configs if name not in self.configs]:
+            raise ValueError(f"sweep.configs: {', '.join(unknown)}: no such configuration; there are {', '.join(self.configs)}")
+        for what, chosen in (("fold", [self.fold]), ("sweep.folds", self.sweep.folds)):
+            if wrong := [fold for fold in chosen if fold >= self.folds]:
+                raise ValueError(f"{what}: {wrong[0]} is too large; folds={self.folds} are numbered 0 to {self.folds - 1}")
+        for what, values in self.sweep.model_dump().items():
+            if len(set(values)) < len(values):
+                raise ValueError(f"sweep.{what}: an entry stands twice in {values}")
+        for name in self.configs:
+            if not name.replace("-", "").replace("_", "").isalnum():
+                raise ValueError(f"configs: {name!r}: letters, digits, - and _ only (it names a folder)")
+        return self

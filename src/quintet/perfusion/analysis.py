@@ -1,0 +1,118 @@
+"""The data-set page: who and what is in the data, how it is split, and what the preparation costs."""
+
+import tempfile
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from quintet.pages import Section, write_page
+from quintet.params import Perfusion
+from quintet.perfusion.data import Prepared, prepare, uncentred
+from quintet.perfusion.evaluation import dice_score
+from quintet.perfusion.figures import Slice, panels
+from quintet.perfusion.nnunet import SIDES
+
+SHOWN = 6  # cases
+
+
+def analyze(raw: Path, page: Path, params: Perfusion) -> None:
+    """Describe any raw folder as a page, without keeping what is prepared on the way."""
+    with tempfile.TemporaryDirectory() as folder:
+        write_data_page(page, prepare(raw, Path(folder) / "prepared", params))
+
+
+def write_data_page(page: Path, data: Prepared) -> None:
+    cases = data.cases
+    with tempfile.TemporaryDirectory() as folder:
+        picture = Path(folder) / "cases.png"
+        chosen = np.unique(np.linspace(0, len(cases) - 1, SHOWN).astype(int))
+        panels(
+            picture,
+            {cases["case"][i]: _fullest(data, int(i)) for i in chosen},
+            "Flow maps as the networks see them, territories in green",
+        )
+        sections = [
+            _folds(data),
+            _grids(data),
+            Section("Cases", figures=[picture]),
+            _territories(data),
+            Section("What the preparation costs", ROUND_TRIP, _round_trip(data)),
+        ]
+        lead = f"{len(cases)} cases of {cases['subject'].nunique()} people; channels: {', '.join(data.channels)}."
+        write_page(page, "Perfusion territories: the data set", sections, lead=lead)
+
+
+def _fullest(data: Prepared, case: int) -> Slice:
+    size = data.geometry[case].size
+    masks = uncentred(np.asarray(data.masks[data.slices(case)]), size).astype(bool)
+    level = int(masks.sum((1, 2, 3)).argmax())
+    images = uncentred(np.asarray(data.images[data.slices(case)]), size)
+    return Slice(level, images[level, :2], masks[level], np.zeros_like(masks[level]), data.spacing_mm[1] / data.spacing_mm[2])
+
+
+def _folds(data: Prepared) -> Section:
+    rows = []
+    for number, fold in enumerate(data.folds):
+        held_out = data.cases[data.cases["case"].isin(fold["val"])]
+        people = sorted(held_out["subject"].unique())
+        rows.append((number, len(fold["train"]), len(fold["val"]), len(people), ", ".join(people)))
+    visits = data.cases.groupby("subject").size().value_counts().sort_index()
+    text = "The visits of one person never stand on both sides. Visits per person: " + ", ".join(
+        f"{n} ({k} people)" for n, k in visits.items()
+    )
+    columns = ["fold", "training cases", "held-out cases", "held-out people", "who"]
+    return Section("Folds", f"{text}.", pd.DataFrame(rows, columns=columns))
+
+
+def _grids(data: Prepared) -> Section:
+    table = pd.DataFrame({
+        "original grid (x, y, z)": [" x ".join(map(str, g.grid.shape)) for g in data.geometry],
+        "spacing, mm (z, y, x)": [" x ".join(f"{v:.3g}" for v in g.grid.spacing_mm) for g in data.geometry],
+        "oblique": ["yes" if _oblique(g.grid.affine) else "no" for g in data.geometry],
+        "axes": ["".join(_axes(g.grid.affine)) for g in data.geometry],
+    })  # fmt: skip
+    counts = table.value_counts().rename("cases").reset_index()
+    sizes = np.array([g.size for g in data.geometry])
+    text = (
+        f"Prepared: {' x '.join(f'{v:.4g}' for v in data.spacing_mm)} mm (slices, rows, columns; the median), slices of "
+        f"{sizes[:, 0].min()} to {sizes[:, 0].max()} x {sizes[:, 1].min()} to {sizes[:, 1].max()} pixels."
+    )
+    return Section("Grids", text, counts)
+
+
+def _oblique(affine: np.ndarray) -> bool:
+    steps = affine[:3, :3] / np.linalg.norm(affine[:3, :3], axis=0)
+    return bool(np.abs(steps).max(0).min() < 0.9999)
+
+
+def _axes(affine: np.ndarray) -> tuple[str, ...]:
+    from nibabel.orientations import aff2axcodes
+
+    return tuple(aff2axcodes(affine))
+
+
+def _territories(data: Prepared) -> Section:
+    volumes = data.cases[[f"{side}_ml" for side in SIDES]]
+    within = data.cases.groupby("subject")[list(volumes.columns)].std().mean()
+    rows = [(side, *volumes[f"{side}_ml"].agg(["mean", "min", "max", "std"]), within[f"{side}_ml"]) for side in SIDES]
+    both = np.mean([(t := data.true(i)).all(0).sum() / max(1, t.any(0).sum()) for i in range(len(data.cases))])
+    columns = ["territory", "mean, ml", "smallest", "largest", "SD over cases", "SD between visits of one person"]
+    return Section(
+        "Territories",
+        f"On average {100 * both:.1f} % of the covered volume belongs to both.",
+        pd.DataFrame(rows, columns=columns),
+    )
+
+
+ROUND_TRIP = """Dice of each label with itself after the way into the prepared grid and back: no prediction can be expected
+to score higher."""
+
+
+def _round_trip(data: Prepared) -> pd.DataFrame:
+    scores = []
+    for case, way in enumerate(data.geometry):
+        masks = uncentred(np.asarray(data.masks[data.slices(case)]), way.size)
+        scores.append([dice_score(way.to_file(masks[:, i].astype(np.float32)) >= 0.5, data.true(case)[i]) for i in range(2)])
+    table = np.array(scores)
+    return pd.DataFrame({"territory": SIDES, "mean": table.mean(0), "lowest": table.min(0)})

@@ -1,0 +1,149 @@
+"""All configurations side by side: the ranking, the reference's analysis tables, and its open questions."""
+
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from scipy import stats
+
+from quintet import ranking, results
+from quintet.comparison import Runs, keep_only, measured, pick, recorded, save_ranking
+from quintet.pages import Section
+from quintet.params import Params, Perfusion, PerfusionConfig
+from quintet.perfusion.answers import difference, open_questions, recommendations
+from quintet.perfusion.published import PUBLISHED
+
+METRIC, UNIT = "dice", "0 to 1"
+SWEEP = Path("runs/perfusion/sweep")
+DETAILS = {
+    "dice": "Dice (mean over cases)", "dice_of_subjects": "Dice (mean over people)", "hd95_mm_left": "HD95 left, mm",
+    "hd95_mm_right": "HD95 right, mm", "assd_mm_left": "ASSD left, mm", "assd_mm_right": "ASSD right, mm",
+    "volume_error_left": "relative volume error left", "volume_error_right": "right", "dice_overlap": "Dice of the overlap zone",
+    "asymmetry_error": "asymmetry error", "undefined_distances": "undefined distances",
+}  # fmt: skip
+COSTS = {
+    "train_seconds": "training, s", "evaluation_seconds_per_case": "prediction and scores, s a case", "parameters": "parameters",
+    "peak_memory_mb": "peak memory, MiB",
+}  # fmt: skip
+COLUMNS = {(): "baseline", ("spatial",): "spatial", ("complementary",): "complementary", ("complementary", "spatial"): "combined"}
+
+
+def runs_of(p: Perfusion, sweep: Path = SWEEP) -> dict[str, list[Path]]:
+    """The run folders that params name."""
+    cells = [(fold, seed) for fold in p.sweep.folds for seed in p.sweep.seeds]
+    return {name: [sweep / name / f"fold{fold}-seed{seed}" for fold, seed in cells] for name in p.sweep.configs}
+
+
+def ranked(params: Params, sweep: Path = SWEEP) -> ranking.Ranking:
+    table = results.read(run / "evaluation" / "cases.csv" for group in runs_of(params.perfusion, sweep).values() for run in group)
+    return ranking.rank(
+        table, METRIC, lower_is_better=False, alpha=params.ranking.alpha, bootstrap=params.ranking.bootstrap,
+        published={name: mean / 100 for name, (mean, _, _) in PUBLISHED.items()},
+    )  # fmt: skip
+
+
+def compare(params: Params, sweep: Path, out: Path, report: Path) -> str:
+    """Rank what params name, write `report` and `out` = {record.json}; returns the verdict."""
+    p = params.perfusion
+    runs = runs_of(p, sweep)
+    keep_only(sweep, [run for group in runs.values() for run in group])
+    table = ranked(params, sweep)
+    configs = {name: p.configs[name] for name in table.table["config"]}
+    found = measured(runs, configs)
+    costs = recorded(runs, configs).join(found[["evaluation_seconds_per_case"]])
+    sides = _sides(runs, configs)
+    sections = [
+        _published(table, sides, configs),
+        _by_loss(table, configs),
+        _by_architecture(table, configs),
+        Section("Left and right", LEFT_RIGHT, sides),
+        Section("The reference's open questions", "\n\n".join(open_questions(table, p))),
+        Section("Recommendations", "\n\n".join(recommendations(table, costs, p))),
+        Section("Details", "Means over the cases where a figure is defined.", pick(found, DETAILS)),
+        Section("Cost", "On this machine; training includes validation.", pick(costs, COSTS)),
+    ]
+    report.mkdir(parents=True, exist_ok=True)
+    ranking.write(table, report, title="Perfusion territories", unit=UNIT, extra=sections)
+    save_ranking("perfusion", table, runs, out, report)
+    return table.verdict
+
+
+LEFT_RIGHT = """Dice of the left and of the right territory, means over people, and the gap left - right with its 95 % interval.
+
+Published: left ahead by 1.2 +- 0.7 points on average, called universal, though shared-multiscale is the other way round."""
+
+
+def _sides(runs: Runs, configs: dict[str, PerfusionConfig]) -> pd.DataFrame:
+    rows = []
+    for name in configs:
+        table = results.read(run / "evaluation" / "cases.csv" for run in runs[name])
+        people = table[table["metric"].isin(["dice_left", "dice_right", "gap"])]
+        people = people.groupby(["metric", "group"])["value"].mean().unstack(0)
+        gap = people["gap"]
+        half = stats.t.ppf(0.975, len(gap) - 1) * gap.std() / np.sqrt(len(gap)) if len(gap) > 1 else np.nan
+        known = PUBLISHED.get(name)
+        rows.append({
+            "config": name, "left": people["dice_left"].mean(), "right": people["dice_right"].mean(), "gap": gap.mean(),
+            "low": gap.mean() - half, "high": gap.mean() + half,
+            "published gap": (known[1] - known[2]) / 100 if known else np.nan,
+        })  # fmt: skip
+    return pd.DataFrame(rows)
+
+
+def _published(table: ranking.Ranking, sides: pd.DataFrame, configs: dict[str, PerfusionConfig]) -> Section:
+    rows = []
+    for row, side in zip(table.table.itertuples(), sides.itertuples(), strict=True):
+        mean, left, right = (v / 100 for v in PUBLISHED.get(row.config, (np.nan,) * 3))
+        rank = list(PUBLISHED).index(row.config) + 1 if row.config in PUBLISHED else None
+        rows.append(
+            (row.config, configs[row.config].separate_at, row.rank, row.mean, side.left, side.right, rank, mean, left, right)
+        )
+    columns = ["config", "separate at", "rank", "mean", "left", "right", "published rank", "mean ", "left ", "right "]
+    text = (
+        "Ours (means over people) and the reference's (means over 6 cases of 2 people, one run each). separate at: decoder is "
+        "one decoder per hemisphere; the reference's published sketch was two heads on one decoder (head), the same function as "
+        "shared."
+    )
+    return Section(
+        "Published beside ours",
+        text,
+        pd.DataFrame(rows, columns=columns).assign(**{"published rank": [_whole(r[6]) for r in rows]}),
+    )
+
+
+def _whole(value: int | None) -> str:
+    return "" if value is None else str(value)
+
+
+def _by_loss(table: ranking.Ranking, configs: dict[str, PerfusionConfig]) -> Section:
+    """Architecture x loss terms: mean, and the change against the architecture's own baseline."""
+    mean = table.table.set_index("config")["mean"]
+    rows: dict[str, dict[str, str]] = {}
+    for name, config in configs.items():
+        arch = config.arch + ("@head" if config.separate_at == "head" else "")
+        column = COLUMNS.get(tuple(sorted(config.losses)), " + ".join(config.losses))
+        baseline = next(
+            (n for n, c in configs.items() if (c.arch, c.separate_at, c.losses) == (config.arch, config.separate_at, [])), None
+        )
+        text = f"{mean[name]:.4f}"
+        if baseline and baseline != name:
+            change, half, separated = difference(table, name, baseline)
+            text += f" ({change:+.4f} [{change - half:+.4f}, {change + half:+.4f}]{' separated' if separated else ''})"
+        rows.setdefault(arch, {})[column] = text
+    order = [*COLUMNS.values(), *sorted({c for row in rows.values() for c in row} - set(COLUMNS.values()))]
+    wide = pd.DataFrame(rows).T.reindex(columns=[c for c in order if any(c in row for row in rows.values())]).fillna("")
+    text = (
+        "Mean Dice; in brackets the change against the same architecture without added terms, its interval "
+        f"({100 * (1 - table.alpha):g} %, this pair alone), and whether the decision rule separates the two (Holm)."
+    )
+    return Section("Loss terms by architecture", text, wide.rename_axis("architecture").reset_index())
+
+
+def _by_architecture(table: ranking.Ranking, configs: dict[str, PerfusionConfig]) -> Section:
+    rows = table.table.assign(arch=[configs[name].arch for name in table.table["config"]])
+    rows = rows.assign(best=rows["config"])
+    grouped = rows.groupby("arch", sort=False)
+    spread = grouped["mean"].agg(["count", "mean", "min", "max", "std"]).assign(range=lambda t: t["max"] - t["min"])
+    spread = spread.join(grouped["best"].first()).rename_axis("architecture").reset_index()
+    text = "Means of the configurations of an architecture; best: its first in the ranking (a place, not a verdict)."
+    return Section("Range per architecture", text, spread.rename(columns={"count": "configurations", "std": "SD"}))

@@ -1,0 +1,213 @@
+"""Raw folder -> arrays -> batches: nnU-Net v2's 2D preprocessing, and folds by subject.
+
+Prepared: images.npy `[N, C, H, W]` float32 (z-scores; N slices of all cases, each centred in the largest one's frame, 0 outside),
+masks.npy `[N, 2, H, W]` uint8, truth.npy (labels on the files' own grids, flat; bit 1 left, bit 2 right), cases.csv (one row a
+case), geometry.json, dataset.json, splits_final.json.
+"""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+from scipy.ndimage import binary_fill_holes
+
+from quintet import splits
+from quintet.errors import InputError, Problems
+from quintet.files import whole_folder
+from quintet.imaging.volumes import Grid
+from quintet.params import Perfusion
+from quintet.perfusion.geometry import Geometry, plan_geometry
+from quintet.perfusion.nnunet import SIDES, Case, read_dataset, read_images, read_label
+
+Fold = dict[str, list[str]]  # "train", "val" -> sorted case names
+
+
+@dataclass(frozen=True)
+class Prepared:
+    images: NDArray[np.float32]  # [N, C, H, W]
+    masks: NDArray[np.uint8]  # [N, 2, H, W]
+    truth: NDArray[np.uint8]  # flat
+    cases: pd.DataFrame  # case, subject, first (slice), slices, truth_at, volumes in ml
+    geometry: list[Geometry]
+    folds: list[Fold]
+    channels: list[str]
+    spacing_mm: tuple[float, float, float]  # slices, rows, columns
+
+    def part(self, fold: int, part: str) -> list[int]:
+        """Row numbers of `cases`."""
+        names = set(self.folds[fold][part])
+        return [i for i, name in enumerate(self.cases["case"]) if name in names]
+
+    def slices(self, case: int) -> slice:
+        first, count = self.cases.loc[case, ["first", "slices"]]
+        return slice(int(first), int(first) + int(count))
+
+    def sizes(self) -> NDArray[np.int64]:
+        """Rows and columns that a slice really has, `[N, 2]`."""
+        own = np.array([g.size for g in self.geometry])
+        return np.repeat(own, self.cases["slices"], axis=0)
+
+    def true(self, case: int) -> NDArray[np.bool_]:
+        """The label on the file's own grid, `[2, X, Y, Z]`."""
+        shape = self.geometry[case].grid.shape
+        at = int(self.cases.loc[case, "truth_at"])
+        bits = self.truth[at : at + int(np.prod(shape))].reshape(shape)
+        return np.stack([bits & 1, bits & 2]).astype(bool)
+
+
+def normalise(images: NDArray[np.float32], grid: Grid) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
+    """z-scores over the non-zero voxels, per channel (0 stays 0 outside), and where these are: canonical `[C, Z, Y, X]`,
+    `[Z, Y, X]`.
+
+    Non-zero: in any channel, holes filled.
+    """
+    canonical = np.stack([grid.to_canonical(channel) for channel in images])
+    inside = binary_fill_holes((canonical != 0).any(0))
+    chosen = canonical[:, inside]
+    mean, sd = chosen.mean(1), chosen.std(1)
+    scores = np.where(inside, (canonical - mean[:, None, None, None]) / sd[:, None, None, None], 0)
+    return scores.astype(np.float32), inside
+
+
+def resample(images: NDArray[np.float32], grid: Grid, spacing_mm: tuple[float, float]) -> tuple[NDArray[np.float32], Geometry]:
+    """A case as the networks see it, `[slices, C, rows, columns]`, and the way back."""
+    scores, inside = normalise(images, grid)
+    geometry = plan_geometry(grid, inside, spacing_mm)
+    box = tuple(slice(*edge) for edge in geometry.box)
+    return np.stack([geometry.resample_image(channel[box]) for channel in scores], axis=1), geometry
+
+
+def centred(arrays: list[NDArray[Any]], frame: tuple[int, int]) -> NDArray[Any]:
+    """Stack `[slices, K, rows, columns]` of different sizes into `[N, K, H, W]`, each in the middle of the frame."""
+    out = np.zeros((sum(len(a) for a in arrays), arrays[0].shape[1], *frame), arrays[0].dtype)
+    at = 0
+    for array in arrays:
+        top, left = ((full - own) // 2 for full, own in zip(frame, array.shape[2:], strict=True))
+        out[at : at + len(array), :, top : top + array.shape[2], left : left + array.shape[3]] = array
+        at += len(array)
+    return out
+
+
+def uncentred(array: NDArray[Any], size: tuple[int, int]) -> NDArray[Any]:
+    """The part `[..., rows, columns]` of a frame that `centred` filled."""
+    top, left = ((full - own) // 2 for full, own in zip(array.shape[-2:], size, strict=True))
+    return array[..., top : top + size[0], left : left + size[1]]
+
+
+def check(raw: Path, params: Perfusion) -> list[str]:
+    """Every problem of a raw folder, voxels and folds included."""
+    dataset, problems = read_dataset(raw, params.subject_pattern)
+    if dataset is None:
+        return problems
+    for case in dataset.cases:
+        try:
+            read_label(case, read_images(case)[1], dataset.values)
+        except InputError as error:
+            problems.append(str(error))
+    try:
+        make_folds(raw, dataset.cases, params)
+    except Problems as error:
+        problems += error.problems
+    except InputError as error:
+        problems.append(str(error))
+    return problems
+
+
+def make_folds(raw: Path, cases: list[Case], params: Perfusion) -> list[Fold]:
+    """Folds by subject; a splits_final.json (in the raw folder, or the file that params name) wins after the leak check."""
+    path = Path(raw) / "splits_final.json" if params.split == "auto" else Path(params.split)
+    if params.split != "auto" and not path.is_file():
+        raise InputError(f"perfusion.split: {path}: no such file; auto makes folds by subject")
+    if path.is_file():
+        return _read_folds(path, cases, params.folds)
+    subjects = [case.subject for case in cases]
+    parts = splits.grouped_folds(subjects, params.folds, seed=params.split_seed)
+    names = np.array([case.name for case in cases])
+    return [{"train": sorted(names[parts != k].tolist()), "val": sorted(names[parts == k].tolist())} for k in range(params.folds)]
+
+
+def _read_folds(path: Path, cases: list[Case], count: int) -> list[Fold]:
+    try:
+        folds = [{part: sorted(fold[part]) for part in ("train", "val")} for fold in json.loads(path.read_text(encoding="utf-8"))]
+    except (ValueError, KeyError, TypeError) as error:
+        raise InputError(f'{path}: expected a list of {{"train": [...], "val": [...]}} ({error!r})') from None
+    if len(folds) != count:
+        raise InputError(f"{path} has {len(folds)} folds, perfusion.folds is {count}; set it to {len(folds)}")
+    subject = {case.name: case.subject for case in cases}
+    problems = []
+    for number, fold in enumerate(folds):
+        unknown = sorted(set(fold["train"] + fold["val"]) - set(subject))
+        problems += [f"fold {number}: {name} is no case of this data set" for name in unknown]
+        problems += [f"fold {number}: {part} is empty" for part in ("train", "val") if not fold[part]]
+        shared = {subject.get(n, n) for n in fold["train"]} & {subject.get(n, n) for n in fold["val"]}
+        for name in sorted(shared):
+            both = [f"{n} ({part})" for part in ("train", "val") for n in fold[part] if subject.get(n, n) == name]
+            problems.append(
+                f"fold {number}: subject {name} stands on both sides: {', '.join(both)}; keep a person's visits together"
+            )
+    if problems:
+        raise Problems(str(path), problems)
+    return folds
+
+
+def prepare(raw: Path, out: Path, params: Perfusion) -> Prepared:
+    """Write the prepared data set to `out`, whole or not at all. All problems of the raw folder are listed at once."""
+    dataset, problems = read_dataset(raw, params.subject_pattern)
+    read = []
+    for case in dataset.cases if dataset else []:
+        try:
+            images, grid = read_images(case)
+            assert dataset is not None
+            read.append((images, grid, read_label(case, grid, dataset.values)))
+        except InputError as error:
+            problems.append(str(error))
+    if problems or dataset is None:
+        raise Problems(str(raw), problems)
+    folds = make_folds(raw, dataset.cases, params)
+    spacing = np.median([grid.spacing_mm for _, grid, _ in read], axis=0)
+    slices, masks, geometry, rows, truth = [], [], [], [], []
+    at = 0
+    for case, (own, grid, label) in zip(dataset.cases, read, strict=True):
+        array, way = resample(own, grid, (spacing[1], spacing[2]))
+        slices.append(array)
+        masks.append(np.stack([way.resample_mask(way.crop(side)) for side in label], axis=1).astype(np.uint8))
+        geometry.append(way)
+        voxel_ml = float(np.prod(grid.spacing_mm)) / 1000
+        volume = {f"{side}_ml": float(label[i].sum()) * voxel_ml for i, side in enumerate(SIDES)}
+        rows.append({"case": case.name, "subject": case.subject, "slices": len(array), "truth_at": at, **volume})
+        truth.append((label[0] + 2 * label[1]).astype(np.uint8).ravel())
+        at += truth[-1].size
+    table = pd.DataFrame(rows)
+    table.insert(2, "first", table["slices"].cumsum() - table["slices"])
+    largest = np.max([*(g.size for g in geometry), params.patch], axis=0)
+    frame = (int(largest[0] + largest[0] % 2), int(largest[1] + largest[1] % 2))  # even, as the patch: whole-pixel offsets
+    with whole_folder(out) as folder:
+        np.save(folder / "images.npy", centred(slices, frame))
+        np.save(folder / "masks.npy", centred(masks, frame))
+        np.save(folder / "truth.npy", np.concatenate(truth))
+        table.to_csv(folder / "cases.csv", index=False)
+        described = {"channels": dataset.channels, "spacing_mm": spacing.tolist()}
+        ways = {case.name: way.as_json() for case, way in zip(dataset.cases, geometry, strict=True)}
+        for name, values in (("dataset", described), ("geometry", ways), ("splits_final", folds)):
+            (folder / f"{name}.json").write_text(json.dumps(values, indent=1) + "\n", encoding="utf-8")
+    return load(out)
+
+
+def load(folder: Path) -> Prepared:
+    """Read what `prepare` wrote; images, masks and labels stay on disk (memory-mapped) until they are taken."""
+    folder = Path(folder)
+    if not (folder / "cases.csv").is_file():
+        raise InputError(f"{folder}: not prepared yet; run `dvc repro perfusion_prepare`")
+    described, ways, folds = (
+        json.loads((folder / f"{name}.json").read_text(encoding="utf-8")) for name in ("dataset", "geometry", "splits_final")
+    )
+    arrays = [np.load(folder / f"{name}.npy", mmap_mode="r") for name in ("images", "masks", "truth")]
+    cases = pd.read_csv(folder / "cases.csv", dtype={"case": str, "subject": str})
+    geometry = [Geometry.from_json(ways[name]) for name in cases["case"]]
+    slices_mm, rows_mm, columns_mm = described["spacing_mm"]
+    images, masks, truth = arrays
+    return Prepared(images, masks, truth, cases, geometry, folds, described["channels"], (slices_mm, rows_mm, columns_mm))

@@ -1,0 +1,93 @@
+"""Pictures of the perfusion study: territories on the flow maps, and the training's course."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from quintet.figures import learning_curves, new_figure, save
+from quintet.imaging.volumes import Grid
+from quintet.perfusion.nnunet import SIDES
+
+TRUE, PREDICTED = "#1a9850", "#d73027"
+
+
+@dataclass(frozen=True)
+class Slice:
+    """One slice of a case, canonical axes `[2, rows, columns]` (left, right)."""
+
+    level: int
+    flow: NDArray[np.float32]
+    true: NDArray[np.bool_] | None
+    predicted: NDArray[np.bool_]
+    aspect: float  # height of a pixel over its width
+
+
+def fullest_slice(grid: Grid, flow: NDArray[np.float32], true: NDArray[np.bool_] | None, predicted: NDArray[np.bool_]) -> Slice:
+    """The slice with the largest territories (drawn ones where there are any). Arrays `[2, X, Y, Z]` on the file's axes."""
+    turned = [
+        None if a is None else np.stack([grid.to_canonical(side) for side in a[:2]], axis=1) for a in (flow, true, predicted)
+    ]
+    flow_, true_, predicted_ = turned  # [Z, 2, Y, X]
+    area = true_ if true_ is not None else predicted_
+    level = int(area.sum((1, 2, 3)).argmax())  # type: ignore[union-attr]
+    _, y_mm, x_mm = grid.spacing_mm
+    return Slice(level, flow_[level], None if true_ is None else true_[level], predicted_[level], y_mm / x_mm)  # type: ignore[index]
+
+
+def draw_all(folder: Path, slices: dict[str, Slice], table: pd.DataFrame, *, title: str, history: pd.DataFrame | None) -> None:
+    """overlays.png (best, median, worst case by Dice; one panel a hemisphere) and curves.png."""
+    order = table["dice"].to_numpy().argsort(kind="stable")[::-1]
+    chosen = dict(zip(("best", "median", "worst"), order[[0, len(order) // 2, -1]], strict=True))
+    figure, axes = new_figure(7.5, 4.2 * len(chosen), len(chosen), 2)
+    for (what, row), pair in zip(chosen.items(), axes, strict=True):
+        name, scores = table["case"][row], table.iloc[row]
+        captions = [
+            f"{what}: {name}, slice {slices[name].level}\n{side} ICA, Dice {scores[f'dice_{side}']:.3f} (3D)" for side in SIDES
+        ]
+        _territories(pair, slices[name], captions)
+    figure.suptitle(f"{title}\ngreen: drawn, red: predicted; the patient's left is on the left", fontsize=10)
+    save(figure, folder / "overlays.png")
+    if history is not None:
+        learning_curves(
+            folder / "curves.png", history, title=title, loss_unit="loss", score="valid_dice",
+            score_label="Dice over all held-out pixels", lower_is_better=False,
+        )  # fmt: skip
+
+
+def overlay(path: Path, shown: Slice, title: str) -> None:
+    """One case, one panel a hemisphere."""
+    figure, axes = new_figure(7.5, 4.5, 1, 2)
+    _territories(axes, shown, [f"{side} ICA, slice {shown.level}" for side in SIDES])
+    figure.suptitle(f"{title}\nred: predicted; the patient's left is on the left", fontsize=10)
+    save(figure, path)
+
+
+def panels(path: Path, slices: dict[str, Slice], title: str) -> None:
+    """Two panels (left, right) a case, three cases a row."""
+    rows = -(-len(slices) // 3)
+    figure, axes = new_figure(15, 3.6 * rows, rows, 6)
+    cells = np.atleast_2d(axes).reshape(-1, 2)
+    for pair, (name, shown) in zip(cells, slices.items(), strict=False):
+        _territories(pair, shown, [f"{name}, {side}" for side in SIDES])
+    for pair in cells[len(slices) :]:
+        for axis in pair:
+            axis.set_axis_off()
+    figure.suptitle(title, fontsize=10)
+    save(figure, path)
+
+
+def _territories(axes: Any, shown: Slice, captions: list[str]) -> None:
+    for side, axis in enumerate(axes):
+        flow = shown.flow[side]
+        axis.imshow(
+            flow, cmap="gray", origin="lower", vmin=np.quantile(flow, 0.02), vmax=np.quantile(flow, 0.99), aspect=shown.aspect
+        )
+        for masks, colour in ((shown.true, TRUE), (shown.predicted, PREDICTED)):
+            if masks is not None and masks[side].any() and not masks[side].all():
+                axis.contour(masks[side], levels=[0.5], colors=colour, linewidths=1.2)
+        axis.set_title(captions[side], fontsize=9)
+        axis.set_axis_off()

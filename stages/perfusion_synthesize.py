@@ -1,0 +1,23 @@
+"""Draw perfusion phantoms in nnU-Net's raw layout.
+
+python stages/perfusion_synthesize.py --out data/synthetic/perfusion
+"""
+
+from pathlib import Path
+
+from quintet.params import Params
+from quintet.stage import stage
+
+
+def main(params: Params, out: Path) -> str:
+    from joblib import cpu_count
+
+    from quintet.perfusion.synthetic import synthesize
+
+    how = params.perfusion.synthetic
+    synthesize(out, subjects=how.subjects, seed=how.seed, workers=params.compute.threads or cpu_count())
+    return f"{how.subjects} people in {out}"
+
+
+if __name__ == "__main__":
+    stage(main, needs="quintet.perfusion.synthetic")
