@@ -30,6 +30,12 @@ img{max-width:100%}
 )
 
 
+def number(value: float) -> str:
+    """1234.57, 7.125, 0.9083; two significant digits of what is smaller still."""
+    size = abs(value)
+    return f"{value:.2f}" if size >= 10 else f"{value:.3f}" if size >= 1 else f"{value:.4f}" if size >= 1e-3 else f"{value:.2g}"
+
+
 @dataclass
 class Section:
     heading: str = ""
@@ -45,7 +51,7 @@ class Section:
     def html(self) -> str:
         if self.table is None:
             return ""
-        return self.table.to_html(index=False, border=0, na_rep="", float_format=lambda v: f"{v:.2f}", escape=True)
+        return self.table.to_html(index=False, border=0, na_rep="", float_format=number, escape=True)
 
     @property
     def images(self) -> list[tuple[str, str]]:

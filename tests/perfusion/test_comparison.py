@@ -103,7 +103,7 @@ def test_sides_and_published_tables(simulated):
     np.testing.assert_allclose(sides["left"] - sides["right"], 0.012, atol=1e-9)
     table = comparison._published(ranked, sides, configs).table.set_index("config")
     assert table.loc["shared-spatial", "published rank"] == "14"
-    assert table.loc["shared", "mean "] == 0.9057
+    assert table.loc["shared", "published mean"] == 0.9057
 
 
 def test_the_published_table_has_the_14_configurations_of_params(values):

@@ -68,7 +68,7 @@ def _folds(data: Prepared) -> Section:
 def _grids(data: Prepared) -> Section:
     table = pd.DataFrame({
         "original grid (x, y, z)": [" x ".join(map(str, g.grid.shape)) for g in data.geometry],
-        "spacing, mm (z, y, x)": [" x ".join(f"{v:.3g}" for v in g.grid.spacing_mm) for g in data.geometry],
+        "spacing, mm (z, y, x)": [" x ".join(f"{round(v, 3):g}" for v in g.grid.spacing_mm) for g in data.geometry],
         "oblique": ["yes" if _oblique(g.grid.affine) else "no" for g in data.geometry],
         "axes": ["".join(_axes(g.grid.affine)) for g in data.geometry],
     })  # fmt: skip
@@ -115,4 +115,4 @@ def _round_trip(data: Prepared) -> pd.DataFrame:
         masks = uncentred(np.asarray(data.masks[data.slices(case)]), way.size)
         scores.append([dice_score(way.to_file(masks[:, i].astype(np.float32)) >= 0.5, data.true(case)[i]) for i in range(2)])
     table = np.array(scores)
-    return pd.DataFrame({"territory": SIDES, "mean": table.mean(0), "lowest": table.min(0)})
+    return pd.DataFrame({"territory": SIDES, "mean": table.mean(0).round(4), "lowest": table.min(0).round(4)})

@@ -8,7 +8,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from quintet.files import whole_file
-from quintet.pages import Section, write_page
+from quintet.pages import Section, number, write_page
 from quintet.ranking.table import Ranking
 
 BLUE, GREY = "#2b6cb0", "#8795a5"
@@ -25,8 +25,8 @@ def write(ranking: Ranking, folder: Path, *, title: str, unit: str, extra: Seque
         Section("Ranking", _legend(ranking, unit), table),
         Section("Means and intervals", figures=figures[:1]),
         Section("Patient by patient", figures=figures[1:]),
-        Section("Pairs", "Difference: first minus second. separated: p after Holm's correction is at most the level.", pairs),
         *extra,
+        Section("Pairs", "Difference: first minus second. separated: p after Holm's correction is at most the level.", pairs),
         Section("Verdict", ranking.verdict),
     ]
     write_page(Path(folder) / "ranking.html", title, sections, lead=ranking.verdict)
@@ -34,8 +34,18 @@ def write(ranking: Ranking, folder: Path, *, title: str, unit: str, extra: Seque
         ranking.table.to_csv(beside, index=False, float_format="%.6g")
     with whole_file(Path(folder) / "ranking.md") as beside:
         pictures = "\n".join(f"![{path.stem}]({path.name})" for path in figures)
-        text = [f"# {title}", _legend(ranking, unit), _markdown(table), pictures, "## Pairs", _markdown(pairs)]
-        beside.write_text("\n\n".join([*text, "## Verdict", ranking.verdict]) + "\n", encoding="utf-8")
+        text = [f"# {title}", _legend(ranking, unit), _markdown(table), pictures, *_further(extra), "## Pairs", _markdown(pairs)]
+        beside.write_text("\n\n".join(part for part in [*text, "## Verdict", ranking.verdict] if part) + "\n", encoding="utf-8")
+
+
+def _further(extra: Sequence[Section]) -> Iterable[str]:
+    for section in extra:
+        yield f"## {section.heading}"
+        yield section.text
+        if section.table is not None:
+            shown = section.table.map(lambda v: "" if pd.isna(v) else number(v) if isinstance(v, float) else str(v))
+            yield _markdown(shown)
+        yield "\n".join(f"![{path.stem}]({path.name})" for path in section.figures)
 
 
 def _legend(ranking: Ranking, unit: str) -> str:

@@ -1,0 +1,183 @@
+"""The perfusion study against nnU-Net v2: preprocessing, seconds a training iteration, memory, and Dice after equal iterations.
+
+    python3.11 -m venv /tmp/nnunet
+    /tmp/nnunet/bin/pip install -c constraints.txt torch
+    /tmp/nnunet/bin/pip install -c constraints.txt --no-deps nnunetv2==2.8.1 dynamic-network-architectures==0.4.4
+    /tmp/nnunet/bin/pip install -c constraints.txt acvl-utils==0.2.6 batchgenerators==0.25.5 batchgeneratorsv2==0.3.6 \\
+        blosc2==4.14.1 SimpleITK==2.5.7 einops graphviz imagecodecs matplotlib nibabel pandas psutil requests scikit-image \\
+        scikit-learn scipy seaborn tifffile tqdm yacs   # no timm: only nnU-Net's transformers want it, and it brings torchvision
+    python benchmarks/perfusion.py --nnunet /tmp/nnunet/bin/python
+
+Both train the same network (`shared`, features 8, 72 x 56, batch 26) on the same phantoms of 60 people, 12 of them held out, for
+the same number of iterations, one after the other with the same threads, and predict with fourfold mirroring; nnU-Net's side is
+perfusion_nnunet.py, its default trainer. `ours-plain` is our code with nnU-Net's memory layout and norm, for the shares.
+Exit code 1 where ours needs more than half of nnU-Net's seconds an iteration, or where Dice may be more than 2 points lower (95 %
+interval of the paired difference, people as clusters). Expected: 9 minutes on 2 cores.
+"""
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from scipy import stats
+
+MARGIN = 0.02
+SPEED = 2.0
+
+
+def prepare(options: argparse.Namespace) -> dict[str, Any]:
+    from quintet.perfusion import data
+    from quintet.training.hardware import peak_memory_mb
+
+    started = time.monotonic()
+    data.prepare(options.work / "raw", options.work / "prepared", parameters(options).perfusion)
+    return {"preprocess_seconds": time.monotonic() - started, "preprocess_peak_mb": peak_memory_mb()}
+
+
+def train(options: argparse.Namespace) -> dict[str, Any]:
+    """Train, and predict the held-out cases; clocks stand around each epoch's training part."""
+    import torch
+
+    if options.part == "ours-plain":
+        from quintet.perfusion import networks
+
+        networks._as_group_norm = lambda module: None
+        torch.channels_last = torch.contiguous_format
+    from quintet.perfusion import augmentation, study
+    from quintet.perfusion.module import TerritoryModule
+    from quintet.training.fit import forget
+
+    epochs: list[float] = []
+    inputs: list[float] = []
+    begun = 0.0
+
+    def begin(self: Any) -> None:
+        nonlocal begun
+        begun = time.monotonic()
+
+    def timed(function: Any) -> Any:
+        def call(*arguments: Any) -> Any:
+            started = time.monotonic()
+            result = function(*arguments)
+            inputs.append(time.monotonic() - started)
+            return result
+
+        return call
+
+    TerritoryModule.on_train_epoch_start = begin
+    TerritoryModule.on_validation_start = lambda self: epochs.append(time.monotonic() - begun)
+    for name in ("place", "draw", "transform"):
+        setattr(augmentation, name, timed(getattr(augmentation, name)))
+    params = parameters(options)
+    run, data = options.work / options.part, options.work / "prepared"
+    settings = {"stage": options.part, "config": "shared", "fold": 0, "seed": 0}
+    record = study.train_run(run, data, params.perfusion.configs["shared"], params.perfusion, params.compute, **settings)
+    study.evaluate_run(run, data, params.perfusion, params.compute)
+    forget(record)
+    table = pd.read_csv(run / "evaluation" / "cases.csv").pivot(index="case", columns="metric", values="value")
+    return {
+        "iteration_seconds": [seconds / options.iterations for seconds in epochs[1:]],  # the first is warm-up
+        "input_seconds": sum(inputs) / (len(epochs) * options.iterations),
+        "train_peak_mb": record.metrics["peak_memory_mb"],
+        "parameters": record.metrics["parameters"],
+        "cases": {case: {"left": row["dice_left"], "right": row["dice_right"]} for case, row in table.iterrows()},
+    }
+
+
+def parameters(options: argparse.Namespace) -> Any:
+    """params.yaml with the benchmark's lengths and nnU-Net's published rate."""
+    from quintet.params import load
+
+    params = load(Path(__file__).parents[1] / "params.yaml")
+    names = ("epochs", "iterations", "features")
+    changed = {name: getattr(options, name) for name in names} | {"batch_size": options.batch, "rate": 0.01, "precision": 32}
+    if options.part != "ours":
+        changed["epochs"] = min(4, options.epochs)  # for the clock alone
+    compute = params.compute.model_copy(update={"threads": options.threads, "device": "cpu"})
+    return params.model_copy(update={"perfusion": params.perfusion.model_copy(update=changed), "compute": compute})
+
+
+def in_own_process(part: str, options: argparse.Namespace) -> dict[str, Any]:
+    """A part of ours; a process of its own has a memory peak of its own."""
+    command = [sys.executable, __file__, "--part", part, "--work", str(options.work), "--nnunet", str(options.nnunet)]
+    for name in ("epochs", "iterations", "features", "batch", "threads", "subjects"):
+        command += [f"--{name}", str(getattr(options, name))]
+    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True, cwd=options.work)
+    return dict(json.loads(done.stdout.splitlines()[-1]))
+
+
+def nnunet(options: argparse.Namespace) -> dict[str, Any]:
+    out = options.work / "nnunet.json"
+    command = [str(options.nnunet), str(Path(__file__).with_name("perfusion_nnunet.py"))]
+    command += ["--raw", str(options.work / "raw"), "--work", str(options.work / "nnunet"), "--out", str(out), "--fold", "0"]
+    for name in ("epochs", "iterations", "features", "batch", "threads", "workers"):
+        command += [f"--{name}", str(getattr(options, name))]
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    subprocess.run(command, stdout=subprocess.DEVNULL, check=True, env=environment)
+    return dict(json.loads(out.read_text(encoding="utf-8")))
+
+
+def compare(ours: dict[str, Any], peer: dict[str, Any]) -> tuple[float, float, float, int]:
+    """Mean over people of the paired Dice difference (ours - nnU-Net), its 95 % interval, and the number of people."""
+    rows = [
+        (case.rsplit("-v", 1)[0], np.mean(list(own.values())) - np.mean(list(peer[case].values()))) for case, own in ours.items()
+    ]
+    people = pd.DataFrame(rows, columns=["person", "difference"]).groupby("person")["difference"].mean()
+    half = stats.t.ppf(0.975, len(people) - 1) * people.std() / np.sqrt(len(people))
+    return float(people.mean()), float(people.mean() - half), float(people.mean() + half), len(people)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--nnunet", type=Path, required=True, help="python of the environment that holds nnunetv2")
+    parser.add_argument("--part", choices=["prepare", "ours", "ours-again", "ours-plain"], help=argparse.SUPPRESS)
+    parser.add_argument("--work", type=Path, help=argparse.SUPPRESS)
+    for name, default in (("subjects", 60), ("epochs", 10), ("iterations", 50), ("features", 8), ("batch", 26), ("threads", 2)):
+        parser.add_argument(f"--{name}", type=int, default=default)
+    parser.add_argument("--workers", type=int, default=2, help="of nnU-Net's augmentation; 2 is its own choice on 2 cores")
+    options = parser.parse_args()
+    if options.part:
+        print(json.dumps(prepare(options) if options.part == "prepare" else train(options)))
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        from quintet.perfusion.synthetic import synthesize
+
+        options.work = Path(folder)
+        synthesize(options.work / "raw", subjects=options.subjects, seed=2, workers=options.threads)
+        ours = in_own_process("prepare", options)
+        # nnU-Net gets the same folds
+        (options.work / "raw" / "splits_final.json").write_text((options.work / "prepared" / "splits_final.json").read_text())
+        plain = in_own_process("ours-plain", options)
+        ours |= in_own_process("ours", options)
+        peer = nnunet(options)
+        for side, part in ((plain, "ours-plain"), (ours, "ours-again")):  # before and after: the machine's own ups and downs
+            side["iteration_seconds"] += in_own_process(part, options)["iteration_seconds"]
+            side["seconds_per_iteration"] = statistics.median(side["iteration_seconds"])
+    speed = peer["seconds_per_iteration"] / ours["seconds_per_iteration"]
+    difference, low, high, people = compare(ours["cases"], peer["cases"])
+    print(f"{options.epochs} x {options.iterations} iterations, features {options.features}, batch {options.batch}, float32, "
+          f"{options.threads} threads, nnU-Net {peer['versions']['nnunetv2']} with {options.workers} workers\n")  # fmt: skip
+    names = ("preprocess_seconds", "preprocess_peak_mb", "seconds_per_iteration", "sustained_seconds_per_iteration",
+             "train_peak_mb", "parameters")  # fmt: skip
+    rows = {name: [ours.get(name), peer.get(name)] for name in names}
+    rows["Dice"] = [np.mean([list(r.values()) for r in side["cases"].values()]) for side in (ours, peer)]
+    print(pd.DataFrame(rows, index=["ours", "nnU-Net"]).T.to_string(float_format=lambda v: f"{v:.4g}", na_rep=""))
+    layout, rest = (a["seconds_per_iteration"] / b["seconds_per_iteration"] for a, b in ((plain, ours), (peer, plain)))
+    print(f"\nan iteration is {speed:.2f}x as fast. Shares: precision none (float32 both), memory layout and norm {layout:.2f}x, "
+          f"input path and its contention for the cores {rest:.2f}x "
+          f"(our augmentation: {1e3 * ours['input_seconds']:.0f} ms a batch)")  # fmt: skip
+    print(f"Dice, ours - nnU-Net: {100 * difference:+.2f} points [{100 * low:+.2f}, {100 * high:+.2f}], {people} people held out")
+    raise SystemExit(0 if speed >= SPEED and low > -MARGIN else 1)
+
+
+if __name__ == "__main__":
+    main()
