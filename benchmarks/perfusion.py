@@ -73,8 +73,11 @@ def train(options: argparse.Namespace) -> dict[str, Any]:
 
         return call
 
-    TerritoryModule.on_train_epoch_start = begin
-    TerritoryModule.on_validation_start = lambda self: epochs.append(time.monotonic() - begun)
+    def end(self: Any) -> None:
+        epochs.append(time.monotonic() - begun)
+
+    for name, hook in (("on_train_epoch_start", begin), ("on_validation_start", end)):
+        setattr(TerritoryModule, name, hook)
     for name in ("place", "draw", "transform"):
         setattr(augmentation, name, timed(getattr(augmentation, name)))
     params = parameters(options)

@@ -1,6 +1,5 @@
 """The command line as a user meets it."""
 
-import shutil
 import subprocess
 import sys
 
@@ -11,16 +10,6 @@ from quintet.cli import app
 from tests.conftest import ROOT
 
 run = CliRunner().invoke
-
-
-@pytest.fixture
-def checkout(tmp_path, monkeypatch):
-    for name in ("params.yaml", "dvc.yaml"):
-        shutil.copy(ROOT / name, tmp_path)
-    shutil.copytree(ROOT / "presets", tmp_path / "presets")
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
-    return tmp_path
 
 
 def test_check_finds_nothing_wrong_with_phantoms_and_lists_what_is(checkout, raw):

@@ -46,6 +46,13 @@ def raw_folder(study: Study, data: Path | None) -> Path:
     return data if data else repository_root() / section(study).raw
 
 
+def fresh(*folders: Path | None) -> None:
+    """Results replace a folder as a whole: refuse one that holds something, which may be the user's own."""
+    for folder in folders:
+        if folder and folder.is_dir() and any(folder.iterdir()):
+            raise InputError(f"{folder} is there already and not empty; name another folder or delete it")
+
+
 @app.command()
 def doctor() -> None:
     """Show environment, device, precision and versions, and what is missing."""
@@ -95,6 +102,7 @@ def predict(
     """Predict a folder of new cases with one trained run, or with the mean of several."""
     from quintet.tracking import resolve
 
+    fresh(output, overlays)
     runs = [resolve(run) for run in model]
     count = room(study, "prediction").predict_folder(runs, input, output, overlays=overlays, device=device, skip=skip)
     print(f"{count} cases predicted: {output}" + (f", overlays in {overlays}" if overlays else ""))
@@ -111,6 +119,7 @@ def evaluate(
     """Evaluate a saved run on every case of a labelled raw folder (of --data; default: the study's own)."""
     from quintet.tracking import resolve
 
+    fresh(output)
     metrics = room(study, "prediction").evaluate_folder(
         [resolve(run) for run in model], raw_folder(study, data), output, device=device, params=section(study)
     )

@@ -1,16 +1,12 @@
 """The study end to end, with a configuration shrunk to seconds: train, evaluate, rank, predict, resume, repeat."""
 
 import json
-import signal
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
 import torch
-import yaml
 from PIL import Image
 
 from quintet import results
@@ -19,7 +15,7 @@ from quintet.landmarks import data, study
 from quintet.landmarks.anatomy import mirror
 from quintet.landmarks.evaluation import Calibration, Predicted, calibration_error, pixel_errors, risk_coverage
 from quintet.landmarks.prediction import Model, predict_folder
-from tests.conftest import ROOT
+from tests.conftest import assert_killed_equals_alone, equal, state_of, with_changes
 from tests.landmarks.test_data import write_dicom
 
 SMALL = {
@@ -45,14 +41,6 @@ def train(params, prepared, run: Path, *, choice=None, start=None, seed=0):
     return study.train_run(
         run, prepared, choice or p, p, params.compute, stage="landmarks_train", config="selected", seed=seed, start=start
     )
-
-
-def state_of(run: Path) -> dict[str, torch.Tensor]:
-    return torch.load(run / "model" / "model.pt", weights_only=True)["state_dict"]
-
-
-def equal(one, other) -> bool:
-    return one.keys() == other.keys() and all(torch.equal(one[k], other[k]) for k in one)
 
 
 @pytest.mark.parametrize("changes", [{}, {"landmarks.head": "heatmap"}, {"landmarks.arch": "unet", "landmarks.head": "heatmap"}])
@@ -99,35 +87,8 @@ def test_same_seed_same_numbers_and_another_seed_others(small, prepared, tmp_pat
 
 
 def test_killed_training_resumes_to_the_same_result(prepared, values, tmp_path):
-    """kill -9 in the middle, run the stage again: same weights, same history as a run left alone."""
-    import copy
-
-    changed = copy.deepcopy(values)
-    for key, value in (SMALL | {"landmarks.epochs": 6}).items():
-        part, *path, last = key.split(".")
-        target = changed[part]
-        for piece in path:
-            target = target[piece]
-        target[last] = value
-    outcomes = {}
-    for name, kill in (("alone", False), ("killed", True)):
-        folder = tmp_path / name
-        folder.mkdir()
-        (folder / "params.yaml").write_text(yaml.safe_dump(changed))
-        command = [sys.executable, "-u", str(ROOT / "stages/landmarks_train.py"), "--data", str(prepared), "--run", "run"]
-        if kill:
-            process = subprocess.Popen(command, cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
-            for line in process.stdout:
-                if line.startswith("epoch 3/6"):
-                    process.send_signal(signal.SIGKILL)
-            assert process.wait() == -signal.SIGKILL
-            assert not (folder / "run" / "record.json").exists()
-        done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=True)
-        assert ("resuming from" in done.stdout) == kill
-        assert not kill or "epoch 1/6" not in done.stdout
-        outcomes[name] = (state_of(folder / "run"), pd.read_csv(folder / "run" / "model" / "history.csv"))
-    assert equal(outcomes["alone"][0], outcomes["killed"][0])
-    pd.testing.assert_frame_equal(outcomes["alone"][1], outcomes["killed"][1])
+    params = with_changes(values, SMALL | {"landmarks.epochs": 6})
+    assert_killed_equals_alone("landmarks_train.py", prepared, params, tmp_path, kill_after="3/6")
 
 
 def test_a_phase_continues_from_the_one_before(small, prepared, tmp_path, make_params):

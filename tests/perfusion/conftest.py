@@ -4,6 +4,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.conftest import with_changes
+
 SMALL = {
     "perfusion.folds": 3, "perfusion.epochs": 2, "perfusion.iterations": 3, "perfusion.batch_size": 6, "perfusion.features": 4,
     "perfusion.sweep": {"configs": ["shared", "separate"], "folds": [0], "seeds": [0]}, "perfusion.attention_tokens": 16,
@@ -29,13 +31,9 @@ def small(make_params):
 @pytest.fixture(scope="session")
 def flow_arrays(flow_maps, tmp_path_factory, values) -> Path:
     """The phantoms, prepared."""
-    import copy
-
     from quintet.params import parse
     from quintet.perfusion.data import prepare
 
-    changed = copy.deepcopy(values)
-    changed["perfusion"]["folds"] = 3
     folder = tmp_path_factory.mktemp("prepared") / "perfusion"
-    prepare(flow_maps, folder, parse(changed).perfusion)
+    prepare(flow_maps, folder, parse(with_changes(values, {"perfusion.folds": 3})).perfusion)
     return folder

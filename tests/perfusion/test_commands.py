@@ -1,8 +1,5 @@
 """`quintet` on this study as a user meets it."""
 
-import shutil
-
-import pytest
 from typer.testing import CliRunner
 
 from quintet.cli import app
@@ -10,15 +7,6 @@ from tests.conftest import ROOT
 from tests.perfusion.test_comparison import simulated  # noqa: F401
 
 run = CliRunner().invoke
-
-
-@pytest.fixture
-def checkout(tmp_path, monkeypatch):
-    for name in ("params.yaml", "dvc.yaml"):
-        shutil.copy(ROOT / name, tmp_path)
-    shutil.copytree(ROOT / "presets", tmp_path / "presets")
-    monkeypatch.chdir(tmp_path)
-    return tmp_path
 
 
 def test_check_and_analyze(checkout, flow_maps):
@@ -34,6 +22,15 @@ def test_check_and_analyze(checkout, flow_maps):
         assert heading in page
 
 
+def test_results_do_not_replace_a_folder_that_holds_something(checkout, flow_maps):
+    (checkout / "mine").mkdir()
+    (checkout / "mine" / "thesis.txt").write_text("years of work")
+    for command in (["predict", "perfusion", "--input", str(flow_maps)], ["evaluate", "perfusion", "--data", str(flow_maps)]):
+        done = run(app, [*command, "--model", "runs/x", "--output", "mine"])
+        assert "not empty" in str(done.exception)
+    assert (checkout / "mine" / "thesis.txt").is_file()
+
+
 def test_preset_top3_lays_over_the_sweep_alone(checkout):
     done = run(app, ["preset", "top3"])
     assert "perfusion.sweep.seeds: 0 -> 0, 1, 2" in done.output
@@ -44,7 +41,9 @@ def test_plan_says_what_would_separate_the_first(checkout, simulated):  # noqa: 
     """On simulated tables of two seeds, with a configuration that is truly better."""
     simulated({"separate": 0.02}, folds=range(5), seeds=(0, 1), run_sd=0.004)
     params = (ROOT / "params.yaml").read_text()
-    params = params.replace("    folds: # of 0 to folds - 1\n    - 0\n", "    folds:\n    - 0\n    - 1\n    - 2\n    - 3\n    - 4\n")
+    params = params.replace(
+        "    folds: # of 0 to folds - 1\n    - 0\n", "    folds:\n    - 0\n    - 1\n    - 2\n    - 3\n    - 4\n"
+    )
     head, _, tail = params.partition("  sweep:\n    configs:\n    - shared-spatial-complementary")
     tail = tail.replace("    seeds:\n    - 0\n", "    seeds:\n    - 0\n    - 1\n", 1)
     (checkout / "params.yaml").write_text(f"{head}  sweep:\n    configs:\n    - shared-spatial-complementary{tail}")

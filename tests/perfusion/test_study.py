@@ -2,9 +2,6 @@
 
 import json
 import shutil
-import signal
-import subprocess
-import sys
 from pathlib import Path
 
 import nibabel as nib
@@ -12,14 +9,13 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-import yaml
 
 from quintet import results
 from quintet.errors import InputError
 from quintet.perfusion import data, study
 from quintet.perfusion.module import PatchBatches, TerritoryModule
 from quintet.perfusion.prediction import Model, evaluate_folder, predict_folder
-from tests.conftest import REAL, ROOT
+from tests.conftest import REAL, assert_killed_equals_alone, equal, state_of, with_changes
 from tests.perfusion.conftest import SMALL
 
 HERE = SMALL | {"compute.device": "cpu", "compute.threads": 1}
@@ -41,15 +37,12 @@ def train(params, prepared, run: Path, *, config=None, fold=0, seed=0):
 @pytest.fixture(scope="session")
 def trained(flow_arrays, tmp_path_factory, values):
     """A small network trained long enough to find the territories (10 s), evaluated on fold 0."""
-    import copy
     import os
 
     from quintet.params import parse
 
-    changed = copy.deepcopy(values)
-    changed["perfusion"] |= {"folds": 3, "features": 8, "epochs": 4, "iterations": 15, "batch_size": 12, "rate": 0.03}
-    changed["perfusion"]["sweep"] |= {"configs": ["shared"]}
-    params = parse(changed)
+    longer = {"perfusion.features": 8, "perfusion.epochs": 4, "perfusion.iterations": 15, "perfusion.batch_size": 12}
+    params = parse(with_changes(values, HERE | longer | {"perfusion.rate": 0.03}))
     folder = tmp_path_factory.mktemp("trained")
     before = Path.cwd()
     os.chdir(folder)
@@ -59,14 +52,6 @@ def trained(flow_arrays, tmp_path_factory, values):
     finally:
         os.chdir(before)
     return folder / "run", metrics
-
-
-def state_of(run: Path) -> dict[str, torch.Tensor]:
-    return torch.load(run / "model" / "model.pt", weights_only=True)["state_dict"]
-
-
-def equal(one, other) -> bool:
-    return one.keys() == other.keys() and all(torch.equal(one[k], other[k]) for k in one)
 
 
 def test_training_finds_the_territories_of_unseen_people(trained, flow_arrays):
@@ -113,34 +98,8 @@ def test_last_weights_are_kept_not_the_best_on_the_reported_cases(small, flow_ar
 
 
 def test_killed_training_resumes_to_the_same_result(flow_arrays, values, tmp_path):
-    """kill -9 in the middle, run the stage again: same weights, same history as a run left alone."""
-    import copy
-
-    changed = copy.deepcopy(values)
-    for key, value in (HERE | {"perfusion.epochs": 4}).items():
-        part, *path, last = key.split(".")
-        target = changed[part]
-        for piece in path:
-            target = target[piece]
-        target[last] = value
-    outcomes = {}
-    for name, kill in (("alone", False), ("killed", True)):
-        folder = tmp_path / name
-        folder.mkdir()
-        (folder / "params.yaml").write_text(yaml.safe_dump(changed))
-        command = [sys.executable, "-u", str(ROOT / "stages/perfusion_train.py"), "--data", str(flow_arrays), "--run", "run"]
-        if kill:
-            process = subprocess.Popen(command, cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
-            for line in process.stdout:
-                if line.startswith("epoch 2/4"):
-                    process.send_signal(signal.SIGKILL)
-            assert process.wait() == -signal.SIGKILL
-            assert not (folder / "run" / "record.json").exists()
-        done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=True)
-        assert ("resuming from" in done.stdout) == kill
-        outcomes[name] = (state_of(folder / "run"), pd.read_csv(folder / "run" / "model" / "history.csv"))
-    assert equal(outcomes["alone"][0], outcomes["killed"][0])
-    pd.testing.assert_frame_equal(outcomes["alone"][1], outcomes["killed"][1])
+    params = with_changes(values, HERE | {"perfusion.epochs": 4})
+    assert_killed_equals_alone("perfusion_train.py", flow_arrays, params, tmp_path, kill_after="2/4")
 
 
 def test_batches_are_a_function_of_seed_and_epoch_and_hold_the_foreground(flow_arrays):
@@ -271,6 +230,12 @@ def test_sweep_and_ranking(small, flow_arrays, tmp_path):
 def test_a_fold_that_the_data_lack_is_refused(small, flow_arrays, tmp_path):
     with pytest.raises(InputError, match="has 3 folds"):
         train(small, flow_arrays, tmp_path / "run", fold=4)
+
+
+def test_a_patch_that_cannot_be_halved_is_refused_with_one_that_can(make_params, flow_arrays, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(InputError, match=r"perfusion.patch: 70 .* use \[72, 56\]"):
+        train(make_params(HERE | {"perfusion.patch": [70, 56]}), flow_arrays, tmp_path / "run")
 
 
 def test_loss_that_is_not_finite_stops_with_step_and_cases(make_params, flow_arrays, tmp_path, monkeypatch):

@@ -98,7 +98,18 @@ def _published(table: ranking.Ranking, sides: pd.DataFrame, configs: dict[str, P
         rows.append(
             (row.config, configs[row.config].separate_at, row.rank, row.mean, side.left, side.right, rank, mean, left, right)
         )
-    columns = ["config", "separate at", "rank", "mean", "left", "right", "published rank", "published mean", "published left", "published right"]
+    columns = [
+        "config",
+        "separate at",
+        "rank",
+        "mean",
+        "left",
+        "right",
+        "published rank",
+        "published mean",
+        "published left",
+        "published right",
+    ]
     text = (
         "Ours (means over people) and the reference's (means over 6 cases of 2 people, one run each). separate at: decoder is "
         "one decoder per hemisphere; the reference's published sketch was two heads on one decoder (head), the same function as "

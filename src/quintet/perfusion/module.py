@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
+from quintet.errors import InputError
 from quintet.files import whole_folder
 from quintet.params import Compute, Perfusion, PerfusionConfig
 from quintet.perfusion import augmentation
@@ -84,6 +85,9 @@ class TerritoryModule(L.LightningModule):
         self.net = build_net(self.build).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.patch = (shared.patch[0], shared.patch[1])
         self.multiple = divisor(plan(shared.patch, data.spacing_mm[1:], shared.features))
+        if wrong := [p for p, m in zip(shared.patch, self.multiple, strict=True) if p % m]:
+            fit = [p + -p % m for p, m in zip(shared.patch, self.multiple, strict=True)]
+            raise InputError(f"perfusion.patch: {wrong[0]} cannot be halved as often as the network needs; use {fit}")
         # not buffers: DDP would send them around
         self.images, self.masks = torch.from_numpy(np.array(data.images)), torch.from_numpy(np.array(data.masks))
         self.sizes = torch.from_numpy(data.sizes())

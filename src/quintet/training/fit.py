@@ -38,7 +38,8 @@ def set_up(compute: Compute, seed: int) -> None:
     if compute.threads:
         torch.set_num_threads(compute.threads)
     L.seed_everything(seed, workers=True, verbose=False)
-    torch.utils.deterministic.fill_uninitialized_memory = False  # a debugging aid of deterministic mode: 5 % of a step
+    # a debugging aid of deterministic mode that costs 5 % of a step
+    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
 
 
 def adam_cosine(
