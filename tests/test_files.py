@@ -1,7 +1,7 @@
 import pytest
 
 from quintet.errors import InputError
-from quintet.files import md5, whole_file, whole_folder
+from quintet.files import md5, refuse_overlap, whole_file, whole_folder
 from quintet.registry import Registry
 
 
@@ -51,3 +51,18 @@ def test_registry_lists_what_exists_and_refuses_doubles():
         registry["dicee"]
     with pytest.raises(ValueError, match="twice"):
         registry.register(dice)
+
+
+def test_the_current_folder_and_things_of_the_wrong_kind_are_not_replaced(tmp_path, monkeypatch):
+    (tmp_path / "work").mkdir()
+    (tmp_path / "file").write_text("mine")
+    monkeypatch.chdir(tmp_path / "work")
+    for target in (tmp_path, tmp_path / "work", tmp_path / "file", tmp_path / "file" / "below"):
+        with pytest.raises(InputError), whole_folder(target):
+            raise AssertionError("never reached")
+    with pytest.raises(InputError), whole_file(tmp_path / "work"):
+        raise AssertionError("never reached")
+    assert (tmp_path / "file").read_text() == "mine"
+    with pytest.raises(InputError, match="separate folders"):
+        refuse_overlap(tmp_path / "a" / "b", tmp_path / "a")
+    refuse_overlap(tmp_path / "a", tmp_path / "ab")

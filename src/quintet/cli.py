@@ -12,7 +12,7 @@ import typer
 
 from quintet import params as parameters
 from quintet.errors import InputError, Problems
-from quintet.files import repository_root
+from quintet.files import refuse_overlap, repository_root
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help=__doc__)
 
@@ -103,6 +103,8 @@ def predict(
     from quintet.tracking import resolve
 
     fresh(output, overlays)
+    if overlays:
+        refuse_overlap(output, overlays)
     runs = [resolve(run) for run in model]
     count = room(study, "prediction").predict_folder(runs, input, output, overlays=overlays, device=device, skip=skip)
     print(f"{count} cases predicted: {output}" + (f", overlays in {overlays}" if overlays else ""))

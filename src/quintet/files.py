@@ -7,14 +7,20 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from quintet.errors import InputError
+
 
 @contextmanager
 def whole_folder(target: Path) -> Iterator[Path]:
     """Yield an empty folder beside `target`; it takes target's name only if the block ends without an error."""
     target = Path(target)
+    if Path.cwd().is_relative_to(target.resolve()):
+        raise InputError(f"{target}: the current folder lies in it and would be replaced; name another folder for the results")
+    if target.is_file():
+        raise InputError(f"{target}: a file, expected a folder for the results; name another one")
     beside = target.with_name(f".{target.name}.{os.getpid()}.part")
     shutil.rmtree(beside, ignore_errors=True)
-    beside.mkdir(parents=True)
+    _make(beside)
     try:
         yield beside
         shutil.rmtree(target, ignore_errors=True)
@@ -27,13 +33,29 @@ def whole_folder(target: Path) -> Iterator[Path]:
 def whole_file(target: Path) -> Iterator[Path]:
     """Yield a path beside `target`, with the same suffix; it is renamed to target if the block ends without an error."""
     target = Path(target)
-    target.parent.mkdir(parents=True, exist_ok=True)
+    if target.is_dir():
+        raise InputError(f"{target}: a folder, expected a file for the results; name another one")
+    _make(target.parent)
     beside = target.with_name(f".{target.stem}.{os.getpid()}.part{target.suffix}")
     try:
         yield beside
         beside.replace(target)
     finally:
         beside.unlink(missing_ok=True)
+
+
+def _make(folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"{folder}: cannot be made ({error.strerror}); name another place for the results") from None
+
+
+def refuse_overlap(one: Path, other: Path) -> None:
+    """Raise if one of two folders is or holds the other: results replace a folder as a whole."""
+    a, b = Path(one).resolve(), Path(other).resolve()
+    if a.is_relative_to(b) or b.is_relative_to(a):
+        raise InputError(f"{one} and {other}: one lies in the other, and would be replaced with it; name separate folders")
 
 
 def md5(path: Path) -> str:

@@ -22,7 +22,7 @@ def lay_over(root: Path, name: str, study: str | None) -> list[str]:
     editor = YAML()
     editor.preserve_quotes = True
     editor.width = 4096
-    editor.indent(mapping=2, sequence=4, offset=2)
+    editor.indent(mapping=2, sequence=2, offset=0)
     path = root / "params.yaml"
     target = editor.load(path.read_text(encoding="utf-8"))
     changed = _lay(target, values, "")

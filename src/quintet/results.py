@@ -41,7 +41,9 @@ def read(paths: Iterable[Path]) -> pd.DataFrame:
     for path in paths:
         if not Path(path).is_file():
             raise InputError(f"{path}: no such result table; run the stage that writes it (`dvc repro`)")
-        table = pd.read_csv(path, dtype={"group": str, "case": str, "config": str})
+        table = pd.read_csv(
+            path, dtype={"group": str, "case": str, "config": str}, keep_default_na=False, na_values={"value": [""]}
+        )  # a patient may be called NA
         if list(table.columns) != COLUMNS:
             raise InputError(f"{path}: expected the columns {COLUMNS}, got {list(table.columns)}")
         tables.append(table)

@@ -277,3 +277,97 @@ def test_a_third_channel_and_cases_without_visits(broken, tmp_path, small):
     prepared = data.prepare(broken, tmp_path / "out", small.perfusion)
     assert prepared.images.shape[1] == 3
     assert set(prepared.cases.loc[prepared.cases["case"] == "alone", "subject"]) == {"alone"}
+
+
+@pytest.mark.parametrize(
+    ("labels", "says"),
+    [
+        ({"background": 0, "left": [0, 1, 3], "right": [2, 3]}, "positive value of its own"),
+        ({"background": 0, "left": [], "right": 2}, "positive value of its own"),
+        ({"background": 0, "left": [1, 3], "right": [1, 3]}, "positive value of its own"),
+        ({"background": 0, "left": [1, 3], "right": [1, 2, 3]}, "positive value of its own"),
+        ({"background": 0, "left": 1, "right": 2, "ignore": 3}, "'ignore' is none of"),
+        ([0, 1, 2], "expected"),
+    ],
+)
+def test_labels_that_make_no_sense_are_refused(broken, small, labels, says):
+    path = broken / "dataset.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"labels": labels}))
+    problems = data.check(broken, small.perfusion)
+    assert len(problems) == 1
+    assert says in problems[0]
+
+
+def test_exchanged_channels_are_refused(broken, small):
+    path = broken / "dataset.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"channel_names": {"0": "RICA", "1": "LICA"}}))
+    assert "channel 0 must be the left" in data.check(broken, small.perfusion)[0]
+
+
+def save_as(path, array, *, sform=None, qform=None):
+    image = nib.Nifti1Image(array, None)
+    image.set_sform(sform, 1 if sform is not None else 0)
+    image.set_qform(qform, 1 if qform is not None else 0)
+    nib.save(image, path)
+
+
+def test_files_whose_left_and_right_cannot_be_told_are_refused(broken, small):
+    path = image_path(broken)
+    image = nib.load(path)
+    array, affine = np.array(image.dataobj), np.diag([2.6, 2.6, 6.6, 1.0])
+    save_as(path, array)
+    assert any("neither sform nor qform" in p for p in data.check(broken, small.perfusion))
+    save_as(path, array, sform=affine, qform=affine @ np.diag([-1.0, 1, 1, 1]))
+    assert any("disagree about the axes (RAS and LAS)" in p for p in data.check(broken, small.perfusion))
+    save_as(path, array, sform=np.diag([2600.0, 2600, 6600, 1]))
+    assert any("another unit" in p for p in data.check(broken, small.perfusion))
+
+
+def test_scaled_labels_trailing_axes_and_upper_case_names_are_read(broken, flow_arrays, tmp_path, small):
+    path = label_path(broken)
+    image = nib.load(path)
+    scaled = nib.Nifti1Image(np.array(image.dataobj).astype(np.float32) * 1.0000001, image.affine)
+    nib.save(scaled, path)
+    path = image_path(broken)
+    image = nib.load(path)
+    nib.save(nib.Nifti1Image(np.array(image.dataobj)[..., None, None], image.affine), path)
+    path.rename(str(path).replace(".nii.gz", ".NII.GZ"))
+    data.prepare(broken, tmp_path / "out", small.perfusion)
+    for name in ("images.npy", "masks.npy", "truth.npy", "cases.csv"):
+        assert (tmp_path / "out" / name).read_bytes() == (flow_arrays / name).read_bytes()
+
+
+def test_a_person_called_na_and_a_label_beside_the_brain(broken, tmp_path, small):
+    for file in sorted(broken.glob("*/PerfTerr004-v1*")):
+        file.rename(str(file).replace("PerfTerr004-v1", "NA-v1"))
+    prepared = data.prepare(broken, tmp_path / "out", small.perfusion)
+    assert "NA" in set(prepared.cases["subject"])
+
+    def corner(array):
+        array = array * 0
+        array[0, 0, 0] = 1
+        return array
+
+    change(label_path(broken), corner)
+    assert any("no labelled voxel" in p and "PerfTerr002-v1" in p for p in data.check(broken, small.perfusion))
+
+
+def test_splits_that_count_somebody_twice_are_refused(broken, tmp_path, small):
+    cases = sorted(p.name.removesuffix(".nii.gz") for p in (broken / "labelsTr").iterdir())
+    held = [c for c in cases if c.startswith("PerfTerr001")]
+    fold = {"train": [c for c in cases if c not in held], "val": held}
+    (broken / "splits_final.json").write_text(json.dumps([fold, fold, fold | {"train": [*fold["train"], cases[-1]]}]))
+    with pytest.raises(InputError, match="is held out in 3 folds") as error:
+        data.prepare(broken, tmp_path / "out", small.perfusion)
+    assert f"{cases[-1]} stands twice in train" in str(error.value)
+    for text in ("[]", "[[1]]", '[{"train": [1], "val": ["a"]}]', "{"):
+        (broken / "splits_final.json").write_text(text)
+        with pytest.raises(InputError, match=r"splits_final\.json: expected a list"):
+            data.prepare(broken, tmp_path / "out", small.perfusion)
+
+
+def test_results_never_replace_the_raw_data(broken, small):
+    for out in (broken, broken.parent, broken / "prepared"):
+        with pytest.raises(InputError, match=r"lies in the other|would be replaced"):
+            data.prepare(broken, out, small.perfusion)
+    assert (broken / "dataset.json").is_file()

@@ -15,7 +15,8 @@ from numpy.typing import NDArray
 from quintet.errors import InputError
 
 NIFTI = (".nii", ".nii.gz")
-SAME_MM = 1e-2  # affines that differ by less describe the same grid
+SAME_MM = 1e-2  # grids whose corners differ by less are the same
+SPACING_MM = (0.1, 50.0)  # anything else is another unit
 
 
 @dataclass(frozen=True)
@@ -37,7 +38,9 @@ class Grid:
         return float(z), float(y), float(x)
 
     def same_as(self, other: "Grid") -> bool:
-        return self.shape == other.shape and bool(np.allclose(self.affine, other.affine, atol=SAME_MM))
+        corners = np.stack(np.meshgrid(*([0, n - 1] for n in self.shape)), -1).reshape(-1, 3)
+        apart = corners @ (self.affine - other.affine)[:3, :3].T + (self.affine - other.affine)[:3, 3]
+        return self.shape == other.shape and bool(np.abs(apart).max() < SAME_MM)
 
     def to_canonical(self, array: NDArray[Any]) -> NDArray[Any]:
         """`[X, Y, Z, ...]` along the file's axes -> canonical `[Z, Y, X, ...]`."""
@@ -61,17 +64,36 @@ def read_nifti(path: Path) -> tuple[NDArray[np.float32], Grid]:
         array = np.asarray(image.dataobj, dtype=np.float32)
     except Exception as error:  # a damaged file shows as many exceptions: EOFError, OSError, zlib.error, ImageFileError
         raise InputError(f"{path}: cannot be read, the file is corrupt or truncated ({error}); copy it again") from None
-    if array.ndim == 4 and array.shape[3] == 1:
-        array = array[..., 0]
+    while array.ndim > 3 and 1 in array.shape[3:]:
+        array = array.squeeze(3 + array.shape[3:].index(1))
     if array.ndim not in (3, 4) or min(array.shape) < 1:
         raise InputError(f"{path}: expected a volume of 3 axes, got shape {array.shape}; stack the slices into one file")
-    affine = np.asarray(image.affine, dtype=np.float64)
-    if not np.isfinite(affine).all() or abs(np.linalg.det(affine[:3, :3])) < 1e-6:
-        raise InputError(f"{path}: its affine is singular or not finite, so its voxels have no place; set sform or qform")
+    affine = _affine(path, image)
     if bad := int((~np.isfinite(array)).sum()):
         raise InputError(f"{path}: {bad} voxel(s) are NaN or infinite; set them to 0 (outside the brain) or repair the file")
     x, y, z = array.shape[:3]
     return array, Grid((x, y, z), affine)
+
+
+def _affine(path: Path, image: Any) -> NDArray[np.float64]:
+    """Index to RAS+ mm; refused where left and right could be meant otherwise."""
+    affine = np.asarray(image.affine, dtype=np.float64)
+    steps = np.linalg.norm(affine[:3, :3], axis=0)
+    if not np.isfinite(affine).all() or (steps == 0).any() or abs(np.linalg.det(affine[:3, :3] / steps)) < 1e-3:
+        raise InputError(f"{path}: its affine is singular or not finite, so its voxels have no place; set sform or qform")
+    if not SPACING_MM[0] <= steps.min() <= steps.max() <= SPACING_MM[1]:
+        shown = " x ".join(f"{step:.4g}" for step in steps)
+        raise InputError(f"{path}: voxels of {shown} mm are not plausible; is its affine in another unit? Write it in mm")
+    if isinstance(image, nib.Nifti1Image):
+        qform, sform = image.get_qform(coded=True)[0], image.get_sform(coded=True)[0]
+        if qform is None and sform is None:
+            raise InputError(f"{path}: neither sform nor qform is set, so left and right cannot be told; set one")
+        if qform is not None and sform is not None and nib.aff2axcodes(qform) != nib.aff2axcodes(sform):
+            axes = " and ".join("".join(nib.aff2axcodes(a)) for a in (sform, qform))
+            raise InputError(
+                f"{path}: sform and qform disagree about the axes ({axes}); programs will exchange sides; repair one"
+            )
+    return affine
 
 
 def write_nifti(path: Path, array: NDArray[Any], grid: Grid) -> None:

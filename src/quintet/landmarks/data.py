@@ -19,7 +19,7 @@ from skimage.exposure import equalize_adapthist
 
 from quintet import splits
 from quintet.errors import InputError, Problems
-from quintet.files import whole_folder
+from quintet.files import refuse_overlap, whole_folder
 from quintet.imaging.pictures import PICTURES, read_grey, resize
 from quintet.landmarks.anatomy import CATEGORIES, LANDMARKS, Points
 from quintet.params import Landmarks
@@ -170,6 +170,7 @@ def make_split(kind: str, cases: pd.DataFrame, *, seed: int) -> list[str]:
 
 def prepare(raw: Path, out: Path, params: Landmarks) -> tuple[Prepared, list[str]]:
     """Write images.npy, cases.csv and split.csv to `out`, whole or not at all; returns them and the skipped rows."""
+    refuse_overlap(raw, out)
     rows, problems = read_annotations(raw)
     read = []
     for row in rows:

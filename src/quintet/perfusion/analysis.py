@@ -61,6 +61,8 @@ def _folds(data: Prepared) -> Section:
     text = "The visits of one person never stand on both sides. Visits per person: " + ", ".join(
         f"{n} ({k} people)" for n, k in visits.items()
     )
+    if unused := len(data.cases) - len({name for fold in data.folds for part in fold.values() for name in part}):
+        text += f". {unused} cases stand in no fold and are not used"
     columns = ["fold", "training cases", "held-out cases", "held-out people", "who"]
     return Section("Folds", f"{text}.", pd.DataFrame(rows, columns=columns))
 
@@ -78,6 +80,8 @@ def _grids(data: Prepared) -> Section:
         f"Prepared: {' x '.join(f'{v:.4g}' for v in data.spacing_mm)} mm (slices, rows, columns; the median), slices of "
         f"{sizes[:, 0].min()} to {sizes[:, 0].max()} x {sizes[:, 1].min()} to {sizes[:, 1].max()} pixels."
     )
+    full = sum(np.prod(np.diff(g.box)) == np.prod(g.grid.shape) for g in data.geometry)
+    text += f" {full} cases fill their whole grid: are they skull-stripped, with 0 outside?" if full else ""
     return Section("Grids", text, counts)
 
 

@@ -6,6 +6,7 @@ case), geometry.json, dataset.json, splits_final.json.
 """
 
 import json
+from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,11 +18,11 @@ from scipy.ndimage import binary_fill_holes
 
 from quintet import splits
 from quintet.errors import InputError, Problems
-from quintet.files import whole_folder
+from quintet.files import refuse_overlap, whole_folder
 from quintet.imaging.volumes import Grid
 from quintet.params import Perfusion
 from quintet.perfusion.geometry import Geometry, plan_geometry
-from quintet.perfusion.nnunet import SIDES, Case, read_dataset, read_images, read_label
+from quintet.perfusion.nnunet import SIDES, Case, read_case, read_dataset
 
 Fold = dict[str, list[str]]  # "train", "val" -> sorted case names
 
@@ -68,7 +69,7 @@ def normalise(images: NDArray[np.float32], grid: Grid) -> tuple[NDArray[np.float
     canonical = np.stack([grid.to_canonical(channel) for channel in images])
     inside = binary_fill_holes((canonical != 0).any(0))
     chosen = canonical[:, inside]
-    mean, sd = chosen.mean(1), chosen.std(1)
+    mean, sd = chosen.mean(1, dtype=np.float64), chosen.std(1, dtype=np.float64)
     scores = np.where(inside, (canonical - mean[:, None, None, None]) / sd[:, None, None, None], 0)
     return scores.astype(np.float32), inside
 
@@ -105,7 +106,7 @@ def check(raw: Path, params: Perfusion) -> list[str]:
         return problems
     for case in dataset.cases:
         try:
-            read_label(case, read_images(case)[1], dataset.values)
+            read_case(case, dataset)
         except InputError as error:
             problems.append(str(error))
     try:
@@ -132,8 +133,12 @@ def make_folds(raw: Path, cases: list[Case], params: Perfusion) -> list[Fold]:
 
 def _read_folds(path: Path, cases: list[Case], count: int) -> list[Fold]:
     try:
-        folds = [{part: sorted(fold[part]) for part in ("train", "val")} for fold in json.loads(path.read_text(encoding="utf-8"))]
-    except (ValueError, KeyError, TypeError) as error:
+        folds = [
+            {part: sorted(fold[part]) for part in ("train", "val")} for fold in json.loads(path.read_text(encoding="utf-8-sig"))
+        ]
+        if not folds or not all(isinstance(name, str) for fold in folds for names in fold.values() for name in names):
+            raise ValueError("names must be text, and there must be a fold")
+    except (OSError, ValueError, KeyError, TypeError) as error:
         raise InputError(f'{path}: expected a list of {{"train": [...], "val": [...]}} ({error!r})') from None
     if len(folds) != count:
         raise InputError(f"{path} has {len(folds)} folds, perfusion.folds is {count}; set it to {len(folds)}")
@@ -143,12 +148,15 @@ def _read_folds(path: Path, cases: list[Case], count: int) -> list[Fold]:
         unknown = sorted(set(fold["train"] + fold["val"]) - set(subject))
         problems += [f"fold {number}: {name} is no case of this data set" for name in unknown]
         problems += [f"fold {number}: {part} is empty" for part in ("train", "val") if not fold[part]]
+        problems += [f"fold {number}: {n} stands twice in {p}" for p in fold for n, k in Counter(fold[p]).items() if k > 1]
         shared = {subject.get(n, n) for n in fold["train"]} & {subject.get(n, n) for n in fold["val"]}
         for name in sorted(shared):
             both = [f"{n} ({part})" for part in ("train", "val") for n in fold[part] if subject.get(n, n) == name]
             problems.append(
                 f"fold {number}: subject {name} stands on both sides: {', '.join(both)}; keep a person's visits together"
             )
+    held_out = Counter(name for fold in folds for name in fold["val"])
+    problems += [f"{name} is held out in {k} folds; it would count {k} times" for name, k in held_out.items() if k > 1]
     if problems:
         raise Problems(str(path), problems)
     return folds
@@ -156,16 +164,17 @@ def _read_folds(path: Path, cases: list[Case], count: int) -> list[Fold]:
 
 def prepare(raw: Path, out: Path, params: Perfusion) -> Prepared:
     """Write the prepared data set to `out`, whole or not at all. All problems of the raw folder are listed at once."""
+    refuse_overlap(raw, out)
     dataset, problems = read_dataset(raw, params.subject_pattern)
+    if dataset is None:
+        raise Problems(str(raw), problems)
     read = []
-    for case in dataset.cases if dataset else []:
+    for case in dataset.cases:
         try:
-            images, grid = read_images(case)
-            assert dataset is not None
-            read.append((images, grid, read_label(case, grid, dataset.values)))
+            read.append(read_case(case, dataset))
         except InputError as error:
             problems.append(str(error))
-    if problems or dataset is None:
+    if problems:
         raise Problems(str(raw), problems)
     folds = make_folds(raw, dataset.cases, params)
     spacing = np.median([grid.spacing_mm for _, grid, _ in read], axis=0)
@@ -206,7 +215,7 @@ def load(folder: Path) -> Prepared:
         json.loads((folder / f"{name}.json").read_text(encoding="utf-8")) for name in ("dataset", "geometry", "splits_final")
     )
     arrays = [np.load(folder / f"{name}.npy", mmap_mode="r") for name in ("images", "masks", "truth")]
-    cases = pd.read_csv(folder / "cases.csv", dtype={"case": str, "subject": str})
+    cases = pd.read_csv(folder / "cases.csv", dtype={"case": str, "subject": str}, keep_default_na=False)
     geometry = [Geometry.from_json(ways[name]) for name in cases["case"]]
     slices_mm, rows_mm, columns_mm = described["spacing_mm"]
     images, masks, truth = arrays

@@ -87,7 +87,7 @@ def _territories(axes: Any, shown: Slice, captions: list[str]) -> None:
             flow, cmap="gray", origin="lower", vmin=np.quantile(flow, 0.02), vmax=np.quantile(flow, 0.99), aspect=shown.aspect
         )
         for masks, colour in ((shown.true, TRUE), (shown.predicted, PREDICTED)):
-            if masks is not None and masks[side].any() and not masks[side].all():
+            if masks is not None and 0 < masks[side].sum() < masks[side].size and min(masks[side].shape) > 1:
                 axis.contour(masks[side], levels=[0.5], colors=colour, linewidths=1.2)
         axis.set_title(captions[side], fontsize=9)
         axis.set_axis_off()

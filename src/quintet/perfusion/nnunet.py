@@ -5,6 +5,7 @@ Here files are found and read, and every problem is said in a sentence that name
 
 import json
 import re
+import unicodedata
 from collections import defaultdict
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,8 +17,8 @@ from numpy.typing import NDArray
 from quintet.errors import InputError
 from quintet.imaging.volumes import NIFTI, Grid, read_nifti
 
-IMAGE = re.compile(r"^(?P<case>.+)_(?P<channel>\d{4})\.nii(\.gz)?$")
-LABEL = re.compile(r"^(?P<case>.+)\.nii(\.gz)?$")
+IMAGE = re.compile(r"^(?P<case>.+)_(?P<channel>\d{4})\.nii(\.gz)?$", re.IGNORECASE)
+LABEL = re.compile(r"^(?P<case>.+)\.nii(\.gz)?$", re.IGNORECASE)
 SIDES = ("left", "right")
 CHANNELS = range(2, 5)  # LICA CBF, RICA CBF, and up to two more
 
@@ -44,10 +45,10 @@ def read_dataset(raw: Path, subject_pattern: str) -> tuple[Dataset | None, list[
     if not raw.is_dir():
         return None, [f"{raw}: no such folder; perfusion.raw must hold dataset.json, imagesTr/ and labelsTr/"]
     try:
-        channels, values = _describe(json.loads(description.read_text(encoding="utf-8")))
+        channels, values = _describe(json.loads(description.read_text(encoding="utf-8-sig")))
     except FileNotFoundError:
         return None, [f"{description}: missing; it names the channels and the label values (nnU-Net v2's raw format)"]
-    except (InputError, ValueError, TypeError, AttributeError) as error:
+    except (InputError, OSError, ValueError, TypeError, AttributeError) as error:
         return None, [f"{description}: {error}"]
     images, problems = find_images(raw / "imagesTr", len(channels))
     labels, more = _find_labels(raw / "labelsTr")
@@ -72,12 +73,14 @@ def subject_of(case: str, pattern: re.Pattern[str]) -> str:
 
 def _describe(description: dict[str, Any]) -> tuple[tuple[str, ...], tuple[frozenset[int], frozenset[int]]]:
     """Channel names, and the values of both territories from `"left": 1`, `"left": [1, 3]` or an own label for both."""
+    if not isinstance(description, dict) or not isinstance(description.get("labels"), dict):
+        raise InputError('expected {"channel_names": {...}, "labels": {...}}, as nnU-Net v2 writes it')
     names = description.get("channel_names")
     if not isinstance(names, dict) or sorted(names) != [str(i) for i in range(len(names))] or len(names) not in CHANNELS:
         raise InputError(f'channel_names must be {{"0": ..., "1": ...}} with 2 to 4 channels, got {names!r}')
-    labels = {
-        name: value for name, value in description.get("labels", {}).items() if name.lower() not in ("background", "ignore")
-    }
+    if re.match("r", str(names["0"]).lower()) and re.match("l", str(names["1"]).lower()):
+        raise InputError(f"channel_names: channel 0 must be the left artery's map and 1 the right one's, got {names}")
+    labels = {name: value for name, value in description["labels"].items() if name.lower() != "background"}
     found: list[set[int]] = []
     for side in SIDES:
         ours = [v for name, v in labels.items() if re.match(rf"({side}|{side[0]}ica)", name.lower())]
@@ -87,9 +90,13 @@ def _describe(description: dict[str, Any]) -> tuple[tuple[str, ...], tuple[froze
     for name, value in labels.items():
         if re.match(r"(both|overlap)", name.lower()):
             for side_values in found:
-                side_values.add(value)
+                side_values.update(value if isinstance(value, list) else [value])
+        elif not re.match(r"(left|lica|right|rica)", name.lower()):
+            raise InputError(f"labels: {name!r} is none of left, right, both and background; leave it out and give its voxels 0")
     if any(not isinstance(v, int) or isinstance(v, bool) for values in found for v in values):
         raise InputError(f"labels: values must be whole numbers, got {description['labels']}")
+    if min([0, *found[0], *found[1]]) < 0 or 0 in found[0] | found[1] or not (found[0] - found[1] and found[1] - found[0]):
+        raise InputError(f"labels: each side needs a positive value of its own, got {description['labels']}")
     channels = tuple(str(names[str(i)]) for i in range(len(names)))
     return channels, (frozenset(found[0]), frozenset(found[1]))
 
@@ -104,7 +111,7 @@ def find_images(folder: Path, channels: int) -> tuple[dict[str, tuple[Path, ...]
         if not (parts := IMAGE.match(path.name)):
             problems.append(f"{path}: the name must end in the channel's number, such as _0000.nii.gz")
             continue
-        found[parts["case"]][int(parts["channel"])].append(path)
+        found[_name(parts)][int(parts["channel"])].append(path)
     complete = {}
     for name, files in found.items():
         own = [f"{' and '.join(p.name for p in paths)} ({folder}): the same channel twice; keep one"
@@ -124,7 +131,7 @@ def _find_labels(folder: Path) -> tuple[dict[str, Path], list[str]]:
     found: dict[str, Path] = {}
     problems = []
     for path in _volumes(folder):
-        name = LABEL.match(path.name)["case"]  # type: ignore[index]  # _volumes gives such names alone
+        name = _name(LABEL.match(path.name))  # type: ignore[arg-type]  # _volumes gives such names alone
         if name in found:
             problems.append(f"{found[name].name} and {path.name} ({folder}): the same case twice; keep one")
         found[name] = path
@@ -132,7 +139,11 @@ def _find_labels(folder: Path) -> tuple[dict[str, Path], list[str]]:
 
 
 def _volumes(folder: Path) -> list[Path]:
-    return sorted(p for p in folder.iterdir() if p.name.endswith(NIFTI) and not p.name.startswith("."))
+    return sorted(p for p in folder.iterdir() if p.name.lower().endswith(NIFTI) and not p.name.startswith("."))
+
+
+def _name(parts: re.Match[str]) -> str:
+    return unicodedata.normalize("NFC", parts["case"])  # macOS writes umlauts as two characters
 
 
 def read_images(case: Case) -> tuple[NDArray[np.float32], Grid]:
@@ -163,6 +174,8 @@ def read_label(case: Case, grid: Grid, values: tuple[frozenset[int], frozenset[i
         raise InputError(
             f"{case.label}: {_difference(own, grid)} than {case.images[0].name}; resample it (nearest) onto that grid"
         )
+    whole = np.rint(array)
+    array = np.where(np.abs(array - whole) < 1e-3, whole, array)  # a scaled file's values are not quite whole
     allowed = {0, 1} if array.ndim == 4 else {0, *values[0], *values[1]}
     if foreign := sorted(set(np.unique(array).tolist()) - allowed):
         shown = ", ".join(f"{v:g}" for v in foreign[:5])
@@ -174,6 +187,15 @@ def read_label(case: Case, grid: Grid, values: tuple[frozenset[int], frozenset[i
     if not (sides[0].any() or sides[1].any()):
         raise InputError(f"{case.label}: the label is empty; draw it or remove the case")
     return np.stack(sides)
+
+
+def read_case(case: Case, dataset: Dataset) -> tuple[NDArray[np.float32], Grid, NDArray[np.bool_]]:
+    """Channels, grid and territories of a case."""
+    images, grid = read_images(case)
+    label = read_label(case, grid, dataset.values)
+    if not (label.any(0) & (images != 0).any(0)).any():
+        raise InputError(f"{case.label}: no labelled voxel lies where the images are not 0; do label and images belong together?")
+    return images, grid, label
 
 
 def _difference(grid: Grid, other: Grid) -> str:

@@ -46,9 +46,10 @@ class Model:
         state, build = load_model(run / "model" / "model.pt")
         settings = run / "evaluation" / "settings.json"
         if mirror_average is None:
-            mirror_average = (
-                bool(json.loads(settings.read_text(encoding="utf-8"))["mirror_average"]) if settings.is_file() else True
-            )
+            saved = json.loads(settings.read_text(encoding="utf-8")) if settings.is_file() else {}
+            mirror_average = bool(saved.get("mirror_average", True))
+        if "spacing_mm" not in build:
+            raise InputError(f"{run}: a run of another study; give one of runs/perfusion")
         net = build_net(build)
         net.load_state_dict(state)
         device = resolve_device(device)

@@ -20,8 +20,11 @@ def load_model(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """The state dict and the build values of `save_model`."""
     if not Path(path).is_file():
         raise InputError(f"{path}: no trained model there; run its training stage (a baseline has none and cannot predict)")
-    saved = torch.load(path, map_location="cpu", weights_only=True)
-    return saved["state_dict"], saved["build"]
+    try:
+        saved = torch.load(path, map_location="cpu", weights_only=True)
+        return saved["state_dict"], saved["build"]
+    except Exception as error:  # a damaged file shows as many exceptions
+        raise InputError(f"{path}: not a model of ours, or damaged ({str(error).splitlines()[0]}); train it again") from None
 
 
 def load_weights(module: nn.Module, path: str, url: str, *, drop: Sequence[str] = ()) -> str:
