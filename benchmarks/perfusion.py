@@ -1,12 +1,12 @@
 """The perfusion study against nnU-Net v2: preprocessing, seconds a training iteration, memory, and Dice after equal iterations.
 
-    python3.11 -m venv /tmp/nnunet
-    /tmp/nnunet/bin/pip install -c constraints.txt torch
-    /tmp/nnunet/bin/pip install -c constraints.txt --no-deps nnunetv2==2.8.1 dynamic-network-architectures==0.4.4
-    /tmp/nnunet/bin/pip install -c constraints.txt acvl-utils==0.2.6 batchgenerators==0.25.5 batchgeneratorsv2==0.3.6 \\
+    python3.11 -m venv ../nnunet-env
+    ../nnunet-env/bin/pip install -c constraints.txt torch
+    ../nnunet-env/bin/pip install -c constraints.txt --no-deps nnunetv2==2.8.1 dynamic-network-architectures==0.4.4
+    ../nnunet-env/bin/pip install -c constraints.txt acvl-utils==0.2.6 batchgenerators==0.25.5 batchgeneratorsv2==0.3.6 \\
         blosc2==4.14.1 SimpleITK==2.5.7 einops graphviz imagecodecs matplotlib nibabel pandas psutil requests scikit-image \\
         scikit-learn scipy seaborn tifffile tqdm yacs   # no timm: only nnU-Net's transformers want it, and it brings torchvision
-    python benchmarks/perfusion.py --nnunet /tmp/nnunet/bin/python
+    python benchmarks/perfusion.py --nnunet ../nnunet-env/bin/python
 
 Both train the same network (`shared`, features 8, 72 x 56, batch 26) on the same phantoms of 60 people, 12 of them held out, for
 the same number of iterations, one after the other with the same threads, and predict with fourfold mirroring; nnU-Net's side is
