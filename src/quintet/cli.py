@@ -20,6 +20,7 @@ app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_
 class Study(StrEnum):
     landmarks = "landmarks"
     perfusion = "perfusion"
+    breakhis = "breakhis"
 
 
 class Preset(StrEnum):
@@ -94,8 +95,8 @@ def predict(
     study: Study,
     model: Runs,
     input: Annotated[Path, typer.Option(help="Folder of new cases.")],
-    output: Annotated[Path, typer.Option(help="The file (landmarks) or folder (perfusion) to write.")],
-    overlays: Annotated[Path | None, typer.Option(help="Folder for one picture per case.")] = None,
+    output: Annotated[Path, typer.Option(help="The file (landmarks, breakhis) or folder (perfusion) to write.")],
+    overlays: Annotated[Path | None, typer.Option(help="Folder for one picture per case (breakhis: Grad-CAM).")] = None,
     skip: Annotated[bool, typer.Option(help="Leave unreadable cases out instead of stopping.")] = False,
     device: str = "auto",
 ) -> None:

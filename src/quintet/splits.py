@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
-from sklearn.model_selection import KFold, StratifiedGroupKFold, train_test_split
+from sklearn.model_selection import KFold, StratifiedGroupKFold, StratifiedKFold, train_test_split
 
 from quintet.errors import InputError, Problems
 
@@ -54,15 +54,35 @@ def grouped_split(groups: Sequence[str], strata: Sequence[str], *, seed: int, fo
     return list(parts)
 
 
-def grouped_folds(groups: Sequence[str], folds: int, *, seed: int) -> NDArray[np.int64]:
-    """The fold in which each row is held out: as many groups (patients) in each fold as possible, in an order drawn by seed."""
-    names = sorted(set(groups))
+def grouped_folds(groups: Sequence[str], folds: int, *, seed: int, strata: Sequence[str] | None = None) -> NDArray[np.int64]:
+    """The fold in which each row is held out, in an order drawn by seed: as many groups (patients) in each fold as possible, or
+    with `strata` (one per row) each stratum spread evenly, which needs as many groups of each as folds."""
+    names, first = np.unique(np.asarray(groups), return_index=True)
     if len(names) < folds:
         raise InputError(f"{folds} folds need at least {folds} subjects, got {len(names)}; lower the number of folds")
+    if strata is None:
+        splitter, kinds = KFold(folds, shuffle=True, random_state=seed), None
+    else:
+        splitter, kinds = StratifiedKFold(folds, shuffle=True, random_state=seed), np.asarray(strata)[first]
+        for kind, count in zip(*np.unique(kinds, return_counts=True), strict=True):
+            if count < folds:
+                raise InputError(f"{folds} folds need at least {folds} patients of each class, {kind} has {count}; lower `folds`")
     held_out: dict[str, int] = {}
-    for fold, (_, rows) in enumerate(KFold(folds, shuffle=True, random_state=seed).split(names)):
+    for fold, (_, rows) in enumerate(splitter.split(names, kinds)):
         held_out |= {names[row]: fold for row in rows}
     return np.array([held_out[group] for group in groups])
+
+
+def held_out_groups(groups: Sequence[str], strata: Sequence[str], share: float, *, seed: Sequence[int]) -> set[str]:
+    """About `share` of the groups of each stratum, at least one of each and never all."""
+    chosen: set[str] = set()
+    for number, kind in enumerate(sorted(set(strata))):
+        names = sorted({group for group, own in zip(groups, strata, strict=True) if own == kind})
+        if len(names) < 2:
+            raise InputError(f"{kind} has {len(names)} patient(s) to train on: two are needed, one of them validates")
+        count = min(max(1, round(share * len(names))), len(names) - 1)
+        chosen |= set(np.random.default_rng([*seed, number]).permutation(names)[:count])
+    return chosen
 
 
 def read_split(path: Path, ids: Sequence[str], *, column: str = "stem") -> list[str]:

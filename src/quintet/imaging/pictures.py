@@ -1,6 +1,8 @@
-"""Images in: PNG, JPEG and DICOM to one grey plane."""
+"""Images in: PNG, JPEG and DICOM to one grey plane, or to colours."""
 
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,20 +19,42 @@ def read_grey(path: Path) -> NDArray[np.float32]:
 
     Raises InputError, naming the file, where it is missing, empty, corrupt or truncated.
     """
-    path = Path(path)
+    grey = _guarded(Path(path), _read_dicom if Path(path).suffix.lower() in DICOM else _read_picture)
+    if grey.ndim != 2 or min(grey.shape) < 2:
+        raise InputError(f"{path}: expected one image plane of at least 2 x 2 pixels, got shape {grey.shape}")
+    return grey
+
+
+def read_rgb(path: Path) -> Image.Image:
+    """Read one picture in 8-bit RGB; transparent pixels count as white, as on a slide. Raises InputError as `read_grey`, and
+    where it is tiny."""
+    image: Image.Image = _guarded(Path(path), _read_colours)
+    if min(image.size) < 8:
+        raise InputError(f"{path}: expected a picture of at least 8 x 8 pixels, got {image.size[0]} x {image.size[1]}")
+    return image
+
+
+def _guarded(path: Path, read: Callable[[Path], Any]) -> Any:
     if not path.is_file():
         raise InputError(f"{path}: no such image")
     if path.stat().st_size == 0:
         raise InputError(f"{path}: the file is empty (0 bytes); copy it again")
     try:
-        grey = _read_dicom(path) if path.suffix.lower() in DICOM else _read_picture(path)
+        return read(path)
     except InputError:
         raise
     except Exception as error:  # decoders raise whatever they like on damaged files
         raise InputError(f"{path}: cannot be read, the file is corrupt or truncated ({error}); copy it again") from None
-    if grey.ndim != 2 or min(grey.shape) < 2:
-        raise InputError(f"{path}: expected one image plane of at least 2 x 2 pixels, got shape {grey.shape}")
-    return grey
+
+
+def _read_colours(path: Path) -> Image.Image:
+    with Image.open(path) as image:
+        if image.mode.startswith(("I", "F")):
+            raise InputError(f"{path}: a grey image of more than 8 bits, expected a stained slide in RGB")
+        if image.mode in ("RGBA", "LA", "PA", "P"):
+            image = image.convert("RGBA")
+            return Image.alpha_composite(Image.new("RGBA", image.size, (255,) * 4), image).convert("RGB")
+        return image.convert("RGB")
 
 
 def _read_picture(path: Path) -> NDArray[np.float32]:

@@ -9,17 +9,16 @@ from collections import defaultdict
 from dataclasses import dataclass
 from pathlib import Path
 
-import imagehash
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 from PIL import Image
-from scipy.sparse.csgraph import connected_components
 from skimage.exposure import equalize_adapthist
 
 from quintet import splits
 from quintet.errors import InputError, Problems
 from quintet.files import refuse_overlap, whole_folder
+from quintet.imaging.duplicates import near_groups, perceptual_hash
 from quintet.imaging.pictures import PICTURES, read_grey, resize
 from quintet.landmarks.anatomy import CATEGORIES, LANDMARKS, Points
 from quintet.params import Landmarks
@@ -125,7 +124,7 @@ def _read(row: Row, size: int, clahe: float) -> tuple[NDArray[np.uint8], NDArray
         where = row.points_px[landmark].tolist()
         raise InputError(f"{row.stem}: landmark {landmark} at {where} lies outside the image of {width} x {height} pixels")
     picture = Image.fromarray((grey * 255).round().astype(np.uint8))
-    return preprocess(grey, size=size, clahe=clahe), imagehash.phash(picture).hash.ravel(), (width, height)
+    return preprocess(grey, size=size, clahe=clahe), perceptual_hash(picture), (width, height)
 
 
 def preprocess(grey: NDArray[np.float32], *, size: int, clahe: float) -> NDArray[np.uint8]:
@@ -145,13 +144,6 @@ def check(raw: Path, params: Landmarks) -> list[str]:
         except InputError as error:
             problems.append(f"annotations.csv row {row.number}: {error}")
     return problems
-
-
-def near_duplicates(hashes: NDArray[np.bool_], largest_distance: int) -> NDArray[np.int32]:
-    """Group label per image: images whose hashes `[N, 64]` differ in few bits are one person, transitively."""
-    bits = hashes.astype(np.float32)
-    distance = bits @ (1 - bits).T
-    return connected_components(distance + distance.T <= largest_distance, directed=False)[1]
 
 
 def make_split(kind: str, cases: pd.DataFrame, *, seed: int) -> list[str]:
@@ -180,7 +172,8 @@ def prepare(raw: Path, out: Path, params: Landmarks) -> tuple[Prepared, list[str
             problems.append(f"annotations.csv row {row.number}: {error}")
     if problems and (params.on_error == "raise" or not read):
         raise Problems(f"{raw} (landmarks.on_error=skip would leave these rows out)", problems)
-    groups = near_duplicates(np.stack([r[2] for r in read]), params.near_duplicate_distance)
+    # images whose hashes nearly agree are taken for one person
+    groups = near_groups(np.stack([r[2] for r in read]), params.near_duplicate_distance)
     cases = pd.DataFrame({"stem": [r[0].stem for r in read], "category": [r[0].category for r in read]})
     cases["group"] = [f"group-{g:04d}" for g in groups]
     cases[["width", "height"]] = [r[3] for r in read]

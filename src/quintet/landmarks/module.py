@@ -20,7 +20,7 @@ from quintet.landmarks.networks import LandmarkNet
 from quintet.params import Compute, Landmarks, LandmarksChoice
 from quintet.runs import Record
 from quintet.training.batches import batches
-from quintet.training.fit import Goal, adam_cosine, fit, set_up
+from quintet.training.fit import Goal, adam, fit, set_up, warm_cosine
 from quintet.training.hardware import resolve_device, resolve_precision
 from quintet.training.models import load_model, load_weights, save_model
 
@@ -93,7 +93,8 @@ class LandmarkModule(L.LightningModule):
         groups = [{"params": [*self.net.attention.parameters(), *self.net.head.parameters()], "lr": self.choice.rate_head}]
         if self.choice.trains == "all":
             groups.insert(0, {"params": list(self.net.backbone.parameters()), "lr": self.choice.rate_backbone})
-        optimizer, schedule = adam_cosine(groups, self.shared, self.steps)
+        optimizer = adam(groups, self.shared)
+        schedule = warm_cosine(optimizer, self.shared, self.steps)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
 

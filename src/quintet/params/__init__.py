@@ -10,12 +10,13 @@ import yaml
 from pydantic import ValidationError
 
 from quintet.errors import InputError
+from quintet.params.breakhis import BreakHis, BreakHisChoice, BreakHisConfig
 from quintet.params.common import AdamCosine, Compute, Optimisation, RankingParams, Section
 from quintet.params.landmarks import Landmarks, LandmarksChoice, LandmarksConfig, predecessor
 from quintet.params.perfusion import Perfusion, PerfusionChoice, PerfusionConfig
 
 __all__ = [
-    "AdamCosine", "Compute", "Landmarks", "LandmarksChoice", "LandmarksConfig", "Optimisation", "Params", "Perfusion",
+    "AdamCosine", "BreakHis", "BreakHisChoice", "BreakHisConfig", "Compute", "Landmarks", "LandmarksChoice", "LandmarksConfig", "Optimisation", "Params", "Perfusion",
     "PerfusionChoice", "PerfusionConfig", "load", "parse", "predecessor",
 ]  # fmt: skip
 
@@ -25,6 +26,7 @@ class Params(Section):
     ranking: RankingParams
     landmarks: Landmarks
     perfusion: Perfusion
+    breakhis: BreakHis
 
 
 def parse(values: dict[str, Any]) -> Params:

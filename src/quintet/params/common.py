@@ -1,5 +1,6 @@
 """Types and sections that every study's parameters are made of."""
 
+from collections.abc import Collection
 from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -19,6 +20,7 @@ class Section(BaseModel):
 class Compute(Section):
     device: Literal["auto", "cpu", "cuda", "mps"]
     threads: Seed
+    workers: Literal["auto"] | Seed
     tensorboard: bool
     debug: bool
 
@@ -31,7 +33,6 @@ class RankingParams(Section):
 class Optimisation(Section):
     """What every study's training has in common (training/fit.py)."""
 
-    batch_size: Count
     precision: PRECISIONS
     weight_decay: NonNegative
     clip_norm: NonNegative
@@ -42,3 +43,29 @@ class AdamCosine(Optimisation):
     rate_floor: NonNegative
     warmup: Share
     patience: Seed
+
+
+class Sweep(Section):
+    """The cells of a study: configuration x fold x seed."""
+
+    configs: Annotated[list[str], Field(min_length=1)]
+    folds: Annotated[list[Seed], Field(min_length=1)]
+    seeds: Annotated[list[Seed], Field(min_length=1)]
+
+    def check(self, configs: Collection[str], *, fold: int, folds: int) -> None:
+        """Raise ValueError where a cell cannot be: an unknown configuration, a fold that is not there, an entry twice."""
+        if unknown := [name for name in self.configs if name not in configs]:
+            raise ValueError(f"sweep.configs: {', '.join(unknown)}: no such configuration; there are {', '.join(configs)}")
+        for what, chosen in (("fold", [fold]), ("sweep.folds", self.folds)):
+            if wrong := [f for f in chosen if f >= folds]:
+                raise ValueError(f"{what}: {wrong[0]} is too large; folds={folds} are numbered 0 to {folds - 1}")
+        for what, values in self.model_dump().items():
+            if len(set(values)) < len(values):
+                raise ValueError(f"sweep.{what}: an entry stands twice in {values}")
+        check_names(configs)
+
+
+def check_names(configs: Collection[str]) -> None:
+    for name in configs:
+        if not name.replace("-", "").replace("_", "").isalnum():
+            raise ValueError(f"configs: {name!r}: letters, digits, - and _ only (it names a folder)")

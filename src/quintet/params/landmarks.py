@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from quintet.params.common import AdamCosine, Count, NonNegative, Positive, Section, Seed, Share
+from quintet.params.common import AdamCosine, Count, NonNegative, Positive, Section, Seed, Share, check_names
 
 
 class LandmarksSynthetic(Section):
@@ -91,6 +91,7 @@ class Landmarks(LandmarksChoice, AdamCosine):
     wing_omega: Positive
     wing_epsilon: Positive
     loss_weights: LandmarksLossWeights
+    batch_size: Count
     augment: LandmarksAugment
     mirror_average: bool
     template: bool
@@ -106,9 +107,8 @@ class Landmarks(LandmarksChoice, AdamCosine):
             raise ValueError(f"split={self.split!r}: allowed are reference, stratified, grouped or the path of a .csv file")
         if self.weights != "none" and self.width != 64:
             raise ValueError(f"weights={self.weights} are those of a full ResNet-18: they need width=64, got {self.width}")
+        check_names(self.configs)
         for name, config in self.configs.items():
-            if not name.replace("-", "").replace("_", "").isalnum():
-                raise ValueError(f"configs: {name!r}: letters, digits, - and _ only (it names a folder)")
             if name in ("ridge", "mean-shape"):
                 raise ValueError(f"configs: {name!r} is the name of a baseline")
             before = predecessor(config)

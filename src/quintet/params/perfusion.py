@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from quintet.params.common import Count, NonNegative, Optimisation, Positive, Section, Seed, Share
+from quintet.params.common import Count, NonNegative, Optimisation, Positive, Section, Seed, Share, Sweep
 
 PerfusionLoss = Literal["spatial", "complementary", "multiscale", "adaptive"]
 EXCLUSIVE = ("spatial", "multiscale", "adaptive")  # three forms of one term
@@ -65,12 +65,6 @@ class PerfusionChoice(PerfusionConfig):
     seed: Seed
 
 
-class PerfusionSweep(Section):
-    configs: Annotated[list[str], Field(min_length=1)]
-    folds: Annotated[list[Seed], Field(min_length=1)]
-    seeds: Annotated[list[Seed], Field(min_length=1)]
-
-
 class Perfusion(PerfusionChoice, Optimisation):
     raw: str
     synthetic: PerfusionSynthetic
@@ -80,6 +74,7 @@ class Perfusion(PerfusionChoice, Optimisation):
     split_seed: Seed
     epochs: Count
     iterations: Count
+    batch_size: Count
     patch: Annotated[list[Annotated[int, Field(ge=16, multiple_of=2)]], Field(min_length=2, max_length=2)]
     features: Annotated[int, Field(ge=4, le=64, multiple_of=4)]
     deep_supervision: bool
@@ -91,7 +86,7 @@ class Perfusion(PerfusionChoice, Optimisation):
     augment: PerfusionAugment
     mirror_average: bool
     save_probabilities: bool
-    sweep: PerfusionSweep
+    sweep: Sweep
     configs: Annotated[dict[str, PerfusionConfig], Field(min_length=1)]
 
     @model_validator(mode="after")
@@ -104,15 +99,5 @@ class Perfusion(PerfusionChoice, Optimisation):
             raise ValueError("subject_pattern needs a group (?P<subject>...)")
         if self.split != "auto" and not self.split.endswith(".json"):
             raise ValueError(f"split={self.split!r}: allowed are auto or the path of a splits_final.json")
-        if unknown := [name for name in self.sweep.configs if name not in self.configs]:
-            raise ValueError(f"sweep.configs: {', '.join(unknown)}: no such configuration; there are {', '.join(self.configs)}")
-        for what, chosen in (("fold", [self.fold]), ("sweep.folds", self.sweep.folds)):
-            if wrong := [fold for fold in chosen if fold >= self.folds]:
-                raise ValueError(f"{what}: {wrong[0]} is too large; folds={self.folds} are numbered 0 to {self.folds - 1}")
-        for what, values in self.sweep.model_dump().items():
-            if len(set(values)) < len(values):
-                raise ValueError(f"sweep.{what}: an entry stands twice in {values}")
-        for name in self.configs:
-            if not name.replace("-", "").replace("_", "").isalnum():
-                raise ValueError(f"configs: {name!r}: letters, digits, - and _ only (it names a folder)")
+        self.sweep.check(self.configs, fold=self.fold, folds=self.folds)
         return self

@@ -7,9 +7,9 @@ import pandas as pd
 from scipy import stats
 
 from quintet import ranking, results
-from quintet.comparison import Runs, keep_only, measured, pick, recorded, save_ranking
+from quintet.comparison import Runs, cells, keep_only, measured, pick, recorded, save_ranking
 from quintet.pages import Section
-from quintet.params import Params, Perfusion, PerfusionConfig
+from quintet.params import Params, PerfusionConfig
 from quintet.perfusion.answers import difference, open_questions, recommendations
 from quintet.perfusion.published import PUBLISHED
 
@@ -28,14 +28,10 @@ COSTS = {
 COLUMNS = {(): "baseline", ("spatial",): "spatial", ("complementary",): "complementary", ("complementary", "spatial"): "combined"}
 
 
-def runs_of(p: Perfusion, sweep: Path = SWEEP) -> dict[str, list[Path]]:
-    """The run folders that params name."""
-    cells = [(fold, seed) for fold in p.sweep.folds for seed in p.sweep.seeds]
-    return {name: [sweep / name / f"fold{fold}-seed{seed}" for fold, seed in cells] for name in p.sweep.configs}
-
-
 def ranked(params: Params, sweep: Path = SWEEP) -> ranking.Ranking:
-    table = results.read(run / "evaluation" / "cases.csv" for group in runs_of(params.perfusion, sweep).values() for run in group)
+    table = results.read(
+        run / "evaluation" / "cases.csv" for group in cells(params.perfusion.sweep, sweep).values() for run in group
+    )
     return ranking.rank(
         table, METRIC, lower_is_better=False, alpha=params.ranking.alpha, bootstrap=params.ranking.bootstrap,
         published={name: mean / 100 for name, (mean, _, _) in PUBLISHED.items()},
@@ -45,7 +41,7 @@ def ranked(params: Params, sweep: Path = SWEEP) -> ranking.Ranking:
 def compare(params: Params, sweep: Path, out: Path, report: Path) -> str:
     """Rank what params name, write `report` and `out` = {record.json}; returns the verdict."""
     p = params.perfusion
-    runs = runs_of(p, sweep)
+    runs = cells(p.sweep, sweep)
     keep_only(sweep, [run for group in runs.values() for run in group])
     table = ranked(params, sweep)
     configs = {name: p.configs[name] for name in table.table["config"]}

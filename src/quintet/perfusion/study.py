@@ -1,7 +1,6 @@
 """The study's runs: which parameters make one, and training plus evaluation of a configuration into a run folder."""
 
 import json
-import shutil
 import time
 from pathlib import Path
 
@@ -70,15 +69,10 @@ def evaluate_run(run: Path, data: Path, shared: Perfusion, compute: Compute) -> 
 
 def sweep_cell(out: Path, data: Path, config: str, fold: int, seed: int, shared: Perfusion, compute: Compute) -> dict[str, float]:
     """Train and evaluate one configuration on one fold with one seed into the run folder `out`; returns its metrics."""
-    from quintet.training.fit import forget
+    from quintet.training.cells import cell
 
-    part = out.with_name(f".{out.name}.part")
-    shutil.rmtree(part, ignore_errors=True)
-    record = train_run(
-        part, data, shared.configs[config], shared, compute, stage="perfusion_sweep", config=config, fold=fold, seed=seed
-    )
-    metrics = evaluate_run(part, data, shared, compute)
-    shutil.rmtree(out, ignore_errors=True)
-    part.rename(out)
-    forget(record)
-    return metrics
+    def train(run: Path) -> Record:
+        own = shared.configs[config]
+        return train_run(run, data, own, shared, compute, stage="perfusion_sweep", config=config, fold=fold, seed=seed)
+
+    return cell(out, train, lambda run: evaluate_run(run, data, shared, compute))

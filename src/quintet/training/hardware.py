@@ -29,6 +29,11 @@ def resolve_precision(precision: str | int, device: str) -> str:
     return "32-true"
 
 
+def resolve_workers(workers: str | int, device: str) -> int:
+    """Processes beside this one that prepare batches. `auto`: 8 to feed a GPU; on a CPU none, as training needs its cores."""
+    return int(workers) if workers != "auto" else 8 if device == "cuda" else 0
+
+
 def cpu_computes_bf16() -> bool:
     capability = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}
     return any(capability.get(name, False) for name in ("avx512_bf16", "amx_bf16", "bf16", "amx_tile"))

@@ -1,0 +1,1 @@
+"""BreakHis: multi-magnification histopathology, benign or malignant, by patient."""

@@ -1,0 +1,113 @@
+"""The BreaKHis tree: .../{benign,malignant}/SOB/{type}/{patient}/{40X,...}/SOB_B_A-14-22549AB-40-001.png (Spanhol et al. 2016)."""
+
+import re
+from collections import defaultdict
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+from quintet.imaging.pictures import PICTURES
+
+MAGNIFICATIONS = ("40X", "100X", "200X", "400X")
+CLASSES = ("benign", "malignant")
+TYPES = {  # folder -> code in names; four benign, four malignant
+    "adenosis": "A", "fibroadenoma": "F", "phyllodes_tumor": "PT", "tubular_adenoma": "TA",
+    "ductal_carcinoma": "DC", "lobular_carcinoma": "LC", "mucinous_carcinoma": "MC", "papillary_carcinoma": "PC",
+}  # fmt: skip
+BENIGN = tuple(TYPES)[:4]
+NAME = re.compile(r"SOB_(?P<letter>[BM])_(?P<code>[A-Z]+)-(?P<patient>\d+-[0-9A-Z]+)-(?P<factor>\d+)-\d+")
+LAYOUT = "{benign,malignant}/SOB/TYPE/PATIENT/{40X,100X,200X,400X}/NAME.png"
+
+
+def class_of(tumour_type: str) -> str:
+    return "benign" if tumour_type in BENIGN else "malignant"
+
+
+def case_number(patient: str) -> str:
+    """14-22549AB -> 14-22549: slides that differ in letters only are of one biopsy."""
+    return patient.rstrip("ABCDEFGHIJKLMNOPQRSTUVWXYZ")
+
+
+@dataclass(frozen=True)
+class Image:
+    path: Path
+    patient: str  # 14-22549AB
+    tumour_class: str
+    tumour_type: str
+    magnification: str
+
+
+def parse_name(stem: str) -> tuple[str, str, str] | None:
+    """(type, patient, magnification) that a file name says; None where it is no BreaKHis name."""
+    found = NAME.fullmatch(stem)
+    types = {code: name for name, code in TYPES.items()}
+    if not found or found["code"] not in types or f"{found['factor']}X" not in MAGNIFICATIONS:
+        return None
+    if (class_of(types[found["code"]]) == "benign") != (found["letter"] == "B"):
+        return None
+    return types[found["code"]], found["patient"], f"{found['factor']}X"
+
+
+def picture_files(folder: Path) -> list[Path]:
+    """All pictures below, hidden ones left out (a Mac writes ._NAME beside each)."""
+    return sorted(p for p in Path(folder).rglob("*") if p.suffix.lower() in PICTURES and not p.name.startswith("."))
+
+
+def read_tree(raw: Path) -> tuple[list[Image], list[str]]:
+    """All images whose names and folders agree, and one sentence per problem. Pixels are not read here."""
+    raw = Path(raw)
+    if not raw.is_dir():
+        return [], [f"{raw}: no such folder; breakhis.raw must hold the tree {LAYOUT}"]
+    files = picture_files(raw)
+    images, problems, seen = [], [], dict[str, Path]()
+    for path in files:
+        where = path.relative_to(raw)
+        image = _image(path, where)
+        if isinstance(image, str):
+            problems.append(f"{where}: {image}")
+        elif path.stem in seen:
+            problems.append(f"{where}: {path.stem} stands at {seen[path.stem]} already; delete one of them")
+        else:
+            seen[path.stem] = where
+            images.append(image)
+    if not images:
+        found = f"{len(files)} pictures, none of them there" if files else "no .png or .jpg below it"
+        return [], [f"{raw}: expected images at .../{LAYOUT}; {found}", *problems[:3]]
+    return images, problems + _both_classes(images)
+
+
+def _image(path: Path, where: Path) -> Image | str:
+    """The image, or what is wrong with its place or name."""
+    folders = path.parts[-6:-1]
+    if len(folders) < 5 or folders[0] not in CLASSES or folders[1] != "SOB" or folders[2] not in TYPES:
+        return f"not at .../{LAYOUT}; move it there or out of the tree"
+    tumour_class, _, tumour_type, folder, magnification = folders
+    named = parse_name(path.stem)
+    if named is None:
+        return "no BreaKHis name (SOB_B_A-14-22549AB-40-001: class, type, year, slide, magnification, number); rename it"
+    own = (class_of(named[0]), *named)
+    said = (tumour_class, tumour_type, folder.rpartition("_")[2], magnification)  # SOB_B_A_14-22549AB -> 14-22549AB
+    whats = ("class", "type", "patient", "magnification")
+    wrong = [f"the name says {what} {a}, the folder {b}" for what, a, b in zip(whats, own, said, strict=True) if a != b]
+    return (
+        "; ".join(wrong) + "; one of them is wrong" if wrong else Image(path, named[1], tumour_class, tumour_type, magnification)
+    )
+
+
+def _both_classes(images: Iterable[Image]) -> list[str]:
+    folders = defaultdict(dict[str, Path])
+    for image in images:
+        folders[image.patient].setdefault(image.tumour_class, image.path.parent)
+    return [
+        f"patient {patient} stands under both classes: {' and '.join(map(str, found.values()))}; one of them is wrong"
+        for patient, found in sorted(folders.items())
+        if len(found) > 1
+    ]
+
+
+def missing_magnifications(images: Iterable[Image]) -> dict[str, list[str]]:
+    """Patient -> the magnifications of which it has no image; patients that have all are left out."""
+    have = defaultdict(set[str])
+    for image in images:
+        have[image.patient].add(image.magnification)
+    return {p: [m for m in MAGNIFICATIONS if m not in own] for p, own in sorted(have.items()) if len(own) < len(MAGNIFICATIONS)}

@@ -1,0 +1,105 @@
+"""Parameters of the BreakHis study."""
+
+from typing import Annotated, Literal
+
+from pydantic import Field, model_validator
+
+from quintet.params.common import AdamCosine, Count, NonNegative, Positive, Section, Seed, Share, Sweep
+
+Magnification = Literal["40X", "100X", "200X", "400X"]
+Attention = Literal["channel", "spatial", "hierarchical", "fusion"]
+STRIDE = {"small": 16, "b0": 32, "b1": 32}  # pixels of the input to one of the last feature map
+
+
+class BreakHisSynthetic(Section):
+    patients: Annotated[int, Field(ge=20)]
+    width: Annotated[int, Field(ge=64, le=1400)]
+    seed: Seed
+
+
+class BreakHisLoss(Section):
+    alpha: Positive
+    gamma: NonNegative
+    smoothing: Annotated[float, Field(ge=0, lt=1)]
+    class_weights: bool
+    types: NonNegative
+
+
+class BreakHisAugment(Section):
+    flip: Share
+    rotation: Share
+    rotation_deg: Annotated[float, Field(ge=0, le=180)]
+    elastic: Share
+    blur: Share
+    colour: Share
+    colour_jitter: Annotated[float, Field(ge=0, le=0.9)]
+    erase: Share
+
+
+class BreakHisConfig(Section):
+    """One configuration: which magnifications it sees, which attention modules it has, what is trained."""
+
+    magnifications: Annotated[list[Magnification], Field(min_length=1)]
+    attention: list[Attention]
+    trains: Literal["all", "linear"]
+
+    @model_validator(mode="after")
+    def possible(self) -> "BreakHisConfig":
+        for what, values in (("magnifications", self.magnifications), ("attention", self.attention)):
+            if len(set(values)) < len(values):
+                raise ValueError(f"an entry stands twice in {what}={values}")
+        if self.trains == "linear" and self.attention:
+            raise ValueError("trains=linear is a probe of frozen features: it needs attention=[]")
+        between = [name for name in self.attention if name in ("hierarchical", "fusion")]
+        if between and len(self.magnifications) == 1:
+            raise ValueError(f"attention={between} stands between magnifications: it needs two or more of them")
+        return self
+
+
+class BreakHisChoice(BreakHisConfig):
+    """The selected configuration: its fields stand at the study's top level."""
+
+    fold: Seed
+    seed: Seed
+
+
+class BreakHis(BreakHisChoice, AdamCosine):
+    raw: str
+    on_error: Literal["raise", "skip"]
+    synthetic: BreakHisSynthetic
+    size: Annotated[int, Field(ge=32, le=1024, multiple_of=32)]
+    near_duplicate_distance: Annotated[int, Field(ge=0, le=32)]
+    folds: Annotated[int, Field(ge=2)]
+    split: str
+    split_seed: Seed
+    validation: Annotated[float, Field(gt=0, lt=1)]
+    backbone: Literal["small", "b0", "b1"]
+    weights: str
+    stochastic_depth: Annotated[float, Field(ge=0, lt=1)]
+    units: Annotated[list[Count], Field(min_length=2, max_length=2)]
+    dropout: Annotated[float, Field(ge=0, lt=1)]
+    validation_dropout: bool
+    epochs: Count
+    samples: Count
+    batch_size: Literal["auto"] | Count
+    rate: Positive
+    schedule: Literal["plateau", "cosine"]
+    plateau_patience: Seed
+    plateau_factor: Annotated[float, Field(gt=0, lt=1)]
+    loss: BreakHisLoss
+    mixup: NonNegative
+    drop_magnification: Annotated[float, Field(ge=0, lt=1)]
+    augment: BreakHisAugment
+    sweep: Sweep
+    configs: Annotated[dict[str, BreakHisConfig], Field(min_length=1)]
+
+    @model_validator(mode="after")
+    def consistent(self) -> "BreakHis":
+        if self.split not in ("grouped", "official") and not self.split.endswith(".csv"):
+            raise ValueError(f"split={self.split!r}: allowed are grouped, official or the path of a .csv file")
+        if self.weights != "none" and self.backbone == "small":
+            raise ValueError(f"weights={self.weights} are those of a whole EfficientNet: they need backbone=b0 or b1")
+        if self.size < 2 * STRIDE[self.backbone]:
+            raise ValueError(f"size={self.size} leaves backbone={self.backbone} one pixel: at least {2 * STRIDE[self.backbone]}")
+        self.sweep.check(self.configs, fold=self.fold, folds=self.folds)
+        return self

@@ -1,0 +1,30 @@
+"""Measure the selected configuration on the test patients of its fold.
+
+python stages/breakhis_evaluate.py --data data/processed/breakhis --run runs/breakhis/selected
+  --metrics reports/breakhis/selected.json
+"""
+
+import json
+from pathlib import Path
+
+from quintet.files import whole_file
+from quintet.params import Params
+from quintet.stage import stage
+
+
+def main(params: Params, data: Path, run: Path, metrics: Path) -> str:
+    from quintet.breakhis.study import evaluate_run
+    from quintet.tracking import upload
+
+    reached = evaluate_run(run, data, params.compute, cams=True)
+    with whole_file(metrics) as beside:
+        shown = {name: round(value, 4) for name, value in reached.items() if "seconds" not in name}
+        beside.write_text(json.dumps(shown, indent=1) + "\n", encoding="utf-8")
+    upload(run)
+    return (
+        f"balanced accuracy {reached['balanced_accuracy']:.3f} of {reached['patients']:.0f} patients, figures in {run}/evaluation"
+    )
+
+
+if __name__ == "__main__":
+    stage(main, needs="quintet.breakhis.prediction")

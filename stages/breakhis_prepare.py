@@ -1,0 +1,26 @@
+"""Raw tree to arrays, index, folds by patient and the data-set page.
+
+python stages/breakhis_prepare.py --raw data/synthetic/breakhis --out data/processed/breakhis --page
+reports/breakhis/data.html
+"""
+
+from pathlib import Path
+
+from quintet.params import Params
+from quintet.stage import stage
+
+
+def main(params: Params, raw: Path, out: Path, page: Path) -> str:
+    from quintet.breakhis.analysis import write_data_page
+    from quintet.breakhis.data import prepare
+
+    prepared, skipped = prepare(raw, out, params.breakhis)
+    write_data_page(page, prepared, skipped, params.breakhis)
+    for problem in skipped:
+        print(f"skipped: {problem}")
+    people = prepared.index["patient"].nunique()
+    return f"{len(prepared.index)} images of {people} patients ({len(skipped)} skipped) in {out}, described in {page}"
+
+
+if __name__ == "__main__":
+    stage(main, needs="quintet.breakhis.analysis")

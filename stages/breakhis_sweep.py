@@ -1,0 +1,23 @@
+"""Train and evaluate one configuration of the sweep on one fold with one seed.
+
+python stages/breakhis_sweep.py --config mmnet --fold 0 --seed 0 --data data/processed/breakhis
+  --out runs/breakhis/sweep/mmnet/fold0-seed0
+"""
+
+from pathlib import Path
+
+from quintet.params import Params
+from quintet.stage import stage
+
+
+def main(params: Params, config: str, fold: int, seed: int, data: Path, out: Path) -> str:
+    from quintet.breakhis.study import sweep_cell
+    from quintet.tracking import upload
+
+    reached = sweep_cell(out, data, config, fold, seed, params.breakhis, params.compute)
+    upload(out)
+    return f"{config}, fold {fold}, seed {seed}: balanced accuracy {reached['balanced_accuracy']:.3f}, in {out}"
+
+
+if __name__ == "__main__":
+    stage(main, needs="quintet.breakhis.module")
