@@ -110,8 +110,8 @@ def _sampling(data: Prepared, params: BreakHis) -> pd.DataFrame:
     return pd.DataFrame({"epoch": np.arange(1, EPOCHS + 1), "used in the epoch": each, "used so far": so_far})
 
 
-STAIN = """Mean colour of the images (0 to 255): how much it differs between patients and within one. Where the first is much larger,
-a split by images lets a network recognise patients by their stain."""
+STAIN = """Mean colour of the images (0 to 255): how much it differs between patients and within one. Where the first is much
+larger, a split by images lets a network recognise patients by their stain."""
 
 
 def _stain(data: Prepared) -> pd.DataFrame:

@@ -31,4 +31,4 @@ class Augmentation:
         self.transforms.set_random_seed(seed)
 
     def __call__(self, image: NDArray[np.uint8]) -> NDArray[np.uint8]:
-        return self.transforms(image=image)["image"]  # type: ignore[no-any-return]
+        return self.transforms(image=image)["image"]

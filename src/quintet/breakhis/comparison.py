@@ -1,4 +1,4 @@
-"""All configurations side by side: the ranking by patients, intervals clustered by patient, subsets of magnifications, figures."""
+"""All configurations side by side: ranking by patients, intervals clustered by patient, subsets of magnifications."""
 
 from pathlib import Path
 
@@ -36,8 +36,8 @@ def ranked(params: Params, sweep: Path = SWEEP) -> ranking.Ranking:
 
 
 def balanced(table: pd.DataFrame) -> pd.DataFrame:
-    """`correct` as the metric `balanced_accuracy`: times N / (2 N_class) of the patients that all configurations have, so that the
-    mean over these patients is their balanced accuracy."""
+    """`correct` as the metric `balanced_accuracy`: times N / (2 N_class) of the patients that all configurations have, so that
+    the mean over these patients is their balanced accuracy."""
     right = table[table["metric"] == "correct"]
     everywhere = right.groupby("group")["config"].nunique() == right["config"].nunique()
     classes = table[table["metric"] == "malignant"].groupby("group")["value"].first()
@@ -108,7 +108,7 @@ def _by_patient_text(patients: pd.DataFrame) -> str:
     each = " and ".join(f"one {name} patient {50 / (people == k).sum():.1f}" for k, name in ((0, "benign"), (1, "malignant")))
     return (
         f"Test patients of all folds pooled ({(people == 0).sum():.0f} benign, {(people == 1).sum():.0f} malignant), each at the "
-        f"threshold that its fold's validation patients set. Intervals: 95 %, patients drawn with replacement within their class. "
+        f"threshold that its fold's validation patients set. Intervals: 95 %, patients drawn again within their class. "
         f"Of the balanced accuracy {each} points. Brier and ECE: lower is better."
     )
 
@@ -150,8 +150,8 @@ def _by_fold(runs: Runs, order: list[str]) -> pd.DataFrame:
     return pd.DataFrame(rows).rename(columns={name: name.replace("_", " ") for name in PUBLISHED})
 
 
-SUBSETS = """Balanced accuracy by patient when only some magnifications are given: the others are masked, not filled. Threshold and
-network stay those of all four, trained with magnifications withheld now and then (breakhis.drop_magnification)."""
+SUBSETS = """Balanced accuracy by patient when only some magnifications are given: the others are masked, not filled. Threshold
+and network stay those of all four, trained with magnifications withheld now and then (breakhis.drop_magnification)."""
 
 
 def _by_subset(patients: dict[str, pd.DataFrame]) -> pd.DataFrame:
@@ -168,8 +168,9 @@ def _by_subset(patients: dict[str, pd.DataFrame]) -> pd.DataFrame:
     return pd.DataFrame(rows).fillna("")
 
 
-ALONE = """Every image classified by itself, the other magnifications masked. Patient recognition rate: the share of a patient's images
-that are right, averaged over patients (Spanhol et al. 2016). Intervals are clustered: a patient is drawn with all its images."""
+ALONE = """Every image classified by itself, the other magnifications masked. Patient recognition rate: the share of a patient's
+images that are right, averaged over patients (Spanhol et al. 2016). Intervals are clustered: a patient is drawn with
+all its images."""
 
 
 def _by_magnification(runs: Runs, order: list[str]) -> pd.DataFrame:
@@ -196,9 +197,10 @@ CURVES = """Thin: the folds; bold: all test patients pooled, whose scores come f
 
 def _figure(report: Path, name: str, table: pd.DataFrame) -> Path:
     path = report / f"curves_{name}.png"
-    folds = [(own["malignant"].to_numpy().astype(int), own["probability"].to_numpy()) for _, own in table.groupby("fold")]
-    correct = np.concatenate([own["correct"].to_numpy() == 1 for _, own in table.groupby("fold")])
-    diagnostics(path, folds, title=name, correct=correct)
+    folds = [own for _, own in table.groupby("fold")]
+    labelled = [(own["malignant"].to_numpy().astype(int), own["probability"].to_numpy()) for own in folds]
+    said = np.concatenate([(own["malignant"] == own["correct"]).to_numpy() for own in folds])
+    diagnostics(path, labelled, said, title=name)
     return path
 
 

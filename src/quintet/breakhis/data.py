@@ -153,9 +153,8 @@ def prepare(raw: Path, out: Path, params: BreakHis) -> tuple[Prepared, list[str]
                 arrays[image.magnification][row] = read[0]
                 rows[image.magnification] += 1
                 hashes.append(read[1])
-                file = image.path.relative_to(raw).as_posix()
-                table.append((image.path.stem, image.patient, image.tumour_class, image.tumour_type, image.magnification, row, file,
-                              md5(image.path)))  # fmt: skip
+                own = (image.path.stem, image.patient, image.tumour_class, image.tumour_type, image.magnification)
+                table.append((*own, row, image.path.relative_to(raw).as_posix(), md5(image.path)))
         if problems and (params.on_error == "raise" or not table):
             raise Problems(f"{raw} (breakhis.on_error=skip would leave these images out)", problems)
         index = pd.DataFrame(table, columns=["image", "patient", "class", "type", "magnification", "row", "file", "md5"])

@@ -143,8 +143,8 @@ def summary(table: pd.DataFrame, images: pd.DataFrame, threshold: float) -> dict
 
 
 def evaluate(
-    predicted: Predicted, labels: NDArray[np.int64], types: NDArray[np.floating[Any]], *, threshold: float, record: Record, out: Path,
-    history: pd.DataFrame | None = None,
+    predicted: Predicted, labels: NDArray[np.int64], types: NDArray[np.floating[Any]], *, threshold: float, record: Record,
+    out: Path, history: pd.DataFrame | None = None,
 ) -> dict[str, float]:  # fmt: skip
     """Measure P patients (`labels` 0 benign, 1 malignant; `types` `[P, 8]` shares); writes `out` = {cases.csv, images.csv,
     metrics.json, figures/}."""

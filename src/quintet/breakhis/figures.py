@@ -25,25 +25,24 @@ def draw_all(
     history: pd.DataFrame | None,
 ) -> None:  # fmt: skip
     pooled = (table["malignant"].to_numpy(), table["probability"].to_numpy())
-    diagnostics(folder / "diagnostics.png", [pooled], title=f"{title}: {len(table)} patients", threshold=threshold,
+    diagnostics(folder / "diagnostics.png", [pooled], pooled[1] >= threshold, title=f"{title}: {len(table)} patients",
                 types=(types, predicted.types))  # fmt: skip
     if predicted.hierarchy is not None or predicted.fusion is not None:
         attention(folder / "attention.png", predicted, title)
     if history is not None and len(history):
-        learning_curves(folder / "learning_curves.png", history, title=title, loss_unit="focal loss", score="valid_balanced_accuracy",
-                        score_label="validation balanced accuracy", lower_is_better=False)  # fmt: skip
+        learning_curves(folder / "learning_curves.png", history, title=title, loss_unit="focal loss", lower_is_better=False,
+                        score="valid_balanced_accuracy", score_label="validation balanced accuracy")  # fmt: skip
 
 
 def diagnostics(
-    path: Path, folds: Sequence[Labelled], *, title: str, threshold: float | None = None,
-    correct: NDArray[Any] | None = None, types: tuple[NDArray[Any], Floats] | None = None,
+    path: Path, folds: Sequence[Labelled], malignant: NDArray[np.bool_], *, title: str,
+    types: tuple[NDArray[Any], Floats] | None = None,
 ) -> None:  # fmt: skip
     """ROC and precision-recall (each fold, and pooled), confusion of the classes and types, reliability.
 
-    The decision: at `threshold`, or as `correct` (pooled folds, each at its own) says. Curves need both classes.
+    `malignant`: what was said, fold after fold, each at its own threshold. A curve needs both classes.
     """
     labels, p = (np.concatenate(part) for part in zip(*folds, strict=True))
-    said = p >= threshold if threshold is not None else np.where(correct, labels == 1, labels == 0)
     figure, axes = new_figure(19 if types else 15, 3.9, 1, 5 if types else 4)
     roc, pr, confusion, calibration = axes[:4]
     for number, (own, values) in enumerate([*folds, (labels, p)] if len(folds) > 1 else folds):
@@ -61,7 +60,7 @@ def diagnostics(
     pr.set(title="Precision and recall", xlabel="recall", ylabel="precision", ylim=(0, 1.03))
     if len(folds) > 1:
         roc.legend(fontsize=7)
-    matrix(confusion, _count(labels, said.astype(int), 2), CLASSES, "Classes")
+    matrix(confusion, _count(labels, malignant.astype(int), 2), CLASSES, "Classes")
     curve = reliability(labels, p)
     calibration.plot([0, 1], [0, 1], ":", color="#999999", linewidth=0.8)
     calibration.plot(curve["predicted"], curve["observed"], "-", color=BLUE, linewidth=1)

@@ -95,7 +95,7 @@ def _official(patients: pd.DataFrame, raw: Path, folds: int) -> tuple[list[set[s
         names = ", ".join(f"dsfold{number}.txt" for number in sorted(found))
         raise InputError(f"breakhis.split=official: {raw} has {names}, breakhis.folds is {folds}; they must agree")
     testing, notes, problems = [], [], []
-    for number, path in sorted(found.items()):
+    for _, path in sorted(found.items()):
         parts = read_official(path)
         both = sorted(set(parts["train"]) & set(parts["test"]))
         for patient in both:

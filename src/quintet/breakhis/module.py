@@ -54,7 +54,8 @@ class Quadruples(Dataset[dict[str, Any]]):
         return {
             "images": [torch.from_numpy(i) for i in images], "present": torch.from_numpy(quadruples != NONE),
             "classes": torch.from_numpy(np.eye(2, dtype=np.float32)[self.labels[owner]]),
-            "types": torch.from_numpy(self.types[owner]), "patients": torch.from_numpy(owner), "case": [self.names[i] for i in owner],
+            "types": torch.from_numpy(self.types[owner]), "patients": torch.from_numpy(owner),
+            "case": [self.names[i] for i in owner],
         }  # fmt: skip
 
 
@@ -120,8 +121,8 @@ class MagnificationModule(L.LightningModule):
 
     def on_validation_epoch_end(self) -> None:
         """A patient's share of correct quadruples, averaged by patient, then by class; and the AUC of patient means."""
-        gathered: Any = self.all_gather(self.sums)
-        count, right, p = gathered.reshape(-1, *self.sums.shape).sum(0).cpu().numpy().T  # type: ignore[union-attr]
+        sums: Any = self.all_gather(self.sums)  # type: ignore[arg-type]
+        count, right, p = sums.reshape(-1, len(self.labels), 3).sum(0).cpu().numpy().T
         share, mean = right / count, p / count
         balanced = np.mean([share[self.labels == k].mean() for k in (0, 1)])
         metrics = {"valid_balanced_accuracy": balanced, "valid_auc": roc_auc_score(self.labels, mean)}

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from efficientnet_pytorch import EfficientNet
-from efficientnet_pytorch.utils import BlockDecoder, efficientnet, url_map
+from efficientnet_pytorch.utils import BlockDecoder, efficientnet, round_filters, url_map
 from torch import Tensor, nn
 
 from quintet.breakhis.tree import CLASSES, MAGNIFICATIONS, TYPES
@@ -19,9 +19,9 @@ MEAN, SD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of ImageNet, which th
 HEADS = 8
 SCALES = (1, 2, 4)
 REDUCTION = 12
-# MBConv blocks for small images and few cores: a sixteenth of the input after three blocks, at a quarter of B0's width
-SMALL = ["r1_k3_s22_e1_i32_o16_se0.25", "r1_k3_s22_e4_i16_o40_se0.25", "r1_k3_s22_e4_i40_o80_se0.25"]
-COEFFICIENTS = {"small": (0.25, 1.0), "b0": (1.0, 1.0), "b1": (1.0, 1.1)}  # width, depth (Tan and Le 2019)
+# for small images and few cores: three of B0's blocks, a sixteenth of the input behind them, 8 to 24 channels, 160 features
+SMALL = ["r1_k3_s22_e1_i64_o32_se0.25", "r1_k3_s22_e4_i32_o80_se0.25", "r1_k3_s22_e4_i80_o160_se0.25"]
+COEFFICIENTS = {"small": (0.125, 1.0), "b0": (1.0, 1.0), "b1": (1.0, 1.1)}  # width, depth (Tan and Le 2019)
 
 
 def build_backbone(name: str, *, size: int, stochastic_depth: float) -> EfficientNet:
@@ -37,6 +37,11 @@ def build_backbone(name: str, *, size: int, stochastic_depth: float) -> Efficien
         if hasattr(module, "_swish"):  # the library's own saves memory and takes twice the time
             module._swish = nn.SiLU()
     return net
+
+
+def channels_of(backbone: str) -> int:
+    """Features of its last map: 1280 times the width, rounded as the library rounds."""
+    return int(round_filters(1280, efficientnet(width_coefficient=COEFFICIENTS[backbone][0])[1]))
 
 
 def weights_url(backbone: str) -> str:
@@ -69,7 +74,7 @@ class SpatialAttentionPooling(nn.Module):
         """`[N, C, H, W]` -> `[N, C]`."""
         pooled = []
         for scale, score in zip(SCALES, self.score, strict=True):
-            cells = F.adaptive_avg_pool2d(maps, scale)
+            cells = maps if maps.shape[2:] == (scale, scale) else F.adaptive_avg_pool2d(maps, scale)
             weight = score(cells).flatten(2).softmax(-1)  # [N, 1, cells]
             pooled.append((cells.flatten(2) * weight).sum(-1))
         return (torch.stack(pooled, -1) * self.blend.softmax(0)).sum(-1)
@@ -151,7 +156,7 @@ class MagnificationNet(nn.Module):
         self.backbones = nn.ModuleDict(
             {m: build_backbone(backbone, size=size, stochastic_depth=stochastic_depth) for m in self.order}
         )
-        channels, count = self.backbones[self.order[0]]._bn1.num_features, len(self.order)
+        channels, count = channels_of(backbone), len(self.order)
         self.channels = channels
         within: dict[str, nn.Module] = {}
         for m in self.order:
@@ -174,7 +179,7 @@ class MagnificationNet(nn.Module):
 
     def encode(self, magnification: str, images: Tensor) -> Tensor:
         """Normalised images of one magnification `[N, 3, S, S]` -> vectors `[N, C]`."""
-        return self.within[magnification](self.backbones[magnification].extract_features(images))  # type: ignore[operator,no-any-return]
+        return self.within[magnification](self.backbones[magnification].extract_features(images))  # type: ignore[operator]
 
     def combine(self, x: Tensor, present: Tensor) -> Scores:
         """Vectors `[B, M, C]` and which of them there are `[B, M]` -> scores."""

@@ -133,7 +133,7 @@ class _OfOne(torch.nn.Module):
 
     def forward(self, image: Tensor) -> Tensor:
         images = [image if m == self.which else other for m, other in enumerate(self.images)]
-        return self.net(images, self.present).classes  # type: ignore[no-any-return]
+        return self.net(images, self.present).classes
 
 
 def _parts(images: NDArray[np.uint8]) -> list[NDArray[np.uint8]]:

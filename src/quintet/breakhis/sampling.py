@@ -36,7 +36,7 @@ class Patients:
     rows: Sequence[Rows]
 
     def samples(self, base: int) -> list[int]:
-        return [samples_of(np.mean([len(r) for r in rows if len(r)]), base) for rows in self.rows]
+        return [samples_of(float(np.mean([len(r) for r in rows if len(r)])), base) for rows in self.rows]
 
     @property
     def images(self) -> int:

@@ -105,8 +105,8 @@ def field(biopsy: Biopsy, magnification: str, width: int, rng: np.random.Generat
     return (np.clip(picture, 0, 1) * 255).round().astype(np.uint8)
 
 
-def _painted(outlines: Sequence[Floats], values: Sequence[float] | Floats, shape: tuple[int, int], um: float) -> Floats:
-    """Polygons `[K, 2]` in um, each with its value of 0 to 255, as an image in [0, 1]; drawn at twice the size, for soft edges."""
+def _painted(outlines: Sequence[Floats] | Floats, values: Sequence[float] | Floats, shape: tuple[int, int], um: float) -> Floats:
+    """Polygons `[K, 2]` in um, each with its value of 0 to 255, as an image in [0, 1]; drawn at twice the size."""
     height, width = shape
     canvas = Image.new("L", (2 * width, 2 * height), 0)
     pen = ImageDraw.Draw(canvas)
@@ -130,7 +130,10 @@ def _glands(biopsy: Biopsy, size_um: Floats, rng: np.random.Generator) -> tuple[
     area_mm2 = np.prod(size_um + 2 * margin) / 1e6
     count = rng.poisson(p.glands_mm2 * area_mm2)
     at = rng.uniform(-margin, size_um + margin, (count, 2))
-    return at, p.gland_um * rng.lognormal(0, 0.25, count), rng.uniform(0, np.pi, count)
+    radius = p.gland_um * rng.lognormal(0, 0.25, count)
+    reach = 2 * radius[:, None] * p.stretch**0.5
+    near = ((at > -reach) & (at < size_um + reach)).all(1)
+    return at[near], radius[near], rng.uniform(0, np.pi, near.sum())
 
 
 def _gland(biopsy: Biopsy, centre: Floats, radius: float, turn: float, rng: np.random.Generator) -> tuple[Floats, Floats]:

@@ -1,4 +1,4 @@
-"""The BreaKHis tree: .../{benign,malignant}/SOB/{type}/{patient}/{40X,...}/SOB_B_A-14-22549AB-40-001.png (Spanhol et al. 2016)."""
+"""The BreaKHis tree: .../{benign,malignant}/SOB/{type}/{patient}/{40X,...}/SOB_B_A-14-22549AB-40-001.png (Spanhol 2016)."""
 
 import re
 from collections import defaultdict
@@ -95,7 +95,7 @@ def _image(path: Path, where: Path) -> Image | str:
 
 
 def _both_classes(images: Iterable[Image]) -> list[str]:
-    folders = defaultdict(dict[str, Path])
+    folders: dict[str, dict[str, Path]] = defaultdict(dict)
     for image in images:
         folders[image.patient].setdefault(image.tumour_class, image.path.parent)
     return [
@@ -107,7 +107,7 @@ def _both_classes(images: Iterable[Image]) -> list[str]:
 
 def missing_magnifications(images: Iterable[Image]) -> dict[str, list[str]]:
     """Patient -> the magnifications of which it has no image; patients that have all are left out."""
-    have = defaultdict(set[str])
+    have: dict[str, set[str]] = defaultdict(set)
     for image in images:
         have[image.patient].add(image.magnification)
     return {p: [m for m in MAGNIFICATIONS if m not in own] for p, own in sorted(have.items()) if len(own) < len(MAGNIFICATIONS)}

@@ -48,7 +48,8 @@ def _guarded(path: Path, read: Callable[[Path], Any]) -> Any:
 
 
 def _read_colours(path: Path) -> Image.Image:
-    with Image.open(path) as image:
+    with Image.open(path) as opened:
+        image: Image.Image = opened
         if image.mode.startswith(("I", "F")):
             raise InputError(f"{path}: a grey image of more than 8 bits, expected a stained slide in RGB")
         if image.mode in ("RGBA", "LA", "PA", "P"):

@@ -16,8 +16,9 @@ from quintet.params.landmarks import Landmarks, LandmarksChoice, LandmarksConfig
 from quintet.params.perfusion import Perfusion, PerfusionChoice, PerfusionConfig
 
 __all__ = [
-    "AdamCosine", "BreakHis", "BreakHisChoice", "BreakHisConfig", "Compute", "Landmarks", "LandmarksChoice", "LandmarksConfig", "Optimisation", "Params", "Perfusion",
-    "PerfusionChoice", "PerfusionConfig", "load", "parse", "predecessor",
+    "AdamCosine", "BreakHis", "BreakHisChoice", "BreakHisConfig", "Compute", "Landmarks", "LandmarksChoice",
+    "LandmarksConfig", "Optimisation", "Params", "Perfusion", "PerfusionChoice", "PerfusionConfig", "load", "parse",
+    "predecessor",
 ]  # fmt: skip
 
 

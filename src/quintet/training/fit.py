@@ -222,7 +222,7 @@ def _summary(history: pd.DataFrame, goal: Goal) -> dict[str, float]:
         print(f"warning: over the last {DRIFT_EPOCHS} epochs training loss fell while validation loss rose (overfitting)")
     if gap:
         print(
-            f"warning: over the last {DRIFT_EPOCHS} epochs validation loss was above training loss by {goal.loss_gap} (overfitting)"
+            f"warning: over the last {DRIFT_EPOCHS} epochs validation loss exceeded training loss by {goal.loss_gap} (overfits)"
         )
     for name, value in too_good.items():
         print(f"warning: {name} reached {value:.3g}, too good to be true; look for a leak between the parts")
