@@ -48,6 +48,20 @@ def test_shipped_file_is_valid(make_params):
         ("perfusion.subject_pattern", "x", ["(?P<subject>...)"]),
         ("perfusion.patch", [72, 55], ["perfusion.patch", "multiple of 2"]),
         ("perfusion.loss_weights.adaptive", [0.1], ["perfusion.loss_weights.adaptive"]),
+        ("breakhis.backbone", "b7", ["breakhis.backbone", "'small', 'b0' or 'b1'"]),
+        ("breakhis.magnifications", ["40X", "1000X"], ["breakhis.magnifications", "'400X'", "1000X"]),
+        ("breakhis.magnifications", ["40X", "40X"], ["stands twice"]),
+        ("breakhis.magnifications", ["40X"], ["stands between magnifications"]),
+        ("breakhis.attention", ["temporal"], ["'channel', 'spatial', 'hierarchical' or 'fusion'"]),
+        ("breakhis.trains", "linear", ["needs attention=[]"]),
+        ("breakhis.split", "images", ["grouped, official or the path of a .csv"]),
+        ("breakhis.weights", "imagenet", ["backbone=b0 or b1"]),
+        ("breakhis.size", 100, ["breakhis.size", "multiple of 32"]),
+        ("breakhis.batch_size", "large", ["breakhis.batch_size", "auto"]),
+        ("breakhis.schedule", "linear", ["'plateau' or 'cosine'"]),
+        ("breakhis.sweep.configs", ["mmnet", "resnet"], ["resnet: no such configuration", "single-400X"]),
+        ("breakhis.fold", 5, ["5 is too large"]),
+        ("compute.workers", "many", ["compute.workers", "auto"]),
         ("compute.device", "tpu", ["compute.device", "'cuda'"]),
     ],
 )
@@ -78,10 +92,15 @@ def test_literals_and_registries_agree():
     """The legal names of params.py are the registered ones."""
     from typing import get_args
 
+    from quintet.breakhis.networks import COEFFICIENTS
+    from quintet.breakhis.tree import MAGNIFICATIONS
     from quintet.landmarks.losses import LOSSES
     from quintet.landmarks.networks import ENCODERS, HEADS
+    from quintet.params.breakhis import STRIDE, BreakHis, Magnification
     from quintet.params.landmarks import LandmarksChoice, LandmarksLoss, LandmarksLossWeights
 
+    assert set(get_args(BreakHis.model_fields["backbone"].annotation)) == set(COEFFICIENTS) == set(STRIDE)
+    assert get_args(Magnification) == MAGNIFICATIONS
     fields = LandmarksChoice.model_fields
     assert set(get_args(fields["arch"].annotation)) == set(ENCODERS)
     assert set(get_args(fields["head"].annotation)) == set(HEADS)

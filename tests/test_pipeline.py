@@ -9,8 +9,9 @@ from pathlib import Path
 import pytest
 import yaml
 
+from quintet.breakhis import study as breakhis
 from quintet.landmarks import study as landmarks
-from quintet.params import LandmarksChoice, PerfusionChoice
+from quintet.params import BreakHisChoice, LandmarksChoice, PerfusionChoice
 from quintet.perfusion import study as perfusion
 from tests.conftest import ROOT
 
@@ -41,8 +42,11 @@ def test_all_stages_are_there(stages, values):
     sweep = values["perfusion"]["sweep"]
     cells |= {f"perfusion_sweep@{c}-{f}-{s}" for c in sweep["configs"] for f in sweep["folds"] for s in sweep["seeds"]}
     single |= {f"perfusion_{name}" for name in ("synthesize", "prepare", "train", "evaluate", "rank")}
+    sweep = values["breakhis"]["sweep"]
+    cells |= {f"breakhis_sweep@{c}-{f}-{s}" for c in sweep["configs"] for f in sweep["folds"] for s in sweep["seeds"]}
+    single |= {f"breakhis_{name}" for name in ("synthesize", "prepare", "train", "evaluate", "rank")}
     assert set(stages) == cells | single
-    assert len(cells) == 6 + 14
+    assert len(cells) == 6 + 14 + 10
 
 
 def test_scripts_sources_and_parameters_exist(stages, values):
@@ -78,9 +82,16 @@ def test_training_stages_depend_on_exactly_what_they_read(stages):
     assert params_of(stages["perfusion_evaluate"]) == evaluation
     cell = params_of(stages["perfusion_sweep@separate-spatial-0-0"])
     assert cell == shared | evaluation | {"perfusion.configs.separate-spatial"}
+    shared = {f"breakhis.{name}" for name in breakhis.TRAINING}
+    own = {f"breakhis.{name}" for name in BreakHisChoice.model_fields}
+    assert params_of(stages["breakhis_train"]) == shared | own
+    assert params_of(stages["breakhis_evaluate"]) == set()
+    assert params_of(stages["breakhis_sweep@concat-3-0"]) == shared | {"breakhis.configs.concat"}
 
 
-@pytest.mark.parametrize(("study", "choice"), [("landmarks", LandmarksChoice), ("perfusion", PerfusionChoice)])
+@pytest.mark.parametrize(
+    ("study", "choice"), [("landmarks", LandmarksChoice), ("perfusion", PerfusionChoice), ("breakhis", BreakHisChoice)]
+)
 def test_selected_choice_touches_nothing_of_the_sweep(stages, study, choice):
     names = {f"{study}.{name}" for name in choice.model_fields}
     assert {name for name, stage in stages.items() if params_of(stage) & names} == {f"{study}_train"}
@@ -90,7 +101,7 @@ def test_sources_a_stage_imports_are_its_dependencies(stages):
     """Every module of the study that a stage's script loads (directly or not) stands in its deps, so that a change re-runs it."""
     listing = (
         "import importlib, re, sys; importlib.import_module(sys.argv[1]);"
-        "print('\\n'.join(m for m in sys.modules if re.match(r'quintet\\.(landmarks|perfusion)\\.', m)))"
+        "print('\\n'.join(m for m in sys.modules if re.match(r'quintet\\.(landmarks|perfusion|breakhis)\\.', m)))"
     )
     used = {
         "landmarks_train": "quintet.landmarks.module",
@@ -100,6 +111,12 @@ def test_sources_a_stage_imports_are_its_dependencies(stages):
         "perfusion_evaluate": "quintet.perfusion.prediction",
         "perfusion_sweep@shared-0-0": "quintet.perfusion.prediction",
         "perfusion_rank": "quintet.perfusion.comparison",
+        "breakhis_synthesize": "quintet.breakhis.synthetic",
+        "breakhis_prepare": "quintet.breakhis.analysis",
+        "breakhis_train": "quintet.breakhis.module",
+        "breakhis_evaluate": "quintet.breakhis.prediction",
+        "breakhis_sweep@mmnet-0-0": "quintet.breakhis.prediction",
+        "breakhis_rank": "quintet.breakhis.comparison",
     }
     for name, module in used.items():
         done = subprocess.run([sys.executable, "-c", listing, module], capture_output=True, text=True, check=True)

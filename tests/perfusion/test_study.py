@@ -199,7 +199,8 @@ def test_evaluating_a_folder_gives_what_the_stage_gave(trained, flow_maps, flow_
 
 def test_sweep_and_ranking(small, flow_arrays, tmp_path):
     """Two configurations, one fold; a removed configuration's cell disappears; every table is there."""
-    from quintet.perfusion.comparison import compare, runs_of
+    from quintet.comparison import cells
+    from quintet.perfusion.comparison import compare
 
     p = small.perfusion
     for config in p.sweep.configs:
@@ -209,7 +210,11 @@ def test_sweep_and_ranking(small, flow_arrays, tmp_path):
     verdict = compare(small, Path("runs/perfusion/sweep"), Path("runs/perfusion/rank"), Path("reports/ranking"))
     kept = {p.relative_to("runs/perfusion/sweep").as_posix() for p in Path("runs/perfusion/sweep").glob("*/*")}
     assert kept == {"shared/fold0-seed0", "separate/fold0-seed0"}
-    assert all((run / "evaluation/cases.csv").is_file() for group in runs_of(p).values() for run in group)
+    assert all(
+        (run / "evaluation/cases.csv").is_file()
+        for group in cells(p.sweep, Path("runs/perfusion/sweep")).values()
+        for run in group
+    )
     table = pd.read_csv("reports/ranking/ranking.csv")
     assert list(table.columns[:6]) == ["rank", "config", "mean", "low", "high", "group"]
     assert set(table["published"].round(4)) == {0.9057, 0.9076}

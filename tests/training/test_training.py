@@ -11,7 +11,7 @@ from quintet.errors import InputError
 from quintet.training import batches as batching
 from quintet.training import hardware
 from quintet.training.batches import EpochBatches
-from quintet.training.fit import Goal, _summary, adam_cosine
+from quintet.training.fit import Goal, _summary, adam, warm_cosine
 
 
 def epoch_of(batches: EpochBatches, epoch: int) -> list[list[int]]:
@@ -42,7 +42,8 @@ def test_ranks_share_an_epoch_without_overlap(monkeypatch):
 def test_cosine_rises_falls_and_ends_at_the_floor(make_params):
     how = make_params({"landmarks.warmup": 0.1, "landmarks.rate_floor": 1e-5}).landmarks
     weight = torch.nn.Parameter(torch.zeros(1))
-    optimizer, schedule = adam_cosine([{"params": [weight], "lr": 1e-2}], how, 100)
+    optimizer = adam([{"params": [weight], "lr": 1e-2}], how)
+    schedule = warm_cosine(optimizer, how, 100)
     rates = []
     for _ in range(100):
         rates.append(optimizer.param_groups[0]["lr"])

@@ -1,0 +1,46 @@
+"""A small tree of phantoms, prepared, and the study's parameters shrunk to seconds."""
+
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import REAL, with_changes
+
+SMALL = {
+    "breakhis.folds": 2, "breakhis.size": 32, "breakhis.epochs": 2, "breakhis.samples": 1, "breakhis.units": [16, 8],
+    "breakhis.sweep": {"configs": ["mmnet", "single-400X"], "folds": [0, 1], "seeds": [0]}, "ranking.bootstrap": 100,
+    "compute.device": "cpu", "compute.threads": 1,
+}  # fmt: skip
+
+
+@pytest.fixture(scope="session")
+def slides(tmp_path_factory) -> Path:
+    """20 patients, 8 of them benign."""
+    from quintet.breakhis.synthetic import synthesize
+
+    folder = tmp_path_factory.mktemp("raw") / "breakhis"
+    synthesize(folder, patients=20, width=64, seed=3, workers=2)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def slide_arrays(slides, tmp_path_factory, values) -> Path:
+    from quintet.breakhis.data import prepare
+    from quintet.params import parse
+
+    folder = tmp_path_factory.mktemp("prepared") / "breakhis"
+    prepare(slides, folder, parse(with_changes(values, SMALL)).breakhis)
+    return folder
+
+
+@pytest.fixture
+def small(make_params, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)  # checkpoints go here; without a dvc.yaml nothing is mirrored
+    return make_params(SMALL)
+
+
+@pytest.fixture(scope="session")
+def real_slides() -> Path:
+    if not (REAL / "breakhis").is_dir():
+        pytest.skip("../shared/real is not here")
+    return REAL / "breakhis"

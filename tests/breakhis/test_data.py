@@ -1,0 +1,126 @@
+import shutil
+
+import numpy as np
+import pandas as pd
+import pytest
+from PIL import Image
+
+from quintet.breakhis.analysis import analyze
+from quintet.breakhis.data import check, load, prepare, refuse_overlapping_parts
+from quintet.breakhis.tree import MAGNIFICATIONS, picture_files
+from quintet.errors import InputError, Problems
+from tests.breakhis.conftest import SMALL
+
+
+@pytest.fixture
+def tree(slides, tmp_path):
+    return shutil.copytree(slides, tmp_path / "raw")
+
+
+def test_arrays_index_and_folds(slides, slide_arrays):
+    data = load(slide_arrays)
+    assert len(data.index) == len(picture_files(slides)) == sum(len(a) for a in data.images.values())
+    for m in MAGNIFICATIONS:
+        own = data.index[data.index["magnification"] == m]
+        assert own["row"].tolist() == list(range(len(own)))
+        assert data.images[m].shape[1:] == (32, 32, 3)
+        assert isinstance(data.images[m], np.memmap)
+    row = data.index.iloc[100]
+    picture = Image.open(slides / row["file"]).resize((32, 32), Image.Resampling.BILINEAR, reducing_gap=3.0)
+    np.testing.assert_array_equal(data.images[row["magnification"]][row["row"]], np.asarray(picture))
+    assert set(data.folds["part"]) == {"train", "valid", "test"}
+    shares = data.types(sorted(set(data.index["patient"])))
+    np.testing.assert_allclose(shares.sum(1), 1, rtol=1e-6)
+    assert ((shares > 0).sum(1) == 2).sum() == 1  # the person under two types
+
+
+def test_rows_of_patients(slide_arrays):
+    data = load(slide_arrays)
+    names = data.patients(0, "test")
+    patients = data.rows(names, ["100X", "400X"])
+    for name, rows in zip(patients.names, patients.rows, strict=True):
+        for m, own in zip(["100X", "400X"], rows, strict=True):
+            table = data.index[data.index["magnification"] == m].set_index("row")
+            assert set(table.loc[own, "patient"]) == {name}
+
+
+def test_a_picture_in_two_patients_of_different_parts_fails_with_both_paths(tree, tmp_path, make_params):
+    params = make_params(SMALL).breakhis
+    prepared, _ = prepare(tree, tmp_path / "out", params)
+    tested, trained = (
+        prepared.index[prepared.index["patient"].isin(prepared.patients(0, part))].iloc[0] for part in ("test", "train")
+    )
+    shutil.copy(tree / tested["file"], tree / trained["file"])
+    with pytest.raises(Problems) as caught:
+        prepare(tree, tmp_path / "again", params)
+    for row in (tested, trained):
+        assert str(tree / row["file"]) in str(caught.value)
+    assert "test and train in fold 0" in str(caught.value) or "train and test in fold 0" in str(caught.value)
+    assert not (tmp_path / "again").exists()
+    assert any(tested["image"] in problem and trained["image"] in problem for problem in check(tree, params))
+
+
+def test_a_picture_twice_within_a_patient_is_no_leak(tree, tmp_path, make_params):
+    files = sorted((tree / "benign/SOB/adenosis").glob("*/40X/*.png"))
+    shutil.copy(files[0], files[1])
+    prepare(tree, tmp_path / "out", make_params(SMALL).breakhis)
+
+
+def test_a_patient_in_two_parts_is_refused():
+    folds = pd.DataFrame([(0, "a", "train"), (0, "a", "test"), (1, "a", "test")], columns=["fold", "patient", "part"])
+    with pytest.raises(InputError, match="fold 0: patient a is in train"):
+        refuse_overlapping_parts(folds)
+
+
+def test_unreadable_images_are_all_listed_or_all_skipped(tree, tmp_path, make_params):
+    files = picture_files(tree)
+    files[40].write_bytes(files[40].read_bytes()[:300])
+    files[90].write_bytes(b"")
+    Image.new("I;16", (64, 42)).save(files[130])
+    with pytest.raises(Problems) as caught:
+        prepare(tree, tmp_path / "out", make_params(SMALL).breakhis)
+    assert len(caught.value.problems) == 3
+    for path, what in ((files[40], "corrupt or truncated"), (files[90], "empty"), (files[130], "more than 8 bits")):
+        assert any(str(path) in p and what in p for p in caught.value.problems)
+    assert "on_error=skip" in str(caught.value)
+    assert not (tmp_path / "out").exists()
+    assert set(check(tree, make_params(SMALL).breakhis)) == set(caught.value.problems)
+    prepared, skipped = prepare(tree, tmp_path / "out", make_params(SMALL | {"breakhis.on_error": "skip"}).breakhis)
+    assert len(skipped) == 3
+    assert len(prepared.index) == len(files) - 3
+
+
+def test_missing_magnifications_are_no_error(tree, tmp_path, make_params, capsys):
+    for patient in sorted((tree / "benign/SOB/adenosis").iterdir()):
+        shutil.rmtree(patient / "40X")
+    params = make_params(SMALL).breakhis
+    assert check(tree, params) == []
+    assert "has no image at 40X" in capsys.readouterr().out
+    prepare(tree, tmp_path / "out", params)
+    analyze(tree, tmp_path / "page.html", params)
+    page = (tmp_path / "page.html").read_text()
+    assert "has no image at" in page
+
+
+def test_page(slides, tmp_path, make_params):
+    analyze(slides, tmp_path / "page.html", make_params(SMALL).breakhis)
+    page = (tmp_path / "page.html").read_text()
+    assert "of 20 patients, 12 of them malignant" in page
+    for heading in ("Images by type", "Images a patient", "Folds", "What an epoch sees", "Stain", "Missing magnifications"):
+        assert heading in page
+    assert page.count("data:image/png;base64") == 1
+
+
+def test_real_images(real_slides, tmp_path, make_params, capsys):
+    """64 images of 30 patients, 8 of them benign; official folds name them all."""
+    params = make_params(SMALL | {"breakhis.raw": str(real_slides)}).breakhis
+    assert check(real_slides, params) == []
+    assert capsys.readouterr().out.count("note: patient") == 29
+    prepared, skipped = prepare(real_slides, tmp_path / "grouped", params)
+    assert (len(prepared.index), len(skipped)) == (64, 0)
+    official = params.model_copy(update={"split": "official", "folds": 5})
+    prepared, _ = prepare(real_slides, tmp_path / "official", official)
+    assert prepared.folds["fold"].nunique() == 5
+    assert any("14-13412" in note and "both sides" in note for note in prepared.notes)
+    analyze(real_slides, tmp_path / "page.html", official)
+    assert "dsfold1.txt puts patient 14-13412" in (tmp_path / "page.html").read_text()

@@ -1,0 +1,141 @@
+import numpy as np
+import pandas as pd
+import pytest
+
+from quintet.breakhis.comparison import auc_interval, balanced, draw_weights, interval
+from quintet.breakhis.evaluation import (
+    Predicted,
+    balanced_accuracy,
+    by_patient,
+    classification,
+    lock_threshold,
+    mean_of,
+    reliability,
+    subsets,
+    summary,
+)  # fmt: skip
+from quintet.breakhis.evaluation import _judged as judged
+
+LABELS = np.array([0, 0, 1, 1, 1])
+P = np.array([0.1, 0.6, 0.4, 0.8, 0.9])
+
+
+def test_fifteen_subsets():
+    names = subsets(["40X", "100X", "200X", "400X"])
+    assert len(names) == len(set(names)) == 15
+    assert names[0] == "40X"
+    assert names[-1] == "40X+100X+200X+400X"
+
+
+def test_scores_against_hand_values():
+    scores = classification(LABELS, P, 0.5)
+    assert scores["accuracy"] == pytest.approx(3 / 5)
+    assert scores["balanced_accuracy"] == pytest.approx((1 / 2 + 2 / 3) / 2)
+    assert scores["sensitivity"] == pytest.approx(2 / 3)
+    assert scores["specificity"] == pytest.approx(1 / 2)
+    assert scores["f1"] == pytest.approx(2 * 2 / (2 * 2 + 1 + 1))
+    assert scores["auc"] == pytest.approx(5 / 6)
+    assert scores["brier"] == pytest.approx((0.01 + 0.36 + 0.36 + 0.04 + 0.01) / 5)
+    # every patient alone in its bin
+    assert scores["ece"] == pytest.approx(np.abs(P - LABELS).mean())
+
+
+def test_a_single_class_leaves_out_what_needs_two():
+    scores = classification(np.ones(3, int), np.array([0.2, 0.7, 0.9]), 0.5)
+    assert scores["accuracy"] == pytest.approx(2 / 3)
+    assert not {"auc", "sensitivity", "balanced_accuracy"} & set(scores)
+
+
+def test_reliability_bins():
+    curve = reliability(np.array([0, 1, 1]), np.array([0.05, 0.07, 1.0]))
+    assert curve["count"].tolist() == [2, 1]
+    assert curve["predicted"].tolist() == pytest.approx([0.06, 1.0])
+    assert curve["observed"].tolist() == [0.5, 1.0]
+
+
+def test_threshold_is_the_best_one_nearest_to_a_half():
+    assert lock_threshold(LABELS, np.array([0.1, 0.2, 0.6, 0.8, 0.9])) == 0.5
+    found = lock_threshold(LABELS, np.array([0.5, 0.6, 0.7, 0.8, 0.9]))
+    assert found == pytest.approx(0.65)
+    assert balanced_accuracy(LABELS, np.array([0.5, 0.6, 0.7, 0.8, 0.9]) >= found) == 1
+
+
+def predicted(probability, images):
+    names = ["a", "b", "c"]
+    return Predicted(names, ["40X", "100X"], probability, np.eye(3, 8), pd.DataFrame(images))
+
+
+IMAGES = {
+    "patient": list("aaaabbc"), "magnification": ["40X"] * 6 + ["100X"], "row": range(7),
+    "probability": [0.1, 0.2, 0.3, 0.9, 0.8, 0.1, 0.9],
+}  # fmt: skip
+
+
+def test_patient_recognition_rate_is_the_mean_of_patients_shares():
+    """a (benign): 3 of 4 right; b (malignant): 1 of 2; c has no image at 40X."""
+    own = predicted(
+        {"40X": np.array([0.3, 0.6, np.nan]), "100X": np.array([np.nan, np.nan, 0.9]), "40X+100X": np.array([0.3, 0.6, 0.9])},
+        IMAGES,
+    )
+    labels, types = np.array([0, 1, 1]), np.eye(3, 8)
+    table = by_patient(own, labels, types, 0.5)
+    metrics = summary(table, judged(own, labels, 0.5), 0.5)
+    assert metrics["patient_recognition_rate/40X"] == pytest.approx((3 / 4 + 1 / 2) / 2)
+    assert metrics["image_accuracy/40X"] == pytest.approx(4 / 6)
+    assert metrics["patient_recognition_rate/100X"] == 1
+    assert metrics["balanced_accuracy/40X"] == 1  # of the two patients that have it
+    assert table["correct/40X"].isna().tolist() == [False, False, True]
+    assert metrics["type_accuracy"] == 1
+
+
+def test_mean_of_models():
+    one = predicted({"40X+100X": np.array([0.2, 0.4, 0.6])}, IMAGES)
+    other = predicted({"40X+100X": np.array([0.4, 0.8, 0.6])}, IMAGES)
+    np.testing.assert_allclose(mean_of([one, other]).whole, [0.3, 0.6, 0.6])
+
+
+def tidy(config, right, classes):
+    rows = []
+    for patient, value in right.items():
+        for metric, v in (("correct", value), ("malignant", classes[patient])):
+            rows.append(("breakhis", config, 0, 0, patient, patient, metric, float(v)))
+    return pd.DataFrame(rows, columns=["study", "config", "fold", "seed", "group", "case", "metric", "value"])
+
+
+def test_the_ranked_values_average_to_the_balanced_accuracy_of_the_shared_patients():
+    classes = {"a": 0, "b": 0, "c": 1, "d": 1, "e": 1, "f": 1}
+    table = pd.concat([
+        tidy("full", {"a": 1, "b": 0, "c": 1, "d": 1, "e": 0, "f": 0}, classes),
+        tidy("fewer folds", {"a": 1, "b": 1, "c": 1, "d": 0, "e": 1}, classes),
+    ])  # fmt: skip
+    own = balanced(table)
+    shared = own[own["group"] != "f"]
+    means = shared.groupby("config")["value"].mean()
+    assert means["full"] == pytest.approx((1 / 2 + 2 / 3) / 2)
+    assert means["fewer folds"] == pytest.approx((1 + 2 / 3) / 2)
+
+
+def test_intervals_draw_whole_patients():
+    """100 equal images of each of few patients are worth those few patients, not 100 times as much."""
+    rng = np.random.default_rng(0)
+    right = rng.integers(0, 2, 20).astype(float)
+    classes = np.repeat([0.0, 1.0], 10)
+    names = pd.Series([str(i) for i in range(20)])
+    few = interval(right, classes, draw_weights(names, pd.Series(classes)))
+    many = interval(
+        np.repeat(right, 100), np.repeat(classes, 100),
+        draw_weights(names.repeat(100).reset_index(drop=True), pd.Series(np.repeat(classes, 100))),
+    )  # fmt: skip
+    assert few == pytest.approx(many)
+    spread = np.sqrt(sum(right[classes == k].var() / 10 for k in (0, 1)) / 4)
+    assert few[1] - few[0] == pytest.approx(2 * 1.96 * spread, rel=0.2)
+
+
+def test_auc_interval_holds_the_auc():
+    rng = np.random.default_rng(1)
+    classes = np.repeat([0.0, 1.0], 30)
+    p = rng.normal(classes, 1.0)
+    names = pd.Series([str(i) for i in range(60)])
+    low, high = auc_interval(p, classes, draw_weights(names, pd.Series(classes)))
+    assert low < np.mean(p[30:, None] > p[:30]) < high
+    assert high - low < 0.35

@@ -1,0 +1,110 @@
+import numpy as np
+import pandas as pd
+import pytest
+
+from quintet.breakhis.folds import make_folds, read_official
+from quintet.breakhis.tree import case_number, class_of
+from quintet.errors import InputError
+
+
+def people(benign=10, malignant=15, siblings=True):
+    names = [(f"14-{100 + i}", "benign") for i in range(benign)] + [(f"14-{500 + i}", "malignant") for i in range(malignant)]
+    extra = [("14-100B", "benign"), ("14-500CD", "malignant"), ("14-500EF", "malignant")] if siblings else []
+    return pd.DataFrame([*names, *extra], columns=["patient", "class"])
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_grouped_folds_keep_patients_and_biopsies_together(make_params, tmp_path, seed):
+    own = people()
+    params = make_params({"breakhis.split_seed": seed}).breakhis
+    folds, notes = make_folds(own, tmp_path, params)
+    assert not notes
+    joined = folds.merge(own, on="patient").assign(case=lambda t: t["patient"].map(case_number))
+    assert (joined.groupby(["fold", "case"])["part"].nunique() == 1).all()
+    assert not joined.duplicated(["fold", "patient"]).any()
+    tested = joined[joined["part"] == "test"]
+    assert sorted(tested["patient"]) == sorted(own["patient"])  # each exactly once
+    assert set(tested.groupby("fold")["class"].nunique()) == {2}
+    inner = joined[joined["part"] != "test"]
+    share = inner.groupby(["fold", "class"])["part"].apply(lambda p: (p == "valid").mean())
+    assert share.between(0.15, 0.45).all()  # 30 % of few
+    again, _ = make_folds(own.sample(frac=1, random_state=1).sort_values("patient"), tmp_path, params)
+    pd.testing.assert_frame_equal(
+        folds.sort_values(["fold", "patient"], ignore_index=True), again.sort_values(["fold", "patient"], ignore_index=True)
+    )
+
+
+def test_too_few_patients_of_a_class(make_params, tmp_path):
+    with pytest.raises(InputError, match="5 folds need at least 5 patients of each class, benign has 4"):
+        make_folds(people(benign=4, siblings=False), tmp_path, make_params().breakhis)
+
+
+def hand_made(tmp_path, rows):
+    path = tmp_path / "folds.csv"
+    path.write_text("patient,fold\n" + "".join(f"{p},{f}\n" for p, f in rows))
+    return str(path)
+
+
+def test_hand_made_folds_win(make_params, tmp_path):
+    own = people(siblings=False)
+    rows = [(p, i % 5) for i, p in enumerate(own["patient"])]
+    folds, _ = make_folds(own, tmp_path, make_params({"breakhis.split": hand_made(tmp_path, rows)}).breakhis)
+    tested = folds[folds["part"] == "test"].set_index("patient")["fold"]
+    assert {p: tested[p] for p, _ in rows} == dict(rows)
+
+
+def test_every_problem_of_a_hand_made_file_at_once(make_params, tmp_path):
+    rows = [(p, i % 5) for i, p in enumerate(people(siblings=False)["patient"])]
+    rows = [*rows[1:], rows[3], ("14-9", 0), (rows[5][0], 7)]
+    with pytest.raises(InputError) as caught:
+        make_folds(people(siblings=False), tmp_path, make_params({"breakhis.split": hand_made(tmp_path, rows)}).breakhis)
+    for part in ("14-100 is not listed", "14-103 stands twice", "14-9 is no patient", "fold '7' is none of 0 to 4"):
+        assert part in str(caught.value)
+
+
+def official(folder, parts):
+    """One file: patient -> part."""
+    lines = [
+        f"SOB_{'B' if c == 'benign' else 'M'}_{'A' if c == 'benign' else 'DC'}-{p}-{m}-001.png|{m}|1|{part}"
+        for p, (c, part) in parts.items()
+        for m in (40, 100)
+    ]
+    (folder / "dsfold1.txt").write_text("\n".join(lines))
+    (folder / "dsfold2.txt").write_text("\n".join(lines))
+
+
+def test_official_folds(make_params, tmp_path):
+    own = people(siblings=False)
+    official(tmp_path, {p: (c, "test" if i % 3 == 0 else "train") for i, (p, c) in enumerate(own.itertuples(index=False))})
+    params = make_params({"breakhis.split": "official", "breakhis.folds": 2, "breakhis.sweep.folds": [0, 1]}).breakhis
+    folds, notes = make_folds(own, tmp_path, params)
+    assert not notes
+    tested = folds[(folds["part"] == "test") & (folds["fold"] == 1)]
+    assert sorted(tested["patient"]) == sorted(own["patient"][::3])
+    with pytest.raises(InputError, match="does not name patient 14-100B"):
+        make_folds(people(), tmp_path, params)
+    with pytest.raises(InputError, match=r"dsfold1.txt, dsfold2.txt, breakhis.folds is 5"):
+        make_folds(own, tmp_path, make_params({"breakhis.split": "official"}).breakhis)
+    (tmp_path / "dsfold2.txt").write_text("SOB_B_A-14-100-40-001.png|40|1\n")
+    with pytest.raises(InputError, match=r"line 1: .*expected NAME\|MAGNIFICATION"):
+        make_folds(own, tmp_path, params)
+
+
+def test_official_folds_of_the_whole_data_set(make_params, real_slides):
+    """All 7,909 names parse; a patient on both sides is listed and trains; slides of one biopsy on both sides are listed."""
+    rows = set()
+    for number in range(1, 6):
+        parts = read_official(real_slides / "folds" / f"dsfold{number}.txt")
+        rows |= {(p, class_of(t)) for part in parts.values() for p, types in part.items() for t in types}
+    own = pd.DataFrame(sorted(rows), columns=["patient", "class"])
+    assert (len(own), (own["class"] == "benign").sum()) == (81, 24)  # 82 in the paper, which counts 13412 twice
+    lines = [line for line in (real_slides / "folds/dsfold1.txt").read_text().splitlines() if line]
+    assert len(lines) == 7909
+    folds, notes = make_folds(own, real_slides, make_params({"breakhis.split": "official"}).breakhis)
+    double = [note for note in notes if "on both sides" in note]
+    assert [note.split()[0] for note in double] == ["dsfold1.txt", "dsfold3.txt", "dsfold5.txt"]
+    assert all("14-13412" in note and "ductal_carcinoma" in note and "lobular_carcinoma" in note for note in double)
+    assert not folds.duplicated(["fold", "patient"]).any()
+    assert (folds[(folds["patient"] == "14-13412") & folds["fold"].isin([0, 2, 4])]["part"] != "test").all()
+    assert sum("slides of biopsy" in note for note in notes) > 30
+    assert np.isclose(folds.groupby("fold")["part"].apply(lambda p: (p == "test").sum()).mean(), 27.4, atol=0.5)
