@@ -87,11 +87,10 @@ def field(biopsy: Biopsy, magnification: str, width: int, rng: np.random.Generat
     um = FIELD_UM * 40 / int(magnification[:-1]) / width  # a pixel
     size_um = np.array([width, height]) * um
     at, radius, angle = _glands(biopsy, size_um, rng)
-    walls = [_gland(biopsy, *gland, rng) for gland in zip(at, radius, angle, strict=True)]
-    nuclei = np.concatenate([_stroma(biopsy, size_um, rng), *(cells for cells, _ in walls)])
+    cells, lumens = _walls(biopsy, at, radius, angle, rng)
+    nuclei = np.concatenate([_stroma(biopsy, size_um, rng), cells])
     nuclei = nuclei[((nuclei[:, :2] > -12) & (nuclei[:, :2] < size_um + 12)).all(1)]
     h = _specks(nuclei, (height, width), um) if um > SPECK_UM else _painted(_ellipses(nuclei), nuclei[:, 5], (height, width), um)
-    lumens = [lumen for _, lumen in walls if len(lumen)]
     holes = _painted(lumens, [255.0] * len(lumens), (height, width), um)
     fibres = gaussian_filter(rng.normal(size=(height, width)), (6 / um**0.5, 1.5 / um**0.5))
     fibres /= fibres.std() + 1e-9
@@ -136,24 +135,31 @@ def _glands(biopsy: Biopsy, size_um: Floats, rng: np.random.Generator) -> tuple[
     return at[near], radius[near], rng.uniform(0, np.pi, near.sum())
 
 
-def _gland(biopsy: Biopsy, centre: Floats, radius: float, turn: float, rng: np.random.Generator) -> tuple[Floats, Floats]:
-    """Nuclei `[N, 6]` of a gland's wall, and the outline of its lumen (empty where the gland has filled up)."""
+def _walls(biopsy: Biopsy, at: Floats, radius: Floats, turn: Floats, rng: np.random.Generator) -> tuple[Floats, Floats]:
+    """Nuclei `[N, 6]` of the walls of K glands, and the outlines `[L, 24, 2]` of the lumens of those that have not filled up."""
     p = biopsy.pattern
     order = 1 / (1 + np.exp(-2.0 * biopsy.order))  # 0 solid, 1 open
     step = 9.0 - 1.6 * np.clip(biopsy.atypia, -2, 2)  # um between nuclei
-    count = max(6, int(2 * np.pi * radius / step * (1 + 1.5 * (1 - order))))
-    around = rng.uniform(0, 2 * np.pi, count)
+    count = np.maximum(6, (2 * np.pi * radius / step * (1 + 1.5 * (1 - order))).astype(int))
+    gland = np.repeat(np.arange(len(at)), count)
+    around = rng.uniform(0, 2 * np.pi, len(gland))
     # open glands have one row of nuclei at the wall, solid ones are filled
-    depth = np.where(rng.uniform(size=count) < order, rng.normal(0.95, 0.06, count), np.sqrt(rng.uniform(0, 1, count)))
-    ragged = 1 + (1 - order) * 0.3 * np.sin(around[:, None] * np.arange(2, 5) + rng.uniform(0, 6.3, 3)).sum(1)
-    local = (depth * ragged * radius)[:, None] * np.stack([np.cos(around) * p.stretch**0.5, np.sin(around) / p.stretch**0.5], 1)
-    cells = _nuclei(biopsy, _turned(local, turn) + centre, around + turn, rng)
+    wall, filled = rng.normal(0.95, 0.06, len(gland)), np.sqrt(rng.uniform(0, 1, len(gland)))
+    depth = np.where(rng.uniform(size=len(gland)) < order, wall, filled)
+    phases = rng.uniform(0, 2 * np.pi, (len(at), 3))[gland]
+    ragged = 1 + (1 - order) * 0.3 * np.sin(around[:, None] * np.arange(2, 5) + phases).sum(1)
+    cells = _oval(around, (depth * ragged * radius[gland]), turn[gland], p.stretch) + at[gland]
     size = p.lumen * radius * np.clip(order * 1.6 - 0.25, 0, 1.2)
-    if size < 3:
-        return cells, np.empty((0, 2))
+    open_ = size >= 3
     edge = np.linspace(0, 2 * np.pi, 24, endpoint=False)
-    lumen = size * np.stack([np.cos(edge) * p.stretch**0.5, np.sin(edge) / p.stretch**0.5], 1)
-    return cells, _turned(lumen, turn) + centre
+    lumens = _oval(edge, size[open_, None], turn[open_, None], p.stretch) + at[open_, None]
+    return _nuclei(biopsy, cells, around + turn[gland], rng), lumens
+
+
+def _oval(around: Floats, radius: Floats, turn: Floats, stretch: float | Floats) -> Floats:
+    """Points `[..., 2]` at angles `around` of an ellipse of this mean radius and length : width, turned."""
+    x, y = radius * np.cos(around) * stretch**0.5, radius * np.sin(around) / stretch**0.5
+    return np.stack([x * np.cos(turn) - y * np.sin(turn), x * np.sin(turn) + y * np.cos(turn)], -1)
 
 
 def _stroma(biopsy: Biopsy, size_um: Floats, rng: np.random.Generator) -> Floats:
@@ -178,14 +184,8 @@ EDGE = np.linspace(0, 2 * np.pi, 12, endpoint=False)
 
 def _ellipses(nuclei: Floats) -> Floats:
     """Outlines `[N, 12, 2]`."""
-    x, y, a, b, turn, _ = nuclei.T[:, :, None]
-    along, across = a * np.cos(EDGE), b * np.sin(EDGE)
-    return np.stack([x + along * np.cos(turn) - across * np.sin(turn), y + along * np.sin(turn) + across * np.cos(turn)], -1)
-
-
-def _turned(points: Floats, angle: float) -> Floats:
-    c, s = np.cos(angle), np.sin(angle)
-    return points @ np.array([[c, s], [-s, c]])
+    a, b, turn = nuclei.T[2:5, :, None]
+    return _oval(EDGE, (a * b) ** 0.5, turn, a / b) + nuclei[:, None, :2]
 
 
 def synthesize(out: Path, *, patients: int, width: int, seed: int, workers: int = -1) -> None:
