@@ -13,7 +13,6 @@ from numpy.typing import NDArray
 from sklearn.metrics import average_precision_score, roc_auc_score
 
 from quintet import results
-from quintet.breakhis.tree import CLASSES
 from quintet.files import whole_folder
 from quintet.runs import Record
 
@@ -170,7 +169,3 @@ def evaluate(
         (folder / "figures").mkdir()
         figures.draw_all(folder / "figures", predicted, table, types, threshold=threshold, title=record.name, history=history)
     return metrics
-
-
-def class_name(malignant: bool) -> str:
-    return CLASSES[int(malignant)]

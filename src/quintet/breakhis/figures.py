@@ -114,8 +114,11 @@ def attention(path: Path, predicted: Predicted, title: str) -> None:
     save(figure, path)
 
 
-def cam_page(path: Path, rows: Mapping[str, Sequence[tuple[NDArray[np.uint8], Floats] | None]], magnifications: Sequence[str], title: str) -> None:  # noqa: E501  # fmt: skip
-    """One row a patient: an image of each magnification (None: it has none), beside it what spoke for malignant (Grad-CAM)."""
+Shown = tuple[NDArray[np.uint8], Floats] | None  # image [S, S, 3] and heat [S, S]; None: the patient has none
+
+
+def cam_page(path: Path, rows: Mapping[str, Sequence[Shown]], magnifications: Sequence[str], title: str) -> None:
+    """One row a patient: an image of each magnification, beside it what spoke for malignant (Grad-CAM)."""
     figure, axes = new_figure(1.9 * 2 * len(magnifications), 2.05 * len(rows) + 0.6, len(rows), 2 * len(magnifications))
     for line, (label, pictures) in zip(np.reshape(axes, (len(rows), -1)), rows.items(), strict=True):
         for axis in line:

@@ -2,6 +2,7 @@
 
 import json
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pandas as pd
@@ -49,8 +50,6 @@ def train_run(
 
 def evaluate_run(run: Path, data: Path, compute: Compute, *, cams: bool) -> dict[str, float]:
     """Lock the threshold on the fold's validation patients, measure its test patients, and write `evaluation/`."""
-    from dataclasses import replace
-
     from quintet.breakhis.prediction import Model, draw_cams, predict_prepared
 
     prepared, record = load(data), Record.load(run)
