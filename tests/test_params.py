@@ -58,6 +58,8 @@ def test_shipped_file_is_valid(make_params):
         ("breakhis.weights", "imagenet", ["backbone=b0 or b1"]),
         ("breakhis.size", 100, ["breakhis.size", "multiple of 32"]),
         ("breakhis.batch_size", "large", ["breakhis.batch_size", "auto"]),
+        ("breakhis.batch_size", 2, ["breakhis.batch_size", "greater than or equal to 3"]),
+        ("breakhis.mixup", float("inf"), ["breakhis.mixup", "finite"]),
         ("breakhis.schedule", "linear", ["'plateau' or 'cosine'"]),
         ("breakhis.sweep.configs", ["mmnet", "resnet"], ["resnet: no such configuration", "single-400X"]),
         ("breakhis.fold", 5, ["5 is too large"]),

@@ -52,6 +52,8 @@ def fresh(*folders: Path | None) -> None:
     for folder in folders:
         if folder and folder.is_dir() and any(folder.iterdir()):
             raise InputError(f"{folder} is there already and not empty; name another folder or delete it")
+        if folder and folder.is_file():
+            raise InputError(f"{folder} is there already; name another file or delete it")
 
 
 @app.command()

@@ -139,3 +139,11 @@ def test_auc_interval_holds_the_auc():
     low, high = auc_interval(p, classes, draw_weights(names, pd.Series(classes)))
     assert low < np.mean(p[30:, None] > p[:30]) < high
     assert high - low < 0.35
+
+
+def test_a_subset_that_one_class_alone_has_gets_no_balanced_accuracy():
+    own = predicted({"40X": np.array([0.3, np.nan, np.nan]), "40X+100X": np.array([0.3, 0.6, 0.9])}, IMAGES)
+    labels = np.array([0, 1, 1])
+    metrics = summary(by_patient(own, labels, np.eye(3, 8), 0.5), judged(own, labels, 0.5), 0.5)
+    assert "balanced_accuracy/40X" not in metrics
+    assert metrics["balanced_accuracy/40X+100X"] == 1

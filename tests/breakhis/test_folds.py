@@ -70,7 +70,7 @@ def official(folder, parts):
         for m in (40, 100)
     ]
     (folder / "dsfold1.txt").write_text("\n".join(lines))
-    (folder / "dsfold2.txt").write_text("\n".join(lines))
+    (folder / "dsfold2.txt").write_text("\n".join(lines).replace("|1|", "|2|"))
 
 
 def test_official_folds(make_params, tmp_path):
@@ -108,3 +108,31 @@ def test_official_folds_of_the_whole_data_set(make_params, real_slides):
     assert (folds[(folds["patient"] == "14-13412") & folds["fold"].isin([0, 2, 4])]["part"] != "test").all()
     assert sum("slides of biopsy" in note for note in notes) > 30
     assert np.isclose(folds.groupby("fold")["part"].apply(lambda p: (p == "test").sum()).mean(), 27.4, atol=0.5)
+
+
+@pytest.mark.parametrize(
+    "text", [b"", b"patient,fold\n14-100,0,1,2\n", b'patient,fold\n"14', b"\xff\xfep\x00", b"patient;fold\n"]
+)
+def test_a_file_that_is_no_table(make_params, tmp_path, text):
+    (tmp_path / "folds.csv").write_bytes(text)
+    with pytest.raises(InputError, match=r"folds.csv"):
+        make_folds(people(), tmp_path, make_params({"breakhis.split": str(tmp_path / "folds.csv")}).breakhis)
+
+
+def test_official_files_that_cannot_be(make_params, tmp_path):
+    own = people(siblings=False)
+    params = make_params({"breakhis.split": "official", "breakhis.folds": 2, "breakhis.sweep.folds": [0, 1]}).breakhis
+    official(tmp_path, {p: (c, "test" if c == "benign" else "train") for p, c in own.itertuples(index=False)})
+    with pytest.raises(InputError, match="fold 0 trains on no benign patient"):
+        make_folds(own, tmp_path, params)
+    text = (tmp_path / "dsfold1.txt").read_text()
+    (tmp_path / "dsfold2.txt").write_text(text)
+    with pytest.raises(InputError, match="says fold 1, the file's name 2"):
+        make_folds(own, tmp_path, params)
+    (tmp_path / "dsfold2.txt").write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(InputError, match=r"dsfold2.txt: cannot be read"):
+        make_folds(own, tmp_path, params)
+    (tmp_path / "copy").mkdir()
+    (tmp_path / "copy" / "dsfold1.txt").write_text(text)
+    with pytest.raises(InputError, match="keep one of them"):
+        make_folds(own, tmp_path, params)

@@ -12,7 +12,7 @@ import torch
 from quintet import results
 from quintet.breakhis import study
 from quintet.breakhis.comparison import compare
-from quintet.breakhis.data import load
+from quintet.breakhis.data import load, prepare
 from quintet.breakhis.module import MagnificationModule, class_weights
 from quintet.breakhis.networks import MagnificationNet
 from quintet.breakhis.prediction import Model, evaluate_folder, predict_folder, predict_prepared
@@ -251,3 +251,22 @@ def test_real_patients_are_predicted(trained, real_slides, tmp_path):
     assert count == len(table) >= 30  # a person under two types has two folders
     assert table["probability_malignant"].between(0, 1).all()
     assert (table["magnifications"] == "40X+100X+200X+400X").sum() == 1
+
+
+def test_what_cannot_be_trained_or_evaluated_is_said(make_params, slides, trained, small, slide_arrays, tmp_path):
+    p = small.breakhis
+    with pytest.raises(InputError, match="--config nope: no such configuration; there are mmnet"):
+        study.sweep_cell(Path("cell"), slide_arrays, "nope", 0, 0, p, small.compute)
+    diverging = make_params(SMALL | {"breakhis.rate": 1.0e30, "breakhis.clip_norm": 0.0})
+    with pytest.raises(InputError, match=r"diverged|step"):
+        train(diverging, slide_arrays, tmp_path / "run")
+    assert not (tmp_path / "run" / "model").exists()
+    larger = prepare(slides, tmp_path / "larger", make_params(SMALL | {"breakhis.size": 64}).breakhis)[0]
+    with pytest.raises(InputError, match=r"trained on images of 32 pixels, .* has 64"):
+        study.evaluate_run(trained[0], tmp_path / "larger", small.compute, cams=False)
+    lost = larger.index.assign(patient=larger.index["patient"].where(larger.index["magnification"] != "40X", "nobody"))
+    with pytest.raises(InputError, match="no training patient has an image at 40X"):
+        train_on = Path("without")
+        shutil.copytree(tmp_path / "larger", train_on)
+        lost.to_csv(train_on / "index.csv", index=False)
+        train(make_params(SMALL | {"breakhis.size": 64}), train_on, tmp_path / "run")

@@ -116,3 +116,21 @@ def test_real_tree_and_its_missing_magnifications(real_slides):
     missing = missing_magnifications(images)
     assert len(missing) == 29  # one patient has all four
     assert all(missing.values())
+
+
+def test_linked_folders_are_read_and_loops_end(tree, tmp_path):
+    linked = tmp_path / "linked"
+    for place in ("benign/SOB/adenosis", "malignant/SOB"):
+        (linked / place).parent.mkdir(parents=True)
+        (linked / place).symlink_to(tree / "breast" / place)
+    (linked / "benign" / "again").symlink_to(linked)
+    images, problems = read_tree(linked)
+    assert not problems
+    assert len(images) == len(read_tree(tree / "breast")[0])
+
+
+def test_a_relative_folder_within_the_tree(tree, monkeypatch):
+    monkeypatch.chdir(tree / "breast")
+    assert read_tree(".")[1] == []
+    monkeypatch.chdir(tree / "breast" / "benign")
+    assert "no malignant image below it" in read_tree(".")[1][0]

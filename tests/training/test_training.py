@@ -12,6 +12,7 @@ from quintet.training import batches as batching
 from quintet.training import hardware
 from quintet.training.batches import EpochBatches
 from quintet.training.fit import Goal, _summary, adam, warm_cosine
+from quintet.training.hardware import resolve_device
 
 
 def epoch_of(batches: EpochBatches, epoch: int) -> list[list[int]]:
@@ -97,3 +98,9 @@ def test_warnings_of_overfitting_and_of_too_good_a_validation(capsys, train, val
     printed = capsys.readouterr().out
     assert ("overfitting" in printed) == drift
     assert ("too good to be true" in printed) == perfect
+
+
+@pytest.mark.parametrize("device", ["cuda:7", "mps", "tpu"])
+def test_a_device_that_is_not_there(device):
+    with pytest.raises(InputError, match=r"use auto or cpu|allowed are auto"):
+        resolve_device(device)

@@ -161,6 +161,8 @@ def _by_subset(patients: dict[str, pd.DataFrame]) -> pd.DataFrame:
         for name, table in patients.items():
             if f"correct/{subset}" in table:
                 own = table[table[f"correct/{subset}"].notna()]
+                if own["malignant"].nunique() < 2:  # nobody of one class has any of these
+                    continue
                 right, y = own[f"correct/{subset}"].to_numpy(), own["malignant"].to_numpy()
                 low, high = interval(right, y, draw_weights(own["group"], own["malignant"]))
                 row[name] = f"{np.mean([right[y == k].mean() for k in np.unique(y)]):.3f} [{low:.3f}, {high:.3f}]"

@@ -156,7 +156,8 @@ def prepare(raw: Path, out: Path, params: BreakHis) -> tuple[Prepared, list[str]
                 own = (image.path.stem, image.patient, image.tumour_class, image.tumour_type, image.magnification)
                 table.append((*own, row, image.path.relative_to(raw).as_posix(), md5(image.path)))
         if problems and (params.on_error == "raise" or not table):
-            raise Problems(f"{raw} (breakhis.on_error=skip would leave these images out)", problems)
+            hint = " (breakhis.on_error=skip would leave these images out)" if params.on_error == "raise" else ""
+            raise Problems(f"{raw}{hint}", problems)
         index = pd.DataFrame(table, columns=["image", "patient", "class", "type", "magnification", "row", "file", "md5"])
         kept = [Image(Path(raw) / r.file, r.patient, r[3], r.type, r.magnification) for r in index.itertuples()]
         if mixed := sorted(p for p, own in index.groupby("patient")["class"].nunique().items() if own > 1):

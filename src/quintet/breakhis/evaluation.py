@@ -137,7 +137,8 @@ def summary(table: pd.DataFrame, images: pd.DataFrame, threshold: float) -> dict
         metrics[f"image_accuracy/{m}"] = own["correct"].mean()
     for name in table.filter(like="correct/"):
         own = table[table[name].notna()]
-        metrics[f"balanced_accuracy/{name.partition('/')[2]}"] = own.groupby("malignant")[name].mean().mean()
+        if own["malignant"].nunique() == 2:
+            metrics[f"balanced_accuracy/{name.partition('/')[2]}"] = own.groupby("malignant")[name].mean().mean()
     return {name: float(value) for name, value in metrics.items() if np.isfinite(value)}
 
 

@@ -129,6 +129,6 @@ def cam_page(path: Path, rows: Mapping[str, Sequence[Shown]], magnifications: Se
                 line[2 * m].set_title(magnifications[m], fontsize=8)
                 line[2 * m + 1].imshow(picture[0])
                 line[2 * m + 1].imshow(picture[1], cmap="inferno", alpha=0.55, vmin=0, vmax=1)
-        line[0].set_title(f"{label}  {magnifications[0]}", fontsize=8, loc="left")
+        line[0].set_title(f"{label}  {magnifications[0]}", fontsize=8, loc="left", parse_math=False)
     figure.suptitle(title, fontsize=10)
     save(figure, path)

@@ -26,10 +26,15 @@ def make_folds(patients: pd.DataFrame, raw: Path, params: BreakHis) -> tuple[pd.
         held_out = _grouped(patients, params) if params.split == "grouped" else _hand_made(Path(params.split), patients, params)
         testing, notes = [set(patients["patient"][held_out == fold]) for fold in range(params.folds)], []
     tables = []
+    for name in CLASSES:
+        if not (patients["class"] == name).any():
+            raise InputError(f"{raw}: no {name} patient; give the folder that holds both classes")
     for fold, test in enumerate(testing):
         for name in CLASSES:
-            if not test & set(patients["patient"][patients["class"] == name]):
-                raise InputError(f"fold {fold} tests no {name} patient; its scores would mean nothing; lower breakhis.folds")
+            own = set(patients["patient"][patients["class"] == name])
+            if not test & own or not own - test:
+                lacks = "tests" if not test & own else "trains on"
+                raise InputError(f"fold {fold} {lacks} no {name} patient; lower breakhis.folds or use another breakhis.split")
         train = patients[~patients["patient"].isin(test)]
         groups = train["patient"].map(case_number)
         try:
@@ -52,7 +57,10 @@ def _hand_made(path: Path, patients: pd.DataFrame, params: BreakHis) -> np.ndarr
     """A CSV with the columns patient, fold (where it is held out); every patient once."""
     if not path.is_file():
         raise InputError(f"breakhis.split: {path}: no such file; allowed are grouped, official or a CSV with patient,fold")
-    table = pd.read_csv(path, dtype=str, keep_default_na=False)
+    try:
+        table = pd.read_csv(path, dtype=str, keep_default_na=False, encoding="utf-8-sig")
+    except ValueError as error:  # empty, ragged, another encoding
+        raise InputError(f"{path}: cannot be read as a CSV in UTF-8 ({str(error).splitlines()[0]})") from None
     if not {"patient", "fold"} <= set(table.columns):
         raise InputError(f"{path}: expected the columns patient,fold, got {','.join(table.columns)}")
     legal = [str(fold) for fold in range(params.folds)]
@@ -71,14 +79,21 @@ def _hand_made(path: Path, patients: pd.DataFrame, params: BreakHis) -> np.ndarr
 def read_official(path: Path) -> dict[str, dict[str, set[str]]]:
     """A dsfold file (lines NAME|MAGNIFICATION|FOLD|train or test): part -> patient -> its tumour types there."""
     parts: dict[str, dict[str, set[str]]] = {"train": defaultdict(set), "test": defaultdict(set)}
+    own = OFFICIAL.fullmatch(path.name)
     problems = []
-    for number, line in enumerate(path.read_text(encoding="utf-8-sig").splitlines(), start=1):
+    try:
+        lines = path.read_text(encoding="utf-8-sig").splitlines()
+    except (OSError, ValueError) as error:
+        raise InputError(f"{path}: cannot be read as text in UTF-8 ({error})") from None
+    for number, line in enumerate(lines, start=1):
         if not line.strip():
             continue
         cells = line.strip().split("|")
         named = parse_name(Path(cells[0]).stem)
         if len(cells) != 4 or named is None or cells[3] not in parts or f"{cells[1]}X" != named[2]:
             problems.append(f"line {number}: {line.strip()!r}: expected NAME|MAGNIFICATION|FOLD|train or test")
+        elif own and cells[2] != own[1]:
+            problems.append(f"line {number}: says fold {cells[2]}, the file's name {own[1]}; one of them is wrong")
         else:
             parts[cells[3]][named[1]].add(named[0])
     if problems:
@@ -88,7 +103,12 @@ def read_official(path: Path) -> dict[str, dict[str, set[str]]]:
 
 def _official(patients: pd.DataFrame, raw: Path, folds: int) -> tuple[list[set[str]], list[str]]:
     """The testing patients of each dsfold file below `raw`. A patient on both sides trains: it was seen either way."""
-    found = {int(m[1]): path for path in sorted(raw.rglob("dsfold*.txt")) if (m := OFFICIAL.fullmatch(path.name))}
+    found: dict[int, Path] = {}
+    for path in sorted(raw.rglob("dsfold*.txt")):
+        if m := OFFICIAL.fullmatch(path.name):
+            if int(m[1]) in found:
+                raise InputError(f"breakhis.split=official: {found[int(m[1])]} and {path}: keep one of them")
+            found[int(m[1])] = path
     if not found:
         raise InputError(f"breakhis.split=official: no dsfold1.txt ... below {raw}; put the data set's fold files there")
     if sorted(found) != list(range(1, folds + 1)):

@@ -124,6 +124,8 @@ class MagnificationModule(L.LightningModule):
         sums: Any = self.all_gather(self.sums)  # type: ignore[arg-type]
         count, right, p = sums.reshape(-1, len(self.labels), 3).sum(0).cpu().numpy().T
         share, mean = right / count, p / count
+        if not np.isfinite(mean).all():
+            raise InputError(f"training diverged in epoch {self.current_epoch + 1}; lower breakhis.rate ({self.shared.rate})")
         balanced = np.mean([share[self.labels == k].mean() for k in (0, 1)])
         metrics = {"valid_balanced_accuracy": balanced, "valid_auc": roc_auc_score(self.labels, mean)}
         self.log_dict({name: float(value) for name, value in metrics.items()}, prog_bar=True, rank_zero_only=False)
@@ -152,6 +154,10 @@ def train(data: Prepared, out: Path, config: BreakHisConfig, shared: BreakHis, c
     labels = data.classes(held_out.names)
     if len(set(labels)) < 2 or len(set(data.classes(people.names))) < 2:
         raise InputError(f"fold {record.fold}: no patient of one class has images at {', '.join(order)}; choose others")
+    if without := [m for k, m in enumerate(order) if not any(len(rows[k]) for rows in people.rows)]:
+        raise InputError(
+            f"fold {record.fold}: no training patient has an image at {', '.join(without)}; leave it out of magnifications"
+        )
     device = resolve_device(compute.device)
     batch = shared.batch_size
     if batch == "auto":

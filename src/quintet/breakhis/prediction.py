@@ -22,7 +22,7 @@ from quintet.breakhis.tree import CLASSES, MAGNIFICATIONS, TYPES, picture_files,
 from quintet.errors import InputError, Problems
 from quintet.files import whole_file, whole_folder
 from quintet.params import BreakHis
-from quintet.runs import Record
+from quintet.runs import read_record
 from quintet.training.hardware import resolve_device
 from quintet.training.models import load_model
 
@@ -46,9 +46,12 @@ class Model:
         settings = run / "evaluation" / "inference.json"
         if evaluated and not settings.is_file():
             raise InputError(f"{run}: trained but not evaluated, so its threshold is not set; run the evaluation stage first")
-        threshold = json.loads(settings.read_text(encoding="utf-8"))["threshold"] if evaluated else float("nan")
-        net = MagnificationNet(**build)
-        net.load_state_dict(state)
+        try:
+            threshold = float(json.loads(settings.read_text(encoding="utf-8"))["threshold"]) if evaluated else float("nan")
+            net = MagnificationNet(**build)
+            net.load_state_dict(state)
+        except (ValueError, KeyError, TypeError, RuntimeError) as error:
+            raise InputError(f"{run}: damaged ({str(error).splitlines()[0]}); train and evaluate it again") from None
         device = resolve_device(device)
         return Model(net.eval().to(device, memory_format=torch.channels_last), build["size"], device, threshold)  # type: ignore[call-overload]
 
@@ -151,6 +154,8 @@ def _mean(values: NDArray[np.float64], owner: NDArray[np.int64], count: int) -> 
 def predict_prepared(model: Model, data: Prepared, names: Sequence[str]) -> tuple[Predicted, Images, Patients]:
     """Patients of a prepared data set; those without an image of the run's magnifications are left out."""
     patients = data.rows(names, model.magnifications)
+    if not patients.names:
+        raise InputError(f"none of the {len(names)} patients has an image at {', '.join(model.magnifications)}; choose others")
     images, rows = [], [list(own) for own in patients.rows]
     for m, name in enumerate(model.magnifications):  # only what is needed leaves the disk
         used = np.sort(np.concatenate([own[m] for own in patients.rows]))
@@ -212,7 +217,7 @@ def predict_folder(runs: Sequence[Path], source: Path, output: Path, *, overlays
             rows.append(_row(found, threshold, [m for m, own in zip(order, images[0], strict=True) if len(own)]))
             predicted += 1
             if pages:
-                _overlay(pages / f"{name.replace('/', '_')}.png", models[0], images[0], rows[-1])
+                _overlay(pages / f"{len(rows):04d}_{name.replace('/', '_')[:100]}.png", models[0], images[0], rows[-1])
         if problems and (not skip or not rows):
             raise Problems(f"{source} (--skip leaves them out)", problems)
         pd.DataFrame(rows).to_csv(beside, index=False)
@@ -311,4 +316,4 @@ def evaluate_folder(runs: Sequence[Path], raw: Path, out: Path, *, device: str, 
     labels = np.array([CLASSES.index(own[name][0].tumour_class) for name in names])
     types = np.array([[np.mean([i.tumour_type == t for i in own[name]]) for t in TYPES] for name in names])
     threshold = float(np.mean([model.threshold for model in models]))
-    return evaluate(joined, labels, types, threshold=threshold, record=Record.load(runs[0]), out=out)
+    return evaluate(joined, labels, types, threshold=threshold, record=read_record(runs[0]), out=out)

@@ -39,7 +39,7 @@ def train_run(
 
     prepared = load(data)
     folds = prepared.folds["fold"].nunique()
-    if fold >= folds:
+    if not 0 <= fold < folds:
         raise InputError(f"fold {fold}: {data} has {folds} folds, numbered from 0; run breakhis_prepare again")
     params = choice.model_dump(include=set(BreakHisConfig.model_fields)) | shared.model_dump(include=set(TRAINING))
     record = new_record("breakhis", stage, config, fold=fold, seed=seed, params=params, inputs={"data": data})
@@ -54,6 +54,8 @@ def evaluate_run(run: Path, data: Path, compute: Compute, *, cams: bool) -> dict
 
     prepared, record = load(data), Record.load(run)
     model = Model.load(run, compute.device, evaluated=False)
+    if model.size != (size := prepared.images["40X"].shape[1]):
+        raise InputError(f"{run} was trained on images of {model.size} pixels, {data} has {size}; train it again")
     held_out, _, _ = predict_prepared(model, prepared, prepared.patients(record.fold, "valid"))
     model = replace(model, threshold=lock_threshold(prepared.classes(held_out.patients), held_out.whole))
     started = time.monotonic()
@@ -76,6 +78,9 @@ def evaluate_run(run: Path, data: Path, compute: Compute, *, cams: bool) -> dict
 def sweep_cell(out: Path, data: Path, config: str, fold: int, seed: int, shared: BreakHis, compute: Compute) -> dict[str, float]:
     """Train and evaluate one configuration on one fold with one seed into the run folder `out`; returns its metrics."""
     from quintet.training.cells import cell
+
+    if config not in shared.configs:
+        raise InputError(f"--config {config}: no such configuration; there are {', '.join(shared.configs)}")
 
     def train(run: Path) -> Record:
         own = shared.configs[config]

@@ -1,5 +1,6 @@
 """The BreaKHis tree: .../{benign,malignant}/SOB/{type}/{patient}/{40X,...}/SOB_B_A-14-22549AB-40-001.png (Spanhol 2016)."""
 
+import os
 import re
 from collections import defaultdict
 from collections.abc import Iterable
@@ -49,17 +50,26 @@ def parse_name(stem: str) -> tuple[str, str, str] | None:
 
 
 def picture_files(folder: Path) -> list[Path]:
-    """All pictures below, hidden ones left out (a Mac writes ._NAME beside each)."""
-    return sorted(p for p in Path(folder).rglob("*") if p.suffix.lower() in PICTURES and not p.name.startswith("."))
+    """All pictures below, through links; hidden ones and hidden folders left out (a Mac writes ._NAME beside each)."""
+    found, seen = [], set[str]()
+    for place, folders, names in os.walk(folder, followlinks=True):
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        if (real := os.path.realpath(place)) in seen:  # a link upwards
+            folders.clear()
+            continue
+        seen.add(real)
+        found += [Path(place) / n for n in names if Path(n).suffix.lower() in PICTURES and not n.startswith(".")]
+    return sorted(found)
 
 
 def read_tree(raw: Path) -> tuple[list[Image], list[str]]:
     """All images whose names and folders agree, and one sentence per problem. Pixels are not read here."""
-    raw = Path(raw)
+    raw = Path(raw).absolute()  # the layout is read from the path's end, which may lie above a relative one
     if not raw.is_dir():
         return [], [f"{raw}: no such folder; breakhis.raw must hold the tree {LAYOUT}"]
     files = picture_files(raw)
-    images, problems, seen = [], [], dict[str, Path]()
+    images: list[Image] = []
+    problems, seen = [], dict[str, Path]()
     for path in files:
         where = path.relative_to(raw)
         image = _image(path, where)
@@ -73,6 +83,9 @@ def read_tree(raw: Path) -> tuple[list[Image], list[str]]:
     if not images:
         found = f"{len(files)} pictures, none of them there" if files else "no .png or .jpg below it"
         return [], [f"{raw}: expected images at .../{LAYOUT}; {found}", *problems[:3]]
+    for name in CLASSES:
+        if not any(image.tumour_class == name for image in images) and not problems:
+            problems.append(f"{raw}: no {name} image below it; give the folder that holds both classes")
     return images, problems + _both_classes(images)
 
 

@@ -81,7 +81,7 @@ class BreakHis(BreakHisChoice, AdamCosine):
     validation_dropout: bool
     epochs: Count
     samples: Count
-    batch_size: Literal["auto"] | Count
+    batch_size: Literal["auto"] | Annotated[int, Field(ge=3)]  # batches are made even: batch norm needs two
     rate: Positive
     schedule: Literal["plateau", "cosine"]
     plateau_patience: Seed

@@ -14,7 +14,7 @@ PRECISIONS = Literal["auto", "bf16", 32, 16]
 
 
 class Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
 class Compute(Section):

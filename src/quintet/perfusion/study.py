@@ -37,7 +37,7 @@ def train_run(
     from quintet.perfusion.module import train
 
     prepared = load(data)
-    if fold >= len(prepared.folds):
+    if not 0 <= fold < len(prepared.folds):
         raise InputError(f"fold {fold}: {data} has {len(prepared.folds)} folds, numbered from 0; run perfusion_prepare again")
     fields = set(PerfusionConfig.model_fields)
     params = choice.model_dump(include=fields) | shared.model_dump(include=set(TRAINING))
@@ -70,6 +70,9 @@ def evaluate_run(run: Path, data: Path, shared: Perfusion, compute: Compute) -> 
 def sweep_cell(out: Path, data: Path, config: str, fold: int, seed: int, shared: Perfusion, compute: Compute) -> dict[str, float]:
     """Train and evaluate one configuration on one fold with one seed into the run folder `out`; returns its metrics."""
     from quintet.training.cells import cell
+
+    if config not in shared.configs:
+        raise InputError(f"--config {config}: no such configuration; there are {', '.join(shared.configs)}")
 
     def train(run: Path) -> Record:
         own = shared.configs[config]

@@ -9,7 +9,12 @@ from quintet.errors import InputError
 
 
 def resolve_device(device: str) -> str:
+    there = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
+    if device not in ("auto", *there):
+        raise InputError(f"device {device!r}: allowed are auto, {', '.join(there)}")
     if device != "auto":
+        if not there[device]:
+            raise InputError(f"device {device}: this machine or this torch has none; use auto or cpu")
         return device
     return "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
 

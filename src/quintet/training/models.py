@@ -43,7 +43,10 @@ def load_weights(module: nn.Module, path: str, url: str, *, drop: Sequence[str] 
     else:
         if not Path(path).is_file():
             raise InputError(f"weights={path}: no such file; allowed are imagenet, none or the path of a state dict")
-        state = torch.load(path, map_location="cpu", weights_only=True)
+        try:
+            state = dict(torch.load(path, map_location="cpu", weights_only=True))
+        except Exception as error:  # a foreign file shows as many exceptions
+            raise InputError(f"weights={path}: no state dict ({str(error).splitlines()[0]})") from None
         origin = f"{path} (md5 {md5(Path(path))})"
     state = {name: value for name, value in state.items() if not name.startswith(tuple(drop))} if drop else state
     try:
