@@ -16,7 +16,7 @@ def main(params: Params, data: Path, run: Path, metrics: Path) -> str:
     from quintet.breakhis.study import evaluate_run
     from quintet.tracking import upload
 
-    reached = evaluate_run(run, data, params.compute, cams=True)
+    reached = evaluate_run(run, data, params.compute, pictures=True)
     with whole_file(metrics) as beside:
         shown = {name: round(value, 4) for name, value in reached.items() if "seconds" not in name}
         beside.write_text(json.dumps(shown, indent=1) + "\n", encoding="utf-8")

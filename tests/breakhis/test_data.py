@@ -1,4 +1,5 @@
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -58,6 +59,12 @@ def test_a_picture_in_two_patients_of_different_parts_fails_with_both_paths(tree
     assert "test and train in fold 0" in str(caught.value) or "train and test in fold 0" in str(caught.value)
     assert not (tmp_path / "again").exists()
     assert any(tested["image"] in problem and trained["image"] in problem for problem in check(tree, params))
+
+
+def test_a_relative_folder_is_prepared_alike(slides, slide_arrays, tmp_path, make_params, monkeypatch):
+    monkeypatch.chdir(slides.parent)
+    prepare(Path(slides.name), tmp_path / "out", make_params(SMALL).breakhis)
+    assert (tmp_path / "out" / "index.csv").read_text() == (slide_arrays / "index.csv").read_text()
 
 
 def test_a_picture_twice_within_a_patient_is_no_leak(tree, tmp_path, make_params):

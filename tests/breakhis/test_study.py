@@ -41,7 +41,7 @@ def trained(slide_arrays, tmp_path_factory, values):
     os.chdir(folder)
     try:
         record = train(params, slide_arrays, folder / "run")
-        metrics = study.evaluate_run(folder / "run", slide_arrays, params.compute, cams=True)
+        metrics = study.evaluate_run(folder / "run", slide_arrays, params.compute, pictures=True)
     finally:
         os.chdir(before)
     return folder / "run", metrics, record
@@ -263,7 +263,7 @@ def test_what_cannot_be_trained_or_evaluated_is_said(make_params, slides, traine
     assert not (tmp_path / "run" / "model").exists()
     larger = prepare(slides, tmp_path / "larger", make_params(SMALL | {"breakhis.size": 64}).breakhis)[0]
     with pytest.raises(InputError, match=r"trained on images of 32 pixels, .* has 64"):
-        study.evaluate_run(trained[0], tmp_path / "larger", small.compute, cams=False)
+        study.evaluate_run(trained[0], tmp_path / "larger", small.compute, pictures=False)
     lost = larger.index.assign(patient=larger.index["patient"].where(larger.index["magnification"] != "40X", "nobody"))
     with pytest.raises(InputError, match="no training patient has an image at 40X"):
         train_on = Path("without")

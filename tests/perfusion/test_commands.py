@@ -42,7 +42,7 @@ def test_plan_says_what_would_separate_the_first(checkout, simulated):  # noqa: 
     simulated({"separate": 0.02}, folds=range(5), seeds=(0, 1), run_sd=0.004)
     params = (ROOT / "params.yaml").read_text()
     params = params.replace(
-        "    folds: # of 0 to folds - 1\n    - 0\n", "    folds:\n    - 0\n    - 1\n    - 2\n    - 3\n    - 4\n"
+        "    folds: # of 0 to folds - 1\n    - 0\n", "    folds:\n    - 0\n    - 1\n    - 2\n    - 3\n    - 4\n", 1
     )
     head, _, tail = params.partition("  sweep:\n    configs:\n    - shared-spatial-complementary")
     tail = tail.replace("    seeds:\n    - 0\n", "    seeds:\n    - 0\n    - 1\n", 1)

@@ -147,7 +147,7 @@ def evaluate(
     out: Path, history: pd.DataFrame | None = None,
 ) -> dict[str, float]:  # fmt: skip
     """Measure P patients (`labels` 0 benign, 1 malignant; `types` `[P, 8]` shares); writes `out` = {cases.csv, images.csv,
-    metrics.json, figures/}."""
+    metrics.json, figures/}, with `history` more figures."""
     from quintet.breakhis import figures
 
     table = by_patient(predicted, labels, types, threshold)

@@ -24,12 +24,13 @@ def draw_all(
     folder: Path, predicted: Predicted, table: pd.DataFrame, types: NDArray[np.floating[Any]], *, threshold: float, title: str,
     history: pd.DataFrame | None,
 ) -> None:  # fmt: skip
+    """Curves, confusion and calibration; with `history` also attention and learning curves."""
     pooled = (table["malignant"].to_numpy(), table["probability"].to_numpy())
     diagnostics(folder / "diagnostics.png", [pooled], pooled[1] >= threshold, title=f"{title}: {len(table)} patients",
                 types=(types, predicted.types))  # fmt: skip
-    if predicted.hierarchy is not None or predicted.fusion is not None:
-        attention(folder / "attention.png", predicted, title)
-    if history is not None and len(history):
+    if history is not None:
+        if predicted.hierarchy is not None or predicted.fusion is not None:
+            attention(folder / "attention.png", predicted, title)
         learning_curves(folder / "learning_curves.png", history, title=title, loss_unit="focal loss", lower_is_better=False,
                         score="valid_balanced_accuracy", score_label="validation balanced accuracy")  # fmt: skip
 

@@ -182,13 +182,13 @@ def find_patients(source: Path) -> dict[str, dict[str, list[Path]]]:
         )
     found: dict[Path, dict[str, list[Path]]] = defaultdict(dict)
     for path in picture_files(source):
-        if path.parent.name in MAGNIFICATIONS:
-            found[path.parent.parent].setdefault(path.parent.name, []).append(path)
+        if (name := path.parent.absolute().name) in MAGNIFICATIONS:
+            found[path.absolute().parent.parent].setdefault(name, []).append(path)
     if not found:
         raise InputError(f"{source}: no picture below it in a folder named {', '.join(MAGNIFICATIONS)}")
-    names = [folder.resolve().name for folder in found]
+    names = [folder.name for folder in found]
     return {
-        folder.resolve().name if names.count(folder.resolve().name) == 1 else str(folder.relative_to(source)): own
+        folder.name if names.count(folder.name) == 1 else str(folder.relative_to(source.absolute())): own
         for folder, own in sorted(found.items())
     }
 

@@ -48,8 +48,11 @@ def train_run(
     return record
 
 
-def evaluate_run(run: Path, data: Path, compute: Compute, *, cams: bool) -> dict[str, float]:
-    """Lock the threshold on the fold's validation patients, measure its test patients, and write `evaluation/`."""
+def evaluate_run(run: Path, data: Path, compute: Compute, *, pictures: bool) -> dict[str, float]:
+    """Lock the threshold on the fold's validation patients, measure its test patients, and write `evaluation/`.
+
+    `pictures`: attention, learning curves and Grad-CAM too, which take longer to draw than to compute.
+    """
     from quintet.breakhis.prediction import Model, draw_cams, predict_prepared
 
     prepared, record = load(data), Record.load(run)
@@ -64,13 +67,13 @@ def evaluate_run(run: Path, data: Path, compute: Compute, *, cams: bool) -> dict
     labels = prepared.classes(predicted.patients)
     metrics = evaluate(
         predicted, labels, prepared.types(predicted.patients), threshold=model.threshold, record=record, out=run / "evaluation",
-        history=pd.read_csv(run / "model" / "history.csv"),
+        history=pd.read_csv(run / "model" / "history.csv") if pictures else None,
     )  # fmt: skip
     metrics["evaluation_seconds_per_image"] = seconds / len(predicted.images)
     for name, values in (("metrics", metrics), ("inference", {"threshold": model.threshold})):
         with whole_file(run / "evaluation" / f"{name}.json") as beside:
             beside.write_text(json.dumps(values, indent=1) + "\n", encoding="utf-8")
-    if cams:
+    if pictures:
         draw_cams(run / "evaluation" / "figures" / "grad_cam.png", model, predicted, images, patients, labels)
     return metrics
 
@@ -86,4 +89,4 @@ def sweep_cell(out: Path, data: Path, config: str, fold: int, seed: int, shared:
         own = shared.configs[config]
         return train_run(run, data, own, shared, compute, stage="breakhis_sweep", config=config, fold=fold, seed=seed)
 
-    return cell(out, train, lambda run: evaluate_run(run, data, compute, cams=False))
+    return cell(out, train, lambda run: evaluate_run(run, data, compute, pictures=False))

@@ -24,7 +24,7 @@ Floats = NDArray[np.float64]
 FIELD_UM = 1400.0  # width at 40X; Spanhol et al. give 0.49 um a pixel at 40X before their downsampling
 ASPECT = 460 / 700
 HAEMATOXYLIN, EOSIN = np.array([0.65, 0.70, 0.29]), np.array([0.07, 0.99, 0.11])  # optical density (Ruifrok and Johnston 2001)
-GRADE_SD = 0.4  # of a biopsy's grades, whose means are -1 (benign) and +1 (malignant)
+GRADE_SD = 0.3  # of a biopsy's grades, whose means are -1 (benign) and +1 (malignant)
 SPECK_UM = 5.0  # where a pixel is larger, nuclei are specks
 IMAGES = (4, 20)  # a magnification
 CYCLE = ("adenosis", "ductal_carcinoma", "fibroadenoma", "lobular_carcinoma", "mucinous_carcinoma", "tubular_adenoma",
@@ -70,13 +70,13 @@ class Biopsy:
     def draw(tumour_type: str, rng: np.random.Generator) -> "Biopsy":
         sign = 1.0 if class_of(tumour_type) == "malignant" else -1.0
         glands, nuclei = sign + rng.normal(0, GRADE_SD, 2)
-        stain = np.stack([HAEMATOXYLIN, EOSIN]) + rng.normal(0, 0.07, (2, 3))
+        stain = np.stack([HAEMATOXYLIN, EOSIN]) + rng.normal(0, 0.06, (2, 3))
         return Biopsy(
             PATTERNS[tumour_type],
             -glands,
             nuclei,
             np.clip(stain, 0.02, None),
-            rng.uniform(0.7, 1.4, 2),
+            rng.uniform(0.75, 1.35, 2),
             rng.uniform(0.85, 1.0, 3),
         )
 

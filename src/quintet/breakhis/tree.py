@@ -64,7 +64,7 @@ def picture_files(folder: Path) -> list[Path]:
 
 def read_tree(raw: Path) -> tuple[list[Image], list[str]]:
     """All images whose names and folders agree, and one sentence per problem. Pixels are not read here."""
-    raw = Path(raw).absolute()  # the layout is read from the path's end, which may lie above a relative one
+    raw = Path(raw)
     if not raw.is_dir():
         return [], [f"{raw}: no such folder; breakhis.raw must hold the tree {LAYOUT}"]
     files = picture_files(raw)
@@ -91,7 +91,7 @@ def read_tree(raw: Path) -> tuple[list[Image], list[str]]:
 
 def _image(path: Path, where: Path) -> Image | str:
     """The image, or what is wrong with its place or name."""
-    folders = path.parts[-6:-1]
+    folders = path.absolute().parts[-6:-1]  # which may lie above a relative path
     if len(folders) < 5 or folders[0] not in CLASSES or folders[1] != "SOB" or folders[2] not in TYPES:
         return f"not at .../{LAYOUT}; move it there or out of the tree"
     tumour_class, _, tumour_type, folder, magnification = folders
