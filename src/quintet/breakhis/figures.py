@@ -127,9 +127,9 @@ def cam_page(path: Path, rows: Mapping[str, Sequence[Shown]], magnifications: Se
         for m, picture in enumerate(pictures):
             if picture is not None:
                 line[2 * m].imshow(picture[0])
-                line[2 * m].set_title(magnifications[m], fontsize=8)
+                line[2 * m + 1].set_title(magnifications[m], fontsize=8)
                 line[2 * m + 1].imshow(picture[0])
                 line[2 * m + 1].imshow(picture[1], cmap="inferno", alpha=0.55, vmin=0, vmax=1)
-        line[0].set_title(f"{label}  {magnifications[0]}", fontsize=8, loc="left", parse_math=False)
+        line[0].set_title(label, fontsize=8, loc="left", parse_math=False)
     figure.suptitle(title, fontsize=10)
     save(figure, path)

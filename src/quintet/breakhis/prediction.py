@@ -258,7 +258,12 @@ def _overlay(path: Path, model: Model, images: Images, row: dict[str, Any]) -> N
 
     shown = [own[0] if len(own) else None for own in images]
     label = f"{row['patient']}: malignant {row['probability_malignant']:.2f}, {row['class']}"
-    cam_page(path, {label: _pairs(model, shown)}, model.magnifications, "What speaks for malignant (Grad-CAM)")
+    cam_page(
+        path,
+        {label: _pairs(model, shown)},
+        model.magnifications,
+        "What speaks for malignant (Grad-CAM, each map scaled to its own range)",
+    )
 
 
 def _pairs(model: Model, shown: list[NDArray[np.uint8] | None]) -> list[tuple[NDArray[np.uint8], NDArray[np.float64]] | None]:
@@ -284,7 +289,7 @@ def draw_cams(
             shown = [own[r[0]] if len(r) else None for own, r in zip(images, patients.rows[i], strict=True)]
             label = f"{patients.names[i]}: {name}, {kind} ({predicted.whole[i]:.2f})"
             rows[label] = _pairs(model, shown)
-    cam_page(path, rows, model.magnifications, "What speaks for malignant (Grad-CAM)")
+    cam_page(path, rows, model.magnifications, "What speaks for malignant (Grad-CAM, each map scaled to its own range)")
 
 
 def evaluate_folder(runs: Sequence[Path], raw: Path, out: Path, *, device: str, params: BreakHis) -> dict[str, float]:
