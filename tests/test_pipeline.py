@@ -10,8 +10,9 @@ import pytest
 import yaml
 
 from quintet.breakhis import study as breakhis
+from quintet.ct import study as ct
 from quintet.landmarks import study as landmarks
-from quintet.params import BreakHisChoice, LandmarksChoice, PerfusionChoice
+from quintet.params import BreakHisChoice, CtChoice, LandmarksChoice, PerfusionChoice
 from quintet.perfusion import study as perfusion
 from tests.conftest import ROOT
 
@@ -45,8 +46,11 @@ def test_all_stages_are_there(stages, values):
     sweep = values["breakhis"]["sweep"]
     cells |= {f"breakhis_sweep@{c}-{f}-{s}" for c in sweep["configs"] for f in sweep["folds"] for s in sweep["seeds"]}
     single |= {f"breakhis_{name}" for name in ("synthesize", "prepare", "train", "evaluate", "rank")}
+    sweep = values["ct"]["sweep"]
+    cells |= {f"ct_sweep@{c}-{s}" for c in sweep["configs"] for s in sweep["seeds"]}
+    single |= {f"ct_{name}" for name in ("synthesize", "prepare", "train", "evaluate", "baselines", "rank")}
     assert set(stages) == cells | single
-    assert len(cells) == 6 + 14 + 10
+    assert len(cells) == 6 + 14 + 10 + 2
 
 
 def test_scripts_sources_and_parameters_exist(stages, values):
@@ -87,10 +91,15 @@ def test_training_stages_depend_on_exactly_what_they_read(stages):
     assert params_of(stages["breakhis_train"]) == shared | own
     assert params_of(stages["breakhis_evaluate"]) == set()
     assert params_of(stages["breakhis_sweep@concat-3-0"]) == shared | {"breakhis.configs.concat"}
+    shared = {f"ct.{name}" for name in ct.TRAINING}
+    assert params_of(stages["ct_train"]) == shared | {f"ct.{name}" for name in CtChoice.model_fields}
+    assert params_of(stages["ct_evaluate"]) == {"ct.neighbours"}
+    assert params_of(stages["ct_sweep@adaptive-semi-hard-0"]) == shared | {"ct.configs.adaptive-semi-hard"}
 
 
 @pytest.mark.parametrize(
-    ("study", "choice"), [("landmarks", LandmarksChoice), ("perfusion", PerfusionChoice), ("breakhis", BreakHisChoice)]
+    ("study", "choice"),
+    [("landmarks", LandmarksChoice), ("perfusion", PerfusionChoice), ("breakhis", BreakHisChoice), ("ct", CtChoice)],
 )
 def test_selected_choice_touches_nothing_of_the_sweep(stages, study, choice):
     names = {f"{study}.{name}" for name in choice.model_fields}
@@ -101,7 +110,7 @@ def test_sources_a_stage_imports_are_its_dependencies(stages):
     """Every module of the study that a stage's script loads (directly or not) stands in its deps, so that a change re-runs it."""
     listing = (
         "import importlib, re, sys; importlib.import_module(sys.argv[1]);"
-        "print('\\n'.join(m for m in sys.modules if re.match(r'quintet\\.(landmarks|perfusion|breakhis)\\.', m)))"
+        "print('\\n'.join(m for m in sys.modules if re.match(r'quintet\\.(landmarks|perfusion|breakhis|ct)\\.', m)))"
     )
     used = {
         "landmarks_train": "quintet.landmarks.module",
@@ -117,6 +126,13 @@ def test_sources_a_stage_imports_are_its_dependencies(stages):
         "breakhis_evaluate": "quintet.breakhis.prediction",
         "breakhis_sweep@mmnet-0-0": "quintet.breakhis.prediction",
         "breakhis_rank": "quintet.breakhis.comparison",
+        "ct_synthesize": "quintet.ct.synthetic",
+        "ct_prepare": "quintet.ct.analysis",
+        "ct_train": "quintet.ct.module",
+        "ct_evaluate": "quintet.ct.prediction",
+        "ct_baselines": "quintet.ct.study",
+        "ct_sweep@adaptive-micro-f1-0": "quintet.ct.prediction",
+        "ct_rank": "quintet.ct.comparison",
     }
     for name, module in used.items():
         done = subprocess.run([sys.executable, "-c", listing, module], capture_output=True, text=True, check=True)

@@ -21,6 +21,7 @@ class Study(StrEnum):
     landmarks = "landmarks"
     perfusion = "perfusion"
     breakhis = "breakhis"
+    ct = "ct"
 
 
 class Preset(StrEnum):
@@ -32,6 +33,12 @@ class Preset(StrEnum):
 
 Data = Annotated[Path | None, typer.Option(help="The raw folder; default: the study's `raw` in params.yaml.")]
 Runs = Annotated[list[str], typer.Option("--model", help="A folder under runs/ or an MLflow run id; several are averaged.")]
+
+
+class Retrieval(StrEnum):
+    """The study that scans can be searched by."""
+
+    ct = "ct"
 
 
 def room(study: Study, door: str) -> ModuleType:
@@ -97,7 +104,7 @@ def predict(
     study: Study,
     model: Runs,
     input: Annotated[Path, typer.Option(help="Folder of new cases.")],
-    output: Annotated[Path, typer.Option(help="The file (landmarks, breakhis) or folder (perfusion) to write.")],
+    output: Annotated[Path, typer.Option(help="The file (landmarks, breakhis, ct) or folder (perfusion) to write.")],
     overlays: Annotated[Path | None, typer.Option(help="Folder for one picture per case (breakhis: Grad-CAM).")] = None,
     skip: Annotated[bool, typer.Option(help="Leave unreadable cases out instead of stopping.")] = False,
     device: str = "auto",
@@ -121,14 +128,56 @@ def evaluate(
     output: Annotated[Path, typer.Option(help="Folder for tables and figures.")] = Path("evaluation"),
     device: str = "auto",
 ) -> None:
-    """Evaluate a saved run on every case of a labelled raw folder (of --data; default: the study's own)."""
+    """Evaluate a saved run on every case of a labelled raw folder (of --data; default: the study's own).
+
+    ct also takes a .npz or .parquet file of ids and vectors as --model: embeddings from elsewhere.
+    """
     from quintet.tracking import resolve
 
     fresh(output)
+    runs = [Path(run) if study is Study.ct and Path(run).is_file() else resolve(run) for run in model]
     metrics = room(study, "prediction").evaluate_folder(
-        [resolve(run) for run in model], raw_folder(study, data), output, device=device, params=section(study)
+        runs, raw_folder(study, data), output, device=device, params=section(study)
     )
     print("\n".join(f"{name:40} {value:10.3f}" for name, value in metrics.items()) + f"\nwritten: {output}")
+
+
+@app.command()
+def index(
+    study: Retrieval,
+    model: Runs,
+    input: Annotated[
+        Path, typer.Option(help="Folder with one entry a study; its labels.csv, if there is one, names the findings.")
+    ],
+    output: Annotated[Path, typer.Option(help="Folder of the index to write.")],
+    skip: Annotated[bool, typer.Option(help="Leave unreadable studies out instead of stopping.")] = False,
+    device: str = "auto",
+) -> None:
+    """Embed a folder of scans once, so that `search` finds similar ones (ct.index: exact, hnsw or ivf)."""
+    from quintet.tracking import resolve
+
+    fresh(output)
+    kind = section(Study(study.value)).index
+    about = room(Study(study.value), "search").build(
+        [resolve(run) for run in model], input, output, kind=kind, device=device, skip=skip
+    )
+    print(", ".join(f"{name} {value:.3f}" if isinstance(value, float) else f"{name} {value}" for name, value in about.items()))
+    print(f"written: {output}")
+
+
+@app.command()
+def search(
+    study: Retrieval,
+    index: Annotated[Path, typer.Option(help="A folder that `quintet index` wrote.")],
+    query: Annotated[str, typer.Option(help="A study of the index, or the path of another (series folder or NIfTI file).")],
+    k: Annotated[int, typer.Option("-k", min=1, help="How many.")] = 10,
+    montage: Annotated[Path | None, typer.Option(help="A PNG of the query beside its neighbours.")] = None,
+    device: str = "auto",
+) -> None:
+    """The scans of an index that are most like one: similarity, findings, and a montage."""
+    fresh(montage)
+    found = room(Study(study.value), "search").search(index, query, k, picture=montage, device=device)
+    print(found.to_string(index=False) + (f"\nwritten: {montage}" if montage else ""))
 
 
 @app.command()

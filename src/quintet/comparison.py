@@ -7,17 +7,16 @@ from pathlib import Path
 
 import pandas as pd
 
-from quintet.params.common import Sweep
+from quintet.params.common import SeedSweep
 from quintet.ranking import Ranking
 from quintet.runs import Record, new_record
 
 Runs = Mapping[str, list[Path]]  # configuration -> its run folders
 
 
-def cells(sweep: Sweep, folder: Path) -> dict[str, list[Path]]:
+def cells(sweep: SeedSweep, folder: Path) -> dict[str, list[Path]]:
     """The run folders below `folder` that params name."""
-    runs = [f"fold{fold}-seed{seed}" for fold in sweep.folds for seed in sweep.seeds]
-    return {name: [folder / name / run for run in runs] for name in sweep.configs}
+    return {name: [folder / name / run for run in sweep.runs] for name in sweep.configs}
 
 
 def keep_only(folder: Path, runs: Iterable[Path]) -> None:

@@ -39,6 +39,8 @@ class Record:
     tags: dict[str, str] = field(default_factory=dict)
     metrics: dict[str, float] = field(default_factory=dict)
     artifacts: list[str] = field(default_factory=list)  # further files and folders, relative to the repository
+    copies: dict[str, str] = field(default_factory=dict)  # a file of the run folder -> the name MLflow gets it under as well
+    epochs: list[dict[str, float]] = field(default_factory=list)  # what differs from run to run, so not in history.csv: memory
 
     def __post_init__(self) -> None:
         if not self.key:

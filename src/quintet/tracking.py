@@ -135,11 +135,12 @@ class _Store:
         try:
             final = [(f"final/{name}", value, _now_ms(), 0) for name, value in final_metrics(record, folder).items()]
             values = _history(folder / "model" / "history.csv") + final
+            values += _epochs(record.epochs)
         except ValueError as error:
             raise InputError(f"{folder}: model/history.csv or evaluation/metrics.json cannot be read ({error})") from error
         run = self.create(record, "uploading")
         self.log_metrics(run, values)
-        self.log_files(run, folder, extra_files(record, root))
+        self.log_files(run, folder, extra_files(record, root), record.copies)
         self.finish(run, content)
         self.delete_older(record.key, run)
         if trained := record.tags.get("trained_key"):  # the training's own mirror
@@ -170,8 +171,13 @@ class _Store:
         for batch in _batches(metrics, MAX_METRICS_PER_BATCH):
             self.call("log_batch", run, metrics=batch)
 
-    def log_files(self, run: str, folder: Path, extra: dict[str, Path]) -> None:
+    def log_files(self, run: str, folder: Path, extra: dict[str, Path], copies: dict[str, str]) -> None:
         with _transfer():
+            for source, name in copies.items():
+                with tempfile.TemporaryDirectory() as beside:  # MLflow takes the name from the file
+                    link = Path(beside) / Path(name).name
+                    link.symlink_to((folder / source).resolve())
+                    self.call("log_artifact", run, str(link), name.rpartition("/")[0] or None)
             self.call("log_artifacts", run, str(folder))
             for name, path in extra.items():
                 if path.is_dir():
@@ -356,6 +362,11 @@ def _history(path: Path) -> list[Value]:
         for name, cell in row.items()
         if name != "epoch" and cell
     ]
+
+
+def _epochs(rows: list[dict[str, float]]) -> list[Value]:
+    first = _now_ms() - len(rows)
+    return [(name, value, first + epoch, epoch) for epoch, row in enumerate(rows) for name, value in row.items()]
 
 
 def _name(name: str) -> str:

@@ -12,6 +12,7 @@ from torch.utils.data import Dataset
 
 from quintet.errors import InputError
 from quintet.files import whole_folder
+from quintet.backbones import NOT_BACKBONE, RESNET18_URL
 from quintet.landmarks.anatomy import PIXELS
 from quintet.landmarks.augmentation import augment
 from quintet.landmarks.data import Prepared
@@ -24,8 +25,6 @@ from quintet.training.fit import Goal, adam, fit, set_up, warm_cosine
 from quintet.training.hardware import resolve_device, resolve_precision
 from quintet.training.models import load_model, load_weights, save_model
 
-IMAGENET_URL = "https://download.pytorch.org/models/resnet18-f37072fd.pth"
-NOT_BACKBONE = ("fc.",)  # ImageNet's classifier
 PERFECT_PX = 0.5  # below the annotation's own rounding
 
 
@@ -108,7 +107,7 @@ class Start:
         if self.run is None:
             if weights == "none":
                 return "random"
-            return load_weights(net.backbone.net, weights, IMAGENET_URL, drop=NOT_BACKBONE)
+            return load_weights(net.backbone.net, weights, RESNET18_URL, drop=NOT_BACKBONE)
         state, _ = load_model(self.run / "model" / "model.pt")
         # a later phase may add attention: those weights stay new; everything else must be there and fit
         try:

@@ -8,15 +8,14 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from monai.networks.nets import ResNet
 from torch import Tensor, nn
 
+from quintet.backbones import ResNet18
 from quintet.landmarks.anatomy import LANDMARKS
 from quintet.registry import Registry
 
 ENCODERS = Registry("arch")
 HEADS = Registry("head")
-IMAGENET_MEAN, IMAGENET_SD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
 def conv(inputs: int, outputs: int, stride: int = 1) -> nn.Sequential:
@@ -25,32 +24,7 @@ def conv(inputs: int, outputs: int, stride: int = 1) -> nn.Sequential:
     )  # fmt: skip
 
 
-@ENCODERS.register
-class resnet18(nn.Module):  # noqa: N801  (the registered name is the published one)
-    """ResNet-18 (He et al. 2016) with torchvision's layout and names of weights; features at strides 4, 8, 16, 32."""
-
-    mean: Tensor
-    sd: Tensor
-
-    def __init__(self, width: int) -> None:
-        super().__init__()
-        self.channels = [width, 2 * width, 4 * width, 8 * width]
-        net = ResNet(
-            "basic", [2, 2, 2, 2], self.channels, spatial_dims=2, n_input_channels=3, conv1_t_stride=2,
-            bias_downsample=False, feed_forward=False,
-        )  # fmt: skip
-        self.net = net
-        self.register_buffer("mean", torch.tensor(IMAGENET_MEAN).view(1, 3, 1, 1), persistent=False)
-        self.register_buffer("sd", torch.tensor(IMAGENET_SD).view(1, 3, 1, 1), persistent=False)
-
-    def forward(self, images: Tensor) -> list[Tensor]:
-        x = (images - self.mean) / self.sd  # broadcasts the grey plane to three channels
-        x = self.net.maxpool(self.net.act(self.net.bn1(self.net.conv1(x))))
-        features = []
-        for layer in (self.net.layer1, self.net.layer2, self.net.layer3, self.net.layer4):
-            x = layer(x)
-            features.append(x)
-        return features
+ENCODERS["resnet18"] = ResNet18
 
 
 @ENCODERS.register

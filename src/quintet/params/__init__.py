@@ -11,12 +11,13 @@ from pydantic import ValidationError
 
 from quintet.errors import InputError
 from quintet.params.breakhis import BreakHis, BreakHisChoice, BreakHisConfig
+from quintet.params.ct import Ct, CtChoice, CtConfig
 from quintet.params.common import AdamCosine, Compute, Optimisation, RankingParams, Section
 from quintet.params.landmarks import Landmarks, LandmarksChoice, LandmarksConfig, predecessor
 from quintet.params.perfusion import Perfusion, PerfusionChoice, PerfusionConfig
 
 __all__ = [
-    "AdamCosine", "BreakHis", "BreakHisChoice", "BreakHisConfig", "Compute", "Landmarks", "LandmarksChoice",
+    "AdamCosine", "BreakHis", "BreakHisChoice", "BreakHisConfig", "Compute", "Ct", "CtChoice", "CtConfig", "Landmarks", "LandmarksChoice",
     "LandmarksConfig", "Optimisation", "Params", "Perfusion", "PerfusionChoice", "PerfusionConfig", "load", "parse",
     "predecessor",
 ]  # fmt: skip
@@ -28,6 +29,7 @@ class Params(Section):
     landmarks: Landmarks
     perfusion: Perfusion
     breakhis: BreakHis
+    ct: Ct
 
 
 def parse(values: dict[str, Any]) -> Params:

@@ -101,5 +101,6 @@ class BreakHis(BreakHisChoice, AdamCosine):
             raise ValueError(f"weights={self.weights} are those of a whole EfficientNet: they need backbone=b0 or b1")
         if self.size < 2 * STRIDE[self.backbone]:
             raise ValueError(f"size={self.size} leaves backbone={self.backbone} one pixel: at least {2 * STRIDE[self.backbone]}")
-        self.sweep.check(self.configs, fold=self.fold, folds=self.folds)
+        self.sweep.check(self.configs)
+        self.sweep.check_folds(fold=self.fold, folds=self.folds)
         return self

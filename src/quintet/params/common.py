@@ -45,24 +45,41 @@ class AdamCosine(Optimisation):
     patience: Seed
 
 
-class Sweep(Section):
-    """The cells of a study: configuration x fold x seed."""
+class SeedSweep(Section):
+    """The cells of a study with one split: configuration x seed."""
 
     configs: Annotated[list[str], Field(min_length=1)]
-    folds: Annotated[list[Seed], Field(min_length=1)]
     seeds: Annotated[list[Seed], Field(min_length=1)]
 
-    def check(self, configs: Collection[str], *, fold: int, folds: int) -> None:
-        """Raise ValueError where a cell cannot be: an unknown configuration, a fold that is not there, an entry twice."""
+    @property
+    def runs(self) -> list[str]:
+        """The names of a configuration's run folders."""
+        return [f"seed{seed}" for seed in self.seeds]
+
+    def check(self, configs: Collection[str]) -> None:
+        """Raise ValueError where a cell cannot be: an unknown configuration, an entry twice."""
         if unknown := [name for name in self.configs if name not in configs]:
             raise ValueError(f"sweep.configs: {', '.join(unknown)}: no such configuration; there are {', '.join(configs)}")
-        for what, chosen in (("fold", [fold]), ("sweep.folds", self.folds)):
-            if wrong := [f for f in chosen if f >= folds]:
-                raise ValueError(f"{what}: {wrong[0]} is too large; folds={folds} are numbered 0 to {folds - 1}")
         for what, values in self.model_dump().items():
             if len(set(values)) < len(values):
                 raise ValueError(f"sweep.{what}: an entry stands twice in {values}")
         check_names(configs)
+
+
+class Sweep(SeedSweep):
+    """The cells of a study with folds: configuration x fold x seed."""
+
+    folds: Annotated[list[Seed], Field(min_length=1)]
+
+    @property
+    def runs(self) -> list[str]:
+        return [f"fold{fold}-seed{seed}" for fold in self.folds for seed in self.seeds]
+
+    def check_folds(self, *, fold: int, folds: int) -> None:
+        """Raise ValueError where a fold is not there."""
+        for what, chosen in (("fold", [fold]), ("sweep.folds", self.folds)):
+            if wrong := [f for f in chosen if f >= folds]:
+                raise ValueError(f"{what}: {wrong[0]} is too large; folds={folds} are numbered 0 to {folds - 1}")
 
 
 def check_names(configs: Collection[str]) -> None:

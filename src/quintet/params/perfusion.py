@@ -99,5 +99,6 @@ class Perfusion(PerfusionChoice, Optimisation):
             raise ValueError("subject_pattern needs a group (?P<subject>...)")
         if self.split != "auto" and not self.split.endswith(".json"):
             raise ValueError(f"split={self.split!r}: allowed are auto or the path of a splits_final.json")
-        self.sweep.check(self.configs, fold=self.fold, folds=self.folds)
+        self.sweep.check(self.configs)
+        self.sweep.check_folds(fold=self.fold, folds=self.folds)
         return self

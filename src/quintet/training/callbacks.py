@@ -13,6 +13,7 @@ from torch import Tensor
 from quintet.errors import InputError
 from quintet.runs import Record
 from quintet.tracking import Live
+from quintet.training.hardware import peak_memory_mb
 
 
 class Reseed(Callback):
@@ -27,31 +28,36 @@ class Reseed(Callback):
 
 
 class History(Callback):
-    """Metrics per epoch: kept in the checkpoint (so that a resumed run has them all), mirrored live, printed where no bar is."""
+    """Metrics and peak memory per epoch: kept in the checkpoint (so that a resumed run has them all), mirrored live, printed where no bar is."""
 
     def __init__(self, record: Record) -> None:
         self.record = record
         self.rows: list[dict[str, Any]] = []
+        self.memory: list[dict[str, float]] = []
         self.live: Live | None = None
         self.started = time.monotonic()
 
     def state_dict(self) -> dict[str, Any]:
-        return {"rows": self.rows}
+        return {"rows": self.rows, "memory": self.memory}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        self.rows = list(state_dict["rows"])
+        self.rows, self.memory = list(state_dict["rows"]), list(state_dict["memory"])
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         if trainer.is_global_zero:
             self.live = Live(self.record)
-            for row in self.rows:
-                self._mirror(row)
+            for row, memory in zip(self.rows, self.memory, strict=True):
+                self._mirror(row | memory)
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         metrics = {name: float(value) for name, value in trainer.callback_metrics.items() if not name.endswith("_step")}
         row = {"epoch": trainer.current_epoch, "lr": trainer.optimizers[0].param_groups[-1]["lr"], **metrics}
+        memory = {"peak_memory_mb": peak_memory_mb()}
+        if torch.cuda.is_available():
+            memory["peak_gpu_memory_mb"] = torch.cuda.max_memory_allocated() / 2**20
         self.rows.append(row)
-        self._mirror(row)
+        self.memory.append(memory)
+        self._mirror(row | memory)
         if trainer.progress_bar_callback is None and trainer.is_global_zero:
             left = (time.monotonic() - self.started) / len(self.rows) * ((trainer.max_epochs or 0) - len(self.rows))
             shown = "  ".join(f"{name} {value:.4g}" for name, value in metrics.items())

@@ -90,6 +90,7 @@ class Fitted:
     metrics: dict[str, float]
     history: pd.DataFrame
     state: dict[str, Tensor]
+    last: dict[str, Tensor]  # of the last epoch, whatever `goal` keeps
 
 
 def fit(
@@ -118,8 +119,11 @@ def fit(
             trainer.fit(module, train, valid, ckpt_path=last if last.is_file() else None, weights_only=True)
         if not trainer.is_global_zero:
             raise SystemExit(0)  # under DDP the first process alone evaluates and writes
-        chosen = best.best_model_path if goal.keep == "best" else last
-        state = torch.load(chosen, map_location="cpu", weights_only=True)["state_dict"]
+        final = torch.load(last, map_location="cpu", weights_only=True)["state_dict"]
+        state = final
+        if goal.keep == "best":
+            state = torch.load(best.best_model_path, map_location="cpu", weights_only=True)["state_dict"]
+        record.epochs = history.memory
         table = pd.DataFrame(history.rows)
         metrics = _summary(table, goal) | {
             "train_seconds": time.monotonic() - started,
@@ -128,7 +132,7 @@ def fit(
         }
         if torch.cuda.is_available():
             metrics["peak_gpu_memory_mb"] = torch.cuda.max_memory_allocated() / 2**20
-        return Fitted(metrics, table, state)
+        return Fitted(metrics, table, state, final)
 
 
 def forget(record: Record) -> None:

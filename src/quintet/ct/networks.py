@@ -1,0 +1,128 @@
+"""Proximity: a 2D network over groups of three slices, 3D convolutions over (feature, row, column) of all groups, an embedding.
+
+volumes [B, D, H, W] in [0, 1]
+-> groups of three slices as RGB [B D/3, 3, H, W] -> ResNet-18 without pooling and head [B D/3, F, h, w]
+-> the groups as channels [B, D/3, F, h, w] -> three 3D convolutions -> flatten -> fully connected -> embedding, length 1
+"""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from quintet.backbones import ResNet18
+from quintet.errors import InputError
+from quintet.params.ct import LEGACY_PX
+
+CHANNELS = (64, 32, 16)
+Triple = tuple[int, int, int]
+
+
+class Variant(NamedTuple):
+    """What distinguishes the published networks; None: as params say."""
+
+    kernels: tuple[Triple, Triple, Triple]
+    strides: tuple[Triple, Triple, Triple]
+    in_plane: int | None
+    units: tuple[int, int] | None
+    embedding: int | None
+
+
+VARIANTS = {
+    # Proximity100x100
+    "adaptive": Variant(((3, 3, 3), (3, 1, 1), (3, 1, 1)), ((3, 1, 1),) * 3, None, None, None),
+    # Proximity300x300
+    "legacy": Variant(((3, 3, 3), (3, 3, 3), (3, 2, 2)), ((3, 1, 1), (3, 1, 1), (3, 2, 2)), LEGACY_PX, (512, 256), 512),
+}
+
+
+class Output(NamedTuple):
+    embedding: Tensor  # [B, E], of length 1
+    scores: Tensor | None  # [B, findings] before the sigmoid, where the network classifies
+
+
+class Proximity(nn.Module):
+    """`findings`: outputs of the classification head; 0: none (trained by triplets). `chunk`: groups that go through the backbone
+    at a time, recomputed in the backward pass (0: all at once); batch norm of the backbone is frozen then, as its statistics would
+    be those of a chunk, and recomputation would update them twice."""
+
+    def __init__(
+        self, *, arch: str, input_size: Sequence[int], findings: int, width: int, units: Sequence[int], embedding: int,
+        dropout: float, chunk: int,
+    ) -> None:  # fmt: skip
+        super().__init__()
+        variant = VARIANTS[arch]
+        self.input_size: Triple = _input_size(variant, input_size)
+        depth, rows, columns = self.input_size
+        self.chunk, self.frozen = chunk, chunk > 0
+        self.backbone = ResNet18(width)
+        sizes = [(depth // 3, *CHANNELS)[i : i + 2] for i in range(3)]
+        self.volume = nn.Sequential()
+        for (inputs, outputs), kernel, stride in zip(sizes, variant.kernels, variant.strides, strict=True):
+            self.volume.extend([nn.Conv3d(inputs, outputs, kernel, stride), nn.BatchNorm3d(outputs), nn.ReLU(inplace=True)])
+        shape = (self.backbone.channels[-1], -(-rows // 32), -(-columns // 32))
+        flat = CHANNELS[-1]
+        for side, *axis in zip(shape, *(zip(*variant.kernels, strict=True), zip(*variant.strides, strict=True)), strict=True):
+            flat *= _left(side, *axis)
+        if flat < 1:
+            raise InputError(f"input_size={list(self.input_size)} with width={width} leaves nothing after the 3D convolutions")
+        units = variant.units or units
+        sides = [flat, min(units[0], flat), units[1]]
+        self.layers = nn.Sequential(nn.Flatten())
+        for inputs, outputs in zip(sides, sides[1:], strict=False):
+            self.layers.extend([nn.Linear(inputs, outputs), nn.ReLU(inplace=True), nn.Dropout(dropout)])
+        self.embed = nn.Linear(sides[-1], variant.embedding or embedding)
+        self.head = (
+            nn.Sequential(nn.ReLU(), nn.Dropout(dropout), nn.Linear(self.embed.out_features, findings)) if findings else None
+        )
+
+    def forward(self, volumes: Tensor) -> Output:
+        batch, depth = volumes.shape[:2]
+        groups = volumes.reshape(batch * depth // 3, 3, *volumes.shape[2:]).contiguous(memory_format=torch.channels_last)
+        features = self.encode(groups)
+        x = features.reshape(batch, depth // 3, *features.shape[1:]).contiguous()
+        x = self.embed(self.layers(self.volume(x)))
+        return Output(F.normalize(x.float(), dim=1), self.head(x) if self.head else None)
+
+    def encode(self, groups: Tensor) -> Tensor:
+        """`[G, 3, H, W]` -> `[G, F, h, w]`."""
+        if not self.chunk:
+            return self._last(groups)
+        parts = groups.split(self.chunk)
+        if not (self.training and torch.is_grad_enabled()):
+            return torch.cat([self._last(part) for part in parts])
+        return torch.cat([checkpoint(self._last, part, use_reentrant=False) for part in parts])
+
+    def _last(self, groups: Tensor) -> Tensor:
+        return self.backbone(groups)[-1]
+
+    def train(self, mode: bool = True) -> "Proximity":
+        super().train(mode)
+        if self.frozen:
+            for module in self.backbone.modules():
+                if isinstance(module, nn.BatchNorm2d):
+                    module.eval()
+        return self
+
+
+def _input_size(variant: Variant, size: Sequence[int]) -> Triple:
+    depth, rows, columns = size
+    return (depth, variant.in_plane or rows, variant.in_plane or columns)
+
+
+def _left(side: int, kernels: Sequence[int], strides: Sequence[int]) -> int:
+    """What convolutions without padding leave of a side."""
+    for kernel, stride in zip(kernels, strides, strict=True):
+        side = (side - kernel) // stride + 1
+    return max(side, 0)
+
+
+def see(volumes: Tensor, size: Triple) -> Tensor:
+    """Stored volumes `[B, S, S, S]` uint8 -> what the network sees, `[B, D, H, W]` in [0, 1], on their device."""
+    x = volumes[:, None].float().div_(255)
+    if tuple(volumes.shape[1:]) != size:
+        x = F.interpolate(x, size=size, mode="trilinear", align_corners=False)
+    return x[:, 0]

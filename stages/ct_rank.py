@@ -1,0 +1,22 @@
+"""Rank configurations and baselines: ranking.csv, .md, .html and figures.
+
+python stages/ct_rank.py --sweep runs/ct/sweep --baselines runs/ct/baselines --out runs/ct/rank --report reports/ct/ranking
+"""
+
+from pathlib import Path
+
+from quintet.params import Params
+from quintet.stage import stage
+
+
+def main(params: Params, sweep: Path, baselines: Path, out: Path, report: Path) -> str:
+    from quintet.ct.comparison import compare
+    from quintet.tracking import upload
+
+    verdict = compare(params, sweep, baselines, out, report)
+    upload(out)
+    return verdict
+
+
+if __name__ == "__main__":
+    stage(main, needs="quintet.ct.comparison")

@@ -1,0 +1,23 @@
+"""Draw chest phantoms as DICOM series and NIfTI files.
+
+python stages/ct_synthesize.py --out data/synthetic/ct
+"""
+
+from pathlib import Path
+
+from quintet.params import Params
+from quintet.stage import stage
+
+
+def main(params: Params, out: Path) -> str:
+    from joblib import cpu_count
+
+    from quintet.ct.synthetic import synthesize
+
+    how = params.ct.synthetic
+    synthesize(out, scans=how.scans, matrix=how.matrix, seed=how.seed, workers=params.compute.threads or cpu_count())
+    return f"{how.scans} studies in {out}"
+
+
+if __name__ == "__main__":
+    stage(main, needs="quintet.ct.synthetic")
