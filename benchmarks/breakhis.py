@@ -11,9 +11,6 @@ turns, medians over the rounds are compared. Then training steps and evaluation,
 
 import argparse
 import json
-import statistics
-import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -25,6 +22,7 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
+from turns import take_turns
 
 from quintet.breakhis import data
 from quintet.breakhis.augmentation import Augmentation
@@ -131,19 +129,6 @@ def network(options: argparse.Namespace, batch: dict[str, Any], how: BreakHis) -
     return advance
 
 
-def run(variants: tuple[str, ...], options: argparse.Namespace) -> dict[str, dict[str, float]]:
-    """Let the variants take turns; the median of each figure."""
-    found: dict[str, list[dict[str, float]]] = {name: [] for name in variants}
-    for _ in range(options.rounds):
-        for name in variants:
-            command = [sys.executable, __file__, "--variant", name]
-            for key in ("raw", "prepared", "seconds", "size", "batch", "backbone"):
-                command += [f"--{key}", str(getattr(options, key))]
-            done = subprocess.run(command, capture_output=True, text=True, check=True)
-            found[name].append(json.loads(done.stdout.splitlines()[-1]))
-    return {name: {key: statistics.median(r[key] for r in rows) for key in rows[0]} for name, rows in found.items()}
-
-
 def show(title: str, results: dict[str, dict[str, float]]) -> None:
     print(f"\n{title}\n{'variant':24} {'samples/s':>10} {'peak MiB':>9}")
     for name, row in results.items():
@@ -175,14 +160,15 @@ def main() -> None:
         data.prepare(Path(options.raw), Path(options.prepared), how)
         print(f"quadruples of {options.size} px, batch {options.batch}, one process, {torch.get_num_threads()} threads, "
               f"automatic precision here: {resolve_precision('auto', 'cpu')}")  # fmt: skip
-        inputs = run(INPUTS, options)
+        shared = {key: getattr(options, key) for key in ("raw", "prepared", "seconds", "size", "batch", "backbone")}
+        inputs = take_turns(__file__, INPUTS, shared, rounds=options.rounds)
         show("Input path", inputs)
         speed = {name: row["samples_per_s"] for name, row in inputs.items()}
         share = {kind: speed[f"{kind}-augmented"] / speed["augmentation-alone"] for kind in ("cached", "decoding")}
         print(f"without augmentation ours is {speed['cached'] / speed['decoding']:.1f}x, with the same one "
               f"{speed['cached-augmented'] / speed['decoding-augmented']:.2f}x; augmentation is {100 * share['cached']:.0f} % of "
               f"our time then and {100 * share['decoding']:.0f} % of the peer's")  # fmt: skip
-        found = run(NETWORK, options)
+        found = take_turns(__file__, NETWORK, shared, rounds=options.rounds)
         show(f"MMNet with {options.backbone}", found)
         for kind in ("train", "evaluate"):
             ratio = found[f"{kind}-bf16"]["samples_per_s"] / found[f"{kind}-float32"]["samples_per_s"]

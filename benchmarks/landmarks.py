@@ -9,9 +9,6 @@ that peak memory is its own), the variants take turns, and medians over the roun
 
 import argparse
 import json
-import statistics
-import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -22,6 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
+from turns import take_turns
 
 from quintet.landmarks import data
 from quintet.landmarks.anatomy import SWAPPED
@@ -164,19 +162,6 @@ def training_step(options: argparse.Namespace, source: Iterator[tuple[Tensor, Te
     return step
 
 
-def run(part: str, variants: tuple[str, ...], options: argparse.Namespace) -> dict[str, dict[str, float]]:
-    """Let the variants take turns; the median of each figure."""
-    found: dict[str, list[dict[str, float]]] = {name: [] for name in variants}
-    for _ in range(options.rounds):
-        for name in variants:
-            command = [sys.executable, __file__, "--part", part, "--variant", name]
-            for key in ("raw", "prepared", "seconds", "arch", "size", "batch"):
-                command += [f"--{key}", str(getattr(options, key))]
-            done = subprocess.run(command, capture_output=True, text=True, check=True)
-            found[name].append(json.loads(done.stdout.splitlines()[-1]))
-    return {name: {key: statistics.median(r[key] for r in rows) for key in rows[0]} for name, rows in found.items()}
-
-
 def show(title: str, results: dict[str, dict[str, float]]) -> None:
     print(f"\n{title}\n{'variant':28} {'images/s':>9} {'ours is':>9} {'peak MiB':>9}")
     ours = results["ours"]["images_per_s"]
@@ -213,8 +198,9 @@ def main() -> None:
         )
         print(f"{options.arch}, {options.size} px, batch {options.batch}, {torch.get_num_threads()} threads, "
               f"automatic precision here: {resolve_precision('auto', 'cpu')}")  # fmt: skip
-        show("Input path alone", run("input", INPUTS, options))
-        steps = run("step", STEPS, options)
+        shared = {key: getattr(options, key) for key in ("raw", "prepared", "seconds", "arch", "size", "batch")}
+        show("Input path alone", take_turns(__file__, INPUTS, shared | {"part": "input"}, rounds=options.rounds))
+        steps = take_turns(__file__, STEPS, shared | {"part": "step"}, rounds=options.rounds)
         show("Whole training step", steps)
         speed = {name: row["images_per_s"] for name, row in steps.items()}
         print(f"share of precision, layout and optimiser: {speed['ours'] / speed['ours-float32-nchw']:.2f}x; of the input path: "

@@ -35,7 +35,7 @@ def write_data_page(page: Path, data: Prepared, skipped: list[str], params: Ct) 
             Section("One study of each set", "Middle slices as the networks' input is stored.", figures=[samples]),
             Section("Patients with several studies", "", _repeats(index)),
             Section("Acquisition", "As the files say; voxel sizes are slices x rows x columns, mm.", _acquisition(index)),
-            Section("Intensities", f"Stored values: 0 is {params.window[0]:g} HU or less, 255 is {params.window[1]:g} HU or more.",
+            Section("Intensities", f"Stored values: 0 is {params.window[0]:g} HU or less, 255 {params.window[1]:g} HU or more.",
                     figures=[intensities]),
         ]  # fmt: skip
         if skipped:
@@ -60,8 +60,9 @@ def _sets(data: Prepared) -> pd.DataFrame:
 def _split_text(index: pd.DataFrame, params: Ct) -> str:
     whose = "by patient, stratified by the label set of the first study" if params.split == "grouped" else f"from {params.split}"
     return (
-        f"Split {whose}; a patient stands in one part. Chance of relevance: the share of pairs of different patients whose findings "
-        f"have a Jaccard similarity above 0. {int(index['train_eval'].sum())} training studies are also measured after each epoch."
+        f"Split {whose}; a patient stands in one part. Chance of relevance: the share of pairs of different patients whose "
+        f"findings have a Jaccard similarity above 0. {int(index['train_eval'].sum())} training studies are also measured after "
+        "each epoch."
     )
 
 
@@ -103,7 +104,7 @@ def _samples(path: Path, data: Prepared) -> None:
 
 def _intensities(path: Path, data: Prepared, params: Ct) -> None:
     figure, axis = new_figure(8, 3.2)
-    edges = np.linspace(*params.window, 65)
+    edges = np.linspace(params.window[0], params.window[1], 65)
     for name, own in data.index.groupby(_names(data).to_numpy()):
         chosen = own.index[:: max(1, len(own) // SAMPLES)]
         counts = sum(np.bincount(data.volumes[row].ravel(), minlength=256)[4:].reshape(63, 4).sum(1) for row in chosen)

@@ -9,7 +9,8 @@ from quintet.params.ct import CtAugment
 
 
 class Augmentation(nn.Module):
-    """Stored cubes `[B, S, S, S]` uint8 -> what the network sees, `[B, D, H, W]` in [0, 1], some turned and scaled, some with noise.
+    """Stored cubes `[B, S, S, S]` uint8 -> what the network sees, `[B, D, H, W]` in [0, 1], some turned and scaled, some with
+    noise.
 
     Turning and resizing are one interpolation, in the cube, whose voxels have equal sides (the network's need not). What lies
     outside of a turned cube is 0, the window's lower end.

@@ -21,7 +21,8 @@ def random(data: Prepared, rows: NDArray[np.int64]) -> Similarity:
 
 @BASELINES.register
 def prior(data: Prepared, rows: NDArray[np.int64]) -> Similarity:
-    """The same answer to everybody: first the scans whose findings are relevant to most of the training scans. It reads the labels
+    """The same answer to everybody: first the scans whose findings are relevant to most of the training scans. It reads the
+    labels
     of the scans it ranks and never looks at the query: the best that can be done without looking."""
     relevant = jaccard(data.labels[rows], data.labels[data.rows("train")]) > 0
     return np.broadcast_to(relevant.mean(1).astype(np.float32), (len(rows), len(rows)))

@@ -26,7 +26,8 @@ finding with the query, or like it has none (Jaccard similarity above 0); gain: 
 min(k, relevant scans). Equal similarities share their places: every metric is its expectation over their orders.
 
 random: any order (expected values). prior: to everybody the scans first that are relevant to most training scans; it reads the
-labels of the gallery and never looks at the query, which is more than a lab without labels could do. histogram: 1-norm of intensity
+labels of the gallery and never looks at the query, which is more than a lab without labels could do. histogram: 1-norm of
+intensity
 histograms."""
 
 
@@ -106,7 +107,8 @@ def _by_k(found: pd.DataFrame) -> pd.DataFrame:
 
 
 FINDINGS = """F1: from the votes of the nearest scans (half or more of them have the finding); head: from the network's own
-classification. mAP@5 of the queries that have a finding, and of those that have none. Hubness: skewness of how often a scan is among
+classification. mAP@5 of the queries that have a finding, and of those that have none. Hubness: skewness of how often a scan is
+among
 the 10 nearest of others."""
 
 

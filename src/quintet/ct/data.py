@@ -1,6 +1,7 @@
 """Raw studies -> one cube of uint8 each, with labels and split.
 
-Prepared: volumes.npy `[N, size, size, size]` uint8 (memory-mapped at training), index.csv (one row a study: study, patient, split,
+Prepared: volumes.npy `[N, size, size, size]` uint8 (memory-mapped at training), index.csv (one row a study: study, patient,
+split,
 train_eval, the findings, what its file says), split.csv (study, split).
 """
 
@@ -19,7 +20,7 @@ from joblib import Parallel, delayed
 from numpy.typing import NDArray
 
 from quintet import splits
-from quintet.ct.raw import Labels, find_studies, fingerprint, hash_of, match, open_scan, read_cube, read_labels
+from quintet.ct.raw import find_studies, fingerprint, hash_of, match, read_cube, read_labels
 from quintet.errors import InputError, Problems
 from quintet.files import refuse_overlap, repository_root, whole_folder
 from quintet.params import Ct
@@ -180,7 +181,8 @@ def _move_rows(source: Path, target: Path, rows: list[int]) -> None:
 
 
 def make_split(table: pd.DataFrame, params: Ct) -> pd.DataFrame:
-    """`table` (study, patient, findings) with the columns split and train_eval. Patients stay together; their strata are the label
+    """`table` (study, patient, findings) with the columns split and train_eval. Patients stay together; their strata are the
+    label
     sets of their first scans."""
     findings = [name for name in table if name not in ("study", "patient")]
     patients = list(table["patient"])

@@ -25,7 +25,8 @@ def scans_of(data: Prepared, rows: NDArray[np.int64]) -> Scans:
 
 
 def read_vectors(path: Path, names: NDArray[np.str_]) -> NDArray[np.float32]:
-    """Embeddings from elsewhere, `[N, E]` in the order of `names`: a .npz with `id` and `vector`, or a .parquet with a column `id`
+    """Embeddings from elsewhere, `[N, E]` in the order of `names`: a .npz with `id` and `vector`, or a .parquet with a column
+    `id`
     and either a column `vector` of lists or one column a dimension. Further ids are ignored; a missing one is an error."""
     path = Path(path)
     if not path.is_file():
@@ -68,7 +69,8 @@ def by_query(found: Retrieved, scans: Scans, probability: NDArray[np.floating[An
 
 
 def summary(table: pd.DataFrame, findings: list[str]) -> dict[str, float]:
-    """Means over queries; F1 of the votes and, where the network classifies, of its head; mAP@5 of the queries with each finding."""
+    """Means over queries; F1 of the votes and, where the network classifies, of its head; mAP@5 of the queries with each
+    finding."""
     true = table[[f"true/{name}" for name in findings]].to_numpy()
     metrics = {f"m{name}" if name.startswith("ap_") else name: table[name].mean() for name in table.filter(regex="_at_")}
     metrics |= f1_scores(table[[f"vote/{name}" for name in findings]].to_numpy() >= 0.5, true, findings)
@@ -86,7 +88,8 @@ def summary(table: pd.DataFrame, findings: list[str]) -> dict[str, float]:
 
 def evaluate(
     similarity: NDArray[np.floating[Any]], scans: Scans, *, neighbours: int, record: Record, out: Path,
-    probability: NDArray[np.floating[Any]] | None = None, vectors: NDArray[np.floating[Any]] | None = None, model: Path | None = None,
+    probability: NDArray[np.floating[Any]] | None = None, vectors: NDArray[np.floating[Any]] | None = None, model: Path | None =
+    None,
     hubs: bool = True,
 ) -> dict[str, float]:  # fmt: skip
     """Measure how N scans retrieve each other, `similarity` `[N, N]`; writes `out` = {cases.csv, neighbours.csv, metrics.json,

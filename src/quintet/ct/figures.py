@@ -17,7 +17,8 @@ SHOWN = {"precision": "P@k", "recall": "R@k", "ap": "mAP@k", "ndcg": "NDCG@k", "
 
 
 def draw_all(
-    folder: Path, table: pd.DataFrame, findings: Sequence[str], *, similarity: NDArray[np.floating[Any]], scans: Scans, title: str,
+    folder: Path, table: pd.DataFrame, findings: Sequence[str], *, similarity: NDArray[np.floating[Any]], scans: Scans, title:
+    str,
     model: Path | None,
 ) -> None:  # fmt: skip
     """Of any similarity: metrics by k, precision and recall by finding, what separates relevant from other scans; with `model`

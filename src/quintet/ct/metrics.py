@@ -89,7 +89,7 @@ def retrieve(similarity: NDArray[np.floating[Any]], scans: Scans, *, ks: Sequenc
     kind = torch.from_numpy(own.ravel())
     patients = torch.from_numpy(np.unique(scans.patients, return_inverse=True)[1])
     labels = torch.from_numpy(np.asarray(scans.labels, np.float32))
-    scores = torch.from_numpy(np.asarray(similarity, np.float32)).mul(DECIMALS).round_()
+    scores = torch.from_numpy(np.array(similarity, np.float32)).mul_(DECIMALS).round_()
     parts = [
         _chunk(scores[start : start + CHUNK], kind[start : start + CHUNK], patients[start : start + CHUNK], kind, patients,
                gains, labels, ks, neighbours)
@@ -174,7 +174,8 @@ class _Ties:
 
 
 def hubness(nearest: NDArray[np.int64], count: int, k: int = 10) -> float:
-    """Skewness of how often each of `count` scans is among the k nearest of another (Radovanovic et al. 2010, JMLR 11:2487); large
+    """Skewness of how often each of `count` scans is among the k nearest of another (Radovanovic et al. 2010, JMLR 11:2487);
+    large
     where a few scans are everybody's neighbours."""
     listed = nearest[:, :k].ravel()
     occurrences = np.bincount(listed[listed >= 0], minlength=count)

@@ -51,6 +51,8 @@ class RetrievalModule(L.LightningModule):
     """`parts`: the rows (of the prepared data) whose embeddings are measured after every epoch, by name; `scans`: what is known
     of each."""
 
+    seen: Tensor
+
     def __init__(
         self, net: Proximity, config: CtConfig, shared: Ct, data: Prepared, *, steps: int, debug: bool = False
     ) -> None:  # fmt: skip
@@ -80,17 +82,17 @@ class RetrievalModule(L.LightningModule):
         return loss
 
     def on_validation_epoch_start(self) -> None:
-        self.seen.zero_()  # type: ignore[operator]
+        self.seen.zero_()
 
     def validation_step(self, batch: dict[str, Any], batch_idx: int) -> None:
         out = self.net(see(batch["volumes"], self.net.input_size))
         scores = out.scores if out.scores is not None else out.embedding.new_zeros(len(out.embedding), len(self.findings))
-        self.seen[batch["rows"]] = torch.cat([out.embedding, scores.float()], 1)  # type: ignore[index]
+        self.seen[batch["rows"]] = torch.cat([out.embedding, scores.float()], 1)
 
     def on_validation_epoch_end(self) -> None:
         """Second phase: the embeddings of validation and of some training scans, without augmentation, as retrieval sees them."""
-        seen: Any = self.all_gather(self.seen)  # type: ignore[arg-type]
-        seen = seen.reshape(-1, *self.seen.shape)  # type: ignore[operator]
+        seen: Any = self.all_gather(self.seen)
+        seen = seen.reshape(-1, *self.seen.shape)
         # a scan that several ranks saw is the same in each
         seen = seen.gather(0, seen.abs().sum(2, keepdim=True).argmax(0, keepdim=True).expand(1, *seen.shape[1:]))[0].cpu()
         if not torch.isfinite(seen).all():
@@ -102,7 +104,7 @@ class RetrievalModule(L.LightningModule):
             found = retrieve(cosine(embedding.numpy()), scans, neighbours=self.shared.neighbours)
             p = scores.sigmoid().numpy() if classifies else found.votes
             f1 = f1_scores(p >= 0.5, scans.labels, scans.findings)
-            values = {f"map_at_{k}": np.nanmean(found.metrics[f"ap_at_{k}"]) for k in (5, 10)}
+            values: dict[str, Any] = {f"map_at_{k}": np.nanmean(found.metrics[f"ap_at_{k}"]) for k in (5, 10)}
             values |= {"ndcg_at_10": np.nanmean(found.metrics["ndcg_at_10"]), "micro_f1": f1["micro_f1"]}
             if name == "valid":
                 values["choice"] = values["micro_f1"] + TIE * values["map_at_5"]

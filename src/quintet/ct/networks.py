@@ -6,6 +6,7 @@ volumes [B, D, H, W] in [0, 1]
 """
 
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import NamedTuple
 
 import torch
@@ -17,6 +18,7 @@ from quintet.backbones import ResNet18
 from quintet.errors import InputError
 from quintet.params.ct import LEGACY_PX
 
+SCALE = 2.0  # of the unit vectors in front of the head
 CHANNELS = (64, 32, 16)
 Triple = tuple[int, int, int]
 
@@ -46,7 +48,7 @@ class Output(NamedTuple):
 
 class Proximity(nn.Module):
     """`findings`: outputs of the classification head; 0: none (trained by triplets). `chunk`: groups that go through the backbone
-    at a time, recomputed in the backward pass (0: all at once); batch norm of the backbone is frozen then, as its statistics would
+    at a time, recomputed in the backward pass (0: all at once); the backbone's batch norm is frozen then, as its statistics would
     be those of a chunk, and recomputation would update them twice."""
 
     def __init__(
@@ -72,12 +74,12 @@ class Proximity(nn.Module):
         units = variant.units or units
         sides = [flat, min(units[0], flat), units[1]]
         self.layers = nn.Sequential(nn.Flatten())
-        for inputs, outputs in zip(sides, sides[1:], strict=False):
+        for inputs, outputs in pairwise(sides):
             self.layers.extend([nn.Linear(inputs, outputs), nn.ReLU(inplace=True), nn.Dropout(dropout)])
         self.embed = nn.Linear(sides[-1], variant.embedding or embedding)
-        self.head = (
-            nn.Sequential(nn.ReLU(), nn.Dropout(dropout), nn.Linear(self.embed.out_features, findings)) if findings else None
-        )
+        # The head reads the unit vector that retrieval compares: near scans get near scores, and scores stay where F1, whose
+        # gradient vanishes at 0 and 1, can still move them before the network has learnt.
+        self.head = nn.Linear(self.embed.out_features, findings) if findings else None
 
     def forward(self, volumes: Tensor) -> Output:
         batch, depth = volumes.shape[:2]
@@ -85,7 +87,8 @@ class Proximity(nn.Module):
         features = self.encode(groups)
         x = features.reshape(batch, depth // 3, *features.shape[1:]).contiguous()
         x = self.embed(self.layers(self.volume(x)))
-        return Output(F.normalize(x.float(), dim=1), self.head(x) if self.head else None)
+        embedding = F.normalize(x.float(), dim=1)
+        return Output(embedding, self.head(embedding * SCALE) if self.head else None)
 
     def encode(self, groups: Tensor) -> Tensor:
         """`[G, 3, H, W]` -> `[G, F, h, w]`."""

@@ -95,7 +95,8 @@ def joined(models: Sequence[Model], cubes: Cubes) -> Embedded:
     found = [model(cubes) for model in models]
     vectors = np.concatenate([one.vectors for one in found], 1) / np.float32(np.sqrt(len(found)))
     heads = [one.probability for one in found if one.probability is not None]
-    return Embedded(vectors, np.mean(heads, 0) if len(heads) == len(found) else None)
+    mean = np.mean(heads, 0).astype(np.float32) if len(heads) == len(found) else None
+    return Embedded(vectors.astype(np.float32), mean)
 
 
 def embed_studies(

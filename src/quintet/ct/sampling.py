@@ -14,7 +14,8 @@ from quintet.training.batches import world
 class BalancedBatches(Sampler[list[int]]):
     """`classes` label sets x `samples` scans of each; a function of (seed, epoch) alone.
 
-    A scan of a set is not drawn again before all of its set were; an epoch has as many batches as would hold every scan once. Under
+    A scan of a set is not drawn again before all of its set were; an epoch has as many batches as would hold every scan once.
+    Under
     DDP each rank takes every n-th batch.
     """
 
@@ -28,7 +29,7 @@ class BalancedBatches(Sampler[list[int]]):
         self.apart = [others[others != k] for k, others in enumerate(self.apart)]
         self.first = [k for k in range(len(sets)) if self._batch_from(k, classes, np.random.default_rng(0)) is not None]
         if not self.first:
-            raise InputError(f"no {classes} label sets of the training scans share no finding, which a triplet batch needs; lower "
+            raise InputError(f"no {classes} label sets of the training scans share no finding, as a triplet batch needs; lower "
                              "ct.classes or use objective=micro_f1")  # fmt: skip
         self.classes, self.samples, self.seed, self.epoch = classes, samples, seed, 0
         self.count = math.ceil(len(rows) / (classes * samples))

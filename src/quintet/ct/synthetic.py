@@ -6,6 +6,7 @@ the usual ranges (nodules under 30 mm, air-filled cysts with thin walls, consoli
 glossary, Hansell et al. 2008, doi:10.1148/radiol.2462070712).
 """
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -50,7 +51,7 @@ class Patient:
         depth = width * float(rng.uniform(0.66, 0.78))
         lung = (0.36 * width * float(rng.uniform(0.93, 1.07)), 0.74 * depth, float(rng.uniform(115, 140)))
         return Patient((width, depth), float(rng.uniform(8, 24)), lung, float(rng.uniform(44, 60)), float(rng.uniform(-105, -85)),
-                       float(rng.normal(-720, 18)), int(rng.integers(26, 42)), int(rng.integers(2**31)))  # fmt: skip
+                       float(rng.normal(-670, 15)), int(rng.integers(26, 42)), int(rng.integers(2**31)))  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -69,25 +70,27 @@ class Space:
     def grid(self) -> tuple[Floats, Floats, Floats]:
         return self.z[:, None, None], self.y[None, :, None], self.x[None, None, :]
 
-    def ball(self, centre: tuple[float, float, float], radius: float) -> tuple[tuple[slice, slice, slice], Floats]:
+    def ball(self, centre: Sequence[float], radius: float) -> tuple[tuple[slice, ...], Floats]:
         """Where a ball lies, and how much of each voxel there it fills (0 to 1, softened over a voxel)."""
         reach = radius + max(self.spacing_mm)
-        where = tuple(slice(*np.searchsorted(axis, (c - reach, c + reach))) for axis, c in zip((self.z, self.y, self.x), centre))
-        z, y, x = (axis[w] - c for axis, w, c in zip((self.z, self.y, self.x), where, centre))
+        where = tuple(
+            slice(*np.searchsorted(axis, (c - reach, c + reach)))
+            for axis, c in zip((self.z, self.y, self.x), centre, strict=True)
+        )
+        z, y, x = (axis[w] - c for axis, w, c in zip((self.z, self.y, self.x), where, centre, strict=True))
         distance = np.sqrt(z[:, None, None] ** 2 + y[None, :, None] ** 2 + x[None, None, :] ** 2)
-        return where, np.clip(0.5 + (radius - distance) / np.mean(self.spacing_mm), 0, 1).astype(np.float32)  # type: ignore[return-value]
+        return where, np.clip(0.5 + (radius - distance) / np.mean(self.spacing_mm), 0, 1).astype(np.float32)
 
 
 def draw_scan(patient: Patient, findings: tuple[int, ...], space: Space, rng: np.random.Generator) -> NDArray[np.int16]:
     """Hounsfield units `[Z, Y, X]` of one scan; `findings` 0 or 1 for each of FINDINGS."""
-    z, y, x = space.grid
     hu, lungs = _anatomy(patient, space)
     own = np.random.default_rng(patient.seed)
     _vessels(hu, lungs, space, patient, own)
     consolidation, nodules, cysts = findings
     places = _places(lungs, space, rng)
     if cysts:
-        for centre in places(int(rng.integers(16, 31))):
+        for centre in places(int(rng.integers(20, 36))):
             radius = float(rng.uniform(14, 28))
             _paint(hu, lungs, space, centre, radius + 2, -550)
             _paint(hu, lungs, space, centre, radius, -990)
@@ -128,13 +131,13 @@ def _anatomy(patient: Patient, space: Space) -> tuple[Floats, Floats]:
         ((0.0, -0.62 * depth), 17.0, 0.8 * BONE, -np.inf), ((-14.0, -0.38 * depth), 12.0, BLOOD, -np.inf),
         ((0.0, -0.12 * depth), 8.5, AIR, 15.0),
     ):  # fmt: skip  # spine, aorta, windpipe
-        tube = np.sqrt((y - centre[0 + 1]) ** 2 + (x - centre[0]) ** 2)
+        tube = np.sqrt((y - centre[1]) ** 2 + (x - centre[0]) ** 2)
         share = np.clip(0.5 + (radius - tube) / space.spacing_mm[2], 0, 1) * (z > above)
         hu, lungs = hu * (1 - share) + share * value, lungs * (1 - share)
     return hu.astype(np.float32), lungs.astype(np.float32)
 
 
-def _paint(hu: Floats, lungs: Floats, space: Space, centre: tuple[float, float, float], radius: float, value: float) -> None:
+def _paint(hu: Floats, lungs: Floats, space: Space, centre: Sequence[float], radius: float, value: float) -> None:
     """A ball of one density, in the lungs only."""
     where, share = space.ball(centre, radius)
     share = share * lungs[where]
@@ -150,10 +153,10 @@ def _vessels(hu: Floats, lungs: Floats, space: Space, patient: Patient, rng: np.
             way = way / np.linalg.norm(way) + rng.normal(0, 0.22, 3)
             at = at + 11 * way / np.linalg.norm(way)
             for half in (0.0, 0.5):
-                _paint(hu, lungs, space, tuple(at - half * 11 * way), 3.8 - 0.3 * step, BLOOD)  # type: ignore[arg-type]
+                _paint(hu, lungs, space, tuple(at - half * 11 * way), 3.8 - 0.3 * step, BLOOD)
 
 
-def _places(lungs: Floats, space: Space, rng: np.random.Generator):  # type: ignore[no-untyped-def]
+def _places(lungs: Floats, space: Space, rng: np.random.Generator) -> Callable[[int], list[tuple[float, float, float]]]:
     """Draws centres inside the lungs."""
     inside = np.argwhere(lungs > 0.9)
 
@@ -208,8 +211,8 @@ def _write_study(
     if number % 4 == 3:
         write_nifti(folder / f"{name}.nii.gz", *_as_nifti(hu, (thickness, pixel, pixel), turned=number % 8 == 3))
     else:
-        write_series(folder / name, hu, (thickness, pixel, pixel), position=list(POSITIONS)[int(rng.choice(4, p=(0.7, 0.1, 0.1, 0.1)))],
-                     rng=rng, identity=f"{seed}")  # fmt: skip
+        position = list(POSITIONS)[int(rng.choice(len(POSITIONS), p=(0.7, 0.1, 0.1, 0.1)))]
+        write_series(folder / name, hu, (thickness, pixel, pixel), position=position, rng=rng, identity=f"{seed}")
 
 
 def _as_nifti(hu: NDArray[np.int16], spacing_mm: tuple[float, float, float], *, turned: bool) -> tuple[NDArray[np.int16], Grid]:

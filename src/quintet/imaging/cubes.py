@@ -89,11 +89,16 @@ def to_cube(scan: Scan, size: int, window_hu: tuple[float, float], *, threads: i
         lowest, highest = _turned(scan, cube, target_mm, window_hu)
     else:
         lowest, highest = _straight(scan, cube, target_mm, window_hu, threads)
-    if not np.isfinite(lowest + highest):
-        raise InputError("voxels are NaN or infinite; repair the file")
     if lowest == highest:
         raise InputError(f"every voxel is {lowest:g} HU; a constant volume shows nothing")
     return cube
+
+
+def _range(values: Floats) -> tuple[float, float]:
+    lowest, highest = float(values.min()), float(values.max())
+    if not np.isfinite(lowest + highest):
+        raise InputError("voxels are NaN or infinite; repair the file")
+    return lowest, highest
 
 
 def windowed(values: Floats, window_hu: tuple[float, float]) -> Cube:
@@ -117,17 +122,17 @@ def _straight(
 
     def fill(part: NDArray[np.int64]) -> tuple[float, float]:
         planes: dict[int, Floats] = {}  # the last two
-        lowest, highest = np.inf, -np.inf
+        ranges = [(np.inf, -np.inf)]
         for i in part:
             low, high, share = int(z.low[i]), int(z.high[i]), z.share[i]
             for block in (low, high):
                 if block not in planes:
                     planes = {k: v for k, v in planes.items() if k >= low}
                     planes[block] = _averaged(scan.plane, block, z.block, y, x)
-                    lowest, highest = min(lowest, float(planes[block].min())), max(highest, float(planes[block].max()))
+                    ranges.append(_range(planes[block]))
             plane = planes[low] if share == 0 else _between(planes[low], planes[high], share)
             view[z.inside[i], rows, columns] = windowed(plane, window_hu)
-        return lowest, highest
+        return min(low for low, _ in ranges), max(high for _, high in ranges)
 
     with ThreadPoolExecutor(threads) as pool:  # NumPy computes outside the interpreter's lock
         lows, highs = zip(*pool.map(fill, np.array_split(np.arange(len(z.inside)), threads)), strict=True)
@@ -176,5 +181,6 @@ def _turned(scan: Scan, cube: Cube, target_mm: float, window_hu: tuple[float, fl
     matrix = (to_file[:3, :3] * target_mm)[::-1, ::-1]
     start = nib.affines.apply_affine(to_file, middle_mm - (size - 1) / 2 * target_mm)[::-1]
     values = affine_transform(volume, matrix, start, (size,) * 3, order=1, mode="constant", cval=window_hu[0])
+    seen = _range(volume)
     cube[:] = windowed(values, window_hu)
-    return float(volume.min()), float(volume.max())
+    return seen

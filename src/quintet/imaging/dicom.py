@@ -77,7 +77,7 @@ def read_series(folder: Path) -> Series:
     along_row, along_column = np.array(first["ImageOrientationPatient"], float).reshape(2, 3)
     normal = np.cross(along_row, along_column)
     if abs(np.linalg.norm(normal) - 1) > 1e-2 or abs(along_row @ along_column) > 1e-2:
-        raise InputError(f"{slices[0].path}: ImageOrientationPatient {[*along_row, *along_column]} are no two directions")
+        raise InputError(f"{slices[0].path}: ImageOrientationPatient holds no two directions; export the series again")
     slices.sort(key=lambda one: float(one.position_mm @ normal))
     step = _step(folder, slices, normal)
     row_mm, column_mm = (float(v) for v in first["PixelSpacing"])  # between rows, between columns
@@ -167,7 +167,7 @@ def _refuse_mixed(folder: Path, slices: list[Slice]) -> None:
         examples = ", ".join(f"{len(paths)} file(s) like {paths[0].name}" for paths in series.values())
         raise InputError(f"{folder}: {len(series)} series in one folder ({examples}); give each a folder of its own")
     if len(slices) < FEWEST:
-        raise InputError(f"{folder}: {len(slices)} slice(s), at least {FEWEST} make a volume")
+        raise InputError(f"{folder}: {len(slices)} slice(s), at least {FEWEST} make a volume; copy all of them")
     for tag in SAME:
         values = [_rounded(one.tags[tag]) for one in slices]
         usual = Counter(values).most_common(1)[0][0]

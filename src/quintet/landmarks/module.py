@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from quintet.backbones import NOT_BACKBONE, RESNET18_URL
 from quintet.errors import InputError
 from quintet.files import whole_folder
-from quintet.backbones import NOT_BACKBONE, RESNET18_URL
 from quintet.landmarks.anatomy import PIXELS
 from quintet.landmarks.augmentation import augment
 from quintet.landmarks.data import Prepared

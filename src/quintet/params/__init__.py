@@ -11,13 +11,14 @@ from pydantic import ValidationError
 
 from quintet.errors import InputError
 from quintet.params.breakhis import BreakHis, BreakHisChoice, BreakHisConfig
-from quintet.params.ct import Ct, CtChoice, CtConfig
 from quintet.params.common import AdamCosine, Compute, Optimisation, RankingParams, Section
+from quintet.params.ct import Ct, CtChoice, CtConfig
 from quintet.params.landmarks import Landmarks, LandmarksChoice, LandmarksConfig, predecessor
 from quintet.params.perfusion import Perfusion, PerfusionChoice, PerfusionConfig
 
 __all__ = [
-    "AdamCosine", "BreakHis", "BreakHisChoice", "BreakHisConfig", "Compute", "Ct", "CtChoice", "CtConfig", "Landmarks", "LandmarksChoice",
+    "AdamCosine", "BreakHis", "BreakHisChoice", "BreakHisConfig", "Compute", "Ct", "CtChoice", "CtConfig", "Landmarks",
+    "LandmarksChoice",
     "LandmarksConfig", "Optimisation", "Params", "Perfusion", "PerfusionChoice", "PerfusionConfig", "load", "parse",
     "predecessor",
 ]  # fmt: skip

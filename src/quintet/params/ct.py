@@ -104,7 +104,7 @@ class Ct(CtChoice, AdamCosine):
         self.sweep.check(self.configs)
         check_names(self.external)
         for name in self.configs | self.external:
-            if name in BASELINES or name in self.external and name in self.configs:
+            if name in BASELINES or (name in self.external and name in self.configs):
                 raise ValueError(f"{name!r} is the name of a baseline or of two entries of configs and external; rename it")
         for name, path in self.external.items():
             if not path.endswith((".npz", ".parquet")):

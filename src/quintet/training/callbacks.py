@@ -28,7 +28,8 @@ class Reseed(Callback):
 
 
 class History(Callback):
-    """Metrics and peak memory per epoch: kept in the checkpoint (so that a resumed run has them all), mirrored live, printed where no bar is."""
+    """Metrics and peak memory per epoch: kept in the checkpoint (so that a resumed run has them all), mirrored live, printed
+    where no bar is."""
 
     def __init__(self, record: Record) -> None:
         self.record = record

@@ -1,0 +1,269 @@
+"""The CT study against its peers, side by side in one run.
+
+    pip install -c constraints.txt torchio SimpleITK
+    python benchmarks/ct.py [--part dicom|metrics|input|memory] [--rounds 3]
+
+dicom: one series of 300 slices of 512 x 512 to 270^3 uint8: ours, a MONAI pipeline (pydicom reader) and a SimpleITK one, with the
+mean absolute difference of what they give in grey levels, and peak memory above that after the imports, in int16 volumes of it.
+metrics: all retrieval metrics of 2,156 queries x 2,156 scans against a loop over queries. input: stored voxels a second of the
+training input path (read, turn, resize, noise) against torchio transforms on each sample. memory: one training step of both
+networks at full scale, batch 1. Every variant runs in a process of its own, the variants take turns, medians over the rounds are
+compared. Expected: about 8 minutes.
+"""
+
+import argparse
+import json
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import psutil
+import torch
+from numpy.typing import NDArray
+from scipy.ndimage import zoom
+from turns import take_turns
+
+from quintet.params import load
+from quintet.training.hardware import peak_memory_mb
+
+SLICES, MATRIX, SIZE, WINDOW = 300, 512, 270, (-1000.0, 400.0)
+SPACING_MM = (1.0, 0.7, 0.7)
+QUERIES = 2156
+STORED, SEEN = 96, (36, 72, 72)  # the shipped scale; --full: 270 and 270 x 150 x 150
+RAW_MIB = SLICES * MATRIX**2 * 2 / 2**20
+PARTS = {
+    "dicom": ("ours", "monai", "simpleitk"), "metrics": ("ours", "loop"), "input": ("ours", "torchio"),
+    "memory": ("adaptive", "legacy"),
+}  # fmt: skip
+
+
+def write_phantom(folder: Path) -> None:
+    """A series with structure of every scale and noise, larger than any phantom of the study."""
+    from quintet.ct.synthetic import write_series
+
+    rng = np.random.default_rng(0)
+    coarse = zoom(rng.normal(size=(30, 52, 52)), 10, order=1)[:SLICES, :MATRIX, :MATRIX]
+    hu = (coarse * 400 - 300 + rng.normal(size=coarse.shape) * 30).clip(-1024, 3071).astype(np.int16)
+    write_series(folder, hu, SPACING_MM)
+
+
+def dicom_ours(series: Path) -> NDArray[np.uint8]:
+    from quintet.imaging.cubes import to_cube
+    from quintet.imaging.dicom import read_series
+
+    return to_cube(read_series(series), SIZE, WINDOW, threads=torch.get_num_threads())
+
+
+def dicom_simpleitk(series: Path) -> NDArray[np.uint8]:
+    import SimpleITK as sitk  # noqa: N813
+
+    reader = sitk.ImageSeriesReader()
+    reader.SetFileNames(reader.GetGDCMSeriesFileNames(str(series)))
+    image = reader.Execute()
+    spacing = max(n * mm for n, mm in zip(image.GetSize(), image.GetSpacing(), strict=True)) / SIZE
+    middle = np.array(image.TransformContinuousIndexToPhysicalPoint([(n - 1) / 2 for n in image.GetSize()]))
+    resample = sitk.ResampleImageFilter()
+    resample.SetSize([SIZE] * 3)
+    resample.SetOutputSpacing([spacing] * 3)
+    resample.SetOutputOrigin([float(v) for v in middle - (SIZE - 1) / 2 * spacing])
+    resample.SetInterpolator(sitk.sitkLinear)
+    resample.SetDefaultPixelValue(WINDOW[0])
+    resample.SetOutputPixelType(sitk.sitkFloat32)
+    grey = sitk.IntensityWindowing(resample.Execute(image), *WINDOW, 0, 255)
+    return np.asarray(sitk.GetArrayFromImage(sitk.Cast(grey + 0.5, sitk.sitkUInt8))[:, ::-1, ::-1])  # LPS -> RAS
+
+
+def dicom_monai(series: Path) -> NDArray[np.uint8]:
+    from monai.transforms import Compose, EnsureChannelFirst, LoadImage, ScaleIntensityRange, SpatialResample
+
+    image = Compose([LoadImage(reader="PydicomReader"), EnsureChannelFirst()])(str(series))
+    affine = np.asarray(image.affine)
+    lengths, shape = np.linalg.norm(affine[:3, :3], axis=0), np.array(image.shape[1:])
+    spacing = float((lengths * shape).max()) / SIZE
+    middle = affine[:3, :3] @ ((shape - 1) / 2) + affine[:3, 3]
+    target = np.diag([spacing] * 3 + [1.0])
+    target[:3, 3] = middle - (SIZE - 1) / 2 * spacing
+    resample: Any = SpatialResample(mode="bilinear", padding_mode="zeros", dtype=np.float32)
+    shifted = resample(image - WINDOW[0], dst_affine=target, spatial_size=(SIZE,) * 3)  # zeros are the window's lower end
+    grey: Any = ScaleIntensityRange(0, WINDOW[1] - WINDOW[0], 0, 255, clip=True)(shifted)
+    return np.asarray((grey + 0.5).to(torch.uint8))[0].transpose(2, 1, 0)
+
+
+def dicom(variant: str, options: argparse.Namespace) -> dict[str, float]:
+    read = {"ours": dicom_ours, "monai": dicom_monai, "simpleitk": dicom_simpleitk}[variant]
+    if variant == "monai":
+        import monai.transforms  # noqa: F401
+    elif variant == "simpleitk":
+        import SimpleITK  # noqa: F401
+    else:
+        import quintet.imaging.cubes
+        import quintet.imaging.dicom  # noqa: F401
+    before = psutil.Process().memory_info().rss / 2**20
+    started = time.perf_counter()
+    cube = read(Path(options.folder) / "series")
+    seconds = time.perf_counter() - started
+    memory = peak_memory_mb() - before
+    target = Path(options.folder) / "ours.npy"
+    if variant == "ours":
+        np.save(target, cube)
+    difference = float(np.abs(cube.astype(int) - np.load(target)).mean())
+    return {"seconds": seconds, "memory_volumes": memory / RAW_MIB, "grey_levels_from_ours": difference}
+
+
+def scans() -> tuple[Any, NDArray[np.float32]]:
+    from quintet.ct.metrics import Scans
+
+    rng = np.random.default_rng(0)
+    labels = (rng.random((QUERIES, 3)) < 0.35).astype(np.float32)
+    names = np.array([f"s{i}" for i in range(QUERIES)])
+    patients = np.array([f"p{i // 2}" for i in range(QUERIES)])
+    vectors = rng.normal(size=(QUERIES, 1024)).astype(np.float32) + labels.repeat(342, 1)[:, :1024]
+    return Scans(names, patients, labels, ["a", "b", "c"]), vectors
+
+
+def loop_over_queries(similarity: NDArray[np.float32], known: Any, ks: tuple[int, ...]) -> dict[str, NDArray[np.float64]]:
+    """One query after the other with NumPy, as evaluation scripts do (ties in the order of the sort)."""
+    rows = []
+    own = [frozenset(np.flatnonzero(row)) for row in known.labels]
+    table = {(a, b): len(a & b) / len(a | b) if a | b else 1.0 for a in set(own) for b in set(own)}
+    for q in range(len(own)):
+        gallery = np.flatnonzero(known.patients != known.patients[q])
+        gains = np.array([table[own[q], own[g]] for g in gallery])
+        order = gains[np.argsort(-similarity[q, gallery], kind="stable")]
+        relevant = order > 0
+        best = np.sort(gains)[::-1]
+        discount = 1 / np.log2(np.arange(2, len(order) + 2))
+        precision = relevant.cumsum() / np.arange(1, len(order) + 1)
+        row = {}
+        for k in ks:
+            row[f"precision_at_{k}"] = relevant[:k].sum() / k
+            row[f"recall_at_{k}"] = relevant[:k].sum() / relevant.sum()
+            row[f"ap_at_{k}"] = (precision * relevant)[:k].sum() / min(k, relevant.sum())
+            row[f"ndcg_at_{k}"] = (order * discount)[:k].sum() / (best * discount)[:k].sum()
+            row[f"jaccard_at_{k}"] = order[:k].sum() / k
+        rows.append(row)
+    return {name: np.array([row[name] for row in rows]) for name in rows[0]}
+
+
+def metrics(variant: str, options: argparse.Namespace) -> dict[str, float]:
+    from quintet.ct.metrics import KS, cosine, retrieve
+
+    known, vectors = scans()
+    similarity = cosine(vectors)
+    warm = 2 if variant == "ours" else 0
+    for _ in range(warm):
+        retrieve(similarity, known)
+    started = time.perf_counter()
+    found = retrieve(similarity, known).metrics if variant == "ours" else loop_over_queries(similarity, known, KS)
+    seconds = time.perf_counter() - started
+    target = Path(options.folder) / "metrics.npz"
+    if variant == "ours":
+        np.savez(target, **dict(found))  # type: ignore[arg-type]
+        return {"seconds": seconds, "largest_difference": 0.0}
+    with np.load(target) as ours:
+        return {"seconds": seconds, "largest_difference": float(max(np.abs(ours[name] - found[name]).max() for name in found))}
+
+
+def input_path(variant: str, options: argparse.Namespace) -> dict[str, float]:
+    how = load().ct.augment
+    stored, seen = (270, (270, 150, 150)) if options.full else (STORED, SEEN)
+    batch = 2 if options.full else 8
+    volumes = np.load(Path(options.folder) / f"volumes-{stored}.npy", mmap_mode="r")
+    rng = np.random.default_rng(0)
+    advance: Callable[[], object]
+    if variant == "ours":
+        from quintet.ct.augmentation import Augmentation
+
+        augment = Augmentation(how)
+        advance = lambda: augment(  # noqa: E731
+            torch.from_numpy(np.stack([volumes[row] for row in rng.integers(len(volumes), size=batch)])), seen
+        )
+    else:
+        import torchio as tio
+
+        change = tio.Compose([
+            tio.RandomAffine(scales=how.scale, degrees=how.rotation_deg, default_pad_value=0, p=how.affine),
+            tio.Resize(seen), tio.RandomNoise(std=how.noise_sd, p=how.noise),
+        ])  # fmt: skip
+
+        def advance() -> object:
+            rows = rng.integers(len(volumes), size=batch)
+            return torch.stack([change(torch.from_numpy(np.array(volumes[row])[None]).float() / 255) for row in rows])
+
+    for _ in range(2):
+        advance()
+    started, count = time.perf_counter(), 0
+    while (passed := time.perf_counter() - started) < options.seconds:
+        advance()
+        count += batch
+    return {"million_voxels_per_s": count * stored**3 / passed / 1e6, "peak_memory_mb": peak_memory_mb()}
+
+
+def memory(variant: str, options: argparse.Namespace) -> dict[str, float]:
+    """Resize, forward, loss, backward and Adam at batch 1, with the preset paper's sizes."""
+    from quintet.ct.losses import micro_f1_loss
+    from quintet.ct.networks import Proximity, see
+
+    torch.manual_seed(0)
+    net = Proximity(
+        arch=variant, input_size=[270, 150, 150], findings=3, width=64, units=[4096, 2048], embedding=1024, dropout=0.5,
+        chunk=10 if variant == "adaptive" else 3,
+    ).train()  # fmt: skip
+    net.backbone.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    optimizer = torch.optim.Adam(net.parameters(), lr=1e-5, weight_decay=1e-4, fused=True)
+    cube = torch.randint(0, 256, (1, 270, 270, 270), dtype=torch.uint8)
+    started = time.perf_counter()
+    loss = micro_f1_loss(net(see(cube, net.input_size)).scores, torch.tensor([[1.0, 0, 1]]))
+    loss.backward()
+    optimizer.step()
+    return {"seconds": time.perf_counter() - started, "peak_memory_gib": peak_memory_mb() / 1024,
+            "million_parameters": sum(p.numel() for p in net.parameters()) / 1e6}  # fmt: skip
+
+
+MEASURES = {"dicom": dicom, "metrics": metrics, "input": input_path, "memory": memory}
+
+
+def show(part: str, found: dict[str, dict[str, float]]) -> None:
+    names = list(next(iter(found.values())))
+    print(f"\n{part}\n{'variant':12} " + " ".join(f"{name:>22}" for name in names))
+    for variant, row in found.items():
+        print(f"{variant:12} " + " ".join(f"{row[name]:22.4g}" for name in names), end="")
+        speed = names[0]
+        if "ours" in found and variant != "ours":
+            ratio = row[speed] / found["ours"][speed]
+            print(f"   ours is {ratio if speed == 'seconds' else 1 / ratio:.2f}x", end="")
+        print()
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--part", choices=list(PARTS))
+    parser.add_argument("--variant", help=argparse.SUPPRESS)
+    parser.add_argument("--folder", help=argparse.SUPPRESS)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--seconds", type=float, default=8)
+    parser.add_argument("--full", type=int, default=0, help="1: the input path at 270^3 stored, 270 x 150 x 150 seen")
+    options = parser.parse_args()
+    if options.variant:
+        print(json.dumps(MEASURES[options.part](options.variant, options)))
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        parts = [options.part] if options.part else list(PARTS)
+        if "dicom" in parts:
+            write_phantom(Path(folder) / "series")
+        if "input" in parts:
+            stored, count = (270, 6) if options.full else (STORED, 64)
+            np.save(Path(folder) / f"volumes-{stored}.npy",
+                    np.random.default_rng(0).integers(0, 256, (count, stored, stored, stored), dtype=np.uint8))  # fmt: skip
+        print(f"{torch.get_num_threads()} threads")
+        for part in parts:
+            rounds = 1 if part == "memory" else options.rounds
+            shared = {"part": part, "folder": folder, "seconds": options.seconds, "full": options.full}
+            show(part, take_turns(__file__, PARTS[part], shared, rounds=rounds))
+
+
+if __name__ == "__main__":
+    main()

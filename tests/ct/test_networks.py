@@ -1,0 +1,109 @@
+"""Proximity: layer sizes, chunks, gradients, the published networks, weights from a file."""
+
+import pytest
+import torch
+
+from quintet.backbones import NOT_BACKBONE, RESNET18_URL, ResNet18
+from quintet.ct.networks import VARIANTS, Proximity, see
+from quintet.errors import InputError
+from quintet.training.models import load_weights
+
+
+def small(**options):
+    build = {
+        "arch": "adaptive", "input_size": [6, 65, 65], "findings": 3, "width": 8, "units": [16, 8], "embedding": 5,
+        "dropout": 0.0, "chunk": 0,
+    }  # fmt: skip
+    torch.manual_seed(0)
+    return Proximity(**build | options)
+
+
+def test_embeddings_have_length_one_and_the_head_is_optional():
+    out = small()(torch.rand(2, 6, 65, 65))
+    assert out.embedding.shape == (2, 5)
+    assert out.embedding.norm(dim=1).tolist() == pytest.approx([1, 1])
+    assert out.scores.shape == (2, 3)
+    assert small(findings=0)(torch.rand(1, 6, 65, 65)).scores is None
+
+
+def test_published_sizes_of_the_adaptive_network():
+    """270 x 150 x 150: 90 groups, 512 x 5 x 5 features, three convolutions, 4096 (2592 are there), 2048, 1024."""
+    net = small(input_size=[270, 150, 150], width=64, units=[4096, 2048], embedding=1024)
+    convolutions = [m for m in net.volume if isinstance(m, torch.nn.Conv3d)]
+    assert [(c.in_channels, c.out_channels, c.kernel_size, c.stride) for c in convolutions] == [
+        (90, 64, (3, 3, 3), (3, 1, 1)), (64, 32, (3, 1, 1), (3, 1, 1)), (32, 16, (3, 1, 1), (3, 1, 1)),
+    ]  # fmt: skip
+    linear = [m for m in net.layers if isinstance(m, torch.nn.Linear)]
+    assert [m.in_features for m in linear] == [16 * 18 * 3 * 3, 16 * 18 * 3 * 3]
+    assert linear[-1].out_features == 2048
+    assert net.embed.out_features == 1024
+
+
+def test_the_first_layer_sizes_agree_with_what_arrives():
+    for size in ([3, 65, 65], [6, 96, 70], [9, 129, 97]):
+        for width in (8, 16):
+            small(input_size=size, width=width)(torch.rand(2, *size))
+
+
+def test_too_small_an_input_is_refused():
+    with pytest.raises(InputError, match="leaves nothing"):
+        small(input_size=[6, 64, 64])
+
+
+@pytest.mark.parametrize("training", [False, True])
+def test_chunks_give_the_same_embedding_and_gradients(training):
+    """In evaluation mode, and with batch norm frozen in training; running statistics stay untouched."""
+    whole, chunked = small(input_size=[18, 65, 65]), small(input_size=[18, 65, 65], chunk=4)
+    whole.frozen = True
+    images = torch.rand(2, 18, 65, 65)
+    states = []
+    for net in (whole, chunked):
+        net.train(training)
+        before = {n: b.clone() for n, b in net.backbone.named_buffers()}
+        out = net(images)
+        (out.embedding[:, 0].sum() + out.scores.square().sum()).backward()
+        grads = {n: p.grad.clone() for n, p in net.named_parameters()}
+        assert all(torch.equal(before[n], b) for n, b in net.backbone.named_buffers())
+        states.append((out, grads))
+    (one, grads), (other, chunked_grads) = states
+    torch.testing.assert_close(one.embedding, other.embedding, atol=1e-5, rtol=1e-5)
+    for name, grad in grads.items():
+        torch.testing.assert_close(grad, chunked_grads[name], atol=2e-4, rtol=2e-3, msg=name)
+
+
+def test_without_chunks_batch_norm_learns():
+    net = small()
+    before = net.backbone.net.bn1.running_mean.clone()
+    net.train()(torch.rand(2, 6, 65, 65))
+    assert not torch.equal(before, net.backbone.net.bn1.running_mean)
+
+
+def test_one_training_step_of_the_legacy_network_at_300():
+    """As published: 300 x 300, 512-256-512; few slices and a narrow backbone, so that it takes seconds."""
+    net = small(arch="legacy", input_size=[6, 1, 1], width=16, chunk=1).train()
+    assert net.input_size == (6, 300, 300)
+    assert [m.kernel_size for m in net.volume if isinstance(m, torch.nn.Conv3d)] == list(VARIANTS["legacy"].kernels)
+    assert [m.out_features for m in net.layers if isinstance(m, torch.nn.Linear)][1] == 256
+    optimizer = torch.optim.Adam(net.parameters(), lr=1e-3)
+    before = net.backbone.net.conv1.weight.clone()
+    out = net(see(torch.randint(0, 255, (2, 12, 12, 12), dtype=torch.uint8), net.input_size))
+    assert out.embedding.shape == (2, 512)
+    (out.scores.square().sum() + out.embedding.sum()).backward()
+    optimizer.step()
+    assert not torch.equal(before, net.backbone.net.conv1.weight)
+
+
+def test_what_the_network_sees_is_resized_and_scaled():
+    cube = torch.randint(0, 256, (2, 8, 8, 8), dtype=torch.uint8)
+    assert torch.equal(see(cube, (8, 8, 8)), cube / 255)
+    smaller = see(cube, (4, 8, 4))
+    assert smaller.shape == (2, 4, 8, 4)
+    assert torch.allclose(smaller, cube.float().div(255).view(2, 4, 2, 8, 4, 2).mean((2, 5)), atol=1e-6)
+
+
+def test_backbone_weights_from_a_file(tmp_path):
+    source = ResNet18(64)
+    torch.save(source.net.state_dict() | {"fc.weight": torch.zeros(1), "fc.bias": torch.zeros(1)}, tmp_path / "resnet.pt")
+    net = small(width=64, input_size=[3, 65, 65])
+    assert "resnet.pt (md5" in load_weights(net.backbone.net, str(tmp_path / "resnet.pt"), RESNET18_URL, drop=NOT_BACKBONE)
+    assert torch.equal(net.backbone.net.layer3[0].conv1.weight, source.net.layer3[0].conv1.weight)

@@ -1,0 +1,66 @@
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from quintet.ct.sampling import BalancedBatches
+from quintet.errors import InputError
+
+SETS = np.array([(0, 0, 0), (1, 0, 0), (0, 1, 0), (0, 0, 1), (1, 1, 0), (1, 1, 1)], np.float32)
+
+
+def sampler(labels, **options):
+    rows = np.arange(100, 100 + len(labels))
+    return BalancedBatches(rows, labels, **{"classes": 2, "samples": 3, "seed": 0} | options)
+
+
+def test_batches_hold_classes_that_share_no_finding():
+    labels = np.repeat(SETS, 7, axis=0)
+    own = sampler(labels)
+    batches = list(own)
+    assert len(batches) == len(own) == 7
+    for batch in batches:
+        assert all(100 <= row < 142 for row in batch)
+        rows = labels[np.array(batch) - 100].reshape(2, 3, 3)
+        assert (rows == rows[:, :1]).all()  # samples of one set each
+        assert not (rows[0, 0] * rows[1, 0]).any()
+        assert (rows[0, 0] != rows[1, 0]).any()
+
+
+def test_every_scan_of_a_set_comes_before_one_comes_again():
+    labels = np.repeat(SETS[:2], 6, axis=0)
+    drawn = np.concatenate(list(sampler(labels)))
+    assert sorted(drawn) == list(range(100, 112))
+
+
+def test_an_epochs_order_is_a_function_of_seed_and_epoch():
+    labels = np.repeat(SETS, 5, axis=0)
+    one, same, other = sampler(labels), sampler(labels), sampler(labels, seed=1)
+    assert list(one) == list(same)
+    assert list(one) != list(other)
+    first = list(one)
+    one.set_epoch(1)
+    assert list(one) != first
+    code = "import numpy as np; from tests.ct.test_sampling import *;print(list(sampler(np.repeat(SETS, 5, axis=0))))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == str(list(same))
+
+
+def test_ranks_share_the_batches(monkeypatch):
+    labels = np.repeat(SETS, 8, axis=0)
+    whole = list(sampler(labels))
+    parts = []
+    for rank in range(2):
+        monkeypatch.setattr("quintet.ct.sampling.world", lambda rank=rank: (rank, 2))
+        parts.append(list(sampler(labels)))
+    assert [batch for pair in zip(*parts, strict=True) for batch in pair] == whole
+
+
+def test_three_classes_and_a_set_without_partner():
+    own = sampler(np.repeat(SETS, 4, axis=0), classes=4)
+    for batch in own:
+        sets = {tuple(row) for row in np.repeat(SETS, 4, axis=0)[np.array(batch) - 100]}
+        assert sets == {tuple(row) for row in SETS[:4].tolist()}  # the only four
+    with pytest.raises(InputError, match=r"no 2 label sets .* lower ct.classes"):
+        sampler(np.repeat(SETS[[1, 4]], 4, axis=0))
