@@ -210,7 +210,7 @@ def memory(variant: str, options: argparse.Namespace) -> dict[str, float]:
     torch.manual_seed(0)
     net = Proximity(
         arch=variant, input_size=[270, 150, 150], findings=3, width=64, units=[4096, 2048], embedding=1024, dropout=0.5,
-        chunk=10 if variant == "adaptive" else 3,
+        chunk=10 if variant == "adaptive" else 3, centre=False,
     ).train()  # fmt: skip
     net.backbone.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     optimizer = torch.optim.Adam(net.parameters(), lr=1e-5, weight_decay=1e-4, fused=True)

@@ -97,6 +97,17 @@ def test_four_processes_open_a_fresh_database(bare: Path, migrated: Path) -> Non
     assert len(runs()) == 4
 
 
+def test_memory_per_epoch_and_files_under_a_second_name(repo: Path) -> None:
+    copies = {"model/model.pt": "checkpoints/microf1_20260101_epoch=002_metric=0.7500.pt"}
+    record = make_record(epochs=[{"peak_memory_mb": 10.0}, {"peak_memory_mb": 30.0}], copies=copies)
+    run_id = tracking.upload(make_run(repo / "runs/toy/selected", record, weights="these"))
+    client = tracking._client(tracking.tracking_uri())
+    assert [(m.step, m.value) for m in client.get_metric_history(run_id, "peak_memory_mb")] == [(0, 10.0), (1, 30.0)]
+    path = client.download_artifacts(run_id, copies["model/model.pt"])
+    assert Path(path).read_text() == "these"
+    assert [a.path for a in client.list_artifacts(run_id, "model")] == ["model/history.csv", "model/model.pt"]
+
+
 def test_a_finished_run_is_mirrored_whole(repo: Path) -> None:
     (repo / "reports/toy").mkdir(parents=True)
     (repo / "reports/toy/ranking.csv").write_text("rank\n1\n")

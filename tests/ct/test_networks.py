@@ -12,7 +12,7 @@ from quintet.training.models import load_weights
 def small(**options):
     build = {
         "arch": "adaptive", "input_size": [6, 65, 65], "findings": 3, "width": 8, "units": [16, 8], "embedding": 5,
-        "dropout": 0.0, "chunk": 0,
+        "dropout": 0.0, "chunk": 0, "centre": True,
     }  # fmt: skip
     torch.manual_seed(0)
     return Proximity(**build | options)
@@ -55,7 +55,7 @@ def test_chunks_give_the_same_embedding_and_gradients(training):
     """In evaluation mode, and with batch norm frozen in training; running statistics stay untouched."""
     whole, chunked = small(input_size=[18, 65, 65]), small(input_size=[18, 65, 65], chunk=4)
     whole.frozen = True
-    images = torch.rand(2, 18, 65, 65)
+    images = torch.rand(5, 18, 65, 65)
     states = []
     for net in (whole, chunked):
         net.train(training)
@@ -69,6 +69,19 @@ def test_chunks_give_the_same_embedding_and_gradients(training):
     torch.testing.assert_close(one.embedding, other.embedding, atol=1e-5, rtol=1e-5)
     for name, grad in grads.items():
         torch.testing.assert_close(grad, chunked_grads[name], atol=2e-4, rtol=2e-3, msg=name)
+
+
+def test_centred_embeddings_differ_and_one_scan_takes_the_running_statistics():
+    torch.manual_seed(1)
+    images = torch.rand(8, 6, 65, 65)
+    plain, centred = (small(centre=centre).train()(images).embedding for centre in (False, True))
+    assert (plain @ plain.T).mean() > 0.9 > 0.3 > (centred @ centred.T).mean().abs()  # an untrained network says one thing
+    net = small().train()
+    net.centre.running_mean.fill_(0.3)
+    before = {name: value.clone() for name, value in net.centre.state_dict().items()}
+    alone = net(images[:1]).embedding
+    assert torch.isfinite(alone).all()
+    assert all(torch.equal(before[name], value) for name, value in net.centre.state_dict().items())
 
 
 def test_without_chunks_batch_norm_learns():

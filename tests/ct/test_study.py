@@ -118,6 +118,23 @@ def test_killed_and_run_again_equals_left_alone(objective, cubes, values, tmp_pa
     assert curves[0] == curves[1]
 
 
+def test_loader_processes_started_by_spawn_read_the_file_themselves(cubes):
+    """As on Windows: nothing but a path and the labels is sent to them."""
+    import pickle
+
+    from torch.utils.data import DataLoader
+
+    from quintet.ct.module import Volumes
+
+    source = Volumes(load(cubes))
+    here = source[[3, 5]]
+    assert len(pickle.dumps(source)) < 20_000 < source.volumes.nbytes
+    loader = DataLoader(source, sampler=[[3, 5]], batch_size=None, num_workers=1, multiprocessing_context="spawn")
+    (there,) = list(loader)
+    assert torch.equal(here["volumes"], there["volumes"])
+    assert there["case"] == here["case"]
+
+
 def test_baselines_by_their_definitions(cubes):
     data = load(cubes)
     rows = data.rows("test")

@@ -109,35 +109,6 @@ class Model:
             tables.append(pd.DataFrame({"patient": names, "magnification": name, "row": rows, "probability": p}))
         return pd.concat(tables, ignore_index=True)
 
-    def grad_cam(self, images: list[NDArray[np.uint8] | None]) -> list[NDArray[np.float64] | None]:
-        """What in each image `[S, S, 3]` of a quadruple speaks for malignant (Selvaraju et al. 2017), `[S, S]` in [0, 1]."""
-        from monai.visualize import GradCAM
-
-        present = torch.tensor([[image is not None for image in images]], device=self.device)
-        blank = np.zeros((self.size, self.size, 3), np.uint8)
-        inputs = [normalise(torch.from_numpy(np.array(blank if i is None else i))[None].to(self.device)) for i in images]
-        maps: list[NDArray[np.float64] | None] = []
-        for m, (name, image) in enumerate(zip(self.magnifications, images, strict=True)):
-            if image is None:
-                maps.append(None)
-                continue
-            cam = GradCAM(_OfOne(self.net, inputs, present, m), f"net.backbones.{name}._bn1")
-            heat = cam(inputs[m].clone().requires_grad_(True), class_idx=CLASSES.index("malignant"))
-            maps.append(1 - torch.as_tensor(heat)[0, 0].double().cpu().numpy())  # MONAI's default is 1 where it matters least
-        return maps
-
-
-class _OfOne(torch.nn.Module):
-    """The class scores as a function of one of the images."""
-
-    def __init__(self, net: MagnificationNet, images: list[Tensor], present: Tensor, which: int) -> None:
-        super().__init__()
-        self.net, self.images, self.present, self.which = net, images, present, which
-
-    def forward(self, image: Tensor) -> Tensor:
-        images = [image if m == self.which else other for m, other in enumerate(self.images)]
-        return self.net(images, self.present).classes
-
 
 def _parts(images: NDArray[np.uint8]) -> list[NDArray[np.uint8]]:
     return [np.array(images[i : i + BATCH]) for i in range(0, len(images), BATCH)]
@@ -200,6 +171,8 @@ def predict_folder(runs: Sequence[Path], source: Path, output: Path, *, overlays
     used, their learned importance where the network has one. `overlays`: a Grad-CAM page per patient. Unreadable images are all
     listed at once.
     """
+    from quintet.breakhis.cam import draw_cam
+
     models = load_models(runs, device)
     threshold = float(np.mean([model.threshold for model in models]))
     order, rows, problems, predicted = models[0].magnifications, [], [], 0
@@ -217,7 +190,7 @@ def predict_folder(runs: Sequence[Path], source: Path, output: Path, *, overlays
             rows.append(_row(found, threshold, [m for m, own in zip(order, images[0], strict=True) if len(own)]))
             predicted += 1
             if pages:
-                _overlay(pages / f"{len(rows):04d}_{name.replace('/', '_')[:100]}.png", models[0], images[0], rows[-1])
+                draw_cam(pages / f"{len(rows):04d}_{name.replace('/', '_')[:100]}.png", models[0], images[0], rows[-1])
         if problems and (not skip or not rows):
             raise Problems(f"{source} (--skip leaves them out)", problems)
         pd.DataFrame(rows).to_csv(beside, index=False)
@@ -251,45 +224,6 @@ def _row(found: Predicted, threshold: float, used: list[str]) -> dict[str, Any]:
     if found.importance is not None:
         row |= {f"importance_{m}": round(float(v), 4) for m, v in zip(found.magnifications, found.importance[0], strict=True)}
     return row
-
-
-def _overlay(path: Path, model: Model, images: Images, row: dict[str, Any]) -> None:
-    from quintet.breakhis.figures import cam_page
-
-    shown = [own[0] if len(own) else None for own in images]
-    label = f"{row['patient']}: malignant {row['probability_malignant']:.2f}, {row['class']}"
-    cam_page(
-        path,
-        {label: _pairs(model, shown)},
-        model.magnifications,
-        "What speaks for malignant (Grad-CAM, each map scaled to its own range)",
-    )
-
-
-def _pairs(model: Model, shown: list[NDArray[np.uint8] | None]) -> list[tuple[NDArray[np.uint8], NDArray[np.float64]] | None]:
-    heat = model.grad_cam(shown)
-    return [None if i is None or h is None else (i, h) for i, h in zip(shown, heat, strict=True)]
-
-
-def draw_cams(
-    path: Path, model: Model, predicted: Predicted, images: Images, patients: Patients, labels: NDArray[np.int64]
-) -> None:
-    """Grad-CAM of the surest right and of the most wrong patient of each class, of their first images."""
-    from quintet.breakhis.figures import cam_page
-
-    distance = np.abs(predicted.whole - labels)
-    right = (predicted.whole >= model.threshold) == labels
-    rows = {}
-    for k, name in enumerate(CLASSES):
-        for kind, those in (("right", right), ("wrong", ~right)):
-            members = np.flatnonzero(those & (labels == k))
-            if not len(members):
-                continue
-            i = int(members[distance[members].argmin() if kind == "right" else distance[members].argmax()])
-            shown = [own[r[0]] if len(r) else None for own, r in zip(images, patients.rows[i], strict=True)]
-            label = f"{patients.names[i]}: {name}, {kind} ({predicted.whole[i]:.2f})"
-            rows[label] = _pairs(model, shown)
-    cam_page(path, rows, model.magnifications, "What speaks for malignant (Grad-CAM, each map scaled to its own range)")
 
 
 def evaluate_folder(runs: Sequence[Path], raw: Path, out: Path, *, device: str, params: BreakHis) -> dict[str, float]:

@@ -53,7 +53,8 @@ def evaluate_run(run: Path, data: Path, compute: Compute, *, pictures: bool) -> 
 
     `pictures`: attention, learning curves and Grad-CAM too, which take longer to draw than to compute.
     """
-    from quintet.breakhis.prediction import Model, draw_cams, predict_prepared
+    from quintet.breakhis.cam import draw_cams
+    from quintet.breakhis.prediction import Model, predict_prepared
 
     prepared, record = load(data), Record.load(run)
     model = Model.load(run, compute.device, evaluated=False)

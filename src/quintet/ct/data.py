@@ -25,6 +25,7 @@ from quintet.errors import InputError, Problems
 from quintet.files import refuse_overlap, repository_root, whole_folder
 from quintet.params import Ct
 
+VOLUMES = "volumes.npy"
 FACTS = ("format", "columns", "rows", "slices", "spacing_mm")
 FEWEST = 3  # patients of a label set, or the set is stratified with other rare ones
 
@@ -34,6 +35,7 @@ class Prepared:
     volumes: NDArray[np.uint8]  # [N, S, S, S], rows as in the index
     index: pd.DataFrame
     findings: list[str]
+    folder: Path
 
     def rows(self, part: str) -> NDArray[np.int64]:
         return np.flatnonzero(self.index["split"] == part)
@@ -95,7 +97,7 @@ def prepare(raw: Path, out: Path, params: Ct, *, workers: int = 1) -> tuple[Prep
         table = labels.table.loc[kept].reset_index()
         index = make_split(table, params).assign(**{fact: [facts[name][fact] for name in kept] for fact in FACTS})
         with whole_folder(out) as folder:
-            _move_rows(work / "volumes.npy", folder / "volumes.npy", [names.index(name) for name in kept])
+            _move_rows(work / VOLUMES, folder / VOLUMES, [names.index(name) for name in kept])
             index.to_csv(folder / "index.csv", index=False)
             index[["study", "split"]].to_csv(folder / "split.csv", index=False)
             (folder / "findings.json").write_text(json.dumps(labels.findings) + "\n", encoding="utf-8")
@@ -109,7 +111,7 @@ def _cubes(
 ) -> tuple[dict[str, dict[str, str]], list[str]]:  # fmt: skip
     """Fill work/volumes.npy, a row a study; work/done.csv says which rows are there. Returns facts and errors."""
     shape = (len(studies), params.size, params.size, params.size)
-    path, done_path = work / "volumes.npy", work / "done.csv"
+    path, done_path = work / VOLUMES, work / "done.csv"
     if not path.is_file():
         done_path.unlink(missing_ok=True)
         np.lib.format.open_memmap(path, "w+", np.uint8, shape).flush()
@@ -216,4 +218,4 @@ def load(folder: Path) -> Prepared:
         raise InputError(f"{folder}: not prepared yet; run `dvc repro ct_prepare`")
     index = pd.read_csv(folder / "index.csv", dtype={"study": str, "patient": str}, keep_default_na=False)
     findings = json.loads((folder / "findings.json").read_text(encoding="utf-8"))
-    return Prepared(np.load(folder / "volumes.npy", mmap_mode="r"), index, findings)
+    return Prepared(np.load(folder / VOLUMES, mmap_mode="r"), index, findings, folder)

@@ -14,7 +14,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from quintet.backbones import NOT_BACKBONE, RESNET18_URL
 from quintet.ct.augmentation import Augmentation
-from quintet.ct.data import Prepared
+from quintet.ct.data import VOLUMES, Prepared
 from quintet.ct.evaluation import scans_of
 from quintet.ct.losses import micro_f1_loss, triplet_loss
 from quintet.ct.metrics import Scans, cosine, f1_scores, retrieve
@@ -36,13 +36,20 @@ LOSS_TRIPLETS = 256  # validation scans whose triplets give the validation loss
 
 
 class Volumes(Dataset[dict[str, Any]]):
-    """Batches of stored cubes, asked for by lists of rows."""
+    """Batches of stored cubes, asked for by lists of rows. Each process maps the file itself: a pickled map would be a copy of
+    the whole data set."""
 
     def __init__(self, data: Prepared) -> None:
-        self.data, self.labels, self.names = data, torch.from_numpy(data.labels), data.index["study"].to_numpy()
+        self.path, self.labels, self.names = data.folder / VOLUMES, torch.from_numpy(data.labels), data.index["study"].tolist()
+        self.volumes: NDArray[np.uint8] | None = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__ | {"volumes": None}
 
     def __getitem__(self, rows: list[int]) -> dict[str, Any]:
-        volumes = np.stack([self.data.volumes[row] for row in rows])
+        if self.volumes is None:
+            self.volumes = np.load(self.path, mmap_mode="r")
+        volumes = np.stack([self.volumes[row] for row in rows])
         return {"volumes": torch.from_numpy(volumes), "labels": self.labels[rows], "rows": torch.tensor(rows),
                 "case": [self.names[row] for row in rows]}  # fmt: skip
 
@@ -150,8 +157,13 @@ def train(data: Prepared, out: Path, config: CtConfig, shared: Ct, compute: Comp
     set_up(compute, record.seed)
     device = resolve_device(compute.device)
     rows = data.rows("train")
-    build = {"arch": config.arch, "findings": len(data.findings) if config.objective == "micro_f1" else 0,
-             **shared.model_dump(include={"input_size", "width", "units", "embedding", "dropout", "chunk"})}  # fmt: skip
+    classifies = config.objective == "micro_f1"
+    shape = {"input_size", "width", "units", "embedding", "dropout", "chunk"}
+    build = {
+        "arch": config.arch, "findings": len(data.findings) if classifies else 0, **shared.model_dump(include=shape),
+        # the statistics of a triplet batch, of two classes, would give the classes away
+        "centre": shared.centre and classifies,
+    }  # fmt: skip
     net = Proximity(**build)
     record.tags["weights"] = "random"
     if shared.weights != "none":

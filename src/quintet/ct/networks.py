@@ -18,7 +18,6 @@ from quintet.backbones import ResNet18
 from quintet.errors import InputError
 from quintet.params.ct import LEGACY_PX
 
-SCALE = 2.0  # of the unit vectors in front of the head
 CHANNELS = (64, 32, 16)
 Triple = tuple[int, int, int]
 
@@ -53,7 +52,7 @@ class Proximity(nn.Module):
 
     def __init__(
         self, *, arch: str, input_size: Sequence[int], findings: int, width: int, units: Sequence[int], embedding: int,
-        dropout: float, chunk: int,
+        dropout: float, chunk: int, centre: bool,
     ) -> None:  # fmt: skip
         super().__init__()
         variant = VARIANTS[arch]
@@ -77,8 +76,10 @@ class Proximity(nn.Module):
         for inputs, outputs in pairwise(sides):
             self.layers.extend([nn.Linear(inputs, outputs), nn.ReLU(inplace=True), nn.Dropout(dropout)])
         self.embed = nn.Linear(sides[-1], variant.embedding or embedding)
-        # The head reads the unit vector that retrieval compares: near scans get near scores, and scores stay where F1, whose
-        # gradient vanishes at 0 and 1, can still move them before the network has learnt.
+        # Under F1 the quickest gain is one answer for all; centred vectors cannot give it, so that the network learns differences
+        # from the start (the neck of Luo et al. 2019, arXiv 1903.07071).
+        self.centre = nn.BatchNorm1d(self.embed.out_features, affine=False) if centre else None
+        # The head reads the vector that retrieval compares, scaled to coordinates of variance 1: near scans get near scores.
         self.head = nn.Linear(self.embed.out_features, findings) if findings else None
 
     def forward(self, volumes: Tensor) -> Output:
@@ -86,9 +87,12 @@ class Proximity(nn.Module):
         groups = volumes.reshape(batch * depth // 3, 3, *volumes.shape[2:]).contiguous(memory_format=torch.channels_last)
         features = self.encode(groups)
         x = features.reshape(batch, depth // 3, *features.shape[1:]).contiguous()
-        x = self.embed(self.layers(self.volume(x)))
-        embedding = F.normalize(x.float(), dim=1)
-        return Output(embedding, self.head(embedding * SCALE) if self.head else None)
+        x = self.embed(self.layers(self.volume(x))).float()
+        if self.centre is not None:
+            alone = len(x) == 1  # one scan has no batch statistics: those of the batches before it
+            x = F.batch_norm(x, self.centre.running_mean, self.centre.running_var) if alone else self.centre(x)
+        embedding = F.normalize(x, dim=1)
+        return Output(embedding, self.head(embedding * embedding.shape[1] ** 0.5) if self.head else None)
 
     def encode(self, groups: Tensor) -> Tensor:
         """`[G, 3, H, W]` -> `[G, F, h, w]`."""

@@ -18,10 +18,9 @@ from quintet.runs import Record, new_record
 
 # Shared by every configuration; dvc.yaml lists the same keys for the stages that train (a test compares them).
 TRAINING = (
-    "window", "input_size", "weights", "width", "units", "embedding", "dropout", "chunk", "epochs", "batch_size", "classes",
-    "samples",
-    "precision", "rate", "schedule", "rate_floor", "warmup", "step_epochs", "step_factor", "weight_decay", "clip_norm",
-    "accumulate", "patience", "f1_average", "f1_smooth", "margin", "augment", "neighbours",
+    "window", "input_size", "weights", "width", "units", "embedding", "dropout", "chunk", "centre", "epochs", "batch_size",
+    "classes", "samples", "precision", "rate", "schedule", "rate_floor", "warmup", "step_epochs", "step_factor",
+    "weight_decay", "clip_norm", "accumulate", "patience", "f1_average", "f1_smooth", "margin", "augment", "neighbours",
 )  # fmt: skip
 
 

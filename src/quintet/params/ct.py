@@ -66,6 +66,7 @@ class Ct(CtChoice, AdamCosine):
     embedding: Annotated[int, Field(ge=2)]
     dropout: Annotated[float, Field(ge=0, lt=1)]
     chunk: Annotated[int, Field(ge=0)]
+    centre: bool
     epochs: Count
     batch_size: Count
     classes: Annotated[int, Field(ge=2)]
