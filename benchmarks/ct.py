@@ -124,7 +124,7 @@ def scans() -> tuple[Any, NDArray[np.float32]]:
     return Scans(names, patients, labels, ["a", "b", "c"]), vectors
 
 
-def loop_over_queries(similarity: NDArray[np.float32], known: Any, ks: tuple[int, ...]) -> dict[str, NDArray[np.float64]]:
+def loop_over_queries(similarity: NDArray[np.float64], known: Any, ks: tuple[int, ...]) -> dict[str, NDArray[np.float64]]:
     """One query after the other with NumPy, as evaluation scripts do (ties in the order of the sort)."""
     rows = []
     own = [frozenset(np.flatnonzero(row)) for row in known.labels]

@@ -19,7 +19,7 @@ from quintet.errors import InputError
 
 KS = (1, 3, 5, 10, 20)
 CHUNK = 1024  # queries at a time
-DECIMALS = 1e6  # similarities that agree to so many are tied; the last bits depend on the order of summation
+STEP = 1e-9  # similarities that agree to it are tied; the last bits depend on the order of summation
 Floats = NDArray[np.float64]
 
 
@@ -36,9 +36,9 @@ class Scans:
         return len(self.names)
 
 
-def cosine(vectors: NDArray[np.floating[Any]]) -> NDArray[np.float32]:
+def cosine(vectors: NDArray[np.floating[Any]]) -> Floats:
     """`[N, E]` -> `[N, N]`; a vector of length 0 is as similar to one as to another."""
-    x = np.asarray(vectors, np.float32)
+    x = np.asarray(vectors, np.float64)
     x = x / np.maximum(np.linalg.norm(x, axis=1, keepdims=True), 1e-12)
     return x @ x.T
 
@@ -89,7 +89,7 @@ def retrieve(similarity: NDArray[np.floating[Any]], scans: Scans, *, ks: Sequenc
     kind = torch.from_numpy(own.ravel())
     patients = torch.from_numpy(np.unique(scans.patients, return_inverse=True)[1])
     labels = torch.from_numpy(np.asarray(scans.labels, np.float32))
-    scores = torch.from_numpy(np.array(similarity, np.float32)).mul_(DECIMALS).round_()
+    scores = torch.from_numpy(np.array(similarity, np.float64)).div_(STEP).round_()
     parts = [
         _chunk(scores[start : start + CHUNK], kind[start : start + CHUNK], patients[start : start + CHUNK], kind, patients,
                gains, labels, ks, neighbours)
@@ -135,7 +135,7 @@ def _chunk(
     there = torch.isfinite(top)
     return (
         {name: values.numpy() for name, values in metrics.items()}, votes.numpy(),
-        nearest.masked_fill(~there, -1).numpy(), torch.where(there, top / DECIMALS, torch.nan).float().numpy(),
+        nearest.masked_fill(~there, -1).numpy(), torch.where(there, top * STEP, torch.nan).float().numpy(),
     )  # fmt: skip
 
 
