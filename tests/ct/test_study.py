@@ -106,11 +106,10 @@ def test_same_seed_same_numbers_another_seed_others(small, cubes, trained):
     assert not equal(state_of(Path("other")), state_of(trained[0]))
 
 
-@pytest.mark.parametrize("objective", [("micro_f1", "none"), ("triplet", "semi_hard")])
-def test_killed_and_run_again_equals_left_alone(objective, cubes, values, tmp_path):
-    """With the step schedule and early stopping; the curves of the epochs before the kill are kept."""
+def test_killed_and_run_again_equals_left_alone(cubes, values, tmp_path):
+    """With randomly drawn triplets, the step schedule and early stopping; the curves of the epochs before the kill are kept."""
     params = with_changes(values, SMALL | {
-        "ct.objective": objective[0], "ct.selector": objective[1], "ct.epochs": 4, "ct.schedule": "step", "ct.step_epochs": 2,
+        "ct.objective": "triplet", "ct.selector": "semi_hard", "ct.epochs": 4, "ct.schedule": "step", "ct.step_epochs": 2,
         "ct.patience": 4,
     })  # fmt: skip
     assert_killed_equals_alone("ct_train.py", cubes, params, tmp_path, kill_after="2")
