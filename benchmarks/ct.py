@@ -32,7 +32,7 @@ from quintet.training.hardware import peak_memory_mb
 SLICES, MATRIX, SIZE, WINDOW = 300, 512, 270, (-1000.0, 400.0)
 SPACING_MM = (1.0, 0.7, 0.7)
 QUERIES = 2156
-STORED, SEEN = 96, (36, 72, 72)  # the shipped scale; --full: 270 and 270 x 150 x 150
+STORED, SEEN = 96, (24, 72, 72)  # the shipped scale; --full: 270 and 270 x 150 x 150
 RAW_MIB = SLICES * MATRIX**2 * 2 / 2**20
 PARTS = {
     "dicom": ("ours", "monai", "simpleitk"), "metrics": ("ours", "loop"), "input": ("ours", "torchio"),

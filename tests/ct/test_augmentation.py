@@ -20,7 +20,7 @@ def test_turning_equals_kornias_own(how):
     augment = Augmentation(how.model_copy(update={"rotation_deg": 20.0, "scale": 0.2}))
     volumes = cubes()
     torch.manual_seed(1)
-    ours = augment.turn(volumes, (16, 16, 16))
+    ours = augment.turn(see(volumes, (16, 16, 16)), 16)
     torch.manual_seed(1)
     theirs = augment.affine(volumes[:, None] / 255)[:, 0]
     torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=0)

@@ -81,6 +81,15 @@ def test_f1_by_hand():
     assert micro_f1_loss(scores, targets, smooth=1).item() == pytest.approx(1 - np.mean(smooth), abs=1e-6)
 
 
+def test_cross_entropy_by_hand_reaches_what_f1_does_not():
+    scores, targets = torch.tensor([[-20.0, 20.0]], requires_grad=True), torch.tensor([[1.0, 0.0]])
+    f1 = micro_f1_loss(scores, targets)
+    assert torch.autograd.grad(f1, scores)[0].abs().max() < 1e-6  # denied and claimed for certain: flat
+    both = micro_f1_loss(scores, targets, cross_entropy=0.5)
+    assert both.item() == pytest.approx(f1.item() + 0.5 * 20, abs=1e-4)
+    assert torch.autograd.grad(both, scores)[0][0].tolist() == pytest.approx([-0.25, 0.25], abs=1e-4)
+
+
 def test_graded_targets():
     """Of targets in [0, 1], F1 is best where the probability is on the right side, and is symmetric in counts."""
     p, t = torch.tensor([[0.7, 0.2]]), torch.tensor([[0.5, 0.25]])

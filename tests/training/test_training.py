@@ -2,6 +2,7 @@
 
 import math
 
+import lightning as L
 import numpy as np
 import pandas as pd
 import pytest
@@ -66,6 +67,35 @@ def test_cosine_rises_falls_and_ends_at_the_floor(make_params):
 def test_precision(monkeypatch, asked, device, hardware_bf16, gets):
     monkeypatch.setattr(hardware, "cpu_computes_bf16", lambda: hardware_bf16)
     assert hardware.resolve_precision(asked, device) == gets
+
+
+@pytest.mark.parametrize("precision", [32, "bf16"])
+def test_clipping_goes_with_every_precision_of_a_cpu(make_params, precision):
+    """Lightning refuses to clip for an optimiser that says it unscales gradients itself, as fused ones do."""
+    how = make_params({"landmarks.clip_norm": 1e-3}).landmarks
+
+    class Steep(L.LightningModule):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = torch.nn.Linear(4, 1)
+
+        def training_step(self, batch, batch_idx):
+            return self.layer(batch).square().sum() * 1e3
+
+        def on_before_optimizer_step(self, optimizer):  # before clipping
+            self.steep = torch.nn.utils.get_total_norm([p.grad for p in self.parameters()])
+
+        def configure_optimizers(self):
+            return adam([{"params": list(self.parameters()), "lr": 1e-3}], how)
+
+    module = Steep()
+    trainer = L.Trainer(
+        max_steps=1, accelerator="cpu", precision=hardware.resolve_precision(precision, "cpu"), gradient_clip_val=how.clip_norm,
+        logger=False, enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False,
+    )  # fmt: skip
+    trainer.fit(module, torch.utils.data.DataLoader(torch.randn(8, 4)))
+    assert module.steep > 1
+    assert torch.nn.utils.get_total_norm([p.grad for p in module.parameters()]) == pytest.approx(1e-3, rel=1e-2)
 
 
 def test_float16_on_a_cpu_is_refused():

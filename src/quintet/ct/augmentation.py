@@ -12,7 +12,7 @@ class Augmentation(nn.Module):
     """Stored cubes `[B, S, S, S]` uint8 -> what the network sees, `[B, D, H, W]` in [0, 1], some turned and scaled, some with
     noise.
 
-    Turning and resizing are one interpolation, in the cube, whose voxels have equal sides (the network's need not). What lies
+    Angles are those of the cube, whose sides are equally long, whatever numbers of voxels the network sees along them. What lies
     outside of a turned cube is 0, the window's lower end.
     """
 
@@ -25,24 +25,22 @@ class Augmentation(nn.Module):
 
     @torch.no_grad()
     def forward(self, volumes: Tensor, size: Triple) -> Tensor:
-        turned = torch.rand(len(volumes), device=volumes.device) < self.how.affine
-        x = torch.empty(len(volumes), *size, device=volumes.device)
-        x[~turned] = see(volumes[~turned], size)
-        x[turned] = self.turn(volumes[turned], size)
+        x = see(volumes, size)
+        turned = torch.rand(len(x), device=x.device) < self.how.affine
+        x[turned] = self.turn(x[turned], volumes.shape[-1])
         noisy = torch.rand(len(x), device=x.device) < self.how.noise
         x[noisy] += self.how.noise_sd * torch.randn_like(x[noisy])
         return x
 
-    def turn(self, volumes: Tensor, size: Triple) -> Tensor:
-        """Each cube by an angle and a factor of its own."""
+    def turn(self, x: Tensor, side: int) -> Tensor:
+        """Each of `[B, D, H, W]`, seen of a cube of `side` voxels, by an angle and a factor of its own."""
         from kornia.geometry.conversions import normalize_homography3d
 
-        if not len(volumes):
-            return volumes.new_zeros(0, *size, dtype=torch.float32)
-        x = volumes[:, None].float().div_(255)
-        side = (volumes.shape[-1],) * 3
-        drawn = self.affine.forward_parameters(x.shape)
-        matrix = self.affine.compute_transformation(x, drawn, self.affine.flags)
-        back = torch.linalg.inv(normalize_homography3d(matrix.float(), side, side))[:, :3].to(x.device)
-        grid = F.affine_grid(back, [len(x), 1, *size], align_corners=False)
-        return F.grid_sample(x, grid, mode="bilinear", padding_mode="zeros", align_corners=False)[:, 0]
+        if not len(x):
+            return x
+        cube = torch.Size((len(x), 1, side, side, side))
+        drawn = self.affine.forward_parameters(cube)
+        matrix = self.affine.compute_transformation(x.new_empty(cube), drawn, self.affine.flags)
+        back = torch.linalg.inv(normalize_homography3d(matrix.float(), cube[2:], cube[2:]))[:, :3].to(x.device)
+        grid = F.affine_grid(back, [len(x), 1, *x.shape[1:]], align_corners=False)
+        return F.grid_sample(x[:, None], grid, mode="bilinear", padding_mode="zeros", align_corners=False)[:, 0]

@@ -4,6 +4,7 @@ Each loss of a degenerate batch (no triplet, nobody with a finding) is a finite 
 """
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from quintet.registry import Registry
@@ -11,19 +12,23 @@ from quintet.registry import Registry
 SELECTORS = Registry("selector")
 
 
-def micro_f1_loss(scores: Tensor, targets: Tensor, *, average: str = "samples", smooth: float = 0.0) -> Tensor:
+def micro_f1_loss(
+    scores: Tensor, targets: Tensor, *, average: str = "samples", smooth: float = 0.0, cross_entropy: float = 0.0
+) -> Tensor:  # fmt: skip
     """1 - F1 of soft counts: with p = sigmoid(scores) `[B, F]` and targets t in [0, 1], TP = sum p t, FP = sum p (1 - t),
     FN = sum (1 - p) t, F1 = (2 TP + smooth) / (2 TP + FP + FN + smooth).
 
     `samples`: the mean of each scan's F1, which is what the reference calls micro-F1; `micro`: counts of the whole batch. A scan
-    without findings has no true positive, so without `smooth` it teaches nothing under `samples`.
+    without findings has no true positive, so without `smooth` it teaches nothing under `samples`. F1 is flat where a finding is
+    denied to everybody, and training may stay there: `cross_entropy`, the weight of the findings' mean binary cross-entropy beside
+    it, leads out.
     """
     p, t = scores.float().sigmoid(), targets.float()
     over = 1 if average == "samples" else (0, 1)
     both = 2 * (p * t).sum(over)
     wrong = (p * (1 - t)).sum(over) + ((1 - p) * t).sum(over)
     f1 = (both + smooth) / (both + wrong + smooth).clamp_min(1e-8)
-    return 1 - f1.mean()
+    return 1 - f1.mean() + cross_entropy * F.binary_cross_entropy_with_logits(scores.float(), t)
 
 
 def shares_finding(labels: Tensor) -> Tensor:

@@ -77,7 +77,7 @@ class RetrievalModule(L.LightningModule):
     def loss(self, embedding: Tensor, scores: Tensor | None, labels: Tensor, *, selector: str) -> Tensor:
         how = self.shared
         if scores is not None:
-            return micro_f1_loss(scores, labels, average=how.f1_average, smooth=how.f1_smooth)
+            return micro_f1_loss(scores, labels, average=how.f1_average, smooth=how.f1_smooth, cross_entropy=how.cross_entropy)
         return triplet_loss(embedding, labels, margin=how.margin, selector=selector)
 
     def training_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor:

@@ -20,7 +20,8 @@ from quintet.runs import Record, new_record
 TRAINING = (
     "window", "input_size", "weights", "width", "units", "embedding", "dropout", "chunk", "centre", "epochs", "batch_size",
     "classes", "samples", "precision", "rate", "schedule", "rate_floor", "warmup", "step_epochs", "step_factor",
-    "weight_decay", "clip_norm", "accumulate", "patience", "f1_average", "f1_smooth", "margin", "augment", "neighbours",
+    "weight_decay", "clip_norm", "accumulate", "patience", "f1_average", "f1_smooth", "cross_entropy", "margin",
+    "augment", "neighbours",
 )  # fmt: skip
 
 

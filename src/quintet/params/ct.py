@@ -77,6 +77,7 @@ class Ct(CtChoice, AdamCosine):
     step_factor: Annotated[float, Field(gt=0, lt=1)]
     f1_average: Literal["samples", "micro"]
     f1_smooth: NonNegative
+    cross_entropy: NonNegative
     margin: Positive
     augment: CtAugment
     neighbours: Count
