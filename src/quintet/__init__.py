@@ -10,6 +10,8 @@ for _name, _value in {
     "DO_NOT_TRACK": "true",
     "DVC_NO_ANALYTICS": "true",
     "NO_ALBUMENTATIONS_UPDATE": "1",
+    "HF_HUB_DISABLE_TELEMETRY": "1",
+    "HF_HUB_OFFLINE": "1",
     "RAY_USAGE_STATS_ENABLED": "0",
     "PYTORCH_LIGHTNING_NO_ANALYTICS": "1",
     # A dead tracking server costs seconds, not minutes (see tracking.py).

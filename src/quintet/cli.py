@@ -22,6 +22,7 @@ class Study(StrEnum):
     perfusion = "perfusion"
     breakhis = "breakhis"
     ct = "ct"
+    fusion = "fusion"
 
 
 class Preset(StrEnum):
@@ -104,9 +105,10 @@ def predict(
     study: Study,
     model: Runs,
     input: Annotated[Path, typer.Option(help="Folder of new cases.")],
-    output: Annotated[Path, typer.Option(help="The file (landmarks, breakhis, ct) or folder (perfusion) to write.")],
-    overlays: Annotated[Path | None, typer.Option(help="Folder for one picture per case (breakhis: Grad-CAM).")] = None,
+    output: Annotated[Path, typer.Option(help="The file (landmarks, breakhis, ct, fusion) or folder (perfusion) to write.")],
+    overlays: Annotated[Path | None, typer.Option(help="Folder for one picture per case (breakhis: Grad-CAM; fusion: its cubes).")] = None,
     skip: Annotated[bool, typer.Option(help="Leave unreadable cases out instead of stopping.")] = False,
+    ttt: Annotated[bool, typer.Option(help="fusion: train on each patient before predicting it (test-time training).")] = False,
     device: str = "auto",
 ) -> None:
     """Predict a folder of new cases with one trained run, or with the mean of several."""
@@ -115,8 +117,11 @@ def predict(
     fresh(output, overlays)
     if overlays:
         refuse_overlap(output, overlays)
+    if ttt and study is not Study.fusion:
+        raise InputError(f"--ttt: {study.value} has no test-time training; fusion has")
     runs = [resolve(run) for run in model]
-    count = room(study, "prediction").predict_folder(runs, input, output, overlays=overlays, device=device, skip=skip)
+    extra = {"ttt": True} if ttt else {}
+    count = room(study, "prediction").predict_folder(runs, input, output, overlays=overlays, device=device, skip=skip, **extra)
     print(f"{count} cases predicted: {output}" + (f", overlays in {overlays}" if overlays else ""))
 
 

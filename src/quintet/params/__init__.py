@@ -13,13 +13,13 @@ from quintet.errors import InputError
 from quintet.params.breakhis import BreakHis, BreakHisChoice, BreakHisConfig
 from quintet.params.common import AdamCosine, Compute, Optimisation, RankingParams, Section
 from quintet.params.ct import Ct, CtChoice, CtConfig
+from quintet.params.fusion import Fusion, FusionChoice, FusionConfig
 from quintet.params.landmarks import Landmarks, LandmarksChoice, LandmarksConfig, predecessor
 from quintet.params.perfusion import Perfusion, PerfusionChoice, PerfusionConfig
 
 __all__ = [
-    "AdamCosine", "BreakHis", "BreakHisChoice", "BreakHisConfig", "Compute", "Ct", "CtChoice", "CtConfig", "Landmarks",
-    "LandmarksChoice",
-    "LandmarksConfig", "Optimisation", "Params", "Perfusion", "PerfusionChoice", "PerfusionConfig", "load", "parse",
+    "AdamCosine", "BreakHis", "BreakHisChoice", "BreakHisConfig", "Compute", "Ct", "CtChoice", "CtConfig", "Fusion", "FusionChoice",
+    "FusionConfig", "Landmarks", "LandmarksChoice", "LandmarksConfig", "Optimisation", "Params", "Perfusion", "PerfusionChoice", "PerfusionConfig", "load", "parse",
     "predecessor",
 ]  # fmt: skip
 
@@ -31,6 +31,7 @@ class Params(Section):
     perfusion: Perfusion
     breakhis: BreakHis
     ct: Ct
+    fusion: Fusion
 
 
 def parse(values: dict[str, Any]) -> Params:

@@ -1,0 +1,1 @@
+"""Diffusion over missing modalities, and test-time training."""

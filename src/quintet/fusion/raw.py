@@ -1,0 +1,116 @@
+"""The raw folder: a folder a patient with one NIfTI file a modality, found by patterns of names, and a clinical table.
+
+Generic (`patient_001/mri_t1ce.nii.gz`), BraTS of both generations (`BraTS-x/BraTS-x-t1c.nii.gz`, `x/x_t1ce.nii.gz`) and others differ
+in patterns only (`fusion.names`).
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from fnmatch import fnmatch
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from quintet.errors import InputError
+from quintet.imaging.volumes import NIFTI, Grid, read_nifti
+from quintet.params import Fusion
+from quintet.params.fusion import FusionColumns
+
+MISSING = ("", "na", "nan", "n/a", "none", "null", "?", "unknown")
+
+
+@dataclass(frozen=True)
+class Clinical:
+    """`table`: index patient, every column as text (empty: missing). `path`: None where there is no table."""
+
+    table: pd.DataFrame
+    path: Path | None
+
+
+def find_patients(raw: Path, names: Mapping[str, Sequence[str]], modalities: Sequence[str]) -> tuple[dict[str, dict[str, Path]], list[str]]:
+    """Every patient's files of `modalities`, sorted by patient, and a problem for each that is ambiguous."""
+    if not Path(raw).is_dir():
+        raise InputError(f"{raw}: no such folder; expected a folder a patient with NIfTI files")
+    patients: dict[str, dict[str, Path]] = {}
+    problems = []
+    for folder in sorted(p for p in Path(raw).iterdir() if p.is_dir() and not p.name.startswith(".")):
+        files = sorted(p for p in folder.iterdir() if p.name.lower().endswith(NIFTI) and not p.name.startswith("."))
+        own: dict[str, Path] = {}
+        for path in files:
+            stem = path.name.lower().removesuffix(".gz").removesuffix(".nii")
+            fits = [m for m in names if any(fnmatch(stem, pattern.lower()) for pattern in names[m])]
+            if len(fits) > 1:
+                problems.append(f"patient {folder.name}: {path.name} fits the patterns of {' and '.join(fits)}; correct fusion.names")
+            elif fits and fits[0] in own:
+                problems.append(f"patient {folder.name}: {own[fits[0]].name} and {path.name} are both {fits[0]}; keep one")
+            elif fits and fits[0] in modalities:
+                own[fits[0]] = path
+        if files:
+            patients[folder.name] = own
+    if not patients:
+        raise InputError(f"{raw}: no folder with NIfTI files in it; expected one folder a patient")
+    return patients, problems
+
+
+def read_table(raw: Path, tables: Sequence[str], columns: FusionColumns) -> Clinical:
+    """The first of `tables` that is there. Raises InputError, naming rows, where a patient is missing or stands twice."""
+    path = next((Path(raw) / name for name in tables if (Path(raw) / name).is_file()), None)
+    if path is None:
+        return Clinical(pd.DataFrame(), None)
+    try:
+        table = pd.read_csv(path, dtype=str, keep_default_na=False)
+    except (ValueError, UnicodeDecodeError) as error:
+        raise InputError(f"{path}: cannot be read as CSV ({error})") from None
+    table.columns = table.columns.str.strip()
+    table = table.apply(lambda column: column.str.strip())
+    if table.columns.duplicated().any() or not len(table.columns):
+        raise InputError(f"{path}: a column stands twice, or there is none; give each a name of its own")
+    patient = table.columns[0] if columns.patient == "auto" else columns.patient
+    if patient not in table:
+        raise InputError(f"{path}: no column {patient!r} (fusion.columns.patient); there are {', '.join(table.columns)}")
+    problems = [f"row {i + 2}: no patient" for i in table.index[table[patient] == ""]]
+    problems += [f"row {i + 2}: patient {table[patient][i]} stands twice" for i in table.index[table[patient].duplicated()]]
+    if problems:
+        raise InputError(f"{path}: {'; '.join(problems[:20])}")
+    table = table.set_index(patient).rename_axis("patient")
+    return Clinical(table.mask(table.apply(lambda column: column.str.lower().isin(MISSING)), ""), path)
+
+
+def targets(clinical: Clinical, patients: Sequence[str], params: Fusion) -> tuple[pd.DataFrame, list[str]]:
+    """Of each patient label (text) or time and event, and a problem for each without; the index is `patients`."""
+    own, columns = clinical.table.reindex(list(patients)).fillna(""), params.columns
+    needed = [columns.label] if params.task == "classification" else [c for c in (columns.time, columns.event) if c]
+    if missing := [c for c in needed if c not in own]:
+        where = clinical.path or f"no table ({', '.join(params.tables)})"
+        raise InputError(f"{where}: no column {', '.join(missing)} (fusion.columns); training and evaluation need it")
+    problems = []
+    result = pd.DataFrame(index=own.index)
+    if params.task == "classification":
+        result["label"] = own[columns.label]
+        problems = [f"patient {p}: no {columns.label} in {_name(clinical)}" for p in own.index[own[columns.label] == ""]]
+    else:
+        result["time"] = pd.to_numeric(own[columns.time], errors="coerce")
+        result["event"] = pd.to_numeric(own[columns.event], errors="coerce") if columns.event else 1.0
+        for p in own.index[~(result["time"] > 0) | ~np.isfinite(result["time"])]:
+            problems.append(f"patient {p}: {columns.time} is {own[columns.time][p]!r}, expected days above 0")
+        for p in own.index[~result["event"].isin([0, 1])]:
+            problems.append(f"patient {p}: {columns.event} is {own[columns.event][p]!r}, expected 0 (censored) or 1")
+    return result, problems
+
+
+def _name(clinical: Clinical) -> str:
+    return clinical.path.name if clinical.path else "the table"
+
+
+def read_image(path: Path) -> tuple[NDArray[np.float32], Grid]:
+    """One modality `[X, Y, Z]`. Raises InputError, naming the file, where it is no image of one volume with contrast."""
+    array, grid = read_nifti(path)
+    if array.ndim != 3:
+        raise InputError(f"{path}: {array.shape[3]} volumes in one file, expected one; split them")
+    if min(array.shape) < 2:
+        raise InputError(f"{path}: {' x '.join(map(str, array.shape))} voxels are no volume")
+    if array.min() == array.max():
+        raise InputError(f"{path}: every voxel is {array.min():g}; an empty image shows nothing, remove it")
+    return array, grid

@@ -1,0 +1,149 @@
+"""Parameters of the multimodal fusion study."""
+
+from typing import Annotated, Literal
+
+from pydantic import Field, model_validator
+
+from quintet.params.common import AdamCosine, Count, NonNegative, Positive, Section, Seed, SeedSweep, Share
+
+CLINICAL = "clinical"  # the clinical row, as a modality beside the imaging ones
+BASELINES = ("clinical-only",)
+METHODS = ("attention", "diffusion", "concat", "late")
+ADAPTS = ("attention", "diffusion")  # what test-time training has losses for
+
+
+class FusionSynthetic(Section):
+    patients: Annotated[int, Field(ge=40)]
+    seed: Seed
+
+
+class FusionColumns(Section):
+    """Of the clinical table; patient may be `auto` (the first column), event empty (nobody is censored)."""
+
+    patient: str
+    label: str
+    time: str
+    event: str
+
+
+class FusionAugment(Section):
+    flip: Share
+    affine: Share
+    rotation_deg: Annotated[float, Field(ge=0, le=90)]
+    intensity: Annotated[float, Field(ge=0, lt=1)]
+
+
+class FusionDiffusion(Section):
+    target: Literal["mean", "teacher", "unguarded"]
+    teacher_decay: Annotated[float, Field(gt=0, lt=1)]
+    steps: Annotated[int, Field(ge=10)]
+    schedule: Literal["linear", "cosine"]
+    predicts: Literal["noise", "sample"]
+    layers: Count
+
+
+class FusionLossWeights(Section):
+    prediction: Positive
+    diffusion: NonNegative
+    reconstruction: NonNegative
+    contrastive: NonNegative
+
+
+class FusionTtt(Section):
+    steps: Seed
+    rate: Positive
+    parameters: Literal["norm", "fusion", "all"]
+
+
+class FusionConfig(Section):
+    """One configuration: how modalities are joined, and the share of them that training withholds."""
+
+    method: Literal["attention", "diffusion", "concat", "late"]
+    dropping: Annotated[float, Field(ge=0, lt=1)]
+
+
+class FusionChoice(FusionConfig):
+    """The selected configuration: its fields stand at the study's top level."""
+
+    seed: Seed
+
+
+Task = Literal["total", "total_mr", "brain_structures", "none"]
+
+
+class Fusion(FusionChoice, AdamCosine):
+    raw: str
+    on_error: Literal["raise", "skip"]
+    synthetic: FusionSynthetic
+    names: Annotated[dict[str, Annotated[list[str], Field(min_length=1)]], Field(min_length=1)]
+    modalities: Annotated[list[str], Field(min_length=1)]
+    tables: Annotated[list[str], Field(min_length=1)]
+    columns: FusionColumns
+    drop: list[str]
+    task: Literal["classification", "survival"]
+    survival_loss: Literal["cox", "mse"]
+    segmenter: Literal["threshold", "totalsegmentator", "none"]
+    totalsegmentator: str
+    fast: bool
+    segmenter_tasks: dict[str, Task]
+    skull_strip: bool
+    size: Annotated[int, Field(ge=8, le=256)]
+    percentiles: Annotated[list[Annotated[float, Field(ge=0, le=100)]], Field(min_length=2, max_length=2)]
+    split: str
+    split_seed: Seed
+    test: Annotated[float, Field(gt=0, lt=1)]
+    validation: Annotated[float, Field(gt=0, lt=1)]
+    encoder: Literal["small", "resnet10", "resnet18", "resnet34", "resnet50"]
+    width: Annotated[int, Field(ge=8, le=128, multiple_of=8)]
+    clinical_units: Annotated[list[Count], Field(min_length=1)]
+    hidden: Annotated[int, Field(ge=8)]
+    heads: Count
+    predictor_units: list[Count]
+    dropout: Annotated[float, Field(ge=0, lt=1)]
+    recompute: bool
+    diffusion: FusionDiffusion
+    sampling_steps: Count
+    samples: Count
+    loss_weights: FusionLossWeights
+    temperature: Positive
+    epochs: Count
+    batch_size: Annotated[int, Field(ge=2)]
+    rate: Positive
+    augment: FusionAugment
+    ttt: FusionTtt
+    test_missing: Annotated[float, Field(gt=0, lt=1)]
+    sweep: SeedSweep
+    configs: Annotated[dict[str, FusionConfig], Field(min_length=1)]
+
+    @model_validator(mode="after")
+    def consistent(self) -> "Fusion":
+        if unknown := [name for name in self.modalities if name not in self.names]:
+            raise ValueError(f"modalities: {', '.join(unknown)} without patterns in names; there are {', '.join(self.names)}")
+        if len(set(self.modalities)) < len(self.modalities):
+            raise ValueError(f"modalities: an entry stands twice in {self.modalities}")
+        for name in self.names:
+            if name == CLINICAL or not name.replace("_", "").isalnum():
+                raise ValueError(f"names: {name!r}: letters, digits and _ only, and not {CLINICAL!r} (the table's row)")
+        if unknown := [name for name in self.segmenter_tasks if name not in self.names]:
+            raise ValueError(f"segmenter_tasks: {', '.join(unknown)}: no such modality; there are {', '.join(self.names)}")
+        if self.segmenter == "totalsegmentator":
+            if missing := [name for name in self.modalities if name not in self.segmenter_tasks]:
+                raise ValueError(f"segmenter_tasks: no task for {', '.join(missing)} (none: its mask is the threshold's)")
+            if self.fast and (own := [m for m in self.modalities if self.segmenter_tasks[m] == "brain_structures"]):
+                raise ValueError(f"segmenter_tasks: brain_structures of {', '.join(own)} knows no fast mode; set fast: false")
+        if self.split != "stratified" and not self.split.endswith(".csv"):
+            raise ValueError(f"split={self.split!r}: allowed are stratified or the path of a .csv file")
+        if self.test + self.validation >= 1:
+            raise ValueError(f"test={self.test} and validation={self.validation} leave nothing to train on")
+        if self.percentiles[0] >= self.percentiles[1]:
+            raise ValueError(f"percentiles={self.percentiles}: the lower one comes first")
+        if self.hidden % self.heads:
+            raise ValueError(f"hidden ({self.hidden}) must be divisible by heads ({self.heads})")
+        if self.sampling_steps > self.diffusion.steps:
+            raise ValueError(f"sampling_steps={self.sampling_steps}: the diffusion has {self.diffusion.steps} steps")
+        if self.task == "survival" and not self.columns.time:
+            raise ValueError("task=survival needs columns.time, the name of the column with survival times")
+        self.sweep.check(self.configs)
+        if wrong := [name for name in self.configs if name in BASELINES or name.endswith("-ttt")]:
+            raise ValueError(f"configs: {wrong[0]!r} is kept for a baseline or for a configuration with test-time training")
+        return self

@@ -1,0 +1,27 @@
+"""Raw patients and masks to cubes, clinical features, targets, a split and the data-set page.
+
+python stages/fusion_prepare.py --raw data/synthetic/fusion --masks data/segmented/fusion --out data/processed/fusion
+  --page reports/fusion/data.html
+"""
+
+from pathlib import Path
+
+from quintet.params import Params
+from quintet.stage import stage
+
+
+def main(params: Params, raw: Path, masks: Path, out: Path, page: Path) -> str:
+    from joblib import cpu_count
+
+    from quintet.fusion.analysis import write_data_page
+    from quintet.fusion.data import prepare
+
+    prepared, skipped = prepare(raw, masks, out, params.fusion, workers=params.compute.threads or cpu_count())
+    write_data_page(page, prepared, skipped, masks, params.fusion)
+    for problem in skipped:
+        print(f"skipped: {problem}")
+    return f"{len(prepared.table)} patients ({len(skipped)} problems skipped) in {out}, described in {page}"
+
+
+if __name__ == "__main__":
+    stage(main, needs="quintet.fusion.analysis")

@@ -1,0 +1,23 @@
+"""Rank configurations and baselines: ranking.csv, .md, .html and figures.
+
+python stages/fusion_rank.py --sweep runs/fusion/sweep --baselines runs/fusion/baselines --out runs/fusion/rank
+  --report reports/fusion/ranking
+"""
+
+from pathlib import Path
+
+from quintet.params import Params
+from quintet.stage import stage
+
+
+def main(params: Params, sweep: Path, baselines: Path, out: Path, report: Path) -> str:
+    from quintet.fusion.comparison import compare
+    from quintet.tracking import upload
+
+    verdict = compare(params, sweep, baselines, out, report)
+    upload(out)
+    return verdict
+
+
+if __name__ == "__main__":
+    stage(main, needs="quintet.fusion.comparison")

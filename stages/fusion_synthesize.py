@@ -1,0 +1,23 @@
+"""Draw head phantoms and their clinical table.
+
+python stages/fusion_synthesize.py --out data/synthetic/fusion
+"""
+
+from pathlib import Path
+
+from quintet.params import Params
+from quintet.stage import stage
+
+
+def main(params: Params, out: Path) -> str:
+    from joblib import cpu_count
+
+    from quintet.fusion.synthetic import synthesize
+
+    how = params.fusion.synthetic
+    synthesize(out, patients=how.patients, seed=how.seed, workers=params.compute.threads or cpu_count())
+    return f"{how.patients} patients in {out}"
+
+
+if __name__ == "__main__":
+    stage(main, needs="quintet.fusion.synthetic")

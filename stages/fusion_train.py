@@ -1,0 +1,23 @@
+"""Train the selected configuration.
+
+python stages/fusion_train.py --data data/processed/fusion --run runs/fusion/selected
+"""
+
+from pathlib import Path
+
+from quintet.params import Params
+from quintet.stage import stage
+
+
+def main(params: Params, data: Path, run: Path) -> str:
+    from quintet.fusion.study import train_run
+    from quintet.training.fit import forget
+
+    p = params.fusion
+    record = train_run(run, data, p, p, params.compute, stage="fusion_train", config="selected", seed=p.seed)
+    forget(record)
+    return f"epoch {record.metrics['best_epoch']:.0f} chosen, model in {run}"
+
+
+if __name__ == "__main__":
+    stage(main, needs="quintet.fusion.module")
