@@ -16,7 +16,7 @@ from quintet.fusion.losses import contrast_with_bank
 from quintet.fusion.networks import Draw, FusionNet
 from quintet.params.fusion import FusionLossWeights, FusionTtt
 
-DRAWS = 8  # of the diffusion's step and noise; the same for every step of a patient, so that losses can be compared
+DRAWS = 4  # of the diffusion's step and noise; the same for every step of a patient, so that losses can be compared
 BETAS, EPS = (0.9, 0.999), 1e-8
 NORMS = (nn.LayerNorm, nn.GroupNorm, nn.BatchNorm3d)
 Given = Sequence[Tensor]  # one patient's features, or volumes and clinical row where encoders adapt
@@ -32,14 +32,14 @@ class Outcome:
 class _Patient(nn.Module):
     """What torch.func calls with a patient's own weights."""
 
-    def __init__(self, net: FusionNet, weights: FusionLossWeights, temperature: float, steps: int) -> None:
+    def __init__(self, net: FusionNet, weights: FusionLossWeights, temperature: float, *, steps: int, encoded: bool) -> None:
         super().__init__()
-        self.net, self.weights, self.temperature, self.steps = net, weights, temperature, steps
+        self.net, self.weights, self.temperature, self.steps, self.encoded = net, weights, temperature, steps, encoded
 
     def forward(self, given: Given, present: Tensor, time: Tensor, noise: Tensor, start: Tensor | None) -> Tensor:
         """The loss, or with `start` (noise `[N, D]`) the scores `[N, outputs]`."""
-        net, present = self.net, present[None]
-        features = [g[None] for g in given] if len(given) == present.shape[1] else net.encoders.features(given[0][None], given[1][None], present)
+        net, present, given = self.net, present[None], [g[None] for g in given]
+        features = given if self.encoded else net.encoders.features(given[0], given[1], present)
         tokens = net.encoders.tokens(features, present)
         if start is not None:
             return net(tokens, present, start[None], steps=self.steps)[:, 0]
@@ -71,12 +71,13 @@ def adapt(
     """Adapt and predict P patients. `given`: features of each modality `[P, F_k]` (how.parameters=fusion), else volumes
     `[P, M, S, S, S]` and clinical rows; `present` `[P, K]`; `start` `[P, N, D]` noise; `seeds`: of each patient's draws."""
     net.eval()
-    patient = _Patient(net, weights, temperature, sampling_steps)
+    encoded = how.parameters == "fusion"
+    patient = _Patient(net, weights, temperature, steps=sampling_steps, encoded=encoded)
     names = [f"net.{name}" for name in adapted_names(net, how.parameters)]
     own = dict(patient.named_parameters()) | dict(patient.named_buffers())
     fixed = {name: value.detach() for name, value in own.items() if name not in names}
     # encoders look at what is there by index, which vmap cannot: they adapt patient by patient
-    over: Callable[..., Any] = _looped if len(given) != present.shape[1] else vmap
+    over: Callable[..., Any] = vmap if encoded else _looped
     time, noise = _draws(net, seeds, start)
 
     def loss(state: State, *inputs: Any) -> Tensor:
@@ -130,7 +131,8 @@ def _looped(function: Callable[..., Any]) -> Callable[..., Any]:
     from torch.utils._pytree import tree_map
 
     def mapped(*inputs: Any) -> Any:
-        rows = [function(*(tree_map(lambda x, i=i: x[i], part) for part in inputs)) for i in range(len(inputs[1]))]
+        count = len(next(iter(inputs[0].values())))
+        rows = [function(*(tree_map(lambda x, i=i: x[i], part) for part in inputs)) for i in range(count)]
         return tree_map(lambda *x: torch.stack(x), *rows)
 
     return mapped

@@ -34,12 +34,18 @@ def write_data_page(page: Path, data: Prepared, skipped: list[str], masks: Path,
         rows = np.linspace(0, len(data.table) - 1, min(SAMPLES, len(data.table))).astype(int)
         montage(seen, [(str(data.table["patient"][r]), data.volumes[r], data.present[r]) for r in rows], data.modalities[:-1])
         sections = [
-            Section("Split and target", "Patients stand in one part each; the split is stratified by the target.", _targets(data)),
+            Section(
+                "Split and target", "Patients stand in one part each; the split is stratified by the target.", _targets(data)
+            ),
             Section("Modalities", "Share of the patients that have each.", _modalities(data)),
             Section("What is there together", "", _patterns(data)),
             Section("Missing, by the clinical row", MAR_TEXT, _missing_by(data)),
             Section("Clinical columns", CLINICAL_TEXT, _clinical(data)),
-            Section("Masks", f"Segmenter: {params.segmenter}. A mask centres and bounds the cube, and intensities are scaled inside it.", _masks(masks)),
+            Section(
+                "Masks",
+                f"Segmenter: {params.segmenter}. A mask centres and bounds the cube, and intensities are scaled inside it.",
+                _masks(masks),
+            ),
             Section("As the networks see them", "Middle slices of each modality's cube.", figures=[seen]),
         ]
         if not data.classes:
@@ -92,7 +98,9 @@ def _missing_by(data: Prepared) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-CLINICAL_TEXT = """Fitted on the training patients. A missing value, or a category that training did not know, is zero with a flag."""
+CLINICAL_TEXT = (
+    """Fitted on the training patients. A missing value, or a category that training did not know, is zero with a flag."""
+)
 
 
 def _clinical(data: Prepared) -> pd.DataFrame:
@@ -121,5 +129,3 @@ def _times(path: Path, data: Prepared) -> None:
     axis.set(xlabel="days", ylabel="patients")
     axis.legend(fontsize=8)
     save(figure, path)
-
-

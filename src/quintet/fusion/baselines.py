@@ -25,7 +25,9 @@ def clinical_only(data: Prepared, rows: NDArray[np.int64], kept: NDArray[np.bool
         share = np.bincount(target[train, 0].astype(int), minlength=len(data.classes)) / len(train)
         said = np.tile(share, (len(rows), 1))
         if len(fit) and x.shape[1]:
-            model = LogisticRegressionCV(Cs=10, cv=5, max_iter=1000, scoring="neg_log_loss").fit(x[fit], target[fit, 0].astype(int))
+            model = LogisticRegressionCV(Cs=10, cv=5, max_iter=1000, scoring="neg_log_loss").fit(
+                x[fit], target[fit, 0].astype(int)
+            )
             said[np.ix_(kept, model.classes_.astype(int))] = model.predict_proba(x[rows])[kept]
         return said
     risk = np.zeros((len(rows), 1))

@@ -100,4 +100,6 @@ def refuse_leaks(table: pd.DataFrame, labels: pd.Series, target: str) -> None:
         constant = own.nunique() > 1 and (by_class == 1).all() and values.nunique() == own.nunique() and known.mean() > 0.5
         if named or constant:
             how = "is named like the target" if named else f"has one value in each class of {target} and never in another"
-            raise InputError(f"clinical column {name!r} {how}: it would give the answer away; leave it out by fusion.drop=[{name}]")
+            raise InputError(
+                f"clinical column {name!r} {how}: it would give the answer away; leave it out by fusion.drop=[{name}]"
+            )

@@ -44,7 +44,11 @@ def metric_of(p: Fusion) -> tuple[str, str, bool]:
     """What is ranked, its unit, whether lower is better."""
     if p.task == "classification":
         return f"{CLASSIFICATION}_over_subsets", "Brier score, 0 to 1, a patient's mean over the subsets of what it has", True
-    return f"{SURVIVAL}_over_subsets", "share of a patient's comparable pairs in order, mean over the subsets of what it has", False
+    return (
+        f"{SURVIVAL}_over_subsets",
+        "share of a patient's comparable pairs in order, mean over the subsets of what it has",
+        False,
+    )
 
 
 def ranked(params: Params, sweep: Path = SWEEP, baselines: Path = FITTED) -> ranking.Ranking:
@@ -52,7 +56,12 @@ def ranked(params: Params, sweep: Path = SWEEP, baselines: Path = FITTED) -> ran
     table = results.read(run / "evaluation" / "cases.csv" for group in runs_of(p, sweep, baselines).values() for run in group)
     metric, _, lower = metric_of(p)
     return ranking.rank(
-        table, metric, lower_is_better=lower, alpha=params.ranking.alpha, bootstrap=params.ranking.bootstrap, deterministic=BASELINES
+        table,
+        metric,
+        lower_is_better=lower,
+        alpha=params.ranking.alpha,
+        bootstrap=params.ranking.bootstrap,
+        deterministic=BASELINES,
     )
 
 
@@ -148,7 +157,13 @@ def _by_pattern(drawn: Drawn, order: list[str]) -> pd.DataFrame:
     for pattern in drawn.patterns:
         rows.append({"there": pattern, "patients": int(counts[pattern]), **{c: _shown(*drawn.score(c, pattern)) for c in order}})
     every = {c: drawn.over_subsets(c) for c in order}
-    rows.append({"there": "mean of subsets", "patients": "", **{c: _shown(float(np.nanmean(v)), np.nanmean(d, 0)) for c, (v, d) in every.items()}})
+    rows.append(
+        {
+            "there": "mean of subsets",
+            "patients": "",
+            **{c: _shown(float(np.nanmean(v)), np.nanmean(d, 0)) for c, (v, d) in every.items()},
+        }
+    )
     rows.append({"there": "worst subset", "patients": "", **{c: f"{np.nanmin(v):.3f}" for c, (v, _) in every.items()}})
     return pd.DataFrame(rows)
 

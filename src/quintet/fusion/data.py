@@ -105,7 +105,10 @@ def _tables(
     usable = (target["label"] != "") if "label" in target else (target["time"] > 0) & target["event"].isin([0, 1])
     known = (features != "").any(axis=1) if len(features.columns) else pd.Series(False, index=features.index)
     nothing = [p for p in patients if not images[p] and not known[p]]
-    problems += [f"patient {p}: no modality at all (no image that fusion.names and fusion.modalities name, no clinical value)" for p in nothing]
+    problems += [
+        f"patient {p}: no modality at all (no image that fusion.names and fusion.modalities name, no clinical value)"
+        for p in nothing
+    ]
     kept = [p for p in patients if usable[p] and p not in nothing]
     table = target.loc[kept].reset_index()
     table.insert(1, "split", _split(table, params))
@@ -130,7 +133,11 @@ def _split(table: pd.DataFrame, params: Fusion) -> list[str]:
         if (count := kinds.count(kind)) < SEVERAL:
             raise InputError(f"{count} patient(s) of {kind!r} with a target: a split into three parts needs {SEVERAL} of each")
     if params.task == "classification" and len(set(kinds)) < 2:
-        raise InputError(f"every patient is {kinds[0]!r}: a classification needs two classes (fusion.columns.label)" if kinds else "no patient has a target")
+        raise InputError(
+            f"every patient is {kinds[0]!r}: a classification needs two classes (fusion.columns.label)"
+            if kinds
+            else "no patient has a target"
+        )
     test = splits.held_out_groups(names, kinds, params.test, seed=[params.split_seed, 0])
     rest = [(n, k) for n, k in zip(names, kinds, strict=True) if n not in test]
     share = params.validation / (1 - params.test)
@@ -149,10 +156,14 @@ def cube_of(files: Mapping[str, Path], masks: Mapping[str, Mask], modalities: Se
     low, high = corners[:, 0].min(0), corners[:, 1].max(0)
     for modality, (array, grid) in images.items():
         if masks[modality].shape != array.shape:
-            raise InputError(f"{files[modality]}: {array.shape} voxels, its mask has {masks[modality].shape}; run `dvc repro fusion_segment`")
+            raise InputError(
+                f"{files[modality]}: {array.shape} voxels, its mask has {masks[modality].shape}; run `dvc repro fusion_segment`"
+            )
         darkest, brightest = np.percentile(array[masks[modality]], params.percentiles)
         if darkest == brightest:
-            raise InputError(f"{files[modality]}: everything inside its mask is {darkest:g}; remove it, or choose another segmenter")
+            raise InputError(
+                f"{files[modality]}: everything inside its mask is {darkest:g}; remove it, or choose another segmenter"
+            )
         if params.skull_strip:
             array = np.where(masks[modality], array, np.float32(darkest))
         cube = sample_cube(array, grid, (low + high) / 2, float((high - low).max()), params.size, fill=float(darkest))
@@ -167,7 +178,11 @@ def _stored(patient: str, files: Mapping[str, Path], masks: Path, params: Fusion
         cube = cube_of(files, there, params.modalities, params)
         return cube, [m in files and m in there for m in params.modalities], []
     except InputError as error:
-        return np.zeros((len(params.modalities), *(params.size,) * 3), np.float16), [False] * len(params.modalities), [f"patient {patient}: {error}"]
+        return (
+            np.zeros((len(params.modalities), *(params.size,) * 3), np.float16),
+            [False] * len(params.modalities),
+            [f"patient {patient}: {error}"],
+        )
 
 
 def prepare(raw: Path, masks: Path, out: Path, params: Fusion, *, workers: int = 1) -> tuple[Prepared, list[str]]:
@@ -215,7 +230,9 @@ def _in_order(
     )
 
 
-def read_new(raw: Path, how: Fusion, encoder: Encoder, problems: list[str]) -> Iterator[tuple[str, Cubes, NDArray[np.float32], NDArray[np.bool_]]]:
+def read_new(
+    raw: Path, how: Fusion, encoder: Encoder, problems: list[str]
+) -> Iterator[tuple[str, Cubes, NDArray[np.float32], NDArray[np.bool_]]]:
     """Name, cubes, clinical features and modalities of each patient of a folder without labels, one in memory at a time."""
     patients, found = find_patients(raw, how.names, how.modalities)
     problems += found
@@ -232,7 +249,9 @@ def read_new(raw: Path, how: Fusion, encoder: Encoder, problems: list[str]) -> I
                 problems.append(f"patient {name}: {error}")
         present = np.array([m in masks for m in how.modalities] + [bool(known[row])])
         if not present.any():
-            problems.append(f"patient {name}: no modality at all; it needs an image that the run knows ({', '.join(how.modalities)}) or a clinical row")
+            problems.append(
+                f"patient {name}: no modality at all; it needs an image that the run knows ({', '.join(how.modalities)}) or a clinical row"
+            )
             continue
         try:
             yield name, cube_of(files, masks, how.modalities, how), features[row], present

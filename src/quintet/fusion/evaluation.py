@@ -92,7 +92,8 @@ def summary(predictions: pd.DataFrame, columns: Sequence[str]) -> dict[str, floa
     score = "auc" if len(columns) > 1 else "concordance"
     subsets = [v for name, v in values.items() if name not in (RECORDED, MCAR, MAR) and np.isfinite(v)]
     metrics = {f"{score}/{name}": value for name, value in values.items()}
-    metrics |= {f"{score}_mean_of_subsets": float(np.mean(subsets)), f"{score}_worst_subset": float(np.min(subsets))}
+    if subsets:
+        metrics |= {f"{score}_mean_of_subsets": float(np.mean(subsets)), f"{score}_worst_subset": float(np.min(subsets))}
     whole = predictions[predictions["pattern"] == RECORDED]
     if len(columns) > 1:
         likeliest = whole[list(columns)].to_numpy().argmax(1)
@@ -116,7 +117,10 @@ def shapley(value: Mapping[frozenset[str], float], players: Sequence[str]) -> di
     for player in players:
         others = [p for p in players if p != player]
         result[player] = sum(
-            factorial(size) * factorial(n - size - 1) / factorial(n) * (value[frozenset({*chosen, player})] - value[frozenset(chosen)])
+            factorial(size)
+            * factorial(n - size - 1)
+            / factorial(n)
+            * (value[frozenset({*chosen, player})] - value[frozenset(chosen)])
             for size in range(n)
             for chosen in combinations(others, size)
         )

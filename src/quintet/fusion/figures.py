@@ -21,7 +21,7 @@ def draw_all(
     """`tables`: predictions without and, if there are, with test-time training."""
     score = "AUC" if len(columns) > 1 else "concordance"
     _by_pattern(folder / "patterns.png", tables, columns, score, title)
-    _whole(folder / "everything_recorded.png", list(tables.values())[0], columns, title)
+    _whole(folder / "everything_recorded.png", next(iter(tables.values())), columns, title)
     if len(tables) == 2:
         _adaptation(folder / "test_time_training.png", *tables.values(), columns, title)
     if "curves" in extra:
@@ -107,14 +107,19 @@ def _curves(path: Path, curves: pd.DataFrame, score: str, title: str) -> None:
     save(figure, path)
 
 
-def montage(path: Path, patients: Sequence[tuple[str, NDArray[np.float16], NDArray[np.bool_]]], modalities: Sequence[str]) -> None:
+def montage(
+    path: Path, patients: Sequence[tuple[str, NDArray[np.float16], NDArray[np.bool_]]], modalities: Sequence[str]
+) -> None:
     """A row a patient: the middle axial and coronal slice of each modality as the network sees it (the patient's right on the left)."""
     columns = 2 * len(modalities)
     figure, axes = new_figure(1.5 * columns, 1.65 * len(patients) + 0.3, len(patients), columns)
     for line, (name, cubes, present) in zip(np.reshape(axes, (len(patients), columns)), patients, strict=True):
         for k, modality in enumerate(modalities):
             middle = cubes.shape[-1] // 2
-            for axis, view, label in ((line[2 * k], cubes[k, middle, ::-1, ::-1], "axial"), (line[2 * k + 1], cubes[k, ::-1, middle, ::-1], "coronal")):
+            for axis, view, label in (
+                (line[2 * k], cubes[k, middle, ::-1, ::-1], "axial"),
+                (line[2 * k + 1], cubes[k, ::-1, middle, ::-1], "coronal"),
+            ):
                 axis.set(xticks=[], yticks=[])
                 axis.set_title(f"{modality}, {label}" if present[k] else f"{modality}: missing", fontsize=6)
                 if present[k]:

@@ -56,7 +56,9 @@ def withhold(present: Tensor, share: float) -> Tensor:
 class FusionModule(L.LightningModule):
     seen: Tensor
 
-    def __init__(self, net: FusionNet, config: FusionConfig, shared: Fusion, data: Prepared, *, steps: int, debug: bool = False) -> None:
+    def __init__(
+        self, net: FusionNet, config: FusionConfig, shared: Fusion, data: Prepared, *, steps: int, debug: bool = False
+    ) -> None:
         super().__init__()
         self.net, self.config, self.shared, self.steps = net, config, shared, steps
         self.augment = None if debug else Augmentation(shared.augment)
@@ -133,7 +135,9 @@ class FusionModule(L.LightningModule):
         being one point."""
         seen: Any = self.all_gather(self.seen)
         seen = seen.reshape(-1, *self.seen.shape)
-        seen = seen.gather(0, seen.abs().sum(2, keepdim=True).argmax(0, keepdim=True).expand(1, *seen.shape[1:]))[0][self.valid].cpu()
+        seen = seen.gather(0, seen.abs().sum(2, keepdim=True).argmax(0, keepdim=True).expand(1, *seen.shape[1:]))[0][
+            self.valid
+        ].cpu()
         if not torch.isfinite(seen).all():
             raise InputError(f"training diverged in epoch {self.current_epoch + 1}; lower fusion.rate ({self.shared.rate})")
         scores, fused = seen[:, : self.net.outputs], seen[:, self.net.outputs :]
@@ -143,12 +147,17 @@ class FusionModule(L.LightningModule):
         if self.net.method == "diffusion":
             values["valid_feature_variance"] = fused.var(0, correction=0).mean().item()
             if values["valid_feature_variance"] < COLLAPSED and self.current_epoch == self.trainer.max_epochs - 1:
-                print(f"warning: fused vectors of different patients are nearly one point (variance {values['valid_feature_variance']:.2g})")
+                print(
+                    f"warning: fused vectors of different patients are nearly one point (variance {values['valid_feature_variance']:.2g})"
+                )
         self.log_dict(values)
 
     def configure_optimizers(self) -> Any:
         optimizer = adam([{"params": list(self.net.parameters()), "lr": self.shared.rate}], self.shared, decoupled=True)
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": warm_cosine(optimizer, self.shared, self.steps), "interval": "step"}}
+        return {
+            "optimizer": optimizer,
+            "lr_scheduler": {"scheduler": warm_cosine(optimizer, self.shared, self.steps), "interval": "step"},
+        }
 
 
 def train(data: Prepared, out: Path, config: FusionConfig, shared: Fusion, compute: Compute, *, record: Record) -> Record:
@@ -169,7 +178,9 @@ def train(data: Prepared, out: Path, config: FusionConfig, shared: Fusion, compu
     source = Patients(data)
     loader = batches(source, rows, shared.batch_size, seed=record.seed, shuffle=True)
     valid: DataLoader[Any] = batches(source, data.rows("valid"), shared.batch_size, seed=record.seed, shuffle=False)
-    module = FusionModule(net, config, shared, data, steps=shared.epochs * -(-len(loader) // shared.accumulate), debug=compute.debug)
+    module = FusionModule(
+        net, config, shared, data, steps=shared.epochs * -(-len(loader) // shared.accumulate), debug=compute.debug
+    )
     fitted = fit(
         module, loader, valid, epochs=shared.epochs, seed=record.seed, how=shared, compute=compute, record=record,
         goal=Goal("valid_score", lower_is_better=False, perfect=PERFECT, keep="best", patience=shared.patience),

@@ -7,6 +7,7 @@ volumes [B, M, S, S, S] and the clinical row [B, C], which of these are there [B
 import hashlib
 import math
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import Any, NamedTuple
 
 import torch
@@ -23,6 +24,7 @@ ENCODERS = {
     "small": ("basic", [1, 1, 1, 1]), "resnet10": ("basic", [1, 1, 1, 1]), "resnet18": ("basic", [2, 2, 2, 2]),
     "resnet34": ("basic", [3, 4, 6, 3]), "resnet50": ("bottleneck", [3, 4, 6, 3]),
 }  # fmt: skip
+MOMENTUM = 0.05  # of running statistics
 GROUP = 8  # channels that share statistics; group norm mixes no patients, whatever the batch and whatever is missing in it
 
 
@@ -35,25 +37,63 @@ class ImageEncoder(nn.Module):
         block, layers = ENCODERS[kind]
         planes = [width * 2**i for i in range(4)]
         small = kind == "small"
-        # groups of one size everywhere: each width is a multiple of GROUP
         self.net = ResNet(
-            block, layers, planes, spatial_dims=3, n_input_channels=1, conv1_t_size=3 if small else 7, conv1_t_stride=2,
-            no_max_pool=small, bias_downsample=False, feed_forward=False, norm=("group", {"num_groups": width // GROUP}),
+            block, layers, planes, spatial_dims=3, n_input_channels=1, conv1_t_size=3 if small else 7, conv1_t_stride=2, no_max_pool=small,
+            bias_downsample=False, feed_forward=False,
         )  # fmt: skip
+        _use_group_norm(self.net)  # MONAI's `norm` reaches the first layer only
         self.features = planes[-1] * (4 if block == "bottleneck" else 1)
 
     def forward(self, volumes: Tensor) -> Tensor:
         return self.net(volumes).flatten(1)
 
 
+def _use_group_norm(module: nn.Module) -> None:
+    for name, child in module.named_children():
+        if isinstance(child, nn.BatchNorm3d):
+            setattr(module, name, nn.GroupNorm(child.num_features // GROUP, child.num_features))
+        else:
+            _use_group_norm(child)
+
+
 def mlp(sizes: Sequence[int], dropout: float, *, last: bool) -> nn.Sequential:
     """Linear layers with GELU and dropout between; `last`: none of them after the last one."""
     layers: list[nn.Module] = []
-    for i, (a, b) in enumerate(zip(sizes[:-1], sizes[1:], strict=True)):
+    for i, (a, b) in enumerate(pairwise(sizes)):
         layers.append(nn.Linear(a, b))
         if not (last and i == len(sizes) - 2):
             layers += [nn.GELU(), nn.Dropout(dropout)]
     return nn.Sequential(*layers)
+
+
+class Standardise(nn.Module):
+    """Features by the mean and SD that training has seen so far, `[B, F]` -> `[B, F]`; at test time they are fixed.
+
+    An untrained encoder says nearly the same of everybody. Without this, what patients have in common would fill the fused vector, and
+    a diffusion could tell it without looking. Unlike batch norm, statistics are running ones in training too, without gradient: a
+    patient's features depend on no batch mate of any batch.
+    """
+
+    mean: Tensor
+    square: Tensor
+    seen: Tensor
+
+    def __init__(self, features: int) -> None:
+        super().__init__()
+        self.register_buffer("mean", torch.zeros(features))
+        self.register_buffer("square", torch.ones(features))
+        self.register_buffer("seen", torch.zeros(()))
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.training and len(x) > 1:
+            with torch.no_grad():
+                self.seen += 1
+                share = torch.clamp(1 / self.seen, min=MOMENTUM)
+                self.mean.lerp_(x.mean(0), share)
+                self.square.lerp_(x.square().mean(0), share)
+        # copies: what was computed with must stay as it was for the backward pass
+        sd = (self.square - self.mean.square()).clamp_min(1e-6).sqrt()
+        return (x - self.mean.clone()) / sd
 
 
 class Encoders(nn.Module):
@@ -66,23 +106,29 @@ class Encoders(nn.Module):
         # a table without a usable column still is a modality that nobody has
         self.row = mlp([max(clinical, 1), *clinical_units], dropout, last=False)
         self.widths = [own.features for own in self.images] + [clinical_units[-1]]
+        self.standard = nn.ModuleList([Standardise(width) for width in self.widths])
         self.project = nn.ModuleList([nn.Linear(width, hidden) for width in self.widths])
         self.recompute = recompute
 
     def features(self, volumes: Tensor, clinical: Tensor, present: Tensor) -> list[Tensor]:
-        """`[B, F_k]` of each modality."""
+        """`[B, F_k]` of each modality, standardised; zeros where it is absent."""
         found = []
-        for k, encode in enumerate(self.images):
+        for k, standard in enumerate(self.standard):
             rows = present[:, k].nonzero()[:, 0]
-            out = torch.zeros(len(volumes), self.widths[k], device=volumes.device)
+            out = torch.zeros(len(present), self.widths[k], device=present.device)
             if len(rows):
-                x = volumes[rows, k : k + 1].contiguous(memory_format=torch.channels_last_3d)
-                again = self.recompute and self.training and torch.is_grad_enabled()
-                own = checkpoint(encode, x, use_reentrant=False) if again else encode(x)
-                out = out.index_copy(0, rows, own.float())
+                own = self._row(clinical[rows]) if k == len(self.images) else self._image(k, volumes[rows, k : k + 1])
+                out = out.index_copy(0, rows, standard(own.float()))
             found.append(out)
-        row = clinical if clinical.shape[1] else clinical.new_zeros(len(clinical), 1)
-        return [*found, self.row(row).float() * present[:, -1:]]
+        return found
+
+    def _image(self, k: int, volumes: Tensor) -> Tensor:
+        x = volumes.contiguous(memory_format=torch.channels_last_3d)
+        again = self.recompute and self.training and torch.is_grad_enabled()
+        return checkpoint(self.images[k], x, use_reentrant=False) if again else self.images[k](x)
+
+    def _row(self, clinical: Tensor) -> Tensor:
+        return self.row(clinical if clinical.shape[1] else clinical.new_zeros(len(clinical), 1))
 
     def tokens(self, features: Sequence[Tensor], present: Tensor) -> Tensor:
         """`[B, K, D]`."""
@@ -127,7 +173,8 @@ class Block(nn.Module):
 
 
 class Denoiser(nn.Module):
-    """Noisy vector, time and condition as three tokens -> noise, or the clean vector."""
+    """Noisy vector, time and condition as three tokens -> noise, or the clean vector, read from their mean: a prediction from the first
+    token alone takes epochs to find the condition."""
 
     def __init__(self, hidden: int, layers: int, heads: int, dropout: float) -> None:
         super().__init__()
@@ -145,7 +192,7 @@ class Denoiser(nn.Module):
         x = torch.stack([noisy, told, condition], 1) + self.kinds
         for block in self.blocks:
             x = block(x)
-        return self.out(x[:, 0])
+        return self.out(x.mean(1))
 
 
 class Draw(NamedTuple):
@@ -195,7 +242,10 @@ class diffusion(nn.Module):  # noqa: N801
         super().__init__()
         self.size, self.how = hidden, {"steps": steps, "schedule": schedule, "predicts": predicts}
         self.normalised = target != "unguarded"
-        self.condition = mlp([hidden, hidden, hidden], dropout, last=True)
+        # the condition stands beside noise of variance 1 and must not start below it
+        self.condition = nn.Sequential(
+            nn.LayerNorm(hidden), *mlp([hidden, hidden, hidden], dropout, last=True), nn.LayerNorm(hidden)
+        )
         self.denoise = Denoiser(hidden, layers, heads, dropout)
         self.register_buffer("signal", self.scheduler().alphas_cumprod.float(), persistent=False)
 
@@ -226,7 +276,9 @@ class diffusion(nn.Module):  # noqa: N801
         said = self.denoise(noisy, draw.time, self.condition(mean_of(tokens, present))).float()
         if self.how["predicts"] == "sample":
             return self.scaled(said), (said - x0).square().mean(1)
-        return self.scaled((noisy - (1 - signal).sqrt() * said) / signal.sqrt().clamp_min(1e-3)), (said - draw.noise).square().mean(1)
+        return self.scaled((noisy - (1 - signal).sqrt() * said) / signal.sqrt().clamp_min(1e-3)), (
+            said - draw.noise
+        ).square().mean(1)
 
     def sample(self, tokens: Tensor, present: Tensor, noise: Tensor, *, steps: int, sampler: str = "ddim") -> Tensor:
         """From noise `[B, D]` to fused vectors `[B, D]`: DDIM without added noise, or all steps of DDPM (`sampler="ddpm"`)."""
@@ -245,7 +297,10 @@ class concat(nn.Module):  # noqa: N801
 
     def __init__(self, *, hidden: int, count: int, dropout: float, **_: Any) -> None:
         super().__init__()
-        self.join, self.size = nn.Sequential(nn.Linear(count * hidden, hidden), nn.LayerNorm(hidden), nn.GELU(), nn.Dropout(dropout)), hidden
+        self.join, self.size = (
+            nn.Sequential(nn.Linear(count * hidden, hidden), nn.LayerNorm(hidden), nn.GELU(), nn.Dropout(dropout)),
+            hidden,
+        )
 
     def forward(self, tokens: Tensor, present: Tensor) -> Tensor:
         return self.join((tokens * present[..., None]).flatten(1))
@@ -282,7 +337,9 @@ class FusionNet(nn.Module):
             [mlp([hidden, *predictor_units, outputs], dropout, last=True) for _ in range(count if method == "late" else 1)]
         )
         generative = method in ("attention", "diffusion")
-        self.decode = nn.ModuleList([mlp([hidden, hidden, w], 0.0, last=True) for w in self.encoders.widths] if generative else [])
+        self.decode = nn.ModuleList(
+            [mlp([hidden, hidden, w], 0.0, last=True) for w in self.encoders.widths] if generative else []
+        )
 
     def scores(self, fused: Tensor) -> Tensor:
         """`[..., D]` -> `[..., outputs]`: log odds of the classes, or the log hazard."""
@@ -308,7 +365,9 @@ class FusionNet(nn.Module):
     def draws(self, tokens: Tensor, present: Tensor, noise: Tensor, *, steps: int) -> Tensor:
         """Fused vectors `[N, B, D]`, one for each noise."""
         count = noise.shape[1]
-        many = self.fuse.sample(tokens.repeat(count, 1, 1), present.repeat(count, 1), noise.transpose(0, 1).flatten(0, 1), steps=steps)
+        many = self.fuse.sample(
+            tokens.repeat(count, 1, 1), present.repeat(count, 1), noise.transpose(0, 1).flatten(0, 1), steps=steps
+        )
         return many.unflatten(0, (count, len(tokens)))
 
     def learn(self, features: Sequence[Tensor], tokens: Tensor, present: Tensor, kept: Tensor, x0: Tensor, draw: Draw) -> Learnt:
@@ -316,7 +375,11 @@ class FusionNet(nn.Module):
         features of all that are `present`."""
         rows = torch.zeros(len(tokens), device=tokens.device)
         if self.method == "diffusion":
-            fused, rows = self.fuse.one_step(tokens, kept, x0, draw)
+            _, rows = self.fuse.one_step(tokens, kept, x0, draw)
+            # What is predicted from is estimated where sampling starts: earlier steps show the target itself, and the encoders, which
+            # it gives no gradient, would learn little from them.
+            last = torch.full_like(draw.time, self.fuse.how["steps"] - 1)
+            fused, _ = self.fuse.one_step(tokens, kept, x0, Draw(last, draw.noise))
         else:
             fused = self.fuse(tokens * kept[..., None], kept)
         return Learnt(fused, rows.mean(), reconstruction_loss([decode(fused) for decode in self.decode], features, present))

@@ -88,7 +88,9 @@ class Model:
         return self.net.method in ADAPTS
 
     @torch.inference_mode()
-    def encode(self, names: list[str], volumes: NDArray[np.float16], clinical: NDArray[np.float32], present: NDArray[np.bool_]) -> Encoded:
+    def encode(
+        self, names: list[str], volumes: NDArray[np.float16], clinical: NDArray[np.float32], present: NDArray[np.bool_]
+    ) -> Encoded:
         """A few patients at a time."""
         row, there = torch.from_numpy(clinical).to(self.device), torch.from_numpy(present).to(self.device)
         parts = []
@@ -105,7 +107,9 @@ class Model:
         start = noise_for(patients.names, self.samples, patients.tokens.shape[2]).to(self.device)
         return self._joined(self.net(patients.tokens, kept, start, steps=sampling_steps or self.sampling_steps).transpose(0, 1))
 
-    def adapted(self, patients: Encoded, kept: Tensor, *, how: FusionTtt | None = None) -> tuple[Values, Values, NDArray[np.bool_]]:
+    def adapted(
+        self, patients: Encoded, kept: Tensor, *, how: FusionTtt | None = None
+    ) -> tuple[Values, Values, NDArray[np.bool_]]:
         """The same after test-time training on each patient, and whose loss fell."""
         how = how or self.ttt
         found = []
@@ -116,7 +120,10 @@ class Model:
             if how.parameters == "fusion":
                 given = [f[own].clone() * there[:, k, None] for k, f in enumerate(patients.features)]
             else:
-                given = [torch.from_numpy(np.asarray(patients.volumes[own])).float().to(self.device), patients.clinical[own].clone()]
+                given = [
+                    torch.from_numpy(np.asarray(patients.volumes[own])).float().to(self.device),
+                    patients.clinical[own].clone(),
+                ]
             found.append(adapt(self.net, given, there.clone(), start, how=how, weights=self.weights, temperature=self.temperature,
                                sampling_steps=self.sampling_steps, seeds=seeds_of(names)))  # fmt: skip
         values, spread = self._joined(torch.cat([one.scores for one in found]))
@@ -158,7 +165,7 @@ class Model:
                 started = time.perf_counter()
                 values, _ = self(patients, patients.present, sampling_steps=steps)
                 rows.append(("sampling", steps, score(values), (time.perf_counter() - started) / len(patients.names)))
-        for steps in (0, 1, 2, 5, 10, 20) if self.adapts else ():
+        for steps in (0, 1, 2, 5, 10) if self.adapts else ():
             started = time.perf_counter()
             values = self.adapted(patients, patients.present, how=self.ttt.model_copy(update={"steps": steps}))[0]
             rows.append(("adaptation", steps, score(values), (time.perf_counter() - started) / len(patients.names)))
@@ -208,8 +215,16 @@ def predict_folder(
             row: dict[str, Any] = {"patient": name, "modalities": "+".join(np.array([*how.modalities, CLINICAL])[present])}
             found = [_one(model, name, cubes, features, present, ttt=ttt) for model in models]
             values = np.mean([one[0] for one in found], 0)
-            row |= {f"probability_{c}": values[k] for k, c in enumerate(models[0].classes)} if models[0].classes else {"risk": values[0]}
-            rows.append(row | {"spread": float(np.mean([one[1] for one in found]))} | ({"adapted": all(one[2] for one in found)} if ttt else {}))
+            row |= (
+                {f"probability_{c}": values[k] for k, c in enumerate(models[0].classes)}
+                if models[0].classes
+                else {"risk": values[0]}
+            )
+            rows.append(
+                row
+                | {"spread": float(np.mean([one[1] for one in found]))}
+                | ({"adapted": all(one[2] for one in found)} if ttt else {})
+            )
             if pictures:
                 from quintet.fusion.figures import montage
 
@@ -223,7 +238,9 @@ def predict_folder(
     return len(rows)
 
 
-def _one(model: Model, name: str, cubes: Cubes, features: NDArray[np.float32], present: NDArray[np.bool_], *, ttt: bool) -> tuple[Values, float, bool]:
+def _one(
+    model: Model, name: str, cubes: Cubes, features: NDArray[np.float32], present: NDArray[np.bool_], *, ttt: bool
+) -> tuple[Values, float, bool]:
     patient = model.encode([name], cubes[None], features[None], present[None])
     if ttt:
         values, spread, adapted = model.adapted(patient, patient.present)
@@ -268,7 +285,9 @@ def evaluate_folder(runs: Sequence[Path], raw: Path, out: Path, *, device: str, 
     else:
         known = own[["time", "event"]].to_numpy(float)
     columns = [f"probability_{c}" for c in classes] or ["risk"]
-    table = pd.DataFrame(np.stack(found), columns=columns).assign(patient=names, pattern=RECORDED, target=known[:, 0], event=known[:, 1])
+    table = pd.DataFrame(np.stack(found), columns=columns).assign(
+        patient=names, pattern=RECORDED, target=known[:, 0], event=known[:, 1]
+    )
     table = pd.concat([table, patient_scores(np.stack(found), known, classes=len(classes))], axis=1)
     score = "auc" if classes else "concordance"
     metrics = {n.replace(f"{score}/{RECORDED}", score): v for n, v in summary(table, columns).items() if "subset" not in n}

@@ -29,7 +29,9 @@ class Clinical:
     path: Path | None
 
 
-def find_patients(raw: Path, names: Mapping[str, Sequence[str]], modalities: Sequence[str]) -> tuple[dict[str, dict[str, Path]], list[str]]:
+def find_patients(
+    raw: Path, names: Mapping[str, Sequence[str]], modalities: Sequence[str]
+) -> tuple[dict[str, dict[str, Path]], list[str]]:
     """Every patient's files of `modalities`, sorted by patient, and a problem for each that is ambiguous."""
     if not Path(raw).is_dir():
         raise InputError(f"{raw}: no such folder; expected a folder a patient with NIfTI files")
@@ -42,7 +44,9 @@ def find_patients(raw: Path, names: Mapping[str, Sequence[str]], modalities: Seq
             stem = path.name.lower().removesuffix(".gz").removesuffix(".nii")
             fits = [m for m in names if any(fnmatch(stem, pattern.lower()) for pattern in names[m])]
             if len(fits) > 1:
-                problems.append(f"patient {folder.name}: {path.name} fits the patterns of {' and '.join(fits)}; correct fusion.names")
+                problems.append(
+                    f"patient {folder.name}: {path.name} fits the patterns of {' and '.join(fits)}; correct fusion.names"
+                )
             elif fits and fits[0] in own:
                 problems.append(f"patient {folder.name}: {own[fits[0]].name} and {path.name} are both {fits[0]}; keep one")
             elif fits and fits[0] in modalities:

@@ -80,19 +80,23 @@ def cache_folder() -> Path:
     return repository_root() / ".cache" / "segmentation"
 
 
-def mask_of(path: Path, segmenter: Segmenter) -> tuple[Mask, bool]:
+def mask_of(path: Path, segmenter: Segmenter, cache: Path | None = None) -> tuple[Mask, bool]:
     """The mask of one image, from the cache or made now; and whether it was there. Raises InputError, naming the file."""
-    entry = cache_folder() / segmenter.key(path)
+    entry = (cache or cache_folder()) / segmenter.key(path)
     if (cached := _load(entry)) is not None:
         return cached, True
     array, grid = read_image(path)
-    mask = np.ones(array.shape, bool) if segmenter.kind == "none" else _threshold(array) if segmenter.kind == "threshold" else None
+    mask = (
+        np.ones(array.shape, bool) if segmenter.kind == "none" else _threshold(array) if segmenter.kind == "threshold" else None
+    )
     if mask is None:
         mask = _totalsegmentator(path, segmenter)
         if mask.shape != grid.shape:
             raise InputError(f"{path}: {segmenter.program} gave a mask of {mask.shape}, the image has {grid.shape}")
     if mask.sum() < FEWEST:
-        raise InputError(f"{path}: {segmenter.kind} found nothing in it ({int(mask.sum())} voxels); remove the image, or choose another segmenter")
+        raise InputError(
+            f"{path}: {segmenter.kind} found nothing in it ({int(mask.sum())} voxels); remove the image, or choose another segmenter"
+        )
     with whole_file(entry) as beside:
         beside.write_bytes(_packed(mask))
     return mask, False
@@ -168,17 +172,31 @@ def segment(raw: Path, out: Path, params: Fusion, *, workers: int = 1) -> tuple[
     patients, problems = find_patients(raw, params.names, params.modalities)
     jobs = [(p, m, path) for p, own in patients.items() for m, path in own.items()]
     segmenters = {m: segmenter_for(params, m) for m in params.modalities}
-    cache_folder().mkdir(parents=True, exist_ok=True)
-    found = Parallel(n_jobs=workers, return_as="generator")(delayed(_one)(path, segmenters[m]) for _, m, path in jobs)
+    cache = cache_folder().resolve()
+    cache.mkdir(parents=True, exist_ok=True)
+    found = Parallel(n_jobs=workers, return_as="generator")(delayed(_one)(path, segmenters[m], cache) for _, m, path in jobs)
     rows, made = [], 0
     with whole_folder(out) as folder, zipfile.ZipFile(folder / MASKS, "w") as file:
         for (patient, modality, _), (key, error, hit) in zip(jobs, found, strict=True):
             own = segmenters[modality]
-            mask = None if error else _load(cache_folder() / key)
+            mask = None if error else _load(cache / key)
+            if mask is None and not error:
+                error = f"{jobs[len(rows)][2]}: its mask went from {cache} meanwhile; run the stage again"
             if mask is not None:
                 file.writestr(zipfile.ZipInfo(f"{patient}/{modality}"), _packed(mask))
             made += not hit and not error
-            rows.append((patient, modality, own.kind, own.task, own.fast, own.version, error or "ok", 0 if mask is None else int(mask.sum())))
+            rows.append(
+                (
+                    patient,
+                    modality,
+                    own.kind,
+                    own.task,
+                    own.fast,
+                    own.version,
+                    error or "ok",
+                    0 if mask is None else int(mask.sum()),
+                )
+            )
         table = pd.DataFrame(rows, columns=["patient", "modality", "segmenter", "task", "fast", "version", "status", "voxels"])
         problems += table["status"][table["status"] != "ok"].tolist()
         if problems and (params.on_error == "raise" or not (table["status"] == "ok").any()):
@@ -187,10 +205,11 @@ def segment(raw: Path, out: Path, params: Fusion, *, workers: int = 1) -> tuple[
     return table, made
 
 
-def _one(path: Path, segmenter: Segmenter) -> tuple[str, str, bool]:
-    """Cache key, what went wrong (or nothing), and whether the mask was there."""
+def _one(path: Path, segmenter: Segmenter, cache: Path) -> tuple[str, str, bool]:
+    """Cache key, what went wrong (or nothing), and whether the mask was there. `cache`: worker processes live on and may stand in
+    another folder."""
     try:
-        _, hit = mask_of(path, segmenter)
+        _, hit = mask_of(path, segmenter, cache)
     except InputError as error:
         return "", str(error), False
     except Exception as error:  # one image must not cost the others

@@ -99,9 +99,13 @@ def baseline_runs(out: Path, data: Path, shared: Fusion) -> dict[str, dict[str, 
             chosen = np.flatnonzero(kept.any(1))
             if len(chosen):
                 found[pattern] = (chosen, clinical_only(prepared, rows[chosen], kept[chosen, -1]), np.zeros(len(chosen)))
-        record = new_record("fusion", "fusion_baselines", name, seed=0, params={"test_missing": shared.test_missing}, inputs={"data": data})
+        record = new_record(
+            "fusion", "fusion_baselines", name, seed=0, params={"test_missing": shared.test_missing}, inputs={"data": data}
+        )
         run = out / name / "seed0"
-        metrics[name] = write_evaluation({name: _predictions(name, found, prepared, rows, what)}, prepared, record, run / "evaluation")
+        metrics[name] = write_evaluation(
+            {name: _predictions(name, found, prepared, rows, what)}, prepared, record, run / "evaluation"
+        )
         record.save(run)
     return metrics
 
@@ -157,7 +161,11 @@ def write_evaluation(
         values = pd.DataFrame({f"{metric}_over_subsets": mean})
         whole = table[table["pattern"] == RECORDED].set_index("patient")
         values[metric] = whole[metric]
-        tidy.append(results.tidy(values, record.study, config, fold=record.fold, seed=record.seed, cases=values.index, groups=values.index))
+        tidy.append(
+            results.tidy(
+                values, record.study, config, fold=record.fold, seed=record.seed, cases=values.index, groups=values.index
+            )
+        )
     if len(tables) == 2:
         plain, adapted = tables.values()
         metrics |= harm(plain, adapted, "log_loss" if data.classes else SURVIVAL, lower_is_better=bool(data.classes))

@@ -23,9 +23,13 @@ from quintet.files import whole_folder
 from quintet.imaging.volumes import Grid, write_nifti
 
 Floats = NDArray[np.float32]
-SHARED = 0.2  # correlation of the traits
-EFFECT = 1.35  # of each trait on the outcome's log odds
-SPACING_MM = {"mri_t1ce": (4.0, 5.0), "mri_flair": (4.5, 6.0), "pet": (5.5, 7.0)}  # in-plane between these; slices up to 1.4 times
+SHARED = 0.15  # correlation of the traits
+EFFECT = 2.0  # of each trait on the outcome's log odds
+SPACING_MM = {
+    "mri_t1ce": (4.0, 5.0),
+    "mri_flair": (4.5, 6.0),
+    "pet": (5.5, 7.0),
+}  # in-plane between these; slices up to 1.4 times
 # File names without .nii.gz: the generic layout, BraTS 2021 onwards, BraTS until 2020
 LAYOUTS = (
     {"mri_t1ce": "mri_t1ce", "mri_flair": "mri_flair", "pet": "pet"},
@@ -148,7 +152,9 @@ def _t1ce(person: Patient, brain: Floats, skull: Floats, lesion: Floats) -> Floa
     """A ring whose brightness and thickness are the rim's trait."""
     radius = person.radius_mm * 0.75
     ring = np.exp(-(((lesion - radius) / (4.5 + 0.8 * person.rim)) ** 2))
-    return np.asarray(60 * brain + 45 * skull + brain * ring * np.clip(38 + 20 * person.rim, 0, None) - 18 * brain * (lesion < radius))
+    return np.asarray(
+        60 * brain + 45 * skull + brain * ring * np.clip(38 + 20 * person.rim, 0, None) - 18 * brain * (lesion < radius)
+    )
 
 
 def _flair(person: Patient, brain: Floats, skull: Floats, lesion: Floats) -> Floats:

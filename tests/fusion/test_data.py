@@ -1,0 +1,235 @@
+"""From raw patients to cubes: places, gaps, bad input, nothing half-written, a kill in the middle."""
+
+import gzip
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pandas as pd
+import pytest
+import yaml
+
+from quintet.errors import InputError, Problems
+from quintet.fusion.analysis import analyze
+from quintet.fusion.data import check, load, prepare
+from quintet.fusion.segmentation import segment
+from tests.conftest import ROOT, with_changes
+from tests.fusion.conftest import SMALL
+
+
+@pytest.fixture
+def raw(heads, tmp_path):
+    return shutil.copytree(heads, tmp_path / "raw")
+
+
+def run(raw, small, **changes):
+    p = small.fusion.model_copy(update=changes)
+    segment(raw, Path("masks"), p)
+    return prepare(raw, Path("masks"), Path("prepared"), p)
+
+
+def first_with(raw, modality):
+    return (
+        sorted([*raw.glob(f"*/*{modality}.nii.gz"), *raw.glob("*/*-t2f.nii.gz")])[0]
+        if modality == "flair"
+        else sorted(raw.glob(f"*/*{modality}.nii.gz"))[0]
+    )
+
+
+def test_what_is_there_and_what_is_not(prepared, heads):
+    data = load(prepared)
+    assert data.volumes.dtype == np.float16
+    assert isinstance(data.volumes, np.memmap)
+    assert data.volumes.shape == (60, 3, 12, 12, 12)
+    assert data.modalities == ["mri_t1ce", "mri_flair", "pet", "clinical"]
+    assert (data.volumes.reshape(60, 3, -1).any(2) == data.present[:, :3]).all()
+    files = {p: len(list((heads / p).iterdir())) for p in data.table["patient"]}
+    assert data.present[:, :3].sum(1).tolist() == list(files.values())
+    assert set(data.table["split"]) == {"train", "valid", "test"}
+    assert data.classes == ["progression", "stable"]
+    clinical = pd.read_csv(heads / "clinical_data.csv").set_index("patient").loc[data.table["patient"]]
+    features = clinical[["age", "performance", "marker", "sex", "kidney_function"]]
+    assert (data.present[:, 3] == features.notna().any(axis=1)).all()
+    train = data.rows("train")
+    ages = clinical["age"].to_numpy()[train]
+    assert data.clinical[train, 0][~np.isnan(ages)] == pytest.approx(
+        (ages - np.nanmean(ages))[~np.isnan(ages)] / np.nanstd(ages), abs=1e-4
+    )
+
+
+def test_a_patients_images_share_one_cube(prepared):
+    """The lesion stands at one place in all of a patient's modalities, whatever their grids."""
+    data = load(prepared)
+    whole = np.flatnonzero(data.present[:, :3].all(1))
+    apart = []
+    for row in whole:
+        peaks = [np.array(np.unravel_index(np.argmax(data.volumes[row, k]), (12,) * 3)) for k in (1, 2)]
+        apart.append(np.abs(peaks[0] - peaks[1]).max())
+    assert np.mean(np.array(apart) <= 3) > 0.8
+
+
+def test_splits_are_those_of_a_file(raw, small, tmp_path):
+    names = sorted(p.name for p in raw.iterdir() if p.is_dir())
+    parts = ["train"] * 40 + ["valid"] * 10 + ["test"] * 10
+    pd.DataFrame({"patient": names, "split": parts}).to_csv("mine.csv", index=False)
+    data, _ = run(raw, small, split="mine.csv")
+    assert dict(zip(data.table["patient"], data.table["split"], strict=True)) == dict(zip(names, parts, strict=True))
+
+
+def nan(path):
+    image = nib.load(path)
+    array = np.asarray(image.dataobj).astype(np.float32)
+    array[0, 0, 0] = np.nan
+    nib.save(nib.Nifti1Image(array, image.affine), path)
+
+
+def change(function):
+    def damage(path):
+        image = nib.load(path)
+        nib.save(nib.Nifti1Image(function(np.asarray(image.dataobj)), image.affine), path)
+
+    return damage
+
+
+DAMAGES = {
+    "truncated": (lambda p: p.write_bytes(p.read_bytes()[:500]), "corrupt or truncated"),
+    "no gzip": (lambda p: p.write_bytes(b"hello"), "corrupt or truncated"),
+    "four axes": (change(lambda a: np.stack([a, a], -1)), "2 volumes in one file"),
+    "zero": (change(lambda a: a * 0), "every voxel is 0"),
+    "NaN": (nan, "NaN or infinite"),
+    "flat": (change(lambda a: a[:, :, 0]), "expected a volume of 3 axes"),
+}
+
+
+@pytest.mark.parametrize("kind", DAMAGES)
+def test_a_damaged_image_is_named_and_costs_no_other(raw, small, kind):
+    path = first_with(raw, "pet")
+    damage, says = DAMAGES[kind]
+    damage(path)
+    assert any(str(path) in text and says in text for text in check(raw, small.fusion))
+    with pytest.raises(Problems) as caught:
+        run(raw, small)
+    assert says in str(caught.value)
+    assert path.name in str(caught.value)
+    assert not Path("prepared").exists()
+    data, problems = run(raw, small, on_error="skip")
+    assert any(says in text for text in problems)
+    row = int(np.flatnonzero(data.table["patient"] == path.parent.name)[0])
+    assert not data.present[row, 2]
+    assert len(data.table) == 60
+
+
+def edit(raw, function):
+    path = raw / "clinical_data.csv"
+    function(pd.read_csv(path, dtype=str, keep_default_na=False)).to_csv(path, index=False)
+
+
+def label_gone(table):
+    table.loc[3, "outcome"] = ""
+    return table
+
+
+TABLES = {
+    "label missing": (label_gone, "no outcome in clinical_data.csv"),
+    "row missing": (lambda t: t.drop(index=3), "no outcome in clinical_data.csv"),
+}
+
+
+@pytest.mark.parametrize("kind", TABLES)
+def test_a_patient_without_a_label_is_named(raw, small, kind):
+    function, says = TABLES[kind]
+    edit(raw, function)
+    assert any(says in text for text in check(raw, small.fusion))
+    with pytest.raises(Problems, match="patient_003"):
+        run(raw, small)
+    data, problems = run(raw, small, on_error="skip")
+    assert len(data.table) == 59
+    assert len(problems) == 1
+
+
+def test_a_patient_without_any_modality(raw, small):
+    folder = raw / "patient_003"
+    for path in folder.iterdir():
+        path.rename(folder / f"other_{path.name.replace('.nii', 'x.nii')}")
+    edit(
+        raw,
+        lambda t: t.assign(
+            **{
+                c: t[c].where(t["patient"] != "patient_003", "")
+                for c in ("age", "performance", "marker", "sex", "kidney_function")
+            }
+        ),
+    )
+    with pytest.raises(Problems, match="patient patient_003: no modality at all"):
+        run(raw, small)
+    assert len(run(raw, small, on_error="skip")[0].table) == 59
+
+
+@pytest.mark.parametrize(
+    ("column", "given"),
+    [("final_outcome", lambda t: t["age"]), ("code", lambda t: t["outcome"].map({"stable": "7", "progression": "8"}))],
+    ids=["name", "values"],
+)
+def test_a_column_that_leaks_is_refused_until_it_is_dropped(raw, small, column, given):
+    edit(raw, lambda t: t.assign(**{column: given(t)}))
+    with pytest.raises(InputError, match=rf"'{column}'.*fusion.drop="):
+        run(raw, small)
+    assert any(column in text for text in check(raw, small.fusion))
+    data, _ = run(raw, small, drop=[column])  # an experiment's -S fusion.drop
+    assert column not in data.encoder.names
+
+
+def test_mse_of_censored_times_is_refused(raw, small):
+    with pytest.raises(InputError, match="patients are censored; use survival_loss: cox"):
+        run(raw, small, task="survival", survival_loss="mse")
+    data, _ = run(raw, small, task="survival")
+    assert data.classes == []
+    assert data.target[:, 1].min() == 0
+
+
+def test_one_class_is_no_classification(raw, small):
+    edit(raw, lambda t: t.assign(outcome="stable"))
+    with pytest.raises(InputError, match="needs two classes"):
+        run(raw, small)
+
+
+def test_prepare_killed_and_run_again_equals_left_alone(raw, small, values, tmp_path):
+    segment(raw, Path("masks"), small.fusion)
+    (tmp_path / "params.yaml").write_text(yaml.safe_dump(with_changes(values, SMALL | {"compute.threads": 1})))
+    command = [
+        sys.executable,
+        str(ROOT / "stages" / "fusion_prepare.py"),
+        "--raw",
+        "raw",
+        "--masks",
+        "masks",
+        "--out",
+        "out",
+        "--page",
+        "p.html",
+    ]
+    process = subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    while not list(tmp_path.glob(".out.*.part/volumes.npy")) and process.poll() is None:
+        time.sleep(0.01)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert not (tmp_path / "out").exists()
+    subprocess.run(command, cwd=tmp_path, check=True, capture_output=True)
+    alone, _ = prepare(raw, Path("masks"), Path("alone"), small.fusion)
+    assert np.array_equal(load(Path("out")).volumes, alone.volumes)
+    assert (tmp_path / "out/patients.csv").read_bytes() == Path("alone/patients.csv").read_bytes()
+    assert "Missing, by the clinical row" in Path("p.html").read_text()
+
+
+def test_analyze_describes_what_it_can_read(raw, small):
+    path = first_with(raw, "pet")
+    path.write_bytes(gzip.compress(b"nothing"))
+    analyze(raw, Path("page.html"), small.fusion)
+    page = Path("page.html").read_text()
+    assert "1 skipped" in page
+    assert "60 patients, 3 imaging modalities" in page

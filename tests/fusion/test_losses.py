@@ -1,0 +1,93 @@
+"""Losses by hand and by loops; what teaches nothing gives zero with a graph."""
+
+import numpy as np
+import pytest
+import torch
+
+from quintet.fusion.losses import contrast_with_bank, contrastive_loss, prediction_loss, reconstruction_loss, standardised
+
+
+def test_cox_by_hand():
+    """Breslow and Efron agree where no two times are equal: the mean over events of log sum of hazards at risk minus the own."""
+    risk, time, event = torch.tensor([0.3, -0.5, 1.2, 0.1]), torch.tensor([5.0, 8.0, 2.0, 9.0]), torch.tensor([1.0, 0, 1, 1])
+    terms = []
+    for i in range(4):
+        if event[i]:
+            terms.append(torch.logsumexp(risk[time >= time[i]], 0) - risk[i])
+    loss = prediction_loss(risk[:, None], torch.stack([time, event], 1), survival_loss="cox")
+    assert loss.item() == pytest.approx(torch.stack(terms).mean().item(), abs=1e-5)
+
+
+def test_squared_error_of_log_times_points_the_right_way():
+    target = torch.tensor([[100.0, 1], [900.0, 1]])
+    good = prediction_loss(torch.tensor([[1.4], [-0.8]]), target, survival_loss="mse")
+    bad = prediction_loss(torch.tensor([[-0.8], [1.4]]), target, survival_loss="mse")
+    assert good < 0.01 < bad
+
+
+@pytest.mark.parametrize("event", [0.0, 1.0])
+def test_survival_batches_that_teach_nothing(event):
+    risk = torch.randn(1 if event else 5, 1, requires_grad=True)
+    target = torch.stack([torch.arange(1.0, len(risk) + 1), torch.full((len(risk),), event)], 1)
+    loss = prediction_loss(risk, target, survival_loss="cox")
+    loss.backward()
+    assert loss.item() == 0
+    assert (risk.grad == 0).all()
+
+
+def test_reconstruction_by_loops_without_gradient_into_features():
+    torch.manual_seed(0)
+    features = [torch.randn(4, 3, requires_grad=True), torch.randn(4, 5, requires_grad=True)]
+    decoded = [torch.randn(4, 3, requires_grad=True), torch.randn(4, 5, requires_grad=True)]
+    present = torch.tensor([[1, 1], [1, 0], [0, 1], [0, 0]]).bool()
+    loss = reconstruction_loss(decoded, features, present)
+    each = [(decoded[k][i] - standardised(features[k])[i]).square().mean() for i in range(4) for k in range(2) if present[i, k]]
+    assert loss.item() == pytest.approx(torch.stack(each).mean().item(), abs=1e-6)
+    loss.backward()
+    assert features[0].grad is None
+    assert (decoded[0].grad[2] == 0).all()
+    assert reconstruction_loss(decoded, features, torch.zeros(4, 2).bool()).item() == 0
+
+
+def test_contrast_by_loops():
+    torch.manual_seed(0)
+    tokens, temperature = torch.randn(5, 3, 4), 0.3
+    present = torch.tensor([[1, 1, 1], [1, 1, 0], [0, 1, 1], [1, 0, 1], [1, 1, 1]]).bool()
+    x = (tokens / tokens.norm(dim=-1, keepdim=True)).numpy()
+    pairs = []
+    for a in range(3):
+        for b in range(a + 1, 3):
+            both = [i for i in range(5) if present[i, a] and present[i, b]]
+            ways = []
+            for one, other in ((a, b), (b, a)):
+                ways.append(np.mean([-np.log(np.exp(x[i, one] @ x[i, other] / temperature) /
+                                             sum(np.exp(x[i, one] @ x[j, other] / temperature) for j in both)) for i in both]))  # fmt: skip
+            pairs.append(np.mean(ways))
+    assert contrastive_loss(tokens, present, temperature=temperature).item() == pytest.approx(np.mean(pairs), abs=1e-5)
+
+
+@pytest.mark.parametrize("present", [[[1, 0], [0, 1], [1, 0]], [[1, 1], [0, 0], [0, 1]]], ids=["no pair", "one patient"])
+def test_contrast_without_a_pair_is_zero_with_a_graph(present):
+    tokens = torch.randn(3, 2, 4, requires_grad=True)
+    loss = contrastive_loss(tokens, torch.tensor(present).bool(), temperature=0.1)
+    loss.backward()
+    assert loss.item() == 0
+    assert (tokens.grad == 0).all()
+
+
+def test_contrast_with_the_bank_by_loops():
+    torch.manual_seed(0)
+    tokens, bank, temperature = torch.randn(3, 4), torch.randn(6, 3, 4), 0.3
+    present, known = torch.tensor([1, 0, 1]).bool(), torch.rand(6, 3) < 0.6
+    unit = lambda x: (x / x.norm(dim=-1, keepdim=True)).numpy()  # noqa: E731
+    x, others = unit(tokens), unit(bank)
+    terms = []
+    for a, b in ((0, 2), (2, 0)):
+        own = np.exp(x[a] @ x[b] / temperature)
+        rest = sum(np.exp(x[a] @ others[n, b] / temperature) for n in range(6) if known[n, b])
+        terms.append(-np.log(own / (own + rest)))
+    assert contrast_with_bank(tokens, present, bank, known, temperature=temperature).item() == pytest.approx(
+        np.mean(terms), abs=1e-5
+    )
+    alone = contrast_with_bank(tokens, torch.tensor([1, 0, 0]).bool(), bank, known, temperature=temperature)
+    assert alone.item() == 0

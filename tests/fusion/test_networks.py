@@ -1,0 +1,199 @@
+"""Encoders, ways to join, schedules and samplers against formulas and diffusers, collapse."""
+
+from typing import get_args
+
+import numpy as np
+import pytest
+import torch
+
+from quintet.fusion.networks import ENCODERS, METHODS, Draw, FusionNet, ImageEncoder, mean_of, noise_for, seeds_of
+from quintet.params import Fusion, FusionConfig
+
+
+def make(method="diffusion", *, target="mean", predicts="sample", schedule="cosine", steps=1000, images=2, outputs=2, hidden=16):
+    torch.manual_seed(0)
+    return FusionNet(
+        method=method, images=images, clinical=5, outputs=outputs, encoder="small", width=8, clinical_units=[8], hidden=hidden, heads=2,
+        predictor_units=[8], dropout=0.0, recompute=False, bank=4,
+        diffusion={"target": target, "predicts": predicts, "schedule": schedule, "steps": steps, "layers": 1},
+    ).eval()  # fmt: skip
+
+
+def batch(count=6, images=2, side=10):
+    torch.manual_seed(1)
+    present = torch.tensor([[1, 1, 1], [1, 0, 1], [0, 1, 0], [0, 0, 1], [1, 0, 0], [1, 1, 0]]).bool()[:count]
+    return torch.rand(count, images, side, side, side), torch.randn(count, 5), present
+
+
+def tokens_of(net, volumes, clinical, present):
+    return net.encoders.tokens(net.encoders.features(volumes, clinical, present), present)
+
+
+def test_registry_and_params_have_the_same_names():
+    assert set(METHODS) == set(get_args(FusionConfig.model_fields["method"].annotation))
+    assert set(ENCODERS) == set(get_args(Fusion.model_fields["encoder"].annotation))
+
+
+@pytest.mark.parametrize("kind", ENCODERS)
+def test_encoders_treat_each_patient_alone(kind):
+    """Group norm: no batch mate changes a patient's features, whether training or not."""
+    net = ImageEncoder(kind, 8).train()
+    x = torch.rand(3, 1, 16, 16, 16)
+    whole = net(x)
+    assert whole.shape == (3, net.features)
+    torch.testing.assert_close(net(x[1:2]), whole[1:2], atol=1e-5, rtol=1e-4)
+    assert not any(isinstance(m, torch.nn.BatchNorm3d) for m in net.modules())
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_what_is_missing_has_no_influence_and_no_gradient(method):
+    net = make(method)
+    volumes, clinical, present = batch()
+    start = noise_for([str(i) for i in range(6)], 3, 16)
+
+    def scores():
+        return net(tokens_of(net, volumes, clinical, present), present, start, steps=3)
+
+    before = scores()
+    assert before.shape == (3 if method == "diffusion" else 1, 6, 2)
+    volumes[1, 1], volumes[2, 0], clinical[2] = 7.0, -3.0, 9.0
+    torch.testing.assert_close(scores(), before, atol=1e-6, rtol=0)
+    volumes.requires_grad_(True)
+    scores().square().sum().backward()
+    assert (volumes.grad[1, 1] == 0).all()
+    assert (volumes.grad[1, 0] != 0).any()
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_batch_mates_and_their_order_do_not_matter(method):
+    net = make(method)
+    volumes, clinical, present = batch()
+    names = [f"p{i}" for i in range(6)]
+    tokens = tokens_of(net, volumes, clinical, present)
+    whole = net(tokens, present, noise_for(names, 2, 16), steps=3)
+    order = [3, 0, 5]
+    some = net(tokens[order], present[order], noise_for([names[i] for i in order], 2, 16), steps=3)
+    torch.testing.assert_close(some, whole[:, order], atol=1e-5, rtol=1e-4)
+
+
+def test_seeds_are_fixed():
+    assert seeds_of(["a", "b"]) == seeds_of(["a", "b"]) != seeds_of(["b", "a"])
+    assert seeds_of(["patient_001"]) == [205281486226612] or seeds_of(["patient_001"])[0] < 2**48
+
+
+def test_late_is_the_mean_of_what_each_modality_says():
+    net = make("late")
+    volumes, clinical, present = batch()
+    tokens = tokens_of(net, volumes, clinical, present)
+    said = net(tokens, present)[0].softmax(-1)
+    for row in range(6):
+        alone = [net.predict[k](tokens[row, k]).softmax(-1) for k in range(3) if present[row, k]]
+        torch.testing.assert_close(said[row], torch.stack(alone).mean(0))
+    only = torch.tensor([[True, False, False]])
+    torch.testing.assert_close(net(tokens[:1], only)[0].softmax(-1)[0], net.predict[0](tokens[0, 0]).softmax(-1))
+
+
+def test_concat_sees_zeros_where_something_is_missing():
+    net = make("concat")
+    volumes, clinical, present = batch()
+    tokens = tokens_of(net, volumes, clinical, torch.ones_like(present))
+    by_hand = net.scores(net.fuse.join((tokens * present[..., None]).reshape(6, -1)))
+    torch.testing.assert_close(net(tokens, present)[0], by_hand)
+
+
+def closed_form(schedule, steps):
+    """alpha-bar by the papers: linear betas from 1e-4 to 0.02 (Ho et al. 2020), cosine with offset 0.008 (Nichol and Dhariwal 2021)."""
+    if schedule == "linear":
+        return np.cumprod(1 - np.linspace(1e-4, 0.02, steps))
+    at = lambda t: np.cos((t + 0.008) / 1.008 * np.pi / 2) ** 2  # noqa: E731
+    return np.cumprod([1 - min(1 - at((i + 1) / steps) / at(i / steps), 0.999) for i in range(steps)])
+
+
+@pytest.mark.parametrize("schedule", ["linear", "cosine"])
+def test_schedule_by_its_formula(schedule):
+    fuse = make(schedule=schedule).fuse
+    assert fuse.signal.numpy() == pytest.approx(closed_form(schedule, 1000), abs=1e-5)
+    x0, noise, time = torch.randn(5, 16), torch.randn(5, 16), torch.tensor([0, 1, 250, 700, 999])
+    ours = fuse.signal[time][:, None].sqrt() * x0 + (1 - fuse.signal[time][:, None]).sqrt() * noise
+    torch.testing.assert_close(ours, fuse.scheduler().add_noise(x0, noise, time), atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("predicts", ["noise", "sample"])
+@pytest.mark.parametrize("schedule", ["linear", "cosine"])
+def test_sampler_by_its_formula(schedule, predicts):
+    """DDIM without noise (Song et al. 2021, equation 12), in float64 and loops of our own."""
+    net = make(schedule=schedule, predicts=predicts, target="unguarded")
+    tokens, present, noise = torch.randn(4, 3, 16), torch.ones(4, 3).bool(), torch.randn(4, 16)
+    with torch.no_grad():
+        found = net.fuse.sample(tokens, present, noise, steps=5)
+        signal, condition, x = closed_form(schedule, 1000), net.fuse.condition(mean_of(tokens, present)), noise.double()
+        for time in range(800, -1, -200):
+            said = net.fuse.denoise(x.float(), torch.full((4,), time), condition).double()
+            now, after = signal[time], signal[time - 200] if time >= 200 else signal[0] if False else 1.0
+            x0 = said if predicts == "sample" else (x - np.sqrt(1 - now) * said) / np.sqrt(now)
+            eps = (x - np.sqrt(now) * x0) / np.sqrt(1 - now)
+            x = np.sqrt(after) * x0 + np.sqrt(1 - after) * eps
+    torch.testing.assert_close(found.double(), x, atol=1e-4 * float(x.abs().max()), rtol=0)
+
+
+@pytest.mark.parametrize("predicts", ["noise", "sample"])
+def test_one_step_with_a_perfect_denoiser_gives_the_target_back(predicts, monkeypatch):
+    net = make(predicts=predicts)
+    x0 = net.fuse.scaled(torch.randn(4, 16))
+    draw = Draw(torch.tensor([0, 100, 500, 800]), torch.randn(4, 16))
+    monkeypatch.setattr(net.fuse.denoise, "forward", lambda *_: x0 if predicts == "sample" else draw.noise)
+    estimate, loss = net.fuse.one_step(torch.randn(4, 3, 16), torch.ones(4, 3).bool(), x0, draw)
+    torch.testing.assert_close(estimate, x0, atol=1e-3, rtol=0)
+    assert (loss == 0).all()
+
+
+def test_no_gradient_flows_into_the_target():
+    volumes, clinical, present = batch()
+    for target, flows in (("mean", False), ("unguarded", True)):
+        net = make(target=target)
+        x0 = net.fuse.target(tokens_of(net, volumes, clinical, present), present)
+        assert x0.requires_grad == flows
+
+
+def feature_variance(target: str) -> float:
+    """Variance of the fused target between patients after training on the diffusion's loss alone."""
+    net = make(target=target).train()
+    volumes, clinical, present = batch()
+    everything = torch.ones_like(present)
+    optimizer = torch.optim.Adam(net.parameters(), lr=3e-3)
+    for step in range(150):
+        torch.manual_seed(step)
+        tokens = tokens_of(net, volumes, clinical, everything)
+        x0 = net.fuse.target(tokens, everything)
+        draw = Draw(torch.randint(1000, (6,)), torch.randn(6, 16))
+        _, loss = net.fuse.one_step(tokens, present, x0, draw)
+        optimizer.zero_grad()
+        loss.mean().backward()
+        optimizer.step()
+    return net.fuse.target(tokens_of(net, volumes, clinical, everything), everything).var(0, correction=0).mean().item()
+
+
+def test_collapses_without_the_guard_and_not_with_it():
+    """As the reference describes it, the diffusion wins by shrinking every patient to one point; ours must stay above the floor."""
+    from quintet.fusion.module import COLLAPSED
+
+    start = make(target="unguarded")
+    volumes, clinical, present = batch()
+    everything = torch.ones_like(present)
+    before = start.fuse.target(tokens_of(start, volumes, clinical, everything), everything).var(0, correction=0).mean().item()
+    assert feature_variance("unguarded") < 0.2 * before
+    assert feature_variance("mean") > COLLAPSED
+
+
+def test_gradient_checkpointing_changes_nothing():
+    plain, saving = make("attention"), make("attention")
+    saving.encoders.recompute = True
+    volumes, clinical, present = batch()
+    grads = []
+    for net in (plain, saving):
+        net.train()
+        net(tokens_of(net, volumes, clinical, present), present).square().sum().backward()
+        grads.append([p.grad for p in net.encoders.parameters() if p.grad is not None])
+    assert len(grads[0]) == len(grads[1]) > 20
+    for a, b in zip(*grads, strict=True):
+        torch.testing.assert_close(a, b)
