@@ -10,8 +10,10 @@ import yaml
 
 from quintet.breakhis import study as breakhis
 from quintet.ct import study as ct
+from quintet.fusion import data as fusion_data
+from quintet.fusion import study as fusion
 from quintet.landmarks import study as landmarks
-from quintet.params import BreakHisChoice, CtChoice, LandmarksChoice, PerfusionChoice
+from quintet.params import BreakHisChoice, CtChoice, FusionChoice, LandmarksChoice, PerfusionChoice
 from quintet.perfusion import study as perfusion
 from tests.conftest import ROOT
 
@@ -48,8 +50,11 @@ def test_all_stages_are_there(stages, values):
     sweep = values["ct"]["sweep"]
     cells |= {f"ct_sweep@{c}-{s}" for c in sweep["configs"] for s in sweep["seeds"]}
     single |= {f"ct_{name}" for name in ("synthesize", "prepare", "train", "evaluate", "baselines", "rank")}
+    sweep = values["fusion"]["sweep"]
+    cells |= {f"fusion_sweep@{c}-{s}" for c in sweep["configs"] for s in sweep["seeds"]}
+    single |= {f"fusion_{name}" for name in ("synthesize", "segment", "prepare", "train", "evaluate", "baselines", "rank")}
     assert set(stages) == cells | single
-    assert len(cells) == 6 + 14 + 10 + 2
+    assert len(cells) == 6 + 14 + 10 + 2 + 4
 
 
 def test_scripts_sources_and_parameters_exist(stages, values):
@@ -94,11 +99,22 @@ def test_training_stages_depend_on_exactly_what_they_read(stages):
     assert params_of(stages["ct_train"]) == shared | {f"ct.{name}" for name in CtChoice.model_fields}
     assert params_of(stages["ct_evaluate"]) == {"ct.neighbours"}
     assert params_of(stages["ct_sweep@adaptive-semi-hard-0"]) == shared | {"ct.configs.adaptive-semi-hard"}
+    shared = {f"fusion.{name}" for name in fusion.TRAINING}
+    assert params_of(stages["fusion_train"]) == shared | {f"fusion.{name}" for name in FusionChoice.model_fields}
+    assert params_of(stages["fusion_evaluate"]) == {"fusion.test_missing"}
+    assert params_of(stages["fusion_sweep@late-0"]) == shared | {"fusion.configs.late", "fusion.test_missing"}
+    assert params_of(stages["fusion_prepare"]) >= {f"fusion.{name}" for name in fusion_data.PREPARATION}
 
 
 @pytest.mark.parametrize(
     ("study", "choice"),
-    [("landmarks", LandmarksChoice), ("perfusion", PerfusionChoice), ("breakhis", BreakHisChoice), ("ct", CtChoice)],
+    [
+        ("landmarks", LandmarksChoice),
+        ("perfusion", PerfusionChoice),
+        ("breakhis", BreakHisChoice),
+        ("ct", CtChoice),
+        ("fusion", FusionChoice),
+    ],
 )
 def test_selected_choice_touches_nothing_of_the_sweep(stages, study, choice):
     names = {f"{study}.{name}" for name in choice.model_fields}
@@ -128,9 +144,17 @@ def test_sources_a_stage_imports_are_its_dependencies(stages):
         "ct_baselines": "quintet.ct.study",
         "ct_sweep@adaptive-micro-f1-0": "quintet.ct.prediction",
         "ct_rank": "quintet.ct.comparison",
+        "fusion_synthesize": "quintet.fusion.synthetic",
+        "fusion_segment": "quintet.fusion.segmentation",
+        "fusion_prepare": "quintet.fusion.analysis",
+        "fusion_train": "quintet.fusion.module",
+        "fusion_evaluate": "quintet.fusion.prediction",
+        "fusion_baselines": "quintet.fusion.study",
+        "fusion_sweep@diffusion-0": "quintet.fusion.prediction",
+        "fusion_rank": "quintet.fusion.comparison",
     }
     for name, module in used.items():
-        loaded = {path for path in imported(module) if re.match(r"src/quintet/(landmarks|perfusion|breakhis|ct)/", path)}
+        loaded = {path for path in imported(module) if re.match(r"src/quintet/(landmarks|perfusion|breakhis|ct|fusion)/", path)}
         assert loaded
         assert loaded <= paths_of(stages[name]), name
 

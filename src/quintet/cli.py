@@ -106,7 +106,9 @@ def predict(
     model: Runs,
     input: Annotated[Path, typer.Option(help="Folder of new cases.")],
     output: Annotated[Path, typer.Option(help="The file (landmarks, breakhis, ct, fusion) or folder (perfusion) to write.")],
-    overlays: Annotated[Path | None, typer.Option(help="Folder for one picture per case (breakhis: Grad-CAM; fusion: its cubes).")] = None,
+    overlays: Annotated[
+        Path | None, typer.Option(help="Folder for one picture per case (breakhis: Grad-CAM; fusion: its cubes).")
+    ] = None,
     skip: Annotated[bool, typer.Option(help="Leave unreadable cases out instead of stopping.")] = False,
     ttt: Annotated[bool, typer.Option(help="fusion: train on each patient before predicting it (test-time training).")] = False,
     device: str = "auto",

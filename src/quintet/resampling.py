@@ -1,17 +1,14 @@
 """Intervals by drawing patients again: a patient's cases go together. What one draw means is a weight for each row."""
 
-from collections.abc import Sequence
-from typing import Any
-
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
 Floats = NDArray[np.float64]
 DRAWS = 2000
 PERCENTILES = (2.5, 97.5)
 
 
-def draw_weights(groups: Sequence[Any], strata: Sequence[Any] | None = None, *, draws: int = DRAWS, seed: int = 0) -> Floats:
+def draw_weights(groups: ArrayLike, strata: ArrayLike | None = None, *, draws: int = DRAWS, seed: int = 0) -> Floats:
     """How often each row counts `[draws, rows]` when groups (patients) are drawn with replacement, within their stratum where one
     is given for each row."""
     names, first, own = np.unique(np.asarray(groups), return_index=True, return_inverse=True)
@@ -30,8 +27,8 @@ def mean_draws(values: Floats, weights: Floats) -> Floats:
 
 
 def order_draws(score: Floats, comparable: NDArray[np.bool_], weights: Floats) -> Floats:
-    """The share of comparable pairs (i, j) with score i above score j, ties counting half, in each draw: the AUC where i is of the
-    one class and j of the other, the concordance index where j outlived i."""
+    """The share of comparable pairs (i, j) with score i above score j, ties counting half, in each draw: the AUC where i is of
+    the one class and j of the other, the concordance index where j outlived i."""
     right = ((score[:, None] > score[None, :]) + 0.5 * (score[:, None] == score[None, :])) * comparable
     return np.asarray(((weights @ right) * weights).sum(1) / np.maximum(((weights @ comparable) * weights).sum(1), 1e-12))
 

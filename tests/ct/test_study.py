@@ -15,7 +15,7 @@ from quintet import results
 from quintet.ct import study
 from quintet.ct.analysis import analyze
 from quintet.ct.baselines import BASELINES
-from quintet.ct.comparison import clustered_interval, compare
+from quintet.ct.comparison import compare
 from quintet.ct.data import load, prepare
 from quintet.ct.evaluation import read_vectors, scans_of
 from quintet.ct.metrics import cosine, retrieve
@@ -179,15 +179,6 @@ def test_sweep_baselines_and_ranking(make_params, cubes, trained, tmp_path, monk
         assert f"<h2>{heading}" in page
     assert json.loads(Path("runs/ct/rank/record.json").read_text())["stage"] == "rank"
     assert not list(Path(".checkpoints").glob("*"))
-
-
-def test_interval_draws_patients():
-    values, groups = np.array([0.0, 0, 0, 1, 1, 1]), np.array(list("aaabbb"))
-    assert clustered_interval(values, groups) == (0, 1)  # two patients: all of one, or all of the other
-    many = np.random.default_rng(0).normal(0.3, 1, 400)
-    low, high = clustered_interval(many, np.arange(400).astype(str))
-    assert high - low == pytest.approx(2 * 1.96 * many.std() / 20, rel=0.1)
-    assert low < many.mean() < high
 
 
 @pytest.mark.parametrize("suffix", [".npz", ".parquet", ".csv"])

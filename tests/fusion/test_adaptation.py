@@ -3,9 +3,9 @@
 import pytest
 import torch
 
-from quintet.fusion import adaptation
 from quintet.fusion.adaptation import adapt, adapted_names
-from quintet.fusion.networks import noise_for, seeds_of
+from quintet.fusion.losses import contrast_with_bank
+from quintet.fusion.networks import Draw, noise_for, seeds_of
 from quintet.params.fusion import FusionLossWeights, FusionTtt
 from tests.fusion.test_networks import batch, make
 
@@ -65,18 +65,27 @@ def test_a_loss_that_does_not_fall_is_refused(net):
     assert not torch.equal(run(net, [0, 1, 2]).scores, plain.scores)
 
 
-def test_mapped_adam_equals_torchs():
-    torch.manual_seed(0)
-    start, grads = torch.randn(2, 3), torch.randn(4, 2, 3)
-    state, moments = {"w": start}, {"w": (torch.zeros(2, 3), torch.zeros(2, 3))}
-    theirs = [torch.nn.Parameter(row.clone()) for row in start]
-    optimizers = [torch.optim.Adam([p], lr=0.01) for p in theirs]
-    for step in range(4):
-        state = adaptation._adam(state, {"w": grads[step]}, moments, 0.01, step + 1)
-        for k, (p, optimizer) in enumerate(zip(theirs, optimizers, strict=True)):
-            p.grad = grads[step, k].clone()
-            optimizer.step()
-    torch.testing.assert_close(state["w"], torch.stack([p.detach() for p in theirs]))
+def test_mapped_steps_are_those_of_one_patient_alone():
+    """Against torch's SGD on a copy of the network that really is written to."""
+    net = make("attention")
+    net.bank.normal_()
+    net.known.fill_(True)
+    volumes, clinical, present = (x[[1]] for x in batch())
+    with torch.no_grad():
+        features = net.encoders.features(volumes, clinical, present)
+    mapped = run(net, [1], steps=2, rate=1e-2)
+    names = set(adapted_names(net, "fusion"))
+    optimizer = torch.optim.SGD([p for name, p in net.named_parameters() if name in names], lr=1e-2)
+    for _ in range(2):
+        tokens = net.encoders.tokens(features, present)
+        learnt = net.learn(features, tokens, present, present, tokens[:, 0], Draw(torch.zeros(0), torch.zeros(0)))
+        contrast = contrast_with_bank(tokens[0], present[0], net.bank, net.known, temperature=0.2)
+        optimizer.zero_grad()
+        (learnt.reconstruction + 0.5 * contrast).backward()
+        optimizer.step()
+    with torch.no_grad():
+        by_hand = net(net.encoders.tokens(features, present), present)
+    torch.testing.assert_close(mapped.scores[0], by_hand[:, 0], atol=1e-5, rtol=1e-4)
 
 
 def test_which_weights_adapt(net):

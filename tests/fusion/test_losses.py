@@ -61,7 +61,8 @@ def test_contrast_by_loops():
             ways = []
             for one, other in ((a, b), (b, a)):
                 ways.append(np.mean([-np.log(np.exp(x[i, one] @ x[i, other] / temperature) /
-                                             sum(np.exp(x[i, one] @ x[j, other] / temperature) for j in both)) for i in both]))  # fmt: skip
+                                             sum(np.exp(x[i, one] @ x[j,
+                                             other] / temperature) for j in both)) for i in both]))  # fmt: skip
             pairs.append(np.mean(ways))
     assert contrastive_loss(tokens, present, temperature=temperature).item() == pytest.approx(np.mean(pairs), abs=1e-5)
 

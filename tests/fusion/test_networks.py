@@ -6,14 +6,15 @@ import numpy as np
 import pytest
 import torch
 
-from quintet.fusion.networks import ENCODERS, METHODS, Draw, FusionNet, ImageEncoder, mean_of, noise_for, seeds_of
+from quintet.fusion.networks import ENCODERS, METHODS, Draw, FusionNet, ImageEncoder, RunningNorm, mean_of, noise_for, seeds_of
 from quintet.params import Fusion, FusionConfig
 
 
 def make(method="diffusion", *, target="mean", predicts="sample", schedule="cosine", steps=1000, images=2, outputs=2, hidden=16):
     torch.manual_seed(0)
     return FusionNet(
-        method=method, images=images, clinical=5, outputs=outputs, encoder="small", width=8, clinical_units=[8], hidden=hidden, heads=2,
+        method=method, images=images, clinical=5, outputs=outputs, encoder="small", width=8, clinical_units=[8],
+        hidden=hidden, heads=2,
         predictor_units=[8], dropout=0.0, recompute=False, bank=4,
         diffusion={"target": target, "predicts": predicts, "schedule": schedule, "steps": steps, "layers": 1},
     ).eval()  # fmt: skip
@@ -35,14 +36,31 @@ def test_registry_and_params_have_the_same_names():
 
 
 @pytest.mark.parametrize("kind", ENCODERS)
-def test_encoders_treat_each_patient_alone(kind):
-    """Group norm: no batch mate changes a patient's features, whether training or not."""
+def test_encoders_do_not_mix_patients(kind):
+    """At test time a patient's features are its own; in training no gradient goes from one patient to another, nor is a batch of
+    one refused."""
     net = ImageEncoder(kind, 8).train()
-    x = torch.rand(3, 1, 16, 16, 16)
-    whole = net(x)
-    assert whole.shape == (3, net.features)
-    torch.testing.assert_close(net(x[1:2]), whole[1:2], atol=1e-5, rtol=1e-4)
+    x = torch.rand(3, 1, 16, 16, 16, requires_grad=True)
+    features = net(x)
+    assert features.shape == (3, net.features)
+    features[0].square().sum().backward()
+    assert x.grad[0].any()
+    assert not x.grad[1:].any()
+    net(x[:1])
+    net.eval()
+    torch.testing.assert_close(net(x[1:2]), net(x)[1:2], atol=1e-3, rtol=1e-3)
     assert not any(isinstance(m, torch.nn.BatchNorm3d) for m in net.modules())
+
+
+def test_running_norm_is_batch_norm_once_the_statistics_are_there():
+    torch.manual_seed(0)
+    ours, theirs = RunningNorm(3), torch.nn.BatchNorm3d(3, momentum=None)
+    batches = [torch.randn(5, 3, 2, 2, 2) * torch.tensor([1.0, 4, 9]).view(3, 1, 1, 1) + 2 for _ in range(8)]
+    for x in batches:
+        ours(x)
+        theirs(x)
+    torch.testing.assert_close(ours.mean, theirs.running_mean, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(ours.eval()(batches[0]), theirs.eval()(batches[0]), atol=0.05, rtol=0.05)
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -102,7 +120,8 @@ def test_concat_sees_zeros_where_something_is_missing():
 
 
 def closed_form(schedule, steps):
-    """alpha-bar by the papers: linear betas from 1e-4 to 0.02 (Ho et al. 2020), cosine with offset 0.008 (Nichol and Dhariwal 2021)."""
+    """alpha-bar by the papers: linear betas from 1e-4 to 0.02 (Ho et al. 2020), cosine with offset 0.008 (Nichol and Dhariwal
+    2021)."""
     if schedule == "linear":
         return np.cumprod(1 - np.linspace(1e-4, 0.02, steps))
     at = lambda t: np.cos((t + 0.008) / 1.008 * np.pi / 2) ** 2  # noqa: E731
@@ -174,7 +193,8 @@ def feature_variance(target: str) -> float:
 
 
 def test_collapses_without_the_guard_and_not_with_it():
-    """As the reference describes it, the diffusion wins by shrinking every patient to one point; ours must stay above the floor."""
+    """As the reference describes it, the diffusion wins by shrinking every patient to one point; ours must stay above the
+    floor."""
     from quintet.fusion.module import COLLAPSED
 
     start = make(target="unguarded")
@@ -186,6 +206,7 @@ def test_collapses_without_the_guard_and_not_with_it():
 
 
 def test_gradient_checkpointing_changes_nothing():
+    """Gradients, and statistics that count a batch once."""
     plain, saving = make("attention"), make("attention")
     saving.encoders.recompute = True
     volumes, clinical, present = batch()
@@ -197,3 +218,6 @@ def test_gradient_checkpointing_changes_nothing():
     assert len(grads[0]) == len(grads[1]) > 20
     for a, b in zip(*grads, strict=True):
         torch.testing.assert_close(a, b)
+    for name, value in plain.encoders.named_buffers():
+        assert torch.equal(value, dict(saving.encoders.named_buffers())[name]), name
+    assert plain.encoders.images[0].net.bn1.seen == 1

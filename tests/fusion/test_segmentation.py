@@ -1,4 +1,5 @@
-"""The cache of masks: hits start nothing, damage is found, kills cost one case, processes do not meet; a stand-in for TotalSegmentator."""
+"""The cache of masks: hits start nothing, damage is found, kills cost one case, processes do not meet; a stand-in for
+TotalSegmentator."""
 
 import json
 import os
@@ -74,7 +75,8 @@ def stand_in(here, make_params):
     program.write_text(STAND_IN.format(python=sys.executable, calls=str(calls)))
     program.chmod(program.stat().st_mode | stat.S_IEXEC)
     params = make_params({
-        "fusion.segmenter": "totalsegmentator", "fusion.totalsegmentator": str(program), "fusion.modalities": ["mri_flair", "pet"],
+        "fusion.segmenter": "totalsegmentator", "fusion.totalsegmentator": str(program),
+        "fusion.modalities": ["mri_flair", "pet"],
     }).fusion  # fmt: skip
     return params, lambda: [json.loads(line) for line in calls.read_text().splitlines()] if calls.exists() else []
 

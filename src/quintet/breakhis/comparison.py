@@ -14,6 +14,7 @@ from quintet.breakhis.tree import MAGNIFICATIONS
 from quintet.comparison import Runs, cells, keep_only, measured, pick, recorded, save_ranking
 from quintet.pages import Section
 from quintet.params import Params
+from quintet.resampling import draw_weights, interval, mean_draws, order_draws
 
 METRIC, UNIT = "balanced_accuracy", "0 to 1"
 SWEEP = Path("runs/breakhis/sweep")
@@ -21,8 +22,7 @@ COSTS = {
     "train_seconds": "training, s", "evaluation_seconds_per_image": "prediction, s an image", "parameters": "parameters",
     "peak_memory_mb": "peak memory, MiB",
 }  # fmt: skip
-INTERVAL = (2.5, 97.5)
-DRAWS = 2000
+Floats = NDArray[np.float64]
 
 
 def ranked(params: Params, sweep: Path = SWEEP) -> ranking.Ranking:
@@ -76,31 +76,9 @@ def _patients(runs: list[Path]) -> pd.DataFrame:
     return table.pivot(index=["fold", "seed", "group"], columns="metric", values="value").reset_index()
 
 
-def draw_weights(groups: pd.Series, classes: pd.Series, *, draws: int = DRAWS, seed: int = 0) -> NDArray[np.float64]:
-    """How often each row counts `[draws, rows]` when patients are drawn with replacement within their class, all their rows
-    together."""
-    people = pd.DataFrame({"group": groups, "class": classes}).drop_duplicates("group")
-    rng = np.random.default_rng(seed)
-    times = pd.DataFrame(index=people["group"], columns=range(draws), dtype=float)
-    for _, own in people.groupby("class"):
-        times.loc[own["group"]] = rng.multinomial(len(own), np.full(len(own), 1 / len(own)), size=draws).T
-    return times.loc[groups].to_numpy().T
-
-
-def interval(values: NDArray[np.float64], classes: NDArray[np.float64], weights: NDArray[np.float64]) -> tuple[float, float]:
-    """95 % interval of the class-balanced mean of `values` `[rows]` under `draw_weights`."""
-    means = [(weights[:, classes == k] @ values[classes == k]) / weights[:, classes == k].sum(1) for k in np.unique(classes)]
-    low, high = np.percentile(np.mean(means, axis=0), INTERVAL)
-    return float(low), float(high)
-
-
-def auc_interval(p: NDArray[np.float64], classes: NDArray[np.float64], weights: NDArray[np.float64]) -> tuple[float, float]:
-    """95 % interval of the AUC: the weighted share of pairs in the right order."""
-    one, other = p[classes == 1], p[classes == 0]
-    right = (one[:, None] > other) + 0.5 * (one[:, None] == other)
-    w1, w0 = weights[:, classes == 1], weights[:, classes == 0]
-    low, high = np.percentile(((w1 @ right) * w0).sum(1) / (w1.sum(1) * w0.sum(1)), INTERVAL)
-    return float(low), float(high)
+def balanced_interval(values: Floats, classes: Floats, weights: Floats) -> tuple[float, float]:
+    """95 % interval of the class-balanced mean of `values` `[rows]`."""
+    return interval(np.mean([mean_draws(values[classes == k], weights[:, classes == k]) for k in np.unique(classes)], axis=0))
 
 
 def _by_patient_text(patients: pd.DataFrame) -> str:
@@ -121,8 +99,8 @@ def _by_patient(patients: dict[str, pd.DataFrame]) -> pd.DataFrame:
         # at the folds' own thresholds: correct decides, not one threshold for all
         scores = classification(y, p, 0.5) | classification(y, np.where(right == 1, y, 1 - y), 0.5)
         scores |= {k: v for k, v in classification(y, p, 0.5).items() if k in ("auc", "brier", "ece", "average_precision")}
-        low, high = interval(right, y, weights)
-        auc_low, auc_high = auc_interval(p, y, weights)
+        low, high = balanced_interval(right, y, weights)
+        auc_low, auc_high = interval(order_draws(p, (y[:, None] == 1) & (y[None, :] == 0), weights))
         rows.append({
             "config": name, "patients": table["group"].nunique(), "balanced accuracy": scores["balanced_accuracy"],
             "low": low, "high": high, "accuracy": scores["accuracy"], "F1": scores["f1"], "sensitivity": scores["sensitivity"],
@@ -164,7 +142,7 @@ def _by_subset(patients: dict[str, pd.DataFrame]) -> pd.DataFrame:
                 if own["malignant"].nunique() < 2:  # nobody of one class has any of these
                     continue
                 right, y = own[f"correct/{subset}"].to_numpy(), own["malignant"].to_numpy()
-                low, high = interval(right, y, draw_weights(own["group"], own["malignant"]))
+                low, high = balanced_interval(right, y, draw_weights(own["group"], own["malignant"]))
                 row[name] = f"{np.mean([right[y == k].mean() for k in np.unique(y)]):.3f} [{low:.3f}, {high:.3f}]"
         rows.append(row)
     return pd.DataFrame(rows).fillna("")
@@ -182,11 +160,11 @@ def _by_magnification(runs: Runs, order: list[str]) -> pd.DataFrame:
         for m in [m for m in MAGNIFICATIONS if m in set(images["magnification"])]:
             own = images[images["magnification"] == m].reset_index(drop=True)
             weights = draw_weights(own["patient"], own["malignant"])
-            right, whole = own["correct"].to_numpy(), weights.sum(1)
-            low, high = np.percentile(weights @ right / whole, INTERVAL)
+            right = own["correct"].to_numpy()
+            low, high = interval(mean_draws(right, weights))
             people = own.groupby("patient").agg(malignant=("malignant", "first"), correct=("correct", "mean")).reset_index()
             turns = draw_weights(people["patient"], people["malignant"])
-            people_low, people_high = np.percentile(turns @ people["correct"].to_numpy() / len(people), INTERVAL)
+            people_low, people_high = interval(mean_draws(people["correct"].to_numpy(), turns))
             rows.append({
                 "config": name, "magnification": m, "images": len(own), "image accuracy": right.mean(), "low": low, "high": high,
                 "patient recognition rate": people["correct"].mean(), "its low": people_low, "its high": people_high,

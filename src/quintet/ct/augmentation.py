@@ -38,9 +38,9 @@ class Augmentation(nn.Module):
 
         if not len(x):
             return x
-        cube = torch.Size((len(x), 1, side, side, side))
-        drawn = self.affine.forward_parameters(cube)
-        matrix = self.affine.compute_transformation(x.new_empty(cube), drawn, self.affine.flags)
-        back = torch.linalg.inv(normalize_homography3d(matrix.float(), cube[2:], cube[2:]))[:, :3].to(x.device)
+        cube = (side, side, side)
+        drawn = self.affine.forward_parameters(torch.Size((len(x), 1, *cube)))
+        matrix = self.affine.compute_transformation(x.new_empty(len(x), 1, *cube), drawn, self.affine.flags)
+        back = torch.linalg.inv(normalize_homography3d(matrix.float(), cube, cube))[:, :3].to(x.device)
         grid = F.affine_grid(back, [len(x), 1, *x.shape[1:]], align_corners=False)
         return F.grid_sample(x[:, None], grid, mode="bilinear", padding_mode="zeros", align_corners=False)[:, 0]

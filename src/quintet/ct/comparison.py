@@ -2,9 +2,7 @@
 
 from pathlib import Path
 
-import numpy as np
 import pandas as pd
-from numpy.typing import NDArray
 
 from quintet import ranking, results
 from quintet.comparison import Runs, cells, keep_only, measured, pick, recorded, save_ranking
@@ -12,6 +10,7 @@ from quintet.ct.metrics import KS
 from quintet.pages import Section
 from quintet.params import Ct, Params
 from quintet.params.ct import BASELINES
+from quintet.resampling import draw_weights, interval, mean_draws
 
 METRIC, UNIT = "ap_at_5", "mAP@5, 0 to 1"
 SWEEP, FITTED = Path("runs/ct/sweep"), Path("runs/ct/baselines")
@@ -19,7 +18,6 @@ COSTS = {
     "train_seconds": "training, s", "evaluation_seconds_per_scan": "embedding, s a scan", "parameters": "parameters",
     "peak_memory_mb": "peak memory, MiB", "best_epoch": "best epoch (from 0)",
 }  # fmt: skip
-DRAWS = 2000
 
 READING = """A query is a test scan; its gallery all other test scans that are not of its patient. Relevant: a scan that shares a
 finding with the query, or like it has none (Jaccard similarity above 0); gain: that Jaccard similarity. AP@k is normalised by
@@ -79,7 +77,7 @@ def _differences(runs: Runs, configs: list[str]) -> pd.DataFrame:
                 first, second = (_by_query(runs[n], metric) for n in (name, other))
                 both = first.join(second, lsuffix="_first", rsuffix="_second", how="inner")
                 gap = (both["value_first"] - both["value_second"]).to_numpy()
-                low, high = clustered_interval(gap, both.index.get_level_values("group").to_numpy())
+                low, high = interval(mean_draws(gap, draw_weights(both.index.get_level_values("group"))))
                 row[label] = f"{gap.mean():+.3f} [{low:+.3f}, {high:+.3f}]"
             rows.append(row)
     return pd.DataFrame(rows)
@@ -88,17 +86,6 @@ def _differences(runs: Runs, configs: list[str]) -> pd.DataFrame:
 def _by_query(runs: list[Path], metric: str) -> pd.DataFrame:
     table = results.read(run / "evaluation" / "cases.csv" for run in runs)
     return table[table["metric"] == metric].groupby(["group", "case"])[["value"]].mean()
-
-
-def clustered_interval(
-    values: NDArray[np.float64], groups: NDArray[np.object_], *, draws: int = DRAWS, seed: int = 0
-) -> tuple[float, float]:  # fmt: skip
-    """95 % interval of the mean of `values` when groups (patients) are drawn with replacement, each with all its values."""
-    _, own = np.unique(groups, return_inverse=True)
-    sums, counts = np.bincount(own, values), np.bincount(own)
-    times = np.random.default_rng(seed).multinomial(len(counts), np.full(len(counts), 1 / len(counts)), size=draws)
-    low, high = np.percentile((times @ sums) / (times @ counts), (2.5, 97.5))
-    return float(low), float(high)
 
 
 def _by_k(found: pd.DataFrame) -> pd.DataFrame:

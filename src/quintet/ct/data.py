@@ -1,9 +1,7 @@
 """Raw studies -> one cube of uint8 each, with labels and split.
 
 Prepared: volumes.npy `[N, size, size, size]` uint8 (memory-mapped at training), index.csv (one row a study: study, patient,
-split,
-train_eval, the findings, what its file says), split.csv (study, split).
-"""
+split, train_eval, the findings, what its file says), split.csv (study, split)."""
 
 import csv
 import json

@@ -18,11 +18,10 @@ def micro_f1_loss(
     """1 - F1 of soft counts: with p = sigmoid(scores) `[B, F]` and targets t in [0, 1], TP = sum p t, FP = sum p (1 - t),
     FN = sum (1 - p) t, F1 = (2 TP + smooth) / (2 TP + FP + FN + smooth).
 
-    `samples`: the mean of each scan's F1, which is what the reference calls micro-F1; `micro`: counts of the whole batch. A scan
-    without findings has no true positive, so without `smooth` it teaches nothing under `samples`. F1 is flat where a finding is
-    denied to everybody, and training may stay there: `cross_entropy`, the weight of the findings' mean binary cross-entropy beside
-    it, leads out.
-    """
+    `samples`: the mean of each scan's F1, which is what the reference calls micro-F1; `micro`: counts of the whole batch. A
+    scan without findings has no true positive, so without `smooth` it teaches nothing under `samples`. F1 is flat where a
+    finding is denied to everybody, and training may stay there: `cross_entropy`, the weight of the findings' mean binary
+    cross-entropy beside it, leads out."""
     p, t = scores.float().sigmoid(), targets.float()
     over = 1 if average == "samples" else (0, 1)
     both = 2 * (p * t).sum(over)

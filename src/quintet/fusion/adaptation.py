@@ -1,8 +1,9 @@
-"""Test-time training: a few steps on one patient's own self-supervised losses, then the prediction, then everything forgotten.
+"""Test-time training: a few steps of gradient descent on one patient's own self-supervised losses, then the prediction, then
+everything forgotten.
 
-Every patient has copies of the adapted weights (torch.func maps over patients), so the model is never written to, and results depend
-neither on the order of patients nor on who else is in the batch. A patient whose loss does not fall keeps the trained weights.
-"""
+Every patient has copies of the adapted weights (torch.func maps over patients), so the model is never written to, and results
+depend neither on the order of patients nor on who else is in the batch. A patient whose loss does not fall keeps the trained
+weights."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -13,12 +14,11 @@ from torch import Tensor, nn
 from torch.func import functional_call, grad_and_value, vmap
 
 from quintet.fusion.losses import contrast_with_bank
-from quintet.fusion.networks import Draw, FusionNet
+from quintet.fusion.networks import Draw, FusionNet, RunningNorm
 from quintet.params.fusion import FusionLossWeights, FusionTtt
 
 DRAWS = 4  # of the diffusion's step and noise; the same for every step of a patient, so that losses can be compared
-BETAS, EPS = (0.9, 0.999), 1e-8
-NORMS = (nn.LayerNorm, nn.GroupNorm, nn.BatchNorm3d)
+NORMS = (nn.LayerNorm, RunningNorm)
 Given = Sequence[Tensor]  # one patient's features, or volumes and clinical row where encoders adapt
 State = dict[str, Tensor]
 
@@ -53,8 +53,8 @@ class _Patient(nn.Module):
 
 
 def adapted_names(net: FusionNet, parameters: str) -> list[str]:
-    """Which weights adapt. `norm`: of the normalisation layers; `fusion`: projections, fusion, decoders; `all`: everything but the
-    predictor, which no self-supervised loss reaches."""
+    """Which weights adapt. `norm`: of the normalisation layers; `fusion`: projections, fusion, decoders; `all`: everything but
+    the predictor, which no self-supervised loss reaches."""
     names = [name for name, _ in net.named_parameters() if not name.startswith("predict.")]
     if parameters == "fusion":
         return [name for name in names if name.startswith(("encoders.project.", "fuse.", "decode."))]
@@ -65,7 +65,8 @@ def adapted_names(net: FusionNet, parameters: str) -> list[str]:
 
 
 def adapt(
-    net: FusionNet, given: Given, present: Tensor, start: Tensor, *, how: FusionTtt, weights: FusionLossWeights, temperature: float,
+    net: FusionNet, given: Given, present: Tensor, start: Tensor, *, how: FusionTtt, weights: FusionLossWeights,
+    temperature: float,
     sampling_steps: int, seeds: Sequence[int],
 ) -> Outcome:  # fmt: skip
     """Adapt and predict P patients. `given`: features of each modality `[P, F_k]` (how.parameters=fusion), else volumes
@@ -89,11 +90,10 @@ def adapt(
     before = {name: own[name].detach().expand(len(present), *own[name].shape).clone() for name in names}
     state, inputs = before, (tuple(given), present, time, noise)
     first = None
-    moments = {name: (torch.zeros_like(v), torch.zeros_like(v)) for name, v in before.items()}
-    for step in range(1, how.steps + 1):
+    for _ in range(how.steps):
         gradient, value = over(grad_and_value(loss))(state, *inputs)
         first = value if first is None else first
-        state = _adam(state, gradient, moments, how.rate, step)
+        state = {name: value - how.rate * gradient[name] for name, value in state.items()}
     with torch.no_grad():
         if first is None:
             fell = torch.zeros(len(present), dtype=torch.bool, device=present.device)
@@ -113,17 +113,6 @@ def _draws(net: FusionNet, seeds: Sequence[int], start: Tensor) -> tuple[Tensor,
         times.append(((torch.arange(DRAWS) + torch.rand(DRAWS, generator=generator)) / DRAWS * steps).long())
         noises.append(torch.randn(DRAWS, start.shape[-1], generator=generator))
     return torch.stack(times).to(start.device), torch.stack(noises).to(start.device)
-
-
-def _adam(state: State, gradient: State, moments: dict[str, tuple[Tensor, Tensor]], rate: float, step: int) -> State:
-    """A step of Adam (Kingma and Ba 2015, arXiv 1412.6980) for every patient at once."""
-    result = {}
-    for name, value in state.items():
-        mean, square = moments[name]
-        mean.mul_(BETAS[0]).add_(gradient[name], alpha=1 - BETAS[0])
-        square.mul_(BETAS[1]).add_(gradient[name].square(), alpha=1 - BETAS[1])
-        result[name] = value - rate * (mean / (1 - BETAS[0] ** step)) / ((square / (1 - BETAS[1] ** step)).sqrt() + EPS)
-    return result
 
 
 def _looped(function: Callable[..., Any]) -> Callable[..., Any]:

@@ -79,8 +79,8 @@ def _patterns(data: Prepared) -> pd.DataFrame:
     return pd.DataFrame({"modalities": counts.index, "patients": counts.to_numpy()})
 
 
-MAR_TEXT = """Mean of each standardised clinical number among patients who have a modality, minus that among those who lack it: values far from 0
-say that it is missing by the clinical row, not by chance alone."""
+MAR_TEXT = """Mean of each standardised clinical number among patients who have a modality, minus that among those who lack it:
+values far from 0 say that it is missing by the clinical row, not by chance alone."""
 
 
 def _missing_by(data: Prepared) -> pd.DataFrame:

@@ -15,8 +15,8 @@ Floats = NDArray[np.float64]
 
 
 def clinical_only(data: Prepared, rows: NDArray[np.int64], kept: NDArray[np.bool_]) -> Floats:
-    """Probabilities `[P, classes]` by logistic regression, or log hazards `[P, 1]` by Cox regression, of the rows whose clinical row is
-    `kept` `[P]`; penalties are chosen on training (cross-validation) and validation patients."""
+    """Probabilities `[P, classes]` by logistic regression, or log hazards `[P, 1]` by Cox regression, of the rows whose
+    clinical row is `kept` `[P]`; penalties are chosen on training (cross-validation) and validation patients."""
     fit = np.concatenate([data.rows("train"), data.rows("valid")])
     fit = fit[data.present[fit, -1]]
     train = np.flatnonzero(np.isin(data.table["split"], ["train", "valid"]))
@@ -50,7 +50,7 @@ def _cox(x: Floats, target: NDArray[np.float32], rows: NDArray[np.int64], penalt
         loss.backward()
         return loss
 
-    optimizer.step(closure)  # type: ignore[arg-type]
+    optimizer.step(closure)
     return weights.detach().numpy()
 
 

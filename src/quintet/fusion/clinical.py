@@ -30,7 +30,8 @@ class Category:
 
 @dataclass(frozen=True)
 class Encoder:
-    """`columns` in the table's order. A value that is missing, or a category that training never saw, gives zeros and its flag."""
+    """`columns` in the table's order. A value that is missing, or a category that training never saw, gives zeros and its
+    flag."""
 
     columns: list[Numeric | Category]
 
@@ -47,8 +48,8 @@ class Encoder:
                 columns.append(Numeric(str(name), float(numbers.mean()), float(numbers.std(ddof=0)) or 1.0))
             elif values.nunique() > MOST_CATEGORIES:
                 odd = values[~np.isfinite(numbers)].iloc[0]
-                raise InputError(f"clinical column {name!r}: {values.nunique()} different texts such as {odd!r}; correct it, or leave "
-                                 f"it out by fusion.drop=[{name}]")  # fmt: skip
+                raise InputError(f"clinical column {name!r}: {values.nunique()} different texts such as {odd!r}; correct it, or "
+                                 f"leave it out by fusion.drop=[{name}]")  # fmt: skip
             else:
                 columns.append(Category(str(name), sorted(values.unique())))
         return Encoder(columns)
@@ -62,8 +63,8 @@ class Encoder:
         return sum(2 if isinstance(column, Numeric) else len(column.values) + 1 for column in self.columns)
 
     def __call__(self, table: pd.DataFrame) -> tuple[Floats, NDArray[np.bool_], list[str]]:
-        """Features `[N, width]`, whether a row holds any value `[N]`, and a note for each value that could not be used. A column that
-        the table lacks is missing for everybody."""
+        """Features `[N, width]`, whether a row holds any value `[N]`, and a note for each value that could not be used. A
+        column that the table lacks is missing for everybody."""
         parts, known, notes = [np.zeros((len(table), 0))], np.zeros(len(table), bool), []
         for column in self.columns:
             texts = table[column.name] if column.name in table else pd.Series("", index=table.index)
@@ -90,7 +91,8 @@ class Encoder:
 
 
 def refuse_leaks(table: pd.DataFrame, labels: pd.Series, target: str) -> None:
-    """Raise where a feature gives the label away: it is named like it, or is one and the same in each class and never in another."""
+    """Raise where a feature gives the label away: it is named like it, or is one and the same in each class and never in
+    another."""
     words = set(re.split(r"[^a-z]+", target.lower())) - {""}
     for name in table:
         known = table[name] != ""

@@ -1,4 +1,5 @@
-"""All configurations side by side: ranking, scores by pattern with intervals, against single modalities, diffusion, test-time training."""
+"""All configurations side by side: ranking, scores by pattern with intervals, against single modalities, diffusion, test-time
+training."""
 
 from collections.abc import Mapping
 from itertools import combinations
@@ -19,7 +20,8 @@ from quintet.resampling import draw_weights, interval, order_draws
 SWEEP, FITTED = Path("runs/fusion/sweep"), Path("runs/fusion/baselines")
 TTT = "-ttt"
 COSTS = {
-    "train_seconds": "training, s", "seconds_per_prediction": "prediction, s", "ttt/seconds_per_prediction": "with test-time training, s",
+    "train_seconds": "training, s", "seconds_per_prediction": "prediction, s",
+    "ttt/seconds_per_prediction": "with test-time training, s",
     "parameters": "parameters", "peak_memory_mb": "peak memory, MiB", "best_epoch": "best epoch (from 0)",
 }  # fmt: skip
 Floats = NDArray[np.float64]
@@ -98,8 +100,8 @@ def _predictions(runs: list[Path], config: str) -> list[pd.DataFrame]:
 
 
 class Drawn:
-    """AUC (or concordance) of each variant on a pattern, with its draws of patients: the same patients are drawn for all, and several
-    seeds are averaged in each draw."""
+    """AUC (or concordance) of each variant on a pattern, with its draws of patients: the same patients are drawn for all, and
+    several seeds are averaged in each draw."""
 
     def __init__(self, predictions: Mapping[str, list[pd.DataFrame]]) -> None:
         self.predictions = predictions
@@ -146,9 +148,10 @@ def _shown(value: float, draws: Floats, *, sign: bool = False) -> str:
     return f"{value:+.3f} [{low:+.3f}, {high:+.3f}]" if sign else f"{value:.3f} [{low:.3f}, {high:.3f}]"
 
 
-BY_PATTERN = f"""95 % intervals: patients are drawn again within their class (or censored and not), 2,000 times; configurations with several
-seeds: their mean. A subset is scored on the patients that have all of it. {RECORDED}: each patient with whatever it has; {MCAR}, {MAR}: that with
-more withheld, by chance or more often the higher the clinical row stands. mean, worst: over the subsets."""
+BY_PATTERN = f"""95 % intervals: patients are drawn again within their class (or censored and not), 2,000 times; configurations
+with several seeds: their mean. A subset is scored on the patients that have all of it. {RECORDED}: each patient with whatever it
+has; {MCAR}, {MAR}: that with more withheld, by chance or more often the higher the clinical row stands. mean, worst: over the
+subsets."""
 
 
 def _by_pattern(drawn: Drawn, order: list[str]) -> pd.DataFrame:
@@ -168,8 +171,8 @@ def _by_pattern(drawn: Drawn, order: list[str]) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-AGAINST = """Patients that have every modality. Single: the best score that any configuration reaches from one modality alone, on these same
-patients (which favours it). Difference: with all modalities, minus that, the same patients drawn for both."""
+AGAINST = """Patients that have every modality. Single: the best score that any configuration reaches from one modality alone,
+on these same patients (which favours it). Difference: with all modalities, minus that, the same patients drawn for both."""
 
 
 def _against_single(drawn: Drawn, order: list[str]) -> pd.DataFrame:
@@ -187,8 +190,8 @@ def _against_single(drawn: Drawn, order: list[str]) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-HELPS = """Difference of the {score}, first minus second, with 95 % interval: with everything recorded, and the mean over the subsets. An
-interval that holds zero shows neither help nor harm."""
+HELPS = """Difference of the {score}, first minus second, with 95 % interval: with everything recorded, and the mean over the
+subsets. An interval that holds zero shows neither help nor harm."""
 
 
 def _helps(drawn: Drawn, order: list[str], source: Mapping[str, str], p: Fusion) -> pd.DataFrame:
@@ -201,12 +204,13 @@ def _helps(drawn: Drawn, order: list[str], source: Mapping[str, str], p: Fusion)
         (a, da), (b, db) = (drawn.score(name, RECORDED) for name in (first, second))
         (va, sa), (vb, sb) = (drawn.over_subsets(name) for name in (first, second))
         rows.append({"first": first, "second": second, RECORDED: _shown(a - b, da - db, sign=True),
-                     "mean of subsets": _shown(float(np.nanmean(va) - np.nanmean(vb)), np.nanmean(sa, 0) - np.nanmean(sb, 0), sign=True)})  # fmt: skip
+                     "mean of subsets": _shown(float(np.nanmean(va) - np.nanmean(vb)), np.nanmean(sa, 0) - np.nanmean(sb, 0),
+                     sign=True)})  # fmt: skip
     return pd.DataFrame(rows, columns=["first", "second", RECORDED, "mean of subsets"])
 
 
-HARM = """Of the test patients, with everything recorded: share that adapted (the self-supervised loss fell; the others keep the trained weights),
-share whose log loss (survival: concordance) became worse, became better, and its mean change."""
+HARM = """Of the test patients, with everything recorded: share that adapted (the self-supervised loss fell; the others keep the
+trained weights), share whose log loss (survival: concordance) became worse, became better, and its mean change."""
 
 
 def _harm(runs: Runs, p: Fusion) -> pd.DataFrame:
@@ -219,8 +223,8 @@ def _harm(runs: Runs, p: Fusion) -> pd.DataFrame:
                         f"ttt/change_of_{loss}": f"mean change of {loss.replace('_', ' ')}"})  # fmt: skip
 
 
-SHAPLEY = """Shapley values of the {score} on the patients that have every modality: what a modality adds, averaged over all orders of adding
-them; nothing at all is worth 0.5."""
+SHAPLEY = """Shapley values of the {score} on the patients that have every modality: what a modality adds, averaged over all
+orders of adding them; nothing at all is worth 0.5."""
 
 
 def _shapley(drawn: Drawn, order: list[str]) -> pd.DataFrame:
@@ -234,9 +238,9 @@ def _shapley(drawn: Drawn, order: list[str]) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-IMPUTED = """The features of a modality that a patient has, told from its other modalities: drawn and decoded (imputed), by a ridge regression on
-the others' features (the conditional mean, linear), and as the mean of training. Cosine: higher is better; mean squared error: lower is; features are
-standardised. Only what beats the regression is worth generating."""
+IMPUTED = """The features of a modality that a patient has, told from its other modalities: drawn and decoded (imputed), by a
+ridge regression on the others' features (the conditional mean, linear), and as the mean of training. Cosine: higher is better;
+mean squared error: lower is; features are standardised. Only what beats the regression is worth generating."""
 
 
 def _imputed(runs: Runs, p: Fusion) -> pd.DataFrame:

@@ -1,8 +1,8 @@
 """Raw patients and masks -> one memory-mapped array of cubes, clinical features, targets and a split.
 
 Prepared: volumes.npy `[N, M, S, S, S]` float16 (zeros where a modality is missing), clinical.npy `[N, C]`, patients.csv (a row
-a patient: patient, split, label or time and event, has/MODALITY ..., has/clinical), about.json (modalities, clinical encoder, classes).
-"""
+a patient: patient, split, label or time and event, has/MODALITY ..., has/clinical), about.json (modalities, clinical encoder,
+classes)."""
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
@@ -61,7 +61,8 @@ class Prepared:
 
 # What new patients must go through as well, kept with a model.
 PREPARATION = (
-    "names", "tables", "columns", "drop", "task", "segmenter", "totalsegmentator", "fast", "segmenter_tasks", "skull_strip", "size",
+    "names", "tables", "columns", "drop", "task", "segmenter", "totalsegmentator", "fast", "segmenter_tasks", "skull_strip",
+    "size",
     "percentiles",
 )  # fmt: skip
 
@@ -146,8 +147,8 @@ def _split(table: pd.DataFrame, params: Fusion) -> list[str]:
 
 
 def cube_of(files: Mapping[str, Path], masks: Mapping[str, Mask], modalities: Sequence[str], params: Fusion) -> Cubes:
-    """One patient's images in one cube, each resampled from its own grid: the cube is centred on what the masks cover together, its side
-    their longest edge. Intensities: the percentiles inside the mask become 0 and 1, brighter ones stay brighter."""
+    """One patient's images in one cube, each resampled from its own grid: the cube is centred on what the masks cover together,
+    its side their longest edge. Intensities: the percentiles inside the mask become 0 and 1, brighter ones stay brighter."""
     images = {m: read_image(files[m]) for m in modalities if m in files and m in masks}
     out = np.zeros((len(modalities), *(params.size,) * 3), np.float16)
     if not images:
@@ -186,8 +187,8 @@ def _stored(patient: str, files: Mapping[str, Path], masks: Path, params: Fusion
 
 
 def prepare(raw: Path, masks: Path, out: Path, params: Fusion, *, workers: int = 1) -> tuple[Prepared, list[str]]:
-    """Write the prepared data set to `out`, whole or not at all; returns it and a sentence for each problem that was skipped. One patient
-    a worker is in memory."""
+    """Write the prepared data set to `out`, whole or not at all; returns it and a sentence for each problem that was skipped.
+    One patient a worker is in memory."""
     refuse_overlap(raw, out)
     patients, problems = find_patients(raw, params.names, params.modalities)
     if not (masks / "masks.csv").is_file():
@@ -250,7 +251,7 @@ def read_new(
         present = np.array([m in masks for m in how.modalities] + [bool(known[row])])
         if not present.any():
             problems.append(
-                f"patient {name}: no modality at all; it needs an image that the run knows ({', '.join(how.modalities)}) or a clinical row"
+                f"patient {name}: no modality at all; it needs an image of {', '.join(how.modalities)}, or a clinical row"
             )
             continue
         try:

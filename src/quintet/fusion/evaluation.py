@@ -19,39 +19,42 @@ CLASSIFICATION, SURVIVAL = "brier", "concordance"  # what is ranked, per patient
 SEED = 20240
 
 
-def patterns(modalities: Sequence[str], present: NDArray[np.bool_], clinical: NDArray[np.floating[Any]], names: Sequence[str], *, missing:
+def patterns(modalities: Sequence[str], present: NDArray[np.bool_], clinical: NDArray[np.floating[Any]], names: Sequence[str],
+    *, missing:
              float) -> dict[str, NDArray[np.bool_]]:  # fmt: skip
     """What each patient is predicted from `[P, K]`, by pattern; a row without any: the patient does not count there.
 
-    Each non-empty subset of the modalities, for the patients that have all of it; `recorded`: whatever they have; and that with a share
-    `missing` withheld once more, completely at random, or more often the higher the clinical row stands (its mean standardised value;
-    the clinical row itself stays).
-    """
+    Each non-empty subset of the modalities, for the patients that have all of it; `recorded`: whatever they have; and that with
+    a share `missing` withheld once more, completely at random, or more often the higher the clinical row stands (its mean
+    standardised value; the clinical row itself stays)."""
     count = len(modalities)
     found = {}
     for size in range(1, count + 1):
         for chosen in combinations(range(count), size):
-            mask = np.isin(np.arange(count), chosen)
-            complete = (present | ~mask).all(1)
-            found["+".join(modalities[k] for k in chosen)] = complete[:, None] & mask
+            mask = np.zeros(count, bool)
+            mask[list(chosen)] = True
+            complete = np.asarray(present[:, mask].all(axis=1))
+            found["+".join(modalities[k] for k in chosen)] = np.logical_and(complete[:, None], mask[None, :])
     found[RECORDED] = present
     drawn = np.stack([np.random.default_rng([SEED, *name.encode()]).random(count) for name in names])
     found[MCAR] = _never_nothing(present & (drawn >= missing), present)
     height = clinical.mean(1) if clinical.shape[1] else np.zeros(len(present))
     rank = (np.argsort(np.argsort(height)) + 0.5) / len(height)  # 0 to 1: the mean chance is `missing`
-    chance = np.minimum(2 * missing * rank, 1)[:, None] * np.where(np.arange(count) == count - 1, 0, 1)
+    chance = np.minimum(2 * missing * rank, 1)[:, None] * np.array([1.0] * (count - 1) + [0.0])
     found[MAR] = _never_nothing(present & (drawn >= chance), present)
     return found
 
 
 def _never_nothing(kept: NDArray[np.bool_], present: NDArray[np.bool_]) -> NDArray[np.bool_]:
     """Where everything was withheld, the first modality that is there comes back."""
-    first = np.arange(present.shape[1]) == present.argmax(1)[:, None]
-    return np.where(kept.any(1)[:, None], kept, present & first)
+    first = np.zeros_like(present)
+    first[np.arange(len(present)), present.argmax(1)] = True
+    return np.asarray(np.where(np.asarray(kept.any(axis=1))[:, None], kept, present & first))
 
 
 def headline(scores: NDArray[np.floating[Any]], target: NDArray[np.floating[Any]]) -> float:
-    """AUC (several classes: the mean of each against the rest) of scores `[P, outputs]`, or the concordance index of one output."""
+    """AUC (several classes: the mean of each against the rest) of scores `[P, outputs]`, or the concordance index of one
+    output."""
     ones = np.ones((1, len(target)))
     return float(np.mean([order_draws(score, pairs, ones)[0] for score, pairs in pairs_of(scores, target)]))
 
@@ -69,8 +72,8 @@ def pairs_of(scores: NDArray[np.floating[Any]], target: NDArray[np.floating[Any]
 
 
 def patient_scores(values: Floats, target: NDArray[np.floating[Any]], *, classes: int) -> pd.DataFrame:
-    """Of each patient: for probabilities `[P, classes]` Brier score (half the squared distance), log loss and whether the likeliest class
-    is right; for risks `[P, 1]` the share of comparable pairs it stands in that are in order (NaN: none)."""
+    """Of each patient: for probabilities `[P, classes]` Brier score (half the squared distance), log loss and whether the
+    likeliest class is right; for risks `[P, 1]` the share of comparable pairs it stands in that are in order (NaN: none)."""
     if not classes:
         ((risk, pairs),) = pairs_of(values, target)
         right = (risk[:, None] > risk[None, :]) + 0.5 * (risk[:, None] == risk[None, :])
@@ -86,8 +89,8 @@ def patient_scores(values: Floats, target: NDArray[np.floating[Any]], *, classes
 
 
 def summary(predictions: pd.DataFrame, columns: Sequence[str]) -> dict[str, float]:
-    """Of one variant's predictions: AUC (or concordance) by pattern, their mean over the subsets and the worst; balanced accuracy and
-    Brier score with everything that is recorded."""
+    """Of one variant's predictions: AUC (or concordance) by pattern, their mean over the subsets and the worst; balanced
+    accuracy and Brier score with everything that is recorded."""
     values = {str(name): headline_of(own, columns) for name, own in predictions.groupby("pattern", sort=False)}
     score = "auc" if len(columns) > 1 else "concordance"
     subsets = [v for name, v in values.items() if name not in (RECORDED, MCAR, MAR) and np.isfinite(v)]
@@ -102,7 +105,7 @@ def summary(predictions: pd.DataFrame, columns: Sequence[str]) -> dict[str, floa
     return {name: float(v) for name, v in metrics.items() if np.isfinite(v)}
 
 
-def headline_of(own: pd.DataFrame, columns: Sequence[str]) -> float:
+def headline_of(own: pd.DataFrame, columns: Sequence[Any]) -> float:
     """`headline` of predictions, whose probabilities are in order as their logarithms are; NaN where no pair is comparable."""
     values, target = own[list(columns)].to_numpy(float), own[["target", "event"]].to_numpy(float)
     scores = np.log(np.clip(values, 1e-12, 1)) if len(columns) > 1 else values
@@ -110,8 +113,8 @@ def headline_of(own: pd.DataFrame, columns: Sequence[str]) -> float:
 
 
 def shapley(value: Mapping[frozenset[str], float], players: Sequence[str]) -> dict[str, float]:
-    """Shapley (1953) values: what each modality adds, averaged over all orders of adding them. `value` of every subset, the empty one
-    included."""
+    """Shapley (1953) values: what each modality adds, averaged over all orders of adding them. `value` of every subset, the
+    empty one included."""
     n = len(players)
     result = {}
     for player in players:
@@ -130,8 +133,9 @@ def shapley(value: Mapping[frozenset[str], float], players: Sequence[str]) -> di
 def imputation(
     real: Floats, imputed: Floats, others: Floats, known: Floats, known_others: Floats
 ) -> dict[str, float]:  # fmt: skip
-    """How close imputed features `[P, F]` are to the real ones, beside what a ridge regression says from the other modalities' features
-    (the conditional mean, linear; fitted on training patients: `known` `[N, F]` from `known_others` `[N, G]`) and beside their mean."""
+    """How close imputed features `[P, F]` are to the real ones, beside what a ridge regression says from the other modalities'
+    features (the conditional mean, linear; fitted on training patients: `known` `[N, F]` from `known_others` `[N, G]`) and
+    beside their mean."""
     ridge = Ridge(alpha=10.0).fit(known_others, known)
     guesses = {"imputed": imputed, "ridge": ridge.predict(others), "mean": np.broadcast_to(known.mean(0), real.shape)}
     found = {}

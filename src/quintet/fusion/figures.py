@@ -1,4 +1,5 @@
-"""Figures of one evaluated run: scores by pattern, curves, calibration or survival, test-time training, cost; pictures of cubes."""
+"""Figures of one evaluated run: scores by pattern, curves, calibration or survival, test-time training, cost; pictures of
+cubes."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -23,13 +24,14 @@ def draw_all(
     _by_pattern(folder / "patterns.png", tables, columns, score, title)
     _whole(folder / "everything_recorded.png", next(iter(tables.values())), columns, title)
     if len(tables) == 2:
-        _adaptation(folder / "test_time_training.png", *tables.values(), columns, title)
+        plain, adapted = tables.values()
+        _adaptation(folder / "test_time_training.png", plain, adapted, columns, title)
     if "curves" in extra:
         _curves(folder / "steps.png", extra["curves"], score, title)
     if model is not None:
         history = pd.read_csv(model / "history.csv")
-        learning_curves(folder / "learning_curves.png", history, title=title, loss_unit="loss", lower_is_better=False, score="valid_score",
-                        score_label=f"validation {score}")  # fmt: skip
+        learning_curves(folder / "learning_curves.png", history, title=title, loss_unit="loss", lower_is_better=False,
+                        score="valid_score", score_label=f"validation {score}")  # fmt: skip
 
 
 def _by_pattern(path: Path, tables: Mapping[str, pd.DataFrame], columns: Sequence[str], score: str, title: str) -> None:
@@ -110,7 +112,8 @@ def _curves(path: Path, curves: pd.DataFrame, score: str, title: str) -> None:
 def montage(
     path: Path, patients: Sequence[tuple[str, NDArray[np.float16], NDArray[np.bool_]]], modalities: Sequence[str]
 ) -> None:
-    """A row a patient: the middle axial and coronal slice of each modality as the network sees it (the patient's right on the left)."""
+    """A row a patient: the middle axial and coronal slice of each modality as the network sees it (the patient's right on the
+    left)."""
     columns = 2 * len(modalities)
     figure, axes = new_figure(1.5 * columns, 1.65 * len(patients) + 0.3, len(patients), columns)
     for line, (name, cubes, present) in zip(np.reshape(axes, (len(patients), columns)), patients, strict=True):

@@ -1,5 +1,5 @@
-"""Prediction, reconstruction of features, contrast between modalities of one patient. A batch that teaches nothing gives zero with a
-graph."""
+"""Prediction, reconstruction of features, contrast between modalities of one patient. A batch that teaches nothing gives zero
+with a graph."""
 
 from collections.abc import Sequence
 
@@ -9,8 +9,9 @@ from torch import Tensor
 
 
 def prediction_loss(scores: Tensor, target: Tensor, *, survival_loss: str) -> Tensor:
-    """`scores` `[B, outputs]`; `target` `[B, 2]`: class and 1, or time and event. Classes: cross-entropy. One output: Cox's partial
-    likelihood (torchsurv), or for `mse` the squared error of the standardised log time, whose prediction is minus the risk."""
+    """`scores` `[B, outputs]`; `target` `[B, 2]`: class and 1, or time and event. Classes: cross-entropy. One output: Cox's
+    partial likelihood (torchsurv), or for `mse` the squared error of the standardised log time, whose prediction is minus the
+    risk."""
     if scores.shape[1] > 1:
         return F.cross_entropy(scores, target[:, 0].long())
     risk, (time, event) = scores[:, 0], target.unbind(1)
@@ -27,8 +28,8 @@ LOG_DAYS = 6.0  # log of about 400 days: keeps the mse's target near 0
 
 
 def reconstruction_loss(decoded: Sequence[Tensor], features: Sequence[Tensor], present: Tensor) -> Tensor:
-    """Mean squared error of each modality's standardised features `[B, F_k]`, over the modalities that are there. Without gradient
-    into the features, which could else be made easy to guess."""
+    """Mean squared error of each modality's standardised features `[B, F_k]`, over the modalities that are there. Without
+    gradient into the features, which could else be made easy to guess."""
     each = [F.mse_loss(a, standardised(b).detach(), reduction="none").mean(1) for a, b in zip(decoded, features, strict=True)]
     share = present.float()
     return (torch.stack(each, 1) * share).sum() / share.sum().clamp_min(1)
@@ -40,8 +41,8 @@ def standardised(features: Tensor) -> Tensor:
 
 
 def contrastive_loss(tokens: Tensor, present: Tensor, *, temperature: float) -> Tensor:
-    """InfoNCE (van den Oord et al. 2018, arXiv 1807.03748) both ways between each two modalities: a patient's own against those of the
-    other patients that have both. `tokens` `[B, K, D]`."""
+    """InfoNCE (van den Oord et al. 2018, arXiv 1807.03748) both ways between each two modalities: a patient's own against those
+    of the other patients that have both. `tokens` `[B, K, D]`."""
     x = F.normalize(tokens, dim=-1)
     total, pairs = tokens.sum() * 0, 0
     for a in range(x.shape[1]):
@@ -56,8 +57,8 @@ def contrastive_loss(tokens: Tensor, present: Tensor, *, temperature: float) -> 
 
 
 def contrast_with_bank(tokens: Tensor, present: Tensor, bank: Tensor, known: Tensor, *, temperature: float) -> Tensor:
-    """The same for one patient, `tokens` `[K, D]`, against `bank` `[N, K, D]` of training patients (`known` `[N, K]`: what they have),
-    so that the result depends on no batch mates. In plain operations, for torch.func."""
+    """The same for one patient, `tokens` `[K, D]`, against `bank` `[N, K, D]` of training patients (`known` `[N, K]`: what they
+    have), so that the result depends on no batch mates. In plain operations, for torch.func."""
     x, others = F.normalize(tokens, dim=-1), F.normalize(bank, dim=-1)
     own = x @ x.T / temperature  # [K, K]
     across = torch.einsum("ad,nbd->abn", x, others) / temperature

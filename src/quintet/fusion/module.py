@@ -111,7 +111,8 @@ class FusionModule(L.LightningModule):
         parts = self.losses(batch, withhold(batch["present"], self.config.dropping))
         loss = torch.stack([getattr(self.shared.loss_weights, name) * value for name, value in parts.items()]).sum()
         shown = parts if len(parts) > 1 else {}
-        self.log_dict({"train_loss": loss, **{f"train_{name}": value for name, value in shown.items()}}, on_step=False, on_epoch=True,
+        self.log_dict({"train_loss": loss, **{f"train_{name}": value for name, value in shown.items()}}, on_step=False,
+            on_epoch=True,
                       batch_size=len(batch["rows"]))  # fmt: skip
         return loss
 
@@ -131,8 +132,8 @@ class FusionModule(L.LightningModule):
         self.seen[batch["rows"]] = torch.cat([scores.float(), x0.float()], 1)
 
     def on_validation_epoch_end(self) -> None:
-        """With everything that each validation patient has: loss, AUC or concordance; for diffusion also how far its targets are from
-        being one point."""
+        """With everything that each validation patient has: loss, AUC or concordance; for diffusion also how far its targets
+        are from being one point."""
         seen: Any = self.all_gather(self.seen)
         seen = seen.reshape(-1, *self.seen.shape)
         seen = seen.gather(0, seen.abs().sum(2, keepdim=True).argmax(0, keepdim=True).expand(1, *seen.shape[1:]))[0][
@@ -145,11 +146,9 @@ class FusionModule(L.LightningModule):
         values = {"valid_loss": prediction_loss(scores, target, survival_loss=self.shared.survival_loss).item(),
                   "valid_score": headline(scores.numpy(), target.numpy())}  # fmt: skip
         if self.net.method == "diffusion":
-            values["valid_feature_variance"] = fused.var(0, correction=0).mean().item()
-            if values["valid_feature_variance"] < COLLAPSED and self.current_epoch == self.trainer.max_epochs - 1:
-                print(
-                    f"warning: fused vectors of different patients are nearly one point (variance {values['valid_feature_variance']:.2g})"
-                )
+            variance = values["valid_feature_variance"] = fused.var(0, correction=0).mean().item()
+            if variance < COLLAPSED and self.current_epoch + 1 == self.trainer.max_epochs:
+                print(f"warning: fused vectors of different patients are nearly one point (variance {variance:.2g})")
         self.log_dict(values)
 
     def configure_optimizers(self) -> Any:
@@ -165,8 +164,10 @@ def train(data: Prepared, out: Path, config: FusionConfig, shared: Fusion, compu
     set_up(compute, record.seed)
     rows = data.rows("train")
     build = {
-        **shared.model_dump(include={"encoder", "width", "clinical_units", "hidden", "heads", "predictor_units", "dropout", "recompute"}),
-        "diffusion": shared.diffusion.model_dump(include={"steps", "schedule", "predicts", "layers", "target"}), "method": config.method,
+        **shared.model_dump(include={"encoder", "width", "clinical_units", "hidden", "heads", "predictor_units", "dropout",
+        "recompute"}),
+        "diffusion": shared.diffusion.model_dump(include={"steps", "schedule", "predicts", "layers", "target"}),
+        "method": config.method,
         "images": len(data.modalities) - 1, "clinical": data.clinical.shape[1], "outputs": len(data.classes) or 1,
         "bank": min(BANK, len(rows)) if config.method in ADAPTS else 0,
     }  # fmt: skip
@@ -189,7 +190,8 @@ def train(data: Prepared, out: Path, config: FusionConfig, shared: Fusion, compu
     chosen = np.random.default_rng(record.seed).permutation(rows)[: build["bank"]]
     if len(chosen):
         _fill_bank(net.eval(), source, np.sort(chosen), shared.batch_size)
-    about = {"modalities": data.modalities[:-1], "classes": data.classes, "clinical_encoder": data.encoder.plain(), "prepared": data.how,
+    about = {"modalities": data.modalities[:-1], "classes": data.classes, "clinical_encoder": data.encoder.plain(),
+        "prepared": data.how,
              "sampling_steps": shared.sampling_steps, "samples": shared.samples, "temperature": shared.temperature,
              "ttt": shared.ttt.model_dump(), "loss_weights": shared.loss_weights.model_dump()}  # fmt: skip
     with whole_folder(out) as folder:

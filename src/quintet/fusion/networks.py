@@ -6,7 +6,8 @@ volumes [B, M, S, S, S] and the clinical row [B, C], which of these are there [B
 
 import hashlib
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from itertools import pairwise
 from typing import Any, NamedTuple
 
@@ -25,11 +26,46 @@ ENCODERS = {
     "resnet34": ("basic", [3, 4, 6, 3]), "resnet50": ("bottleneck", [3, 4, 6, 3]),
 }  # fmt: skip
 MOMENTUM = 0.05  # of running statistics
-GROUP = 8  # channels that share statistics; group norm mixes no patients, whatever the batch and whatever is missing in it
+
+
+class RunningNorm(nn.Module):
+    """Channels by the mean and SD that training has seen so far, then scaled and shifted; `[B, C, ...]` -> the same shape.
+
+    Like batch norm at test time, in training too: statistics are running ones, without gradient, so that patients of a batch are
+    not mixed and a batch of one is as good as any (missing modalities make such batches). Group norm, the usual answer, takes
+    away what one patient has more of than another; before a global mean little else is left (README: measured).
+    """
+
+    mean: Tensor
+    square: Tensor
+    seen: Tensor
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.register_buffer("mean", torch.zeros(channels))
+        self.register_buffer("square", torch.ones(channels))
+        self.register_buffer("seen", torch.zeros(()))
+        self.updates = True
+        self.weight, self.bias = nn.Parameter(torch.ones(channels)), nn.Parameter(torch.zeros(channels))
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.training and self.updates:
+            self._update(x.detach().float().transpose(0, 1).flatten(1))
+        shape = (1, -1, *[1] * (x.dim() - 2))
+        scale = self.weight / (self.square - self.mean.square()).clamp_min(1e-5).sqrt()
+        return x * scale.view(shape) + (self.bias - self.mean * scale).view(shape)
+
+    @torch.no_grad()
+    def _update(self, values: Tensor) -> None:
+        """`[C, N]`; an average over all batches at first. New tensors: the backward pass needs those it was computed with."""
+        self.seen = self.seen + 1
+        share = torch.clamp(1 / self.seen, min=MOMENTUM)
+        self.mean = torch.lerp(self.mean, values.mean(1), share)
+        self.square = torch.lerp(self.square, values.square().mean(1), share)
 
 
 class ImageEncoder(nn.Module):
-    """3D ResNet (He et al. 2016) with group norm; `[B, 1, S, S, S]` -> `[B, F]`. `small`: one block a stage, the first at half
+    """3D ResNet (He et al. 2016) with running norm; `[B, 1, S, S, S]` -> `[B, F]`. `small`: one block a stage, the first at half
     the resolution."""
 
     def __init__(self, kind: str, width: int) -> None:
@@ -38,22 +74,34 @@ class ImageEncoder(nn.Module):
         planes = [width * 2**i for i in range(4)]
         small = kind == "small"
         self.net = ResNet(
-            block, layers, planes, spatial_dims=3, n_input_channels=1, conv1_t_size=3 if small else 7, conv1_t_stride=2, no_max_pool=small,
+            block, layers, planes, spatial_dims=3, n_input_channels=1, conv1_t_size=3 if small else 7, conv1_t_stride=2,
+            no_max_pool=small,
             bias_downsample=False, feed_forward=False,
         )  # fmt: skip
-        _use_group_norm(self.net)  # MONAI's `norm` reaches the first layer only
+        _use_running_norm(self.net)
         self.features = planes[-1] * (4 if block == "bottleneck" else 1)
 
     def forward(self, volumes: Tensor) -> Tensor:
         return self.net(volumes).flatten(1)
 
 
-def _use_group_norm(module: nn.Module) -> None:
+@contextmanager
+def _no_updates(module: nn.Module) -> Iterator[None]:
+    """While a forward pass is done again for the backward pass: statistics count a batch once."""
+    norms = [m for m in module.modules() if isinstance(m, RunningNorm)]
+    for norm in norms:
+        norm.updates = False
+    yield
+    for norm in norms:
+        norm.updates = True
+
+
+def _use_running_norm(module: nn.Module) -> None:
     for name, child in module.named_children():
         if isinstance(child, nn.BatchNorm3d):
-            setattr(module, name, nn.GroupNorm(child.num_features // GROUP, child.num_features))
+            setattr(module, name, RunningNorm(child.num_features))
         else:
-            _use_group_norm(child)
+            _use_running_norm(child)
 
 
 def mlp(sizes: Sequence[int], dropout: float, *, last: bool) -> nn.Sequential:
@@ -66,47 +114,19 @@ def mlp(sizes: Sequence[int], dropout: float, *, last: bool) -> nn.Sequential:
     return nn.Sequential(*layers)
 
 
-class Standardise(nn.Module):
-    """Features by the mean and SD that training has seen so far, `[B, F]` -> `[B, F]`; at test time they are fixed.
-
-    An untrained encoder says nearly the same of everybody. Without this, what patients have in common would fill the fused vector, and
-    a diffusion could tell it without looking. Unlike batch norm, statistics are running ones in training too, without gradient: a
-    patient's features depend on no batch mate of any batch.
-    """
-
-    mean: Tensor
-    square: Tensor
-    seen: Tensor
-
-    def __init__(self, features: int) -> None:
-        super().__init__()
-        self.register_buffer("mean", torch.zeros(features))
-        self.register_buffer("square", torch.ones(features))
-        self.register_buffer("seen", torch.zeros(()))
-
-    def forward(self, x: Tensor) -> Tensor:
-        if self.training and len(x) > 1:
-            with torch.no_grad():
-                self.seen += 1
-                share = torch.clamp(1 / self.seen, min=MOMENTUM)
-                self.mean.lerp_(x.mean(0), share)
-                self.square.lerp_(x.square().mean(0), share)
-        # copies: what was computed with must stay as it was for the backward pass
-        sd = (self.square - self.mean.square()).clamp_min(1e-6).sqrt()
-        return (x - self.mean.clone()) / sd
-
-
 class Encoders(nn.Module):
     """One encoder and one projection to `hidden` a modality; zeros where it is absent."""
 
-    def __init__(self, *, images: int, clinical: int, encoder: str, width: int, clinical_units: Sequence[int], hidden: int, dropout: float,
+    def __init__(self, *, images: int, clinical: int, encoder: str, width: int, clinical_units: Sequence[int], hidden: int,
+        dropout: float,
                  recompute: bool) -> None:  # fmt: skip
         super().__init__()
         self.images = nn.ModuleList([ImageEncoder(encoder, width) for _ in range(images)])
         # a table without a usable column still is a modality that nobody has
         self.row = mlp([max(clinical, 1), *clinical_units], dropout, last=False)
-        self.widths = [own.features for own in self.images] + [clinical_units[-1]]
-        self.standard = nn.ModuleList([Standardise(width) for width in self.widths])
+        own: list[Any] = list(self.images)
+        self.widths: list[int] = [encode.features for encode in own] + [clinical_units[-1]]
+        self.standard = nn.ModuleList([RunningNorm(width) for width in self.widths])
         self.project = nn.ModuleList([nn.Linear(width, hidden) for width in self.widths])
         self.recompute = recompute
 
@@ -125,7 +145,9 @@ class Encoders(nn.Module):
     def _image(self, k: int, volumes: Tensor) -> Tensor:
         x = volumes.contiguous(memory_format=torch.channels_last_3d)
         again = self.recompute and self.training and torch.is_grad_enabled()
-        return checkpoint(self.images[k], x, use_reentrant=False) if again else self.images[k](x)
+        if not again:
+            return self.images[k](x)
+        return checkpoint(self.images[k], x, use_reentrant=False, context_fn=lambda: (nullcontext(), _no_updates(self.images[k])))
 
     def _row(self, clinical: Tensor) -> Tensor:
         return self.row(clinical if clinical.shape[1] else clinical.new_zeros(len(clinical), 1))
@@ -173,8 +195,8 @@ class Block(nn.Module):
 
 
 class Denoiser(nn.Module):
-    """Noisy vector, time and condition as three tokens -> noise, or the clean vector, read from their mean: a prediction from the first
-    token alone takes epochs to find the condition."""
+    """Noisy vector, time and condition as three tokens -> noise, or the clean vector, read from their mean: a prediction from
+    the first token alone takes epochs to find the condition."""
 
     def __init__(self, hidden: int, layers: int, heads: int, dropout: float) -> None:
         super().__init__()
@@ -232,12 +254,13 @@ class attention(nn.Module):  # noqa: N801
 
 @METHODS.register
 class diffusion(nn.Module):  # noqa: N801
-    """A Gaussian diffusion (Ho et al. 2020, arXiv 2006.11239) over the fused vector, conditioned on the mean of what is there. The
-    schedule and the DDIM sampler (Song et al. 2021, arXiv 2010.02502) are diffusers'."""
+    """A Gaussian diffusion (Ho et al. 2020, arXiv 2006.11239) over the fused vector, conditioned on the mean of what is there.
+    The schedule and the DDIM sampler (Song et al. 2021, arXiv 2010.02502) are diffusers'."""
 
     signal: Tensor
 
-    def __init__(self, *, hidden: int, heads: int, dropout: float, steps: int, schedule: str, predicts: str, layers: int, target: str,
+    def __init__(self, *, hidden: int, heads: int, dropout: float, steps: int, schedule: str, predicts: str, layers: int,
+        target: str,
                  **_: Any) -> None:  # fmt: skip
         super().__init__()
         self.size, self.how = hidden, {"steps": steps, "schedule": schedule, "predicts": predicts}
@@ -255,7 +278,8 @@ class diffusion(nn.Module):  # noqa: N801
 
         kind: Any = {"ddim": DDIMScheduler, "ddpm": DDPMScheduler}[sampler]
         return kind(
-            num_train_timesteps=self.how["steps"], beta_schedule={"linear": "linear", "cosine": "squaredcos_cap_v2"}[str(self.how["schedule"])],
+            num_train_timesteps=self.how["steps"], beta_schedule={"linear": "linear",
+            "cosine": "squaredcos_cap_v2"}[str(self.how["schedule"])],
             prediction_type={"noise": "epsilon", "sample": "sample"}[str(self.how["predicts"])], clip_sample=False,
         )  # fmt: skip
 
@@ -264,8 +288,8 @@ class diffusion(nn.Module):  # noqa: N801
         return F.layer_norm(x, x.shape[-1:]) if self.normalised else x
 
     def target(self, tokens: Tensor, present: Tensor) -> Tensor:
-        """x0: the mean of all modalities that the patient has. No gradient flows into it (see `unguarded`, as the reference describes
-        it: there the loss can be lowered by shrinking every feature)."""
+        """x0: the mean of all modalities that the patient has. No gradient flows into it (see `unguarded`, as the reference
+        describes it: there the loss can be lowered by shrinking every feature)."""
         x0 = self.scaled(mean_of(tokens, present))
         return x0.detach() if self.normalised else x0
 
@@ -322,7 +346,8 @@ class FusionNet(nn.Module):
     known: Tensor
 
     def __init__(
-        self, *, method: str, images: int, clinical: int, outputs: int, encoder: str, width: int, clinical_units: Sequence[int], hidden: int,
+        self, *, method: str, images: int, clinical: int, outputs: int, encoder: str, width: int,
+        clinical_units: Sequence[int], hidden: int,
         heads: int, predictor_units: Sequence[int], dropout: float, recompute: bool, diffusion: dict[str, Any], bank: int,
     ) -> None:  # fmt: skip
         super().__init__()
@@ -371,12 +396,13 @@ class FusionNet(nn.Module):
         return many.unflatten(0, (count, len(tokens)))
 
     def learn(self, features: Sequence[Tensor], tokens: Tensor, present: Tensor, kept: Tensor, x0: Tensor, draw: Draw) -> Learnt:
-        """One training pass of attention and diffusion: from the modalities that are `kept` to the fused vector, which is to tell the
-        features of all that are `present`."""
+        """One training pass of attention and diffusion: from the modalities that are `kept` to the fused vector, which is to
+        tell the features of all that are `present`."""
         rows = torch.zeros(len(tokens), device=tokens.device)
         if self.method == "diffusion":
             _, rows = self.fuse.one_step(tokens, kept, x0, draw)
-            # What is predicted from is estimated where sampling starts: earlier steps show the target itself, and the encoders, which
+            # What is predicted from is estimated where sampling starts: earlier steps show the target itself, and the encoders,
+            # which
             # it gives no gradient, would learn little from them.
             last = torch.full_like(draw.time, self.fuse.how["steps"] - 1)
             fused, _ = self.fuse.one_step(tokens, kept, x0, Draw(last, draw.noise))

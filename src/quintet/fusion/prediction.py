@@ -32,14 +32,14 @@ Values = NDArray[np.float64]
 
 @dataclass(frozen=True)
 class Encoded:
-    """What a network knows of P patients before anything is left out: names, features of each modality `[P, F_k]`, tokens `[P, K, D]`,
-    which are there `[P, K]`, and the inputs."""
+    """What a network knows of P patients before anything is left out: names, features of each modality `[P, F_k]`, tokens `[P,
+    K, D]`, which are there `[P, K]`, and the inputs."""
 
     names: list[str]
     features: list[Tensor]
     tokens: Tensor
     present: Tensor
-    volumes: NDArray[np.float16]  # [P, M, S, S, S], memory-mapped or few
+    volumes: Any  # [P, M, S, S, S] float16: an array, or rows of a memory-mapped one
     clinical: Tensor
 
     def take(self, rows: NDArray[np.int64]) -> "Encoded":
@@ -78,7 +78,8 @@ class Model:
             raise InputError(f"{path}: damaged ({str(error).splitlines()[0]}); train it again") from None
         device = resolve_device(device)
         return Model(
-            net.eval().to(device), about["modalities"], about["classes"], Encoder.from_plain(about["clinical_encoder"]), about["prepared"],
+            net.eval().to(device), about["modalities"], about["classes"], Encoder.from_plain(about["clinical_encoder"]),
+            about["prepared"],
             about["sampling_steps"], about["samples"], about["temperature"], FusionTtt(**about["ttt"]),
             FusionLossWeights(**about["loss_weights"]), device,
         )  # fmt: skip
@@ -103,7 +104,8 @@ class Model:
 
     @torch.inference_mode()
     def __call__(self, patients: Encoded, kept: Tensor, *, sampling_steps: int | None = None) -> tuple[Values, Values]:
-        """Probabilities `[P, classes]` (or risks `[P, 1]`) from the modalities `kept` `[P, K]`, and the spread of the draws `[P]`."""
+        """Probabilities `[P, classes]` (or risks `[P, 1]`) from the modalities `kept` `[P, K]`, and the spread of the draws
+        `[P]`."""
         start = noise_for(patients.names, self.samples, patients.tokens.shape[2]).to(self.device)
         return self._joined(self.net(patients.tokens, kept, start, steps=sampling_steps or self.sampling_steps).transpose(0, 1))
 
@@ -137,8 +139,8 @@ class Model:
 
     @torch.inference_mode()
     def imputed(self, patients: Encoded, training: Encoded) -> pd.DataFrame:
-        """For each modality, held out of patients that have it and another one: how well its features are told by the fused vector of the
-        others, drawn and decoded."""
+        """For each modality, held out of patients that have it and another one: how well its features are told by the fused
+        vector of the others, drawn and decoded."""
         rows = []
         for k, name in enumerate([*self.modalities, CLINICAL]):
             own, known = ((p.present[:, k] & (p.present.sum(1) > 1)).nonzero()[:, 0].cpu().numpy() for p in (patients, training))
@@ -150,7 +152,8 @@ class Model:
             start = noise_for(test.names, self.samples, test.tokens.shape[2]).to(self.device)
             fused = self.net.fused(test.tokens * without[..., None], without, start, steps=self.sampling_steps)
             guess = self.net.decode[k](fused).mean(0)
-            others = [torch.cat([*(standardised(f) * p.present[:, j, None] for j, f in enumerate(p.features) if j != k), p.present.float()], 1)
+            others = [torch.cat([*(standardised(f) * p.present[:, j, None] for j, f in enumerate(p.features) if j != k),
+                p.present.float()], 1)
                       for p in (test, train)]  # fmt: skip
             found = imputation(*(x.double().cpu().numpy() for x in (standardised(test.features[k]), guess, others[0],
                                                                     standardised(train.features[k]), others[1])))  # fmt: skip
@@ -158,7 +161,8 @@ class Model:
         return pd.DataFrame(rows)
 
     def curves(self, patients: Encoded, score: Any) -> pd.DataFrame:
-        """Quality and time a patient by sampling steps and by adaptation steps, from everything that is there. `score`: of values."""
+        """Quality and time a patient by sampling steps and by adaptation steps, from everything that is there. `score`: of
+        values."""
         rows = []
         if self.net.method == "diffusion":
             for steps in (1, 2, 5, 10, 20, 50):
@@ -175,10 +179,13 @@ class Model:
 def of_prepared(model: Model, data: Prepared, rows: NDArray[np.int64]) -> Encoded:
     """Prepared patients; the volumes are read a batch at a time."""
     names = [str(data.table["patient"][row]) for row in rows]
-    parts = [model.encode(names[s : s + BATCH], np.stack([data.volumes[r] for r in rows[s : s + BATCH]]), data.clinical[rows[s : s + BATCH]],
+    parts = [model.encode(names[s : s + BATCH], np.stack([data.volumes[r] for r in rows[s : s + BATCH]]),
+        data.clinical[rows[s : s + BATCH]],
                           data.present[rows[s : s + BATCH]]) for s in range(0, len(rows), BATCH)]  # fmt: skip
-    return Encoded(names, [torch.cat(f) for f in zip(*(p.features for p in parts), strict=True)], torch.cat([p.tokens for p in parts]),
-                   torch.cat([p.present for p in parts]), _Rows(data.volumes, rows), torch.cat([p.clinical for p in parts]))  # type: ignore[arg-type]  # fmt: skip
+    return Encoded(names, [torch.cat(f) for f in zip(*(p.features for p in parts), strict=True)],
+        torch.cat([p.tokens for p in parts]),
+                   torch.cat([p.present for p in parts]), _Rows(data.volumes, rows),
+                   torch.cat([p.clinical for p in parts]))  # fmt: skip
 
 
 class _Rows:
@@ -203,8 +210,8 @@ def load_models(runs: Sequence[Path], device: str) -> list[Model]:
 def predict_folder(
     runs: Sequence[Path], source: Path, output: Path, *, overlays: Path | None, device: str, skip: bool, ttt: bool = False
 ) -> int:  # fmt: skip
-    """Predict every patient of a folder into a CSV: patient, modalities used, probability of each class (or risk), spread over draws;
-    returns their number. `overlays`: a picture of each patient's cubes."""
+    """Predict every patient of a folder into a CSV: patient, modalities used, probability of each class (or risk), spread over
+    draws; returns their number. `overlays`: a picture of each patient's cubes."""
     models, problems = load_models(runs, device), list[str]()
     if ttt and (plain := [str(run) for run, model in zip(runs, models, strict=True) if not model.adapts]):
         raise InputError(f"--ttt: {', '.join(plain)} has no losses to adapt by; give a run of {' or '.join(ADAPTS)}")

@@ -1,8 +1,7 @@
 """The raw folder: a folder a patient with one NIfTI file a modality, found by patterns of names, and a clinical table.
 
-Generic (`patient_001/mri_t1ce.nii.gz`), BraTS of both generations (`BraTS-x/BraTS-x-t1c.nii.gz`, `x/x_t1ce.nii.gz`) and others differ
-in patterns only (`fusion.names`).
-"""
+Generic (`patient_001/mri_t1ce.nii.gz`), BraTS of both generations (`BraTS-x/BraTS-x-t1c.nii.gz`, `x/x_t1ce.nii.gz`) and others
+differ in patterns only (`fusion.names`)."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass

@@ -1,9 +1,8 @@
 """Masks of what an image shows (head or body), one cache entry an image; a hit starts no segmenter.
 
-The cache lies in `.cache/segmentation` of the main checkout, outside of DVC's outputs, which DVC deletes. An entry's name is the hash of
-(content of the image, segmenter, task, fast, version of the segmenter); its first line is the hash of the rest, so that a damaged
-one is found and made again; it is renamed into place, so that processes do not meet.
-"""
+The cache lies in `.cache/segmentation` of the main checkout, outside of DVC's outputs, which DVC deletes. An entry's name is
+the hash of (content of the image, segmenter, task, fast, version of the segmenter); its first line is the hash of the rest, so
+that a damaged one is found and made again; it is renamed into place, so that processes do not meet."""
 
 import hashlib
 import json
@@ -67,8 +66,8 @@ def version_of(program: str) -> str:
     if program not in _versions:
         found = shutil.which(program)
         if not found:
-            raise InputError(f"fusion.totalsegmentator={program}: no such program; install TotalSegmentator in an environment of its own "
-                             "(see the README) and give the path of its program, or use segmenter: threshold")  # fmt: skip
+            raise InputError(f"fusion.totalsegmentator={program}: no such program; install TotalSegmentator in an environment "
+                             "of its own (see the README) and give the path of its program, or use segmenter: threshold")  # fmt: skip
         done = subprocess.run([found, "--version"], capture_output=True, text=True, check=False)
         if done.returncode:
             raise InputError(f"{found} --version ended with {done.returncode}: {_last(done.stderr)}; repair its environment")
@@ -95,7 +94,7 @@ def mask_of(path: Path, segmenter: Segmenter, cache: Path | None = None) -> tupl
             raise InputError(f"{path}: {segmenter.program} gave a mask of {mask.shape}, the image has {grid.shape}")
     if mask.sum() < FEWEST:
         raise InputError(
-            f"{path}: {segmenter.kind} found nothing in it ({int(mask.sum())} voxels); remove the image, or choose another segmenter"
+            f"{path}: {segmenter.kind} found nothing in it ({mask.sum()} voxels); remove the image, or choose another segmenter"
         )
     with whole_file(entry) as beside:
         beside.write_bytes(_packed(mask))
@@ -141,8 +140,9 @@ def _totalsegmentator(path: Path, segmenter: Segmenter) -> Mask:
         done = subprocess.run(command, capture_output=True, text=True, check=False, env=_quiet(Path(folder)))
         if done.returncode or not target.is_file():
             licence = " (this task needs a licence key)" if segmenter.task == "brain_structures" else ""
-            raise InputError(f"{path}: {segmenter.program} --task {segmenter.task} failed{licence}: {_last(done.stderr or done.stdout)}; "
-                             "its weights are downloaded at first use, so run it once by hand where there is internet")  # fmt: skip
+            said = _last(done.stderr or done.stdout)
+            raise InputError(f"{path}: {segmenter.program} --task {segmenter.task} failed{licence}: {said}; are "
+                             "downloaded at first use, so run it once by hand where there is internet")  # fmt: skip
         return np.asarray(nib.load(target).dataobj) > 0  # type: ignore[attr-defined]
 
 
@@ -162,12 +162,11 @@ def _last(text: str) -> str:
 
 
 def segment(raw: Path, out: Path, params: Fusion, *, workers: int = 1) -> tuple[pd.DataFrame, int]:
-    """Write `out` = {masks.zip, masks.csv (a row an image: patient, modality, segmenter, task, status, voxels)}; returns the table
-    and how many masks were made now.
+    """Write `out` = {masks.zip, masks.csv (a row an image: patient, modality, segmenter, task, status, voxels)}; returns the
+    table and how many masks were made now.
 
-    A failed case is a row with its reason and costs no other (`fusion.on_error=raise` then stops at the end, the masks that were made
-    stay in the cache). Interrupted, it goes on where it stopped.
-    """
+    A failed case is a row with its reason and costs no other (`fusion.on_error=raise` then stops at the end, the masks that
+    were made stay in the cache). Interrupted, it goes on where it stopped."""
     refuse_overlap(raw, out)
     patients, problems = find_patients(raw, params.names, params.modalities)
     jobs = [(p, m, path) for p, own in patients.items() for m, path in own.items()]
@@ -175,7 +174,8 @@ def segment(raw: Path, out: Path, params: Fusion, *, workers: int = 1) -> tuple[
     cache = cache_folder().resolve()
     cache.mkdir(parents=True, exist_ok=True)
     found = Parallel(n_jobs=workers, return_as="generator")(delayed(_one)(path, segmenters[m], cache) for _, m, path in jobs)
-    rows, made = [], 0
+    rows: list[tuple[object, ...]] = []
+    made = 0
     with whole_folder(out) as folder, zipfile.ZipFile(folder / MASKS, "w") as file:
         for (patient, modality, _), (key, error, hit) in zip(jobs, found, strict=True):
             own = segmenters[modality]

@@ -4,6 +4,7 @@ import json
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -21,8 +22,10 @@ from quintet.runs import Record, new_record
 
 # Shared by every configuration; dvc.yaml lists the same keys for the stages that train (a test compares them).
 TRAINING = (
-    "survival_loss", "encoder", "width", "clinical_units", "hidden", "heads", "predictor_units", "dropout", "recompute", "diffusion",
-    "sampling_steps", "samples", "loss_weights", "temperature", "epochs", "batch_size", "precision", "rate", "rate_floor", "warmup",
+    "survival_loss", "encoder", "width", "clinical_units", "hidden", "heads", "predictor_units", "dropout", "recompute",
+    "diffusion",
+    "sampling_steps", "samples", "loss_weights", "temperature", "epochs", "batch_size", "precision", "rate", "rate_floor",
+    "warmup",
     "weight_decay", "clip_norm", "accumulate", "patience", "augment", "ttt",
 )  # fmt: skip
 TTT = "-ttt"  # a configuration with test-time training: the same trained weights
@@ -43,7 +46,8 @@ def train_run(
 
 
 def evaluate_run(run: Path, data: Path, shared: Fusion, compute: Compute, *, curves: bool) -> dict[str, float]:
-    """Predict the test patients from each set of modalities, with and without test-time training, and write the run's `evaluation/`.
+    """Predict the test patients from each set of modalities, with and without test-time training, and write the run's
+    `evaluation/`.
 
     `curves`: also quality and time by sampling and adaptation steps.
     """
@@ -60,7 +64,8 @@ def evaluate_run(run: Path, data: Path, shared: Fusion, compute: Compute, *, cur
     rows = prepared.rows("test")
     patients = of_prepared(model, prepared, rows)
     what = _patterns(prepared, rows, shared)
-    found: dict[str, dict[str, tuple[Values, ...]]] = {record.config: {}} | ({record.config + TTT: {}} if model.adapts else {})
+    configs = [record.config, record.config + TTT] if model.adapts else [record.config]
+    found: dict[str, dict[str, tuple[NDArray[Any], ...]]] = {config: {} for config in configs}
     seconds = dict.fromkeys(found, 0.0)
     for name, kept in what.items():
         chosen = np.flatnonzero(kept.any(1))
@@ -116,10 +121,11 @@ def _patterns(data: Prepared, rows: NDArray[np.int64], shared: Fusion) -> dict[s
 
 
 def _predictions(
-    config: str, found: Mapping[str, tuple[NDArray[np.generic], ...]], data: Prepared, rows: NDArray[np.int64],
+    config: str, found: Mapping[str, tuple[NDArray[Any], ...]], data: Prepared, rows: NDArray[np.int64],
     what: Mapping[str, NDArray[np.bool_]],
 ) -> pd.DataFrame:  # fmt: skip
-    """One row a patient and pattern: what was used, probabilities or risk, spread over draws, whether it adapted, the patient's scores."""
+    """One row a patient and pattern: what was used, probabilities or risk, spread over draws, whether it adapted, the patient's
+    scores."""
     columns = columns_of(data.classes)
     parts = []
     for pattern, (chosen, values, spread, *adapted) in found.items():
@@ -143,8 +149,8 @@ def write_evaluation(
     tables: Mapping[str, pd.DataFrame], data: Prepared, record: Record, out: Path, *, seconds: Mapping[str, float] | None = None,
     extra: Mapping[str, pd.DataFrame] | None = None, model: Path | None = None,
 ) -> dict[str, float]:  # fmt: skip
-    """Write `out` = {predictions.csv, cases.csv (a patient's mean score over the subsets), metrics.json, figures/, what `extra` holds};
-    returns the metrics, of the variant with test-time training under `ttt/`."""
+    """Write `out` = {predictions.csv, cases.csv (a patient's mean score over the subsets), metrics.json, figures/, what `extra`
+    holds}; returns the metrics, of the variant with test-time training under `ttt/`."""
     from quintet.fusion import figures
 
     columns = columns_of(data.classes)
@@ -191,8 +197,8 @@ def _not_subsets(table: pd.DataFrame) -> set[str]:
 
 
 def harm(plain: pd.DataFrame, adapted: pd.DataFrame, metric: str, *, lower_is_better: bool) -> dict[str, float]:
-    """What test-time training does to patients with everything that is recorded: share that adapted (their loss fell), share whose score
-    became worse (harm rate), became better, and the mean change."""
+    """What test-time training does to patients with everything that is recorded: share that adapted (their loss fell), share
+    whose score became worse (harm rate), became better, and the mean change."""
     a, b = (t[t["pattern"] == RECORDED].set_index("patient") for t in (plain, adapted))
     change = (b[metric] - a[metric]) * (1 if lower_is_better else -1)
     return {

@@ -1,9 +1,9 @@
 """Head phantoms with a lesion, as patients of a hospital: images in two layouts of files, a clinical table with gaps.
 
-A patient has four traits that decide the outcome together and of which each modality tells its own: the enhancing rim (MRI t1ce),
-the oedema (FLAIR), the uptake (PET), and a clinical score (age, performance, a marker). The traits are correlated, so that one
-modality tells a little of the others, and each image shows the lesion's place. Survival is exponential with a hazard that grows with
-the same score (Bender et al. 2005, doi:10.1002/sim.2059), censored by an end of follow-up.
+A patient has four traits that decide the outcome together and of which each modality tells its own: the enhancing rim (MRI
+t1ce), the oedema (FLAIR), the uptake (PET), and a clinical score (age, performance, a marker). The traits are correlated, so
+that one modality tells a little of the others, and each image shows the lesion's place. Survival is exponential with a hazard
+that grows with the same score (Bender et al. 2005, doi:10.1002/sim.2059), censored by an end of follow-up.
 
 Modalities go missing completely at random, and by the clinical row: contrast agent is not given to failing kidneys, PET is rarer
 in the old.

@@ -18,8 +18,10 @@ from quintet.params.landmarks import Landmarks, LandmarksChoice, LandmarksConfig
 from quintet.params.perfusion import Perfusion, PerfusionChoice, PerfusionConfig
 
 __all__ = [
-    "AdamCosine", "BreakHis", "BreakHisChoice", "BreakHisConfig", "Compute", "Ct", "CtChoice", "CtConfig", "Fusion", "FusionChoice",
-    "FusionConfig", "Landmarks", "LandmarksChoice", "LandmarksConfig", "Optimisation", "Params", "Perfusion", "PerfusionChoice", "PerfusionConfig", "load", "parse",
+    "AdamCosine", "BreakHis", "BreakHisChoice", "BreakHisConfig", "Compute", "Ct", "CtChoice", "CtConfig", "Fusion",
+    "FusionChoice",
+    "FusionConfig", "Landmarks", "LandmarksChoice", "LandmarksConfig", "Optimisation", "Params", "Perfusion",
+    "PerfusionChoice", "PerfusionConfig", "load", "parse",
     "predecessor",
 ]  # fmt: skip
 

@@ -1,10 +1,8 @@
 """nnU-Net's 2D augmentations on whole batches, on the device: one resampling for crop, rotation, scale and mirror.
 
-Ranges and shares are nnU-Net v2's; what differs: images are resampled linearly (there cubic), and blur and low resolution
-are applied
-in one product of matrices before brightness and contrast. A left-right mirror exchanges the LICA and RICA channels and the two
-masks, or the labels would become wrong.
-"""
+Ranges and shares are nnU-Net v2's; what differs: images are resampled linearly (there cubic), and blur and low resolution are
+applied in one product of matrices before brightness and contrast. A left-right mirror exchanges the LICA and RICA channels and
+the two masks, or the labels would become wrong."""
 
 import math
 from dataclasses import dataclass, replace

@@ -1,11 +1,9 @@
 """Perfusion phantoms in nnU-Net's raw layout: two maps of cerebral blood flow a visit, one per internal carotid artery.
 
-A person is a set of smooth fields in head coordinates (mm: x to the right, y to the front, z up): brain, tissue, and the
-share of the
-flow that each artery supplies. A visit places the head into a scanner grid, adds physiology and noise of its own and the label.
-Flow: grey matter about 65, white 22 ml/100 g/min (Parkes et al. 2004, doi:10.1002/mrm.20023). A voxel belongs to an artery that
-supplies at least `SHARE` of it, so that territories overlap where both do.
-"""
+A person is a set of smooth fields in head coordinates (mm: x to the right, y to the front, z up): brain, tissue, and the share
+of the flow that each artery supplies. A visit places the head into a scanner grid, adds physiology and noise of its own and the
+label. Flow: grey matter about 65, white 22 ml/100 g/min (Parkes et al. 2004, doi:10.1002/mrm.20023). A voxel belongs to an
+artery that supplies at least `SHARE` of it, so that territories overlap where both do."""
 
 import json
 from dataclasses import dataclass

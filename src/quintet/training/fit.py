@@ -46,10 +46,12 @@ def adam(groups: list[dict[str, Any]], how: AdamCosine, *, decoupled: bool = Fal
     """Adam, or with decoupled weight decay AdamW."""
     on_cpu = groups[0]["params"][0].device.type == "cpu"
     # fused: 14 -> 3 ms a step of a ResNet-18 on 2 cores; on GPUs it would forbid clipping under float16
-    optimizer = (torch.optim.AdamW if decoupled else torch.optim.Adam)(groups, weight_decay=how.weight_decay, fused=on_cpu or None)
+    optimizer = (torch.optim.AdamW if decoupled else torch.optim.Adam)(
+        groups, weight_decay=how.weight_decay, fused=on_cpu or None
+    )
     # A fused step could unscale gradients itself, for which Lightning refuses to clip them. On a CPU nothing is scaled: float16,
     # the one precision that is, is refused there (hardware.py).
-    optimizer._step_supports_amp_scaling = False  # type: ignore[attr-defined]
+    optimizer._step_supports_amp_scaling = False
     return optimizer
 
 
