@@ -219,3 +219,9 @@ def test_real_studies(real_scans, small, tmp_path):
     cube = read_cube(raw / "series", 64, (-1000.0, 400.0))[0].astype(float)
     left, right = cube[32, 20:40, 8:24].mean(), cube[32, 20:40, 40:56].mean()
     assert min(left, right) < 100  # a lung on either side
+
+
+def test_labels_with_more_fields_than_columns(raw):
+    (raw / "labels.csv").write_text("study,nodules\nstudy-0000,1,2,3\n")
+    with pytest.raises(InputError, match="more fields than the header"):
+        read_labels(raw)

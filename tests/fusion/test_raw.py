@@ -54,6 +54,7 @@ BAD_TABLES = {
     "twice": ("patient,age\na,1\na,2\n", "row 3: patient a stands twice"),
     "nobody": ("patient,age\n,1\n", "row 2: no patient"),
     "column twice": ("patient,age,age\na,1,2\n", None),
+    "too many fields": ("patient,age\na,1,2,3\n", "a row has more fields than the header"),
     "bytes": (b"patient,age\n\xff\xfe,1\n", "cannot be read as CSV"),
 }
 

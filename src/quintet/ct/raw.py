@@ -53,6 +53,8 @@ def read_labels(raw: Path) -> Labels:
         table = pd.read_csv(path, dtype=str, keep_default_na=False)
     except (ValueError, UnicodeDecodeError) as error:
         raise InputError(f"{path}: cannot be read as CSV ({error})") from None
+    if not isinstance(table.index, pd.RangeIndex):
+        raise InputError(f"{path}: a row has more fields than the header; quote texts that hold commas")
     table.columns = table.columns.str.strip()
     table = table.apply(lambda column: column.str.strip())
     findings = [name for name in table if name not in NOT_FINDINGS]

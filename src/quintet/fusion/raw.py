@@ -66,6 +66,8 @@ def read_table(raw: Path, tables: Sequence[str], columns: FusionColumns) -> Clin
         table = pd.read_csv(path, dtype=str, keep_default_na=False)
     except (ValueError, UnicodeDecodeError) as error:
         raise InputError(f"{path}: cannot be read as CSV ({error})") from None
+    if not isinstance(table.index, pd.RangeIndex):
+        raise InputError(f"{path}: a row has more fields than the header; quote texts that hold commas")
     table.columns = table.columns.str.strip()
     table = table.apply(lambda column: column.str.strip())
     if table.columns.duplicated().any() or not len(table.columns):

@@ -41,6 +41,7 @@ class Slice:
     tags: dict[str, Any]  # of TAGS
     position_mm: NDArray[np.float64]
     offset: int | None  # of the pixels in the file; None: compressed or big-endian, pydicom decodes
+    stored: int  # bytes of pixels, as the file says
     syntax: str
 
 
@@ -107,7 +108,7 @@ def _header(path: Path) -> Slice:
             raise InputError(f"{path}: no DICOM file; remove what does not belong to the series") from None
         except Exception as error:  # a damaged header shows as many exceptions
             raise InputError(f"{path}: its header cannot be read ({error}); export the series again") from None
-        offset = _pixels_at(file, explicit=syntax == ExplicitVRLittleEndian) if syntax in UNCOMPRESSED else None
+        offset, stored = _pixels_at(file, explicit=syntax == ExplicitVRLittleEndian) if syntax in UNCOMPRESSED else (None, 0)
     _refuse_other(path, tags)
     try:
         numbers = np.array([*tags["ImagePositionPatient"], *tags["ImageOrientationPatient"], *tags["PixelSpacing"],
@@ -116,9 +117,13 @@ def _header(path: Path) -> Slice:
         numbers = np.array([np.nan])
     if len(numbers) != 13 or not np.isfinite(numbers).all():
         raise InputError(f"{path}: a position, orientation, spacing or rescale tag is no number; export the series again")
+    if numbers[9:11].min() <= 0:
+        raise InputError(f"{path}: PixelSpacing {numbers[9]:g} x {numbers[10]:g} mm, expected above 0; export the series again")
+    if numbers[11] == 0:
+        raise InputError(f"{path}: RescaleSlope is 0, so that every voxel would be the same; export the series again")
     if offset is not None and (there := path.stat().st_size - offset) < (needed := _bytes(tags)):
         raise InputError(f"{path}: truncated, {there} of {needed} bytes of pixels; copy it again")
-    return Slice(path, tags, numbers[:3], offset, syntax.name)
+    return Slice(path, tags, numbers[:3], offset, stored, syntax.name)
 
 
 def _value(element: DataElement | RawDataElement | None) -> Any:
@@ -148,13 +153,14 @@ def _refuse_other(path: Path, tags: dict[str, Any]) -> None:
         raise InputError(f"{path}: a picture with colours or unusual bits, no CT slice; remove it")
 
 
-def _pixels_at(file: Any, *, explicit: bool) -> int:
-    """Where the pixels start: behind the element's tag, representation and length."""
+def _pixels_at(file: Any, *, explicit: bool) -> tuple[int, int]:
+    """Where the pixels start (behind the element's tag, representation and length), and that length."""
     start = file.tell()
     head = file.read(12)
     if head[:4] != b"\xe0\x7f\x10\x00":
         raise InputError(f"{file.name}: no pixels in it; remove it, or copy it again if it was cut off")
-    return int(start) + (12 if explicit else 8)
+    behind = 12 if explicit else 8
+    return int(start) + behind, int.from_bytes(head[behind - 4 : behind], "little")
 
 
 def _bytes(tags: dict[str, Any]) -> int:
@@ -190,6 +196,12 @@ def _refuse_mixed(folder: Path, slices: list[Slice]) -> None:
         if odd := [one.path for one, value in zip(slices, values, strict=True) if value != usual]:
             raise InputError(f"{odd[0]}: {tag} differs from that of the other slices ({len(odd)} of {len(slices)} do); "
                              "separate what was acquired separately")  # fmt: skip
+
+    for one in slices:
+        if one.offset is not None and one.stored > (needed := _bytes(one.tags)) + 1:  # one byte pads to an even number
+            raise InputError(
+                f"{one.path}: {one.stored} bytes of pixels, rows, columns and bits say {needed}; export the series again"
+            )
 
 
 def _rounded(value: Any) -> tuple[float, ...]:
