@@ -132,7 +132,7 @@ WRONG = {
     "no DICOM": (lambda f: (f / "readme.txt").write_text("hello"), "no DICOM file"),
     "empty": (lambda f: [p.unlink() for p in f.iterdir()], "no file in it"),
     "too few": (lambda f: [p.unlink() for p in sorted(f.iterdir())[2:]], "2 slice(s), at least 3"),
-    "other bits": (lambda f: [change(p, BitsAllocated=8, BitsStored=8, HighBit=7) for p in f.iterdir()], "240 bytes of pixels, rows"),
+    "other bits": (lambda f: [change(p, BitsAllocated=8, BitsStored=8, HighBit=7) for p in f.iterdir()], "240 bytes of pixels"),
     "negative spacing": (lambda f: [change(p, PixelSpacing=[-1, 1]) for p in f.iterdir()], "PixelSpacing -1 x 1 mm"),
     "slope 0": (lambda f: [change(p, RescaleSlope=0) for p in f.iterdir()], "RescaleSlope is 0"),
     "implausible": (lambda f: [change(p, PixelSpacing=[2000, 2000]) for p in f.iterdir()], "not plausible"),
