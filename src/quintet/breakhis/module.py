@@ -31,6 +31,8 @@ PERFECT = 0.995
 LOSS_GAP = 0.1
 VALIDATION_BATCH = 32
 
+NEVER = 10**9  # epochs
+
 
 class Quadruples(Dataset[dict[str, Any]]):
     """Batches from the cached arrays, asked for by (quadruples, patients, seeds); augmented in the process that reads them."""
@@ -142,7 +144,13 @@ class MagnificationModule(L.LightningModule):
         falling = torch.optim.lr_scheduler.ReduceLROnPlateau(
             optimizer, factor=how.plateau_factor, patience=how.plateau_patience, min_lr=how.rate_floor
         )
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": falling, "monitor": "valid_loss"}}
+        # Lightning steps it after the checkpoint of the epoch, so that a killed run would lose that step: see on_train_epoch_end
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": falling, "monitor": "valid_loss", "frequency": NEVER}}
+
+    def on_train_epoch_end(self) -> None:
+        if self.shared.schedule == "plateau":
+            scheduler: Any = self.lr_schedulers()
+            scheduler.step(self.trainer.callback_metrics["valid_loss"])
 
 
 def train(data: Prepared, out: Path, config: BreakHisConfig, shared: BreakHis, compute: Compute, *, record: Record) -> Record:
