@@ -6,10 +6,10 @@ export MLFLOW_DISABLE_TELEMETRY := true
 export DO_NOT_TRACK := true
 export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
 .DEFAULT_GOAL := help
-.PHONY: help repro test ui lint clean
+.PHONY: help repro test test-slow ui lint clean
 
 help: ## this list
-	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## (.*)/make \1\t\2/' | expand -t 14
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/make \1\t\2/' | expand -t 14
 
 $(VENV)/.done: pyproject.toml constraints.txt
 	command -v $(PYTHON) >/dev/null && $(PYTHON) -m venv $(VENV) || python3 -m venv $(VENV)
@@ -25,6 +25,13 @@ repro: $(VENV)/.done ## set the environment up, run every stale stage, fill MLfl
 
 test: $(VENV)/.done ## run the tests
 	python -m pytest
+
+test-slow: $(VENV)/.slow ## the whole pipeline at the smoke scale, README's commands, a Ray cluster, a queue, kills and full disks
+	python -m pytest -m slow
+
+$(VENV)/.slow: $(VENV)/.done
+	$(VENV)/bin/python -m pip install --quiet --constraint constraints.txt --editable '.[dev,ray]'
+	touch $@
 
 ui: $(VENV)/.done ## compare runs in the browser: http://127.0.0.1:5000
 	quintet sync

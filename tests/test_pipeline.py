@@ -176,7 +176,7 @@ def imported(module: str) -> set[str]:
     return found
 
 
-@pytest.mark.parametrize("name", ["demo", "paper", "best", "top3"])
+@pytest.mark.parametrize("name", ["demo", "paper", "best", "top3", "smoke"])
 def test_presets_are_valid_and_demo_takes_them_back(name, tmp_path):
     from quintet.presets import lay_over
 

@@ -30,6 +30,7 @@ class Preset(StrEnum):
     paper = "paper"
     best = "best"
     top3 = "top3"
+    smoke = "smoke"
 
 
 Data = Annotated[Path | None, typer.Option(help="The raw folder; default: the study's `raw` in params.yaml.")]
@@ -201,6 +202,36 @@ def plan(
     ranked = room(study, "comparison").ranked(parameters.load())
     planned = ranking.plan(ranked, power=power, difference=difference, run_sd=run_sd)
     print(planned.table.to_string(index=False), planned.basis, planned.verdict, sep="\n\n")
+
+
+class Engine(StrEnum):
+    local = "local"
+    ray = "ray"
+
+
+@app.command()
+def repro(
+    targets: Annotated[list[str] | None, typer.Argument(help="Stages, or sweeps; default: all.")] = None,
+    jobs: Annotated[int, typer.Option(min=1, help="Stages at a time.")] = os.cpu_count() or 1,
+    threads: Annotated[int, typer.Option(min=0, help="Of each stage; 0: compute.threads, else the cores divided by jobs.")] = 0,
+    engine: Engine = Engine.local,
+) -> None:
+    """Run stale stages in parallel; equal threads give results equal to `dvc repro`'s."""
+    from quintet.engines import Local, Ray
+    from quintet.repro import repro as run
+    from quintet.repro import summary
+
+    root = repository_root().resolve()
+    own = parameters.load(root / "params.yaml").compute.threads
+    threads = threads or own or (max(1, (os.cpu_count() or 1) // jobs) if engine is Engine.local else 1)
+    try:
+        outcome = run(root, Ray(threads) if engine is Engine.ray else Local(jobs), targets or [], jobs=jobs, threads=threads)
+    except KeyboardInterrupt:
+        print("stopped; what ended is recorded, the same command goes on from there", file=sys.stderr)
+        raise SystemExit(130) from None
+    print(summary(outcome))
+    if outcome.failed:
+        raise SystemExit(1)
 
 
 @app.command()

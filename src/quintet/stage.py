@@ -33,7 +33,7 @@ def stage(main: Callable[..., str], *, needs: str) -> None:
     options = vars(parser.parse_args())
     started = psutil.Process().create_time()
     try:
-        values = parameters.load()
+        values = _with_threads(parameters.load())
         with _without_collecting():
             importlib.import_module(needs)
         ready = time.time()
@@ -45,6 +45,14 @@ def stage(main: Callable[..., str], *, needs: str) -> None:
     seconds = time.time() - started
     print(f"{name}: {reached} ({seconds:.1f} s, of which {ready - started:.1f} s start-up and imports)", flush=True)
     _note_time(name, started, ready - started, seconds)
+
+
+def _with_threads(values: parameters.Params) -> parameters.Params:
+    """`quintet repro` gives each process its threads; BLAS and OpenMP, which count for themselves, are told before imports."""
+    threads = int(os.environ.get("QUINTET_THREADS", values.compute.threads))
+    if threads:
+        os.environ |= dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), str(threads))
+    return values.model_copy(update={"compute": values.compute.model_copy(update={"threads": threads})})
 
 
 @contextmanager

@@ -1,0 +1,128 @@
+"""Where `quintet repro` runs the commands of stages: in processes here, or on the nodes of a Ray cluster.
+
+An engine has `submit(job) -> Future[exit status]` and `stop()`, which kills what is running. A stage survives `kill -9`.
+"""
+
+import ctypes
+import logging
+import os
+import signal
+import socket
+import subprocess
+import sys
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from quintet.errors import InputError
+
+LOST = (-signal.SIGKILL, -signal.SIGTERM, 128 + signal.SIGKILL, 128 + signal.SIGTERM)
+RETRIES = 3  # of a stage whose node or process was lost
+_LIBC = ctypes.CDLL(None) if sys.platform == "linux" else None
+_PR_SET_PDEATHSIG = 1
+
+
+class NodeLostError(Exception):
+    """The stage did not end, it was killed: by a node that goes down, a preemption, the kernel's memory killer."""
+
+
+@dataclass(frozen=True)
+class Job:
+    name: str
+    command: str
+    root: Path
+    log: Path
+    environment: dict[str, str]  # beside the process's own
+
+
+def run(job: Job, started: list["subprocess.Popen[bytes]"] | None = None) -> int:
+    """Run a command in `root`, its output appended to `log`; the exit status. The command dies with this process."""
+    with job.log.open("ab") as log:
+        process = subprocess.Popen(
+            job.command, shell=True, cwd=job.root, env=os.environ | job.environment, stdin=subprocess.DEVNULL, stdout=log,
+            stderr=subprocess.STDOUT, start_new_session=True, preexec_fn=_die_with_parent,
+        )  # fmt: skip
+        if started is not None:
+            started.append(process)
+        return process.wait()
+
+
+def _die_with_parent() -> None:
+    if _LIBC is not None:
+        _LIBC.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+
+
+class Local:
+    """At most `jobs` processes on this machine."""
+
+    where = "this machine"
+
+    def __init__(self, jobs: int) -> None:
+        self._pool = ThreadPoolExecutor(jobs)
+        self._started: list[subprocess.Popen[bytes]] = []
+
+    def submit(self, job: Job) -> "Future[int]":
+        return self._pool.submit(run, job, self._started)
+
+    def stop(self) -> None:
+        self._pool.shutdown(wait=False, cancel_futures=True)
+        for process in self._started:
+            if process.poll() is None:
+                os.killpg(process.pid, signal.SIGKILL)
+        self._pool.shutdown()
+
+
+class Ray:
+    """The nodes of a running cluster that see the checkout under the same path.
+
+    A stage gets `threads` CPUs and, where the cluster has GPUs, one. It is sent again, elsewhere if need be, when its node or its
+    process was lost.
+    """
+
+    def __init__(self, threads: int) -> None:
+        try:
+            import ray
+        except ImportError:
+            raise InputError(
+                "--engine ray: Ray is not installed; `pip install -c constraints.txt --editable '.[ray]'` on every node"
+            ) from None
+        try:
+            ray.init(address=os.environ.get("RAY_ADDRESS", "auto"), log_to_driver=False, logging_level=logging.ERROR)
+        except ConnectionError:
+            raise InputError(
+                "--engine ray: no Ray cluster is running here; start one with `ray start --head --disable-usage-stats`, join "
+                "other machines with `ray start --address=HEAD:6379`, or set RAY_ADDRESS (docs/clusters.md)"
+            ) from None
+        self._ray = ray
+        self._refs: list[Any] = []
+        has = ray.cluster_resources()
+        self.where = f"{len(ray.nodes())} Ray nodes with {has.get('CPU', 0):g} CPUs and {has.get('GPU', 0):g} GPUs"
+        if has.get("CPU", 0) < threads:
+            raise InputError(f"--engine ray: a stage wants {threads} CPUs (threads) and the cluster has {has.get('CPU', 0):g}")
+        remote: Any = ray.remote  # its overloads do not know a list of exceptions
+        self._run = remote(
+            num_cpus=threads, num_gpus=1 if has.get("GPU") else 0, max_retries=RETRIES, retry_exceptions=[NodeLostError]
+        )(_run_on_node)
+
+    def submit(self, job: Job) -> "Future[int]":
+        ref = self._run.options(name=job.name).remote(job)
+        self._refs.append(ref)
+        return ref.future()
+
+    def stop(self) -> None:
+        for ref in self._refs:
+            self._ray.cancel(ref, force=True)
+        self._ray.shutdown()
+
+
+def _run_on_node(job: Job) -> int:
+    if not (job.root / "dvc.yaml").is_file():
+        raise InputError(
+            f"{socket.gethostname()}: {job.root} is not there; "
+            "every node must see the checkout under the same path (a shared file system)"
+        )
+    status = run(job)
+    if status in LOST:
+        raise NodeLostError(f"{job.name} was killed (exit status {status})")
+    return status
