@@ -11,18 +11,11 @@ from typing import Annotated, Any
 import typer
 
 from quintet import params as parameters
-from quintet.errors import InputError, Problems
+from quintet.errors import InputError, Problems, told
 from quintet.files import refuse_overlap, repository_root
+from quintet.params import Study
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help=__doc__)
-
-
-class Study(StrEnum):
-    landmarks = "landmarks"
-    perfusion = "perfusion"
-    breakhis = "breakhis"
-    ct = "ct"
-    fusion = "fusion"
 
 
 class Preset(StrEnum):
@@ -254,8 +247,5 @@ def times() -> None:
 
 
 def main() -> None:
-    try:
+    with told("the results"):
         app()
-    except InputError as error:
-        print(f"error: {error}", file=sys.stderr)
-        raise SystemExit(2) from None

@@ -2,13 +2,14 @@
 
 import json
 import shutil
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 import pandas as pd
 
+from quintet.pages import Section
 from quintet.params.common import SeedSweep
-from quintet.ranking import Ranking
+from quintet.ranking import Ranking, write
 from quintet.runs import Record, new_record
 
 Runs = Mapping[str, list[Path]]  # configuration -> its run folders
@@ -44,11 +45,18 @@ def pick(table: pd.DataFrame, columns: dict[str, str]) -> pd.DataFrame:
     return table.reindex(columns=list(columns)).rename(columns=columns).reset_index()
 
 
-def save_ranking(study: str, ranked: Ranking, runs: Runs, out: Path, report: Path) -> None:
-    """`out` = {record.json}: a ranking is an MLflow run of its own, with the report's files among its artifacts."""
+def publish(
+    study: str, ranked: Ranking, runs: Runs, out: Path, report: Path, *, title: str, unit: str, extra: Sequence[Section]
+) -> None:
+    """Write the ranking's files into `report`, and `out` = {record.json}: a ranking is an MLflow run of its own, with those files
+    among its artifacts."""
+    report.mkdir(parents=True, exist_ok=True)
+    write(ranked, report, title=title, unit=unit, extra=extra)
     inputs = {f"{name} {run.name}": run / "evaluation" / "cases.csv" for name, group in runs.items() for run in group}
     record = new_record(study, "rank", "ranking", seed=0, params={"configs": ", ".join(runs)}, inputs=inputs)
     record.metrics = {f"{ranked.metric}/{row.config}": float(row.mean) for row in ranked.table.itertuples()}
+    better = "lower" if ranked.lower_is_better else "higher"
+    record.tags |= {"title": title, "metric": ranked.metric, "unit": unit, "better": better, "verdict": ranked.verdict}
     record.artifacts = [report.as_posix()]
     out.mkdir(parents=True, exist_ok=True)
     record.save(out)

@@ -18,13 +18,19 @@ div.wide{overflow-x:auto}table{border-collapse:collapse;font-size:.88rem;font-va
 td,th{padding:.3rem .7rem;text-align:right;border-bottom:1px solid #e6ebf0;white-space:nowrap}
 th{background:#f3f6f9}td:first-child,th:first-child{text-align:left}
 p.lead{font-size:1.1rem;background:#eef5fb;border-left:4px solid #2b6cb0;padding:.7rem 1rem}
-img{max-width:100%}
+img{max-width:100%}a{color:#2b6cb0}p.links a{margin-right:1.2rem}
+summary{cursor:pointer;color:#2b6cb0;margin:.6rem 0}
 </style></head><body><h1>{{ title }}</h1>{% if lead %}<p class="lead">{{ lead }}</p>{% endif %}
-{% for s in sections %}<section>{% if s.heading %}<h2>{{ s.heading }}</h2>{% endif %}
+{% for s in sections %}{% if s.folded %}<details><summary>{{ s.heading }}</summary>
+{% else %}<section>{% if s.heading %}<h2>{{ s.heading }}</h2>{% endif %}{% endif %}
+{% if s.lead %}<p class="lead">{{ s.lead }}</p>{% endif %}
 {% for paragraph in s.paragraphs %}<p>{{ paragraph }}</p>{% endfor %}
 {% if s.html %}<div class="wide">{{ s.html|safe }}</div>{% endif %}
 {% for name, data in s.images %}<p><img alt="{{ name }}" src="data:image/png;base64,{{ data }}"></p>{% endfor %}
-</section>{% endfor %}</body></html>
+{% if s.links %}<p class="links">
+{% for text, url in s.links.items() %}<a href="{{ url }}">{{ text }}</a> {% endfor %}</p>{% endif %}
+{% if s.folded %}</details>{% else %}</section>{% endif %}
+{% endfor %}</body></html>
 """,
     autoescape=True,
 )
@@ -42,6 +48,9 @@ class Section:
     text: str = ""
     table: pd.DataFrame | None = None
     figures: list[Path] = field(default_factory=list)
+    lead: str = ""  # set off, above the text
+    links: dict[str, str] = field(default_factory=dict)  # text -> address
+    folded: bool = False  # shown by a click on its heading
 
     @property
     def paragraphs(self) -> list[str]:

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from sklearn.model_selection import KFold, StratifiedGroupKFold, StratifiedKFold, train_test_split
 
 from quintet.errors import InputError, Problems
+from quintet.tables import read_text
 
 PARTS = ("train", "valid", "test")
 
@@ -89,7 +90,7 @@ def read_split(path: Path, ids: Sequence[str], *, column: str = "stem") -> list[
     """A hand-made split: CSV with `column` and `split`; every id must stand in it exactly once."""
     if not Path(path).is_file():
         raise InputError(f"{path}: no such split file; allowed are reference, stratified, grouped or a CSV with {column},split")
-    table = pd.read_csv(path, dtype=str)
+    table = read_text(path)
     if not {column, "split"} <= set(table.columns):
         raise InputError(f"{path}: expected the columns {column},split, got {','.join(table.columns)}")
     problems = [f"row {i + 2}: split {s!r} is none of {', '.join(PARTS)}" for i, s in enumerate(table["split"]) if s not in PARTS]

@@ -15,7 +15,7 @@ from pathlib import Path
 import psutil
 
 from quintet import params as parameters
-from quintet.errors import InputError
+from quintet.errors import InputError, told
 from quintet.files import repository_root
 
 TIMES = Path("logs") / "stages.csv"
@@ -32,15 +32,12 @@ def stage(main: Callable[..., str], *, needs: str) -> None:
         parser.add_argument(f"--{name.replace('_', '-')}", type=argument.annotation, required=True)
     options = vars(parser.parse_args())
     started = psutil.Process().create_time()
-    try:
+    with told("an output of this stage"):
         values = _with_threads(parameters.load())
         with _without_collecting():
             importlib.import_module(needs)
         ready = time.time()
         reached = main(values, **options)
-    except InputError as error:
-        print(f"error: {error}", file=sys.stderr)
-        raise SystemExit(2) from None
     name = os.environ.get("DVC_STAGE") or Path(sys.argv[0]).stem
     seconds = time.time() - started
     print(f"{name}: {reached} ({seconds:.1f} s, of which {ready - started:.1f} s start-up and imports)", flush=True)
@@ -74,13 +71,20 @@ def _note_time(name: str, started: float, start_up: float, seconds: float) -> No
         csv.writer(file).writerow([name, f"{started:.2f}", f"{start_up:.2f}", f"{seconds:.2f}"])
 
 
-def times_table(root: Path) -> str:
-    """The newest run of each stage and the sums, as text."""
+def newest_times(root: Path) -> dict[str, tuple[float, float, float]]:
+    """Stage -> when its newest run here began, its start-up and its whole time (s)."""
     path = root / TIMES
     if not path.is_file():
-        raise InputError(f"{path}: no stage has run here yet")
+        return {}
     with path.open(newline="", encoding="utf-8") as file:
-        rows = {name: (float(start), float(up), float(all_)) for name, start, up, all_ in csv.reader(file)}
+        return {name: (float(start), float(up), float(all_)) for name, start, up, all_ in csv.reader(file)}
+
+
+def times_table(root: Path) -> str:
+    """The newest run of each stage and the sums, as text."""
+    rows = newest_times(root)
+    if not rows:
+        raise InputError(f"{root / TIMES}: no stage has run here yet")
     lines = [f"{name:32} {up:8.1f} {total:8.1f}" for name, (_, up, total) in sorted(rows.items(), key=lambda item: item[1][0])]
     sums = [sum(r[i] for r in rows.values()) for i in (1, 2)]
     header = f"{'stage':32} {'start-up':>8} {'all':>8}  seconds"

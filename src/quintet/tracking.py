@@ -18,9 +18,11 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, TypeVar
+from urllib.parse import quote
 
 from quintet.errors import InputError
 from quintet.files import repository_root, whole_folder
+from quintet.params import Study
 from quintet.runs import Record, content_md5, extra_files, final_metrics, finished, flatten, read_record
 
 T = TypeVar("T")
@@ -98,6 +100,17 @@ def sync(root: Path) -> tuple[int, int]:
     return uploaded, len(folders) - uploaded
 
 
+def link(record: Record) -> str | None:
+    """The address of a record's run in the UI (`make ui`, or the server); by its key, which an upload anew does not change. None
+    where the store cannot be asked."""
+    uri = tracking_uri()
+    base = uri if uri.startswith("http") else "http://127.0.0.1:5000"
+    with _guard():
+        search = quote(f"tags.key = '{record.key}' AND tags.`{STATE}` = 'complete'")
+        return f"{_shown(base)}/#/experiments/{_Store(record.study).experiment}/runs?searchFilter={search}"
+    return None
+
+
 def resolve(run: str) -> Path:
     """The run folder that a path or an MLflow run id names."""
     if (Path(run) / "record.json").is_file():
@@ -123,7 +136,7 @@ class _Store:
         try:
             with _first_contact(uri):
                 self.client = _client(uri)
-                self.experiment = _experiment(self.client, study, _location(uri, study))
+                self.experiment = _experiment(self.client, uri, study)
         except Exception:
             _silent[uri] = time.monotonic() + QUIET_S
             raise
@@ -264,18 +277,17 @@ def _client(uri: str) -> Any:
     return MlflowClient(tracking_uri=uri)
 
 
-def _experiment(client: Any, study: str, location: str | None) -> str:
-    """The experiment's id: created, found, or restored where somebody deleted it."""
+def _experiment(client: Any, uri: str, study: str) -> str:
+    """The experiment's id: found, restored where somebody deleted it, or created. A new store gets all studies' experiments, in
+    one order, so that their ids, which the report's links name, are the same everywhere."""
     found = client.get_experiment_by_name(study)
     if found is None:
-        try:
-            return str(_unlocked(lambda: client.create_experiment(study, artifact_location=location)))
-        except Exception:
-            found = client.get_experiment_by_name(study)
-            if found is None:  # not a process on another machine that was faster
-                raise
+        for name in Study if study in list(Study) else [study]:
+            _create(client, uri, name)
+        found = client.get_experiment_by_name(study)
     if found.lifecycle_stage == "deleted":
         _restore(client, found.experiment_id)
+    location = _location(uri, study)
     ours = location and found.artifact_location.endswith(f"/mlartifacts/{study}")
     if ours and found.artifact_location != location:
         raise InputError(
@@ -283,6 +295,14 @@ def _experiment(client: Any, study: str, location: str | None) -> str:
             "Delete mlflow.db and mlartifacts here; `quintet sync` fills them again from runs/"
         )
     return str(found.experiment_id)
+
+
+def _create(client: Any, uri: str, study: str) -> None:
+    try:
+        _unlocked(lambda: client.create_experiment(study, artifact_location=_location(uri, study)))
+    except Exception:
+        if client.get_experiment_by_name(study) is None:  # not there already, and no other process was faster
+            raise
 
 
 def _restore(client: Any, experiment: str) -> None:
@@ -346,6 +366,8 @@ def _tags(record: Record) -> dict[str, str]:
 
     own = {name: str(getattr(record, name)) for name in ("study", "config", "fold", "seed", "stage", "key")}
     inputs = {f"md5.{name}": value for name, value in record.inputs.items()}
+    if verdict := record.tags.get("verdict"):
+        own["mlflow.note.content"] = verdict  # shown as the run's description
     return {_name(name): str(value)[:MAX_TAG_VAL_LENGTH] for name, value in (record.tags | inputs | own).items()}
 
 

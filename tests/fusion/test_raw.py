@@ -55,7 +55,7 @@ BAD_TABLES = {
     "nobody": ("patient,age\n,1\n", "row 2: no patient"),
     "column twice": ("patient,age,age\na,1,2\n", None),
     "too many fields": ("patient,age\na,1,2,3\n", "a row has more fields than the header"),
-    "bytes": (b"patient,age\n\xff\xfe,1\n", "cannot be read as CSV"),
+    "bytes": (b"patient,age\n\xff\xfe,1\n", "cannot be read as a CSV"),
 }
 
 

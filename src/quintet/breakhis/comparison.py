@@ -11,7 +11,7 @@ from quintet.breakhis.evaluation import classification, subsets
 from quintet.breakhis.figures import diagnostics
 from quintet.breakhis.published import CONFIG, PUBLISHED
 from quintet.breakhis.tree import MAGNIFICATIONS
-from quintet.comparison import Runs, cells, keep_only, measured, pick, recorded, save_ranking
+from quintet.comparison import Runs, cells, keep_only, measured, pick, publish, recorded
 from quintet.pages import Section
 from quintet.params import Params
 from quintet.resampling import draw_weights, interval, mean_draws, order_draws
@@ -65,8 +65,7 @@ def compare(params: Params, sweep: Path, out: Path, report: Path) -> str:
         Section("Curves, confusion, calibration", CURVES, figures=figures),
         Section("Cost", _probe_text(p.weights, order), pick(costs, COSTS)),
     ]
-    ranking.write(table, report, title="BreakHis", unit=UNIT, extra=sections)
-    save_ranking("breakhis", table, runs, out, report)
+    publish("breakhis", table, runs, out, report, title="BreakHis", unit=UNIT, extra=sections)
     return table.verdict
 
 

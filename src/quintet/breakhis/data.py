@@ -15,6 +15,7 @@ from joblib import Parallel, delayed
 from numpy.typing import NDArray
 from PIL import Image as Pictures
 
+from quintet.arrays import new_array
 from quintet.breakhis.folds import make_folds
 from quintet.breakhis.sampling import Patients
 from quintet.breakhis.tree import CLASSES, MAGNIFICATIONS, TYPES, Image, missing_magnifications, read_tree
@@ -140,7 +141,7 @@ def prepare(raw: Path, out: Path, params: BreakHis) -> tuple[Prepared, list[str]
     table, hashes = [], []
     with whole_folder(out) as folder:
         arrays = {
-            m: np.lib.format.open_memmap(folder / f"all_{m}.npy", "w+", np.uint8, (counts[m], params.size, params.size, 3))
+            m: new_array(folder / f"all_{m}.npy", np.uint8, (counts[m], params.size, params.size, 3))
             for m in MAGNIFICATIONS if counts[m]
         }  # fmt: skip
         for start in range(0, len(images), CHUNK):

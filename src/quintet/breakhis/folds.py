@@ -11,6 +11,7 @@ from quintet import splits
 from quintet.breakhis.tree import CLASSES, case_number, parse_name
 from quintet.errors import InputError, Problems
 from quintet.params import BreakHis
+from quintet.tables import read_text
 
 OFFICIAL = re.compile(r"dsfold(\d+)\.txt")
 
@@ -57,10 +58,7 @@ def _hand_made(path: Path, patients: pd.DataFrame, params: BreakHis) -> np.ndarr
     """A CSV with the columns patient, fold (where it is held out); every patient once."""
     if not path.is_file():
         raise InputError(f"breakhis.split: {path}: no such file; allowed are grouped, official or a CSV with patient,fold")
-    try:
-        table = pd.read_csv(path, dtype=str, keep_default_na=False, encoding="utf-8-sig")
-    except ValueError as error:  # empty, ragged, another encoding
-        raise InputError(f"{path}: cannot be read as a CSV in UTF-8 ({str(error).splitlines()[0]})") from None
+    table = read_text(path)
     if not {"patient", "fold"} <= set(table.columns):
         raise InputError(f"{path}: expected the columns patient,fold, got {','.join(table.columns)}")
     legal = [str(fold) for fold in range(params.folds)]

@@ -5,7 +5,7 @@ from pathlib import Path
 import pandas as pd
 
 from quintet import ranking, results
-from quintet.comparison import Runs, cells, keep_only, measured, pick, recorded, save_ranking
+from quintet.comparison import Runs, cells, keep_only, measured, pick, publish, recorded
 from quintet.ct.metrics import KS
 from quintet.pages import Section
 from quintet.params import Ct, Params
@@ -59,8 +59,7 @@ def compare(params: Params, sweep: Path, baselines: Path, out: Path, report: Pat
         Section("Cost", "On this machine; training includes validation.", pick(costs, COSTS)),
         Section("How to read this", READING),
     ]
-    ranking.write(table, report, title="Chest CT retrieval", unit=UNIT, extra=sections)
-    save_ranking("ct", table, runs, out, report)
+    publish("ct", table, runs, out, report, title="Chest CT retrieval", unit=UNIT, extra=sections)
     return table.verdict
 
 

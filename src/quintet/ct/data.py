@@ -18,6 +18,7 @@ from joblib import Parallel, delayed
 from numpy.typing import NDArray
 
 from quintet import splits
+from quintet.arrays import new_array
 from quintet.ct.raw import find_studies, fingerprint, hash_of, match, read_cube, read_labels
 from quintet.errors import InputError, Problems
 from quintet.files import refuse_overlap, repository_root, whole_folder
@@ -112,7 +113,7 @@ def _cubes(
     path, done_path = work / VOLUMES, work / "done.csv"
     if not path.is_file():
         done_path.unlink(missing_ok=True)
-        np.lib.format.open_memmap(path, "w+", np.uint8, shape).flush()
+        new_array(path, np.uint8, shape).flush()
     volumes = np.load(path, mmap_mode="r+")
     prints = {name: fingerprint(p) for name, p in studies}
     facts = {name: own for name, own in _done(done_path).items() if own.pop("fingerprint") == prints.get(name)}
@@ -174,7 +175,7 @@ def _move_rows(source: Path, target: Path, rows: list[int]) -> None:
     if rows == list(range(len(volumes))):
         shutil.move(source, target)
         return
-    kept = np.lib.format.open_memmap(target, "w+", np.uint8, (len(rows), *volumes.shape[1:]))
+    kept = new_array(target, np.uint8, (len(rows), *volumes.shape[1:]))
     for to, row in enumerate(rows):
         kept[to] = volumes[row]
     kept.flush()

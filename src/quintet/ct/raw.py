@@ -10,6 +10,7 @@ from quintet.errors import InputError
 from quintet.imaging.cubes import Cube, Scan, Volume, to_cube
 from quintet.imaging.dicom import dicom_files, read_series
 from quintet.imaging.volumes import NIFTI, read_nifti
+from quintet.tables import read_text
 
 LABELS = "labels.csv"
 NOT_FINDINGS = ("study", "patient")
@@ -49,14 +50,7 @@ def read_labels(raw: Path) -> Labels:
     path = Path(raw) / LABELS
     if not path.is_file():
         raise InputError(f"{path}: no such file; expected a CSV with study,finding_1,... (0 or 1) and, if known, patient")
-    try:
-        table = pd.read_csv(path, dtype=str, keep_default_na=False)
-    except (ValueError, UnicodeDecodeError) as error:
-        raise InputError(f"{path}: cannot be read as CSV ({error})") from None
-    if not isinstance(table.index, pd.RangeIndex):
-        raise InputError(f"{path}: a row has more fields than the header; quote texts that hold commas")
-    table.columns = table.columns.str.strip()
-    table = table.apply(lambda column: column.str.strip())
+    table = read_text(path)
     findings = [name for name in table if name not in NOT_FINDINGS]
     problems = [] if "study" in table else ["no column `study`"]
     problems += [] if findings else ["no column of a finding (0 or 1)"]

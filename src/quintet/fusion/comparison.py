@@ -10,7 +10,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from quintet import ranking, results
-from quintet.comparison import Runs, cells, keep_only, measured, pick, recorded, save_ranking
+from quintet.comparison import Runs, cells, keep_only, measured, pick, publish, recorded
 from quintet.fusion.evaluation import CLASSIFICATION, MAR, MCAR, RECORDED, SURVIVAL, headline_of, pairs_of, shapley
 from quintet.pages import Section
 from quintet.params import Fusion, Params
@@ -88,8 +88,7 @@ def compare(params: Params, sweep: Path, baselines: Path, out: Path, report: Pat
         Section("Cost", "On this machine; a prediction is one patient from one set of modalities.", pick(costs, COSTS)),
     ]
     unit = metric_of(p)[1]
-    ranking.write(table, report, title="Multimodal fusion", unit=unit, extra=sections)
-    save_ranking("fusion", table, runs, out, report)
+    publish("fusion", table, runs, out, report, title="Multimodal fusion", unit=unit, extra=sections)
     return table.verdict
 
 

@@ -16,6 +16,7 @@ from joblib import Parallel, delayed
 from numpy.typing import NDArray
 
 from quintet import splits
+from quintet.arrays import new_array
 from quintet.errors import InputError, Problems
 from quintet.files import refuse_overlap, whole_folder
 from quintet.fusion.clinical import Encoder, refuse_leaks
@@ -202,7 +203,7 @@ def prepare(raw: Path, masks: Path, out: Path, params: Fusion, *, workers: int =
     shape = (len(table), len(params.modalities), *(params.size,) * 3)
     has = np.zeros((len(table), len(params.modalities)), int)
     with whole_folder(out) as folder:
-        volumes = np.lib.format.open_memmap(folder / VOLUMES, "w+", np.float16, shape)
+        volumes = new_array(folder / VOLUMES, np.float16, shape)
         for row, (cube, there, wrong) in enumerate(_in_order(list(table["patient"]), patients, masks, params, workers)):
             volumes[row], has[row] = cube, there
             problems += wrong

@@ -16,6 +16,7 @@ from quintet.errors import InputError
 from quintet.imaging.volumes import NIFTI, Grid, read_nifti
 from quintet.params import Fusion
 from quintet.params.fusion import FusionColumns
+from quintet.tables import read_text
 
 MISSING = ("", "na", "nan", "n/a", "none", "null", "?", "unknown")
 
@@ -62,14 +63,7 @@ def read_table(raw: Path, tables: Sequence[str], columns: FusionColumns) -> Clin
     path = next((Path(raw) / name for name in tables if (Path(raw) / name).is_file()), None)
     if path is None:
         return Clinical(pd.DataFrame(), None)
-    try:
-        table = pd.read_csv(path, dtype=str, keep_default_na=False)
-    except (ValueError, UnicodeDecodeError) as error:
-        raise InputError(f"{path}: cannot be read as CSV ({error})") from None
-    if not isinstance(table.index, pd.RangeIndex):
-        raise InputError(f"{path}: a row has more fields than the header; quote texts that hold commas")
-    table.columns = table.columns.str.strip()
-    table = table.apply(lambda column: column.str.strip())
+    table = read_text(path)
     if table.columns.duplicated().any() or not len(table.columns):
         raise InputError(f"{path}: a column stands twice, or there is none; give each a name of its own")
     patient = table.columns[0] if columns.patient == "auto" else columns.patient

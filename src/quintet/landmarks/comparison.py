@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 
 from quintet import ranking, results
-from quintet.comparison import keep_only, measured, pick, recorded, save_ranking
+from quintet.comparison import keep_only, measured, pick, publish, recorded
 from quintet.landmarks.anatomy import NAMES
 from quintet.landmarks.baselines import BASELINES
 from quintet.landmarks.figures import success_rate
@@ -64,8 +64,7 @@ def compare(params: Params, sweep: Path, baselines: Path, out: Path, report: Pat
     report.mkdir(parents=True, exist_ok=True)
     success_rate(report / "sdr.png", {name: _image_errors(runs[name]) for name in table.table["config"]})
     sections.append(Section("Success detection rate", figures=[report / "sdr.png"]))
-    ranking.write(table, report, title="Chest X-ray landmarks", unit=UNIT, extra=sections)
-    save_ranking("landmarks", table, runs, out, report)
+    publish("landmarks", table, runs, out, report, title="Chest X-ray landmarks", unit=UNIT, extra=sections)
     return table.verdict
 
 

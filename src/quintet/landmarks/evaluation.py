@@ -22,12 +22,10 @@ from quintet.landmarks.anatomy import (
     PIXELS,
     Points,
     axis_frame,
-    )  # fmt: skip
+)  # fmt: skip
 from quintet.landmarks.data import Prepared
+from quintet.resampling import draw_weights, interval, mean_draws
 from quintet.runs import Record
-
-BOOTSTRAP = 2000
-
 
 SIGNS = ("spread", "disagreement", "template")  # what tells of an uncertain image, pixels at 224
 
@@ -125,7 +123,7 @@ def summary(
 ) -> dict[str, float]:
     """Flat final metrics: the image's mean error (distribution, interval, shares), per category, per landmark, structure."""
     image = table["error_px"].to_numpy()
-    low, high = _bootstrap_interval(image)
+    low, high = interval(mean_draws(image, draw_weights(np.arange(len(image)))))  # an image's 15 landmarks stay together
     metrics = {
         "error_px": image.mean(), "error_px_low": low, "error_px_high": high, "error_px_median": np.median(image),
         "error_px_sd": image.std(ddof=1), "error_px_p95": np.percentile(image, 95), "test_images": float(len(image)),
@@ -148,13 +146,6 @@ def summary(
         ],
     }
     return {name: float(value) for name, value in metrics.items()}
-
-
-def _bootstrap_interval(values: NDArray[np.float64]) -> tuple[float, float]:
-    """95 % percentile interval of the mean over images (the image is the cluster: its 15 landmarks stay together)."""
-    draws = np.random.default_rng(0).integers(len(values), size=(BOOTSTRAP, len(values)))
-    low, high = np.percentile(values[draws].mean(1), [2.5, 97.5])
-    return float(low), float(high)
 
 
 def calibration_error(expected: NDArray[np.float64], observed: NDArray[np.float64], bins: int = 10) -> float:

@@ -1,6 +1,7 @@
 """Types and sections that every study's parameters are made of."""
 
 from collections.abc import Collection
+from enum import StrEnum
 from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -11,6 +12,14 @@ Share = Annotated[float, Field(ge=0, le=1)]
 Count = Annotated[int, Field(ge=1)]
 Seed = Annotated[int, Field(ge=0)]
 PRECISIONS = Literal["auto", "bf16", 32, 16]
+
+
+class Study(StrEnum):
+    landmarks = "landmarks"
+    perfusion = "perfusion"
+    breakhis = "breakhis"
+    ct = "ct"
+    fusion = "fusion"
 
 
 class Section(BaseModel):

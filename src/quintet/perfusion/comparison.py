@@ -7,7 +7,7 @@ import pandas as pd
 from scipy import stats
 
 from quintet import ranking, results
-from quintet.comparison import Runs, cells, keep_only, measured, pick, recorded, save_ranking
+from quintet.comparison import Runs, cells, keep_only, measured, pick, publish, recorded
 from quintet.pages import Section
 from quintet.params import Params, PerfusionConfig
 from quintet.perfusion.answers import difference, open_questions, recommendations
@@ -58,9 +58,7 @@ def compare(params: Params, sweep: Path, out: Path, report: Path) -> str:
         Section("Details", "Means over the cases where a figure is defined.", pick(found, DETAILS)),
         Section("Cost", "On this machine; training includes validation.", pick(costs, COSTS)),
     ]
-    report.mkdir(parents=True, exist_ok=True)
-    ranking.write(table, report, title="Perfusion territories", unit=UNIT, extra=sections)
-    save_ranking("perfusion", table, runs, out, report)
+    publish("perfusion", table, runs, out, report, title="Perfusion territories", unit=UNIT, extra=sections)
     return table.verdict
 
 

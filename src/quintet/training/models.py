@@ -1,6 +1,7 @@
 """Saved models (weights and what rebuilds them) and weights from elsewhere."""
 
 from collections.abc import Mapping, Sequence
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,9 @@ from quintet.files import md5
 
 def save_model(path: Path, state: Mapping[str, Tensor], build: Mapping[str, Any]) -> None:
     """Weights and all that rebuilds the model, as plain types, so that it loads with weights_only=True."""
-    torch.save({"state_dict": dict(state), "build": dict(build)}, path)
+    buffer = BytesIO()  # torch's own writer names neither file nor reason when the disk is full
+    torch.save({"state_dict": dict(state), "build": dict(build)}, buffer)
+    path.write_bytes(buffer.getbuffer())
 
 
 def load_model(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:

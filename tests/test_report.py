@@ -1,0 +1,80 @@
+"""The page about all studies: it holds every ranking with its verdict and needs nothing beside it."""
+
+import json
+import re
+from html.parser import HTMLParser
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from quintet import ranking
+from quintet.comparison import publish
+from quintet.errors import InputError
+from quintet.params import Study
+from quintet.report import write_report
+from quintet.runs import Record
+from tests.ranking.tables import tidy
+
+
+@pytest.fixture
+def ranked(tmp_path, monkeypatch) -> dict[Study, ranking.Ranking]:
+    """Five rankings and selected runs, as the stages leave them."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
+    found = {}
+    for number, study in enumerate(Study):
+        values = np.random.default_rng(number).normal(size=(3, 2, 12)) + np.arange(3)[:, None, None]
+        found[study] = ranking.rank(tidy(values), "dice", lower_is_better=False, bootstrap=100)
+        out, report = Path("runs") / study.value / "rank", Path("reports") / study.value / "ranking"
+        publish(study.value, found[study], {}, out, report, title=f"Title of {study}", unit="points", extra=[])
+        selected = Path("runs") / study.value / "selected"
+        selected.mkdir(parents=True)
+        Record(study.value, f"{study}_train", "selected", 0, {"rate": 0.5}, {"arrays": "d41d8"}).save(selected)
+        (report.parent / "selected.json").write_text(json.dumps({"score": 0.25, "by": {"site": 0.125}}))
+    return found
+
+
+class Addresses(HTMLParser):
+    def __init__(self) -> None:
+        super().__init__()
+        self.found: list[str] = []
+        self.open: list[str] = []
+
+    def handle_starttag(self, tag, attrs):
+        self.found += [value for name, value in attrs if name in ("src", "href")]
+        if tag not in ("meta", "img"):
+            self.open.append(tag)
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+
+def test_holds_every_ranking_and_needs_nothing_beside_it(ranked, make_params):
+    lead = write_report(make_params({"ct.raw": "/data/ct"}), Path("runs"), Path("reports"), Path("reports/index.html"))
+    assert lead == "Five studies, 15 ranked configurations; own data: ct."
+    page = Path("reports/index.html").read_text()
+    for study, table in ranked.items():
+        assert f"Title of {study}" in page
+        assert table.verdict in page
+        assert f'href="{study}/ranking/ranking.html"' in page
+    assert page.count("0.1250") == 5  # by.site, whose name is flattened
+    parsed = Addresses()
+    parsed.feed(page)
+    assert parsed.open == []
+    assert len(parsed.found) >= 10
+    assert all(address.startswith("data:") or re.fullmatch(r"\w+/[\w/]+\.html", address) for address in parsed.found)
+
+
+def test_says_who_is_not_separated_from_the_first(ranked, make_params):
+    write_report(make_params(), Path("runs"), Path("reports"), Path("index.html"))
+    groups = list(ranked[Study.ct].table["group"])
+    together = sum(bool(set(groups[0]) & set(group)) for group in groups[1:])
+    assert f"<td>{together} of 2 others</td>" in Path("index.html").read_text()
+
+
+def test_a_missing_ranking_is_named(ranked, make_params):
+    Path("reports/ct/ranking/ranking.csv").unlink()
+    with pytest.raises(InputError, match="ct_rank"):
+        write_report(make_params(), Path("runs"), Path("reports"), Path("index.html"))
+    assert not Path("index.html").exists()
