@@ -15,6 +15,7 @@ import pytest
 from quintet import tracking
 from quintet.errors import InputError
 from quintet.runs import Record
+from quintet.tracking import store
 
 DEAD = "http://127.0.0.1:9"
 HISTORY = "epoch,train/loss,val/recall@5\n0,1.5,\n1,1.0,0.25\n2,0.5,0.75\n"
@@ -24,7 +25,7 @@ HISTORY = "epoch,train/loss,val/recall@5\n0,1.5,\n1,1.0,0.25\n2,0.5,0.75\n"
 def migrated(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A database whose tables exist: 3 s once instead of per test."""
     path = tmp_path_factory.mktemp("mlflow") / "mlflow.db"
-    tracking._client(f"sqlite:///{path}").search_experiments()
+    store.client_of(f"sqlite:///{path}").search_experiments()
     return path
 
 
@@ -38,9 +39,9 @@ def bare(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
         monkeypatch.delenv(name, raising=False)
     monkeypatch.chdir(root)
     tracking._said.clear()
-    tracking._silent.clear()
+    store.silent.clear()
     yield root
-    tracking._silent.clear()
+    store.silent.clear()
 
 
 @pytest.fixture
@@ -68,7 +69,7 @@ def make_run(folder: Path, record: Record, weights: str = "weights") -> Path:
 
 
 def runs(study: str = "toy") -> list[Any]:
-    client = tracking._client(tracking.tracking_uri())
+    client = store.client_of(tracking.tracking_uri())
     return list(client.search_runs([client.get_experiment_by_name(study).experiment_id]))
 
 
@@ -101,7 +102,7 @@ def test_memory_per_epoch_and_files_under_a_second_name(repo: Path) -> None:
     copies = {"model/model.pt": "checkpoints/microf1_20260101_epoch=002_metric=0.7500.pt"}
     record = make_record(epochs=[{"peak_memory_mb": 10.0}, {"peak_memory_mb": 30.0}], copies=copies)
     run_id = tracking.upload(make_run(repo / "runs/toy/selected", record, weights="these"))
-    client = tracking._client(tracking.tracking_uri())
+    client = store.client_of(tracking.tracking_uri())
     assert [(m.step, m.value) for m in client.get_metric_history(run_id, "peak_memory_mb")] == [(0, 10.0), (1, 30.0)]
     path = client.download_artifacts(run_id, copies["model/model.pt"])
     assert Path(path).read_text() == "these"
@@ -135,7 +136,7 @@ def test_a_finished_run_is_mirrored_whole(repo: Path) -> None:
 
 def test_history_becomes_steps_with_increasing_times(repo: Path) -> None:
     run_id = tracking.upload(make_run(repo / "runs/toy/selected", make_record()))
-    client = tracking._client(tracking.tracking_uri())
+    client = store.client_of(tracking.tracking_uri())
     loss = client.get_metric_history(run_id, "train/loss")
     assert [(m.step, m.value) for m in loss] == [(0, 1.5), (1, 1.0), (2, 0.5)]
     assert loss[0].timestamp < loss[1].timestamp < loss[2].timestamp
@@ -147,7 +148,7 @@ def test_many_parameters_and_epochs_go_in_batches(repo: Path) -> None:
     (folder / "model/history.csv").write_text("epoch,loss\n" + "".join(f"{i},{i}\n" for i in range(2500)))
     run_id = tracking.upload(folder)
     assert len(runs()[0].data.params) == 250
-    assert len(tracking._client(tracking.tracking_uri()).get_metric_history(run_id, "loss")) == 2500
+    assert len(store.client_of(tracking.tracking_uri()).get_metric_history(run_id, "loss")) == 2500
 
 
 def test_the_same_key_replaces_its_run_and_the_same_content_does_nothing(repo: Path) -> None:
@@ -190,7 +191,7 @@ def test_a_new_live_run_leaves_the_complete_one_until_it_is_done(repo: Path) -> 
 
 def test_a_run_deleted_meanwhile_stops_only_the_mirror(repo: Path, capsys: pytest.CaptureFixture[str]) -> None:
     live = tracking.Live(make_record())
-    tracking._client(tracking.tracking_uri()).delete_run(runs()[0].info.run_id)
+    store.client_of(tracking.tracking_uri()).delete_run(runs()[0].info.run_id)
     for epoch in range(3):
         live.log({"loss": 1.0}, step=epoch)
     assert capsys.readouterr().err.count("quintet sync") == 1
@@ -258,7 +259,7 @@ def test_an_experiment_deleted_by_the_user_comes_back_without_replaced_runs(repo
     tracking.upload(folder)
     make_run(folder, make_record(), weights="new")
     second = tracking.upload(folder)
-    client = tracking._client(tracking.tracking_uri())
+    client = store.client_of(tracking.tracking_uri())
     client.delete_experiment(client.get_experiment_by_name("toy").experiment_id)
     assert tracking.sync(repo) == (0, 1)
     assert [run.info.run_id for run in runs()] == [second]
@@ -314,9 +315,9 @@ def test_outside_a_repository_work_goes_on(tmp_path: Path, bare: Path, monkeypat
 
 
 def test_writers_wait_for_a_locked_database(repo: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(tracking.time, "sleep", lambda seconds: None)
+    monkeypatch.setattr(store.time, "sleep", lambda seconds: None)
     answers: list[Callable[[], str]] = [locked, locked, lambda: "written"]
-    assert tracking._unlocked(lambda: answers.pop(0)()) == "written"
+    assert store.unlocked(lambda: answers.pop(0)()) == "written"
 
 
 def locked() -> str:

@@ -59,14 +59,19 @@ def fresh(*folders: Path | None) -> None:
 
 
 @app.command()
-def doctor() -> None:
-    """Show environment, device, precision and versions, and what is missing."""
-    from quintet.doctor import examine
+def doctor(cache: Annotated[bool, typer.Option("--cache", help="Read every object of DVC's cache as well.")] = False) -> None:
+    """Show environment, device, precision and versions, and what is missing or damaged."""
+    from quintet.doctor import examine, examine_cache
 
     report, missing = examine(repository_root())
     print(report)
     if missing:
         raise InputError("missing: " + "; ".join(missing))
+    if cache:
+        line, damaged = examine_cache(repository_root())
+        print(line)
+        if damaged:
+            raise Problems("DVC's cache", damaged)
 
 
 @app.command()

@@ -1,12 +1,16 @@
 """What this machine and environment are, and what is missing: `quintet doctor`."""
 
 import importlib.util
+import json
 import os
 import platform
 import shutil
 from importlib import metadata
 from pathlib import Path
 
+import yaml
+
+from quintet.files import md5
 from quintet.runs import PACKAGES
 
 
@@ -40,3 +44,36 @@ def examine(root: Path) -> tuple[str, list[str]]:
     params.load(root / "params.yaml")
     lines.append("params.yaml is valid")
     return "\n".join(lines), missing
+
+
+def examine_cache(root: Path) -> tuple[str, list[str]]:
+    """A line on DVC's cache, and a sentence for each object whose content is not what its name says. DVC itself does not look
+    again at an object that is write-protected: a disk's fault there would reach the results unseen."""
+    from dvc.repo import Repo
+
+    cache = Path(Repo(str(root)).cache.local.path)
+    objects = sorted(cache.glob("??/*"))
+    wrong = [path for path in objects if md5(path) != path.parent.name + path.name.removesuffix(".dir")]
+    holders = _holders(root, cache) if wrong else {}
+    said = []
+    for path in wrong:
+        outputs = " ".join(holders.get(path.parent.name + path.name, []))
+        said.append(f"{path} is damaged; `rm -rf {path} {outputs}`, then `dvc pull` or `dvc repro` makes it again")
+    return f"DVC's cache {cache}: {len(objects)} objects, {len(wrong)} damaged", said
+
+
+def _holders(root: Path, cache: Path) -> dict[str, list[str]]:
+    """md5 -> outputs of dvc.lock that are it or, folders, hold it."""
+    lock = yaml.safe_load((root / "dvc.lock").read_text(encoding="utf-8"))
+    found: dict[str, list[str]] = {}
+    for out in (out for stage in lock["stages"].values() for out in stage.get("outs", [])):
+        listing = cache / out["md5"][:2] / out["md5"][2:]
+        inside = []
+        if listing.suffix == ".dir" and listing.is_file():
+            try:
+                inside = [entry["md5"] for entry in json.loads(listing.read_bytes())]
+            except ValueError:  # the listing itself is damaged
+                inside = []
+        for name in {out["md5"], *inside}:
+            found.setdefault(name, []).append(out["path"])
+    return found

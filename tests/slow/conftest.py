@@ -1,5 +1,7 @@
 """Clones of the project at the smoke scale, on which commands are run as a user would."""
 
+import hashlib
+import json
 import os
 import shutil
 import signal
@@ -69,6 +71,24 @@ def copy(finished, tmp_path) -> Path:
     root = tmp_path / "quintet"
     shutil.copytree(finished, root, symlinks=True, ignore=shutil.ignore_patterns("mlflow.db*", "mlartifacts", ".mlflow*"))
     return root
+
+
+# what says when and how fast a run was: its record, and the tables and pages that show it
+TIMED = {"record.json", "costs.csv", "ranking.md", "ranking.html", "index.html"}
+
+
+def results(root: Path, *folders: str) -> dict[str, str]:
+    """File -> md5, of all that must not differ between two runs of the same thing."""
+    files = [path for folder in folders for path in sorted((root / folder).rglob("*")) if path.is_file()]
+    return {path.relative_to(root).as_posix(): _digest(path) for path in files if path.name not in TIMED}
+
+
+def _digest(path: Path) -> str:
+    content = path.read_bytes()
+    if path.suffix == ".json" and path.name in ("metrics.json", "selected.json"):
+        values = {name: value for name, value in json.loads(content).items() if "seconds" not in name and "_mb" not in name}
+        content = json.dumps(values).encode()
+    return hashlib.md5(content).hexdigest()
 
 
 def ran(text: str) -> list[str]:

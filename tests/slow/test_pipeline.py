@@ -1,13 +1,18 @@
 """The whole pipeline by DVC's commands: what runs, what does not, and that MLflow has it all."""
 
+import contextlib
 import json
+import os
+import signal
+import subprocess
 import time
+import urllib.request
 from pathlib import Path
 
 import pytest
 
 from quintet.runs import finished as finished_runs
-from tests.slow.conftest import NO_NETWORK, can, complete_runs, ran, sh
+from tests.slow.conftest import ENVIRONMENT, NO_NETWORK, can, complete_runs, ran, sh
 
 pytestmark = pytest.mark.slow
 
@@ -32,6 +37,25 @@ def test_dvc_repro_finds_nothing_to_do(finished):
     text = sh("dvc repro", finished)
     assert ran(text) == []
     assert "Data and pipelines are up to date." in text
+
+
+def test_make_repro_says_how_long_it_took_and_make_ui_shows_the_runs(copy):
+    text = sh("make -o .venv/.done repro", copy)
+    assert "uploaded, 0 already there" in text
+    assert "landmarks_sweep@heatmap" in text.split("start-up")[-1]
+    process = subprocess.Popen(["make", "-o", ".venv/.done", "ui"], cwd=copy, env=ENVIRONMENT, start_new_session=True)
+    try:
+        assert answers("http://127.0.0.1:5000/health")
+    finally:
+        os.killpg(process.pid, signal.SIGTERM)
+
+
+def answers(address: str) -> bool:
+    for _ in range(120):
+        time.sleep(0.5)
+        with contextlib.suppress(OSError), urllib.request.urlopen(address) as page:
+            return page.status == 200
+    return False
 
 
 def test_a_selected_configuration_trains_nothing_of_the_sweep(copy):

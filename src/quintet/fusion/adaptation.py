@@ -13,8 +13,9 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call, grad_and_value, vmap
 
+from quintet.fusion.encoders import RunningNorm
 from quintet.fusion.losses import contrast_with_bank
-from quintet.fusion.networks import Draw, FusionNet, RunningNorm
+from quintet.fusion.networks import Draw, FusionNet
 from quintet.params.fusion import FusionLossWeights, FusionTtt
 
 DRAWS = 4  # of the diffusion's step and noise; the same for every step of a patient, so that losses can be compared

@@ -1,160 +1,22 @@
-"""Encoders of each modality, four ways to join what is there, a predictor.
+"""Four ways to join the modalities that are there, and a predictor.
 
-volumes [B, M, S, S, S] and the clinical row [B, C], which of these are there [B, K] (K = M + 1)
--> features of each modality [B, F_k] -> tokens [B, K, D] -> fused vector [B, D] -> scores [B, outputs]
+tokens [B, K, D] (encoders.py) -> fused vector [B, D] -> scores [B, outputs]
 """
 
 import hashlib
 import math
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, nullcontext
-from itertools import pairwise
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
-from monai.networks.nets import ResNet
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
+from quintet.fusion.encoders import Encoders, mlp
 from quintet.fusion.losses import reconstruction_loss
 from quintet.registry import Registry
 
 METHODS = Registry("method")
-ENCODERS = {
-    "small": ("basic", [1, 1, 1, 1]), "resnet10": ("basic", [1, 1, 1, 1]), "resnet18": ("basic", [2, 2, 2, 2]),
-    "resnet34": ("basic", [3, 4, 6, 3]), "resnet50": ("bottleneck", [3, 4, 6, 3]),
-}  # fmt: skip
-MOMENTUM = 0.05  # of running statistics
-
-
-class RunningNorm(nn.Module):
-    """Channels by the mean and SD that training has seen so far, then scaled and shifted; `[B, C, ...]` -> the same shape.
-
-    Like batch norm at test time, in training too: statistics are running ones, without gradient, so that patients of a batch are
-    not mixed and a batch of one is as good as any (missing modalities make such batches). Group norm, the usual answer, takes
-    away what one patient has more of than another; before a global mean little else is left (README: measured).
-    """
-
-    mean: Tensor
-    square: Tensor
-    seen: Tensor
-
-    def __init__(self, channels: int) -> None:
-        super().__init__()
-        self.register_buffer("mean", torch.zeros(channels))
-        self.register_buffer("square", torch.ones(channels))
-        self.register_buffer("seen", torch.zeros(()))
-        self.updates = True
-        self.weight, self.bias = nn.Parameter(torch.ones(channels)), nn.Parameter(torch.zeros(channels))
-
-    def forward(self, x: Tensor) -> Tensor:
-        if self.training and self.updates:
-            self._update(x.detach().float().transpose(0, 1).flatten(1))
-        shape = (1, -1, *[1] * (x.dim() - 2))
-        scale = self.weight / (self.square - self.mean.square()).clamp_min(1e-5).sqrt()
-        return x * scale.view(shape) + (self.bias - self.mean * scale).view(shape)
-
-    @torch.no_grad()
-    def _update(self, values: Tensor) -> None:
-        """`[C, N]`; an average over all batches at first. New tensors: the backward pass needs those it was computed with."""
-        self.seen = self.seen + 1
-        share = torch.clamp(1 / self.seen, min=MOMENTUM)
-        self.mean = torch.lerp(self.mean, values.mean(1), share)
-        self.square = torch.lerp(self.square, values.square().mean(1), share)
-
-
-class ImageEncoder(nn.Module):
-    """3D ResNet (He et al. 2016) with running norm; `[B, 1, S, S, S]` -> `[B, F]`. `small`: one block a stage, the first at half
-    the resolution."""
-
-    def __init__(self, kind: str, width: int) -> None:
-        super().__init__()
-        block, layers = ENCODERS[kind]
-        planes = [width * 2**i for i in range(4)]
-        small = kind == "small"
-        self.net = ResNet(
-            block, layers, planes, spatial_dims=3, n_input_channels=1, conv1_t_size=3 if small else 7, conv1_t_stride=2,
-            no_max_pool=small,
-            bias_downsample=False, feed_forward=False,
-        )  # fmt: skip
-        _use_running_norm(self.net)
-        self.features = planes[-1] * (4 if block == "bottleneck" else 1)
-
-    def forward(self, volumes: Tensor) -> Tensor:
-        return self.net(volumes).flatten(1)
-
-
-@contextmanager
-def _no_updates(module: nn.Module) -> Iterator[None]:
-    """While a forward pass is done again for the backward pass: statistics count a batch once."""
-    norms = [m for m in module.modules() if isinstance(m, RunningNorm)]
-    for norm in norms:
-        norm.updates = False
-    yield
-    for norm in norms:
-        norm.updates = True
-
-
-def _use_running_norm(module: nn.Module) -> None:
-    for name, child in module.named_children():
-        if isinstance(child, nn.BatchNorm3d):
-            setattr(module, name, RunningNorm(child.num_features))
-        else:
-            _use_running_norm(child)
-
-
-def mlp(sizes: Sequence[int], dropout: float, *, last: bool) -> nn.Sequential:
-    """Linear layers with GELU and dropout between; `last`: none of them after the last one."""
-    layers: list[nn.Module] = []
-    for i, (a, b) in enumerate(pairwise(sizes)):
-        layers.append(nn.Linear(a, b))
-        if not (last and i == len(sizes) - 2):
-            layers += [nn.GELU(), nn.Dropout(dropout)]
-    return nn.Sequential(*layers)
-
-
-class Encoders(nn.Module):
-    """One encoder and one projection to `hidden` a modality; zeros where it is absent."""
-
-    def __init__(self, *, images: int, clinical: int, encoder: str, width: int, clinical_units: Sequence[int], hidden: int,
-        dropout: float,
-                 recompute: bool) -> None:  # fmt: skip
-        super().__init__()
-        self.images = nn.ModuleList([ImageEncoder(encoder, width) for _ in range(images)])
-        # a table without a usable column still is a modality that nobody has
-        self.row = mlp([max(clinical, 1), *clinical_units], dropout, last=False)
-        own: list[Any] = list(self.images)
-        self.widths: list[int] = [encode.features for encode in own] + [clinical_units[-1]]
-        self.standard = nn.ModuleList([RunningNorm(width) for width in self.widths])
-        self.project = nn.ModuleList([nn.Linear(width, hidden) for width in self.widths])
-        self.recompute = recompute
-
-    def features(self, volumes: Tensor, clinical: Tensor, present: Tensor) -> list[Tensor]:
-        """`[B, F_k]` of each modality, standardised; zeros where it is absent."""
-        found = []
-        for k, standard in enumerate(self.standard):
-            rows = present[:, k].nonzero()[:, 0]
-            out = torch.zeros(len(present), self.widths[k], device=present.device)
-            if len(rows):
-                own = self._row(clinical[rows]) if k == len(self.images) else self._image(k, volumes[rows, k : k + 1])
-                out = out.index_copy(0, rows, standard(own.float()))
-            found.append(out)
-        return found
-
-    def _image(self, k: int, volumes: Tensor) -> Tensor:
-        x = volumes.contiguous(memory_format=torch.channels_last_3d)
-        again = self.recompute and self.training and torch.is_grad_enabled()
-        if not again:
-            return self.images[k](x)
-        return checkpoint(self.images[k], x, use_reentrant=False, context_fn=lambda: (nullcontext(), _no_updates(self.images[k])))
-
-    def _row(self, clinical: Tensor) -> Tensor:
-        return self.row(clinical if clinical.shape[1] else clinical.new_zeros(len(clinical), 1))
-
-    def tokens(self, features: Sequence[Tensor], present: Tensor) -> Tensor:
-        """`[B, K, D]`."""
-        return torch.stack([layer(x) for layer, x in zip(self.project, features, strict=True)], 1).float() * present[..., None]
 
 
 def mean_of(tokens: Tensor, present: Tensor) -> Tensor:

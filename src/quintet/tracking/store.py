@@ -1,29 +1,20 @@
-"""MLflow, the mirror of the run folders: live once per epoch (Live), whole at the end (upload), filled up later (sync).
-
-The files are the truth, so nothing here may stop a training: what fails is said once on stderr, and `quintet sync`
-uploads it later. A run is written once and never appended to; the same key again makes a new run, then deletes the old.
-The tag quintet.state says what a run is: live, uploading, complete, or replaced (and deleted).
-
-The only file that imports mlflow, and inside functions: the import costs 3 s.
-"""
+"""One study's experiment in the MLflow store: finding it, writing a run whole, replacing an older one."""
 
 import csv
 import logging
 import os
 import re
-import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, TypeVar
-from urllib.parse import quote
 
 from quintet.errors import InputError
-from quintet.files import repository_root, whole_folder
+from quintet.files import repository_root
 from quintet.params import Study
-from quintet.runs import Record, content_md5, extra_files, final_metrics, finished, flatten, read_record
+from quintet.runs import Record, content_md5, extra_files, final_metrics, flatten
 
 T = TypeVar("T")
 Value = tuple[str, float, int, int]  # metric name, value, time in ms, step
@@ -33,112 +24,27 @@ QUIET_S = 600.0  # a store that did not answer is left alone for so long
 LOCK_S = 60.0  # patience with another process that creates the database
 TRANSFER_TIMEOUT_S = 120  # the 5 s of quintet/__init__.py are for small requests, not for a model on its way to a server
 
-_said: set[str] = set()  # stores whose failure was reported
-_silent: dict[str, float] = {}  # store -> monotonic time before which no training tries it again
+silent: dict[str, float] = {}  # store -> monotonic time before which no training tries it again
 
 
 def tracking_uri() -> str:
     """MLFLOW_TRACKING_URI, or the database at the root of the main checkout."""
-    return os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{(_root() / 'mlflow.db').as_posix()}"
+    return os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{(checkout() / 'mlflow.db').as_posix()}"
 
 
-class Live:
-    """The mirror of a running training. After its first failure nothing more is tried: a dead server costs once."""
-
-    def __init__(self, record: Record) -> None:
-        self._store: _Store | None = None
-        with _guard(self._off):
-            self._store = _Store(record.study)
-            self._run = self._store.create(record, "live")
-            self._store.delete_older(record.key, self._run, only_live=True)  # left behind by a killed process
-
-    def log(self, metrics: dict[str, float], step: int) -> None:
-        if self._store:
-            with _guard(self._off):
-                self._store.log_metrics(self._run, [(name, value, _now_ms(), step) for name, value in metrics.items()])
-
-    def close(self, failed: bool = False) -> None:
-        """The run stays `live` until the upload of the finished folder replaces it."""
-        if self._store:
-            with _guard(self._off):
-                self._store.call("set_terminated", self._run, "FAILED" if failed else "FINISHED")
-        self._off()
-
-    def _off(self) -> None:
-        self._store = None
-
-
-def upload(folder: Path) -> str | None:
-    """The run id of a finished run folder, uploaded unless the store holds it already; None where the store fails."""
-    with _guard():
-        record = read_record(Path(folder))
-        return _Store(record.study).upload(record, Path(folder), Path.cwd())
-    return None
-
-
-def sync(root: Path) -> tuple[int, int]:
-    """Upload what the store lacks of the run folders under root/runs: (uploaded, already there)."""
-    folders = finished(Path(root))
-    stores: dict[str, tuple[_Store, dict[tuple[str, str], str]]] = {}
-    uploaded = 0
-    try:
-        for record, folder in folders:
-            if record.study not in stores:
-                store = _Store(record.study, insist=True)
-                stores[record.study] = (store, store.complete())
-            store, known = stores[record.study]
-            if (record.key, content_md5(record, folder, Path(root))) not in known:
-                store.upload(record, folder, Path(root))
-                uploaded += 1
-    except InputError:
-        raise
-    except Exception as error:
-        raise InputError(
-            f"the MLflow store {_shown(tracking_uri())} cannot be used: {_reason(error)}. "
-            "Start its server or set MLFLOW_TRACKING_URI, then run `quintet sync` again"
-        ) from error
-    return uploaded, len(folders) - uploaded
-
-
-def link(record: Record) -> str | None:
-    """The address of a record's run in the UI (`make ui`, or the server); by its key, which an upload anew does not change. None
-    where the store cannot be asked."""
-    uri = tracking_uri()
-    base = uri if uri.startswith("http") else "http://127.0.0.1:5000"
-    with _guard():
-        search = quote(f"tags.key = '{record.key}' AND tags.`{STATE}` = 'complete'")
-        return f"{_shown(base)}/#/experiments/{_Store(record.study).experiment}/runs?searchFilter={search}"
-    return None
-
-
-def resolve(run: str) -> Path:
-    """The run folder that a path or an MLflow run id names."""
-    if (Path(run) / "record.json").is_file():
-        return Path(run)
-    neither = f"{run}: neither a run folder (with a record.json, such as runs/landmarks/selected) nor an MLflow run id"
-    if not re.fullmatch(r"[0-9a-f]{32}", run):
-        raise InputError(f"{neither} (32 characters 0-9, a-f)")
-    try:
-        return _artifacts(run)
-    except InputError:
-        raise
-    except Exception as error:
-        raise InputError(f"{neither} that {_shown(tracking_uri())} can give: {_reason(error)}") from error
-
-
-class _Store:
+class Store:
     """One study's experiment."""
 
     def __init__(self, study: str, *, insist: bool = False) -> None:
         uri = tracking_uri()
-        if not insist and time.monotonic() < _silent.get(uri, 0.0):
+        if not insist and time.monotonic() < silent.get(uri, 0.0):
             raise ConnectionError("it did not answer a moment ago")
         try:
-            with _first_contact(uri):
-                self.client = _client(uri)
+            with first_contact(uri):
+                self.client = client_of(uri)
                 self.experiment = _experiment(self.client, uri, study)
         except Exception:
-            _silent[uri] = time.monotonic() + QUIET_S
+            silent[uri] = time.monotonic() + QUIET_S
             raise
 
     def upload(self, record: Record, folder: Path, root: Path) -> str:
@@ -146,7 +52,7 @@ class _Store:
         if there := self.complete(f" AND tags.key = '{record.key}'").get((record.key, content)):
             return there
         try:
-            final = [(f"final/{name}", value, _now_ms(), 0) for name, value in final_metrics(record, folder).items()]
+            final = [(f"final/{name}", value, now_ms(), 0) for name, value in final_metrics(record, folder).items()]
             values = _history(folder / "model" / "history.csv") + final
             values += _epochs(record.epochs)
         except ValueError as error:
@@ -170,7 +76,7 @@ class _Store:
         from mlflow.entities import Param
         from mlflow.utils.validation import MAX_PARAM_VAL_LENGTH, MAX_PARAMS_TAGS_PER_BATCH
 
-        made = self.call("create_run", self.experiment, _now_ms(), _tags(record) | {STATE: state}, record.name)
+        made = self.call("create_run", self.experiment, now_ms(), _tags(record) | {STATE: state}, record.name)
         params = [Param(_name(key), str(value)[:MAX_PARAM_VAL_LENGTH]) for key, value in flatten(record.params).items()]
         for batch in _batches(params, MAX_PARAMS_TAGS_PER_BATCH):
             self.call("log_batch", made.info.run_id, params=batch)
@@ -185,7 +91,7 @@ class _Store:
             self.call("log_batch", run, metrics=batch)
 
     def log_files(self, run: str, folder: Path, extra: dict[str, Path], copies: dict[str, str]) -> None:
-        with _transfer():
+        with transfer():
             for source, name in copies.items():
                 with tempfile.TemporaryDirectory() as beside:  # MLflow takes the name from the file
                     link = Path(beside) / Path(name).name
@@ -231,13 +137,13 @@ class _Store:
         return found
 
     def call(self, method: str, *args: Any, **options: Any) -> Any:
-        return _unlocked(lambda: getattr(self.client, method)(*args, **options))
+        return unlocked(lambda: getattr(self.client, method)(*args, **options))
 
 
-# --- the store ---
+# --- reaching it ---
 
 
-def _root() -> Path:
+def checkout() -> Path:
     root = repository_root()
     if not os.environ.get("DVC_ROOT") and not (root / "dvc.yaml").is_file():
         raise InputError(f"{root}: no dvc.yaml here or above it; change to the repository or set MLFLOW_TRACKING_URI")
@@ -254,7 +160,7 @@ def _location(uri: str, study: str) -> str | None:
     return (database.parent / "mlartifacts" / study).as_uri() if database else None
 
 
-def _first_contact(uri: str) -> AbstractContextManager[Any]:
+def first_contact(uri: str) -> AbstractContextManager[Any]:
     """Several processes that open a fresh sqlite database at once crash in its migration: one after the other."""
     from filelock import FileLock
 
@@ -266,7 +172,7 @@ def _first_contact(uri: str) -> AbstractContextManager[Any]:
     return FileLock(database.parent / ".mlflow.lock", timeout=LOCK_S)
 
 
-def _client(uri: str) -> Any:
+def client_of(uri: str) -> Any:
     """An MlflowClient; the libraries' own chatter (tracebacks of locks that are tried again, retries) is switched off."""
     os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
     os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
@@ -299,7 +205,7 @@ def _experiment(client: Any, uri: str, study: str) -> str:
 
 def _create(client: Any, uri: str, study: str) -> None:
     try:
-        _unlocked(lambda: client.create_experiment(study, artifact_location=_location(uri, study)))
+        unlocked(lambda: client.create_experiment(study, artifact_location=_location(uri, study)))
     except Exception:
         if client.get_experiment_by_name(study) is None:  # not there already, and no other process was faster
             raise
@@ -312,7 +218,7 @@ def _restore(client: Any, experiment: str) -> None:
         client.delete_run(run.info.run_id)
 
 
-def _unlocked(action: Callable[[], T]) -> T:
+def unlocked(action: Callable[[], T]) -> T:
     """Again where other writers keep sqlite locked; each attempt waits up to 20 s of MLflow's own."""
     for wait_s in (0.5, 2.0):
         try:
@@ -325,7 +231,7 @@ def _unlocked(action: Callable[[], T]) -> T:
 
 
 @contextmanager
-def _transfer() -> Iterator[None]:
+def transfer() -> Iterator[None]:
     name = "MLFLOW_HTTP_REQUEST_TIMEOUT"
     before = os.environ.get(name)
     os.environ[name] = str(max(int(before or 0), TRANSFER_TIMEOUT_S))
@@ -335,27 +241,6 @@ def _transfer() -> Iterator[None]:
         os.environ.pop(name)
         if before is not None:
             os.environ[name] = before
-
-
-def _artifacts(run: str) -> Path:
-    """A run's files: where a local store keeps them, or downloaded once to the ignored folder .mlflow-runs."""
-    try:
-        cached = _root() / ".mlflow-runs" / run
-    except InputError:  # outside a repository
-        cached = Path(tempfile.mkdtemp(prefix="quintet-")) / run
-    if (cached / "record.json").is_file():
-        return cached
-    uri = tracking_uri()
-    with _first_contact(uri):
-        client = _client(uri)
-    found = client.get_run(run)
-    if found.data.tags.get(STATE) in ("live", "uploading"):
-        raise InputError(f"{run}: this MLflow run has no files yet; choose one with the tag {STATE} = complete")
-    if found.info.artifact_uri.startswith(("file:", "/")):
-        return Path(client.download_artifacts(run, ""))  # a local store names its own folder, nothing is copied
-    with _transfer(), whole_folder(cached) as beside:
-        client.download_artifacts(run, "", str(beside))
-    return cached
 
 
 # --- a run folder as MLflow wants it ---
@@ -377,7 +262,7 @@ def _history(path: Path) -> list[Value]:
         return []
     with path.open(newline="", encoding="utf-8") as file:
         rows = [row for row in csv.DictReader(file) if row.get("epoch")]
-    first = _now_ms() - len(rows)
+    first = now_ms() - len(rows)
     return [
         (name, float(cell), first + index, int(float(row["epoch"])))
         for index, row in enumerate(rows)
@@ -387,7 +272,7 @@ def _history(path: Path) -> list[Value]:
 
 
 def _epochs(rows: list[dict[str, float]]) -> list[Value]:
-    first = _now_ms() - len(rows)
+    first = now_ms() - len(rows)
     return [(name, value, first + epoch, epoch) for epoch, row in enumerate(rows) for name, value in row.items()]
 
 
@@ -400,45 +285,5 @@ def _batches(items: list[T], size: int) -> Iterator[list[T]]:
     return (items[start : start + size] for start in range(0, len(items), size))
 
 
-def _now_ms() -> int:
+def now_ms() -> int:
     return int(time.time() * 1000)
-
-
-# --- failures ---
-
-
-@contextmanager
-def _guard(off: Callable[[], None] | None = None) -> Iterator[None]:
-    """The mirror must not stop what it mirrors: any failure is one line on stderr, once per store."""
-    try:
-        yield
-    except Exception as error:
-        if off:
-            off()
-        _say(error)
-
-
-def _say(error: Exception) -> None:
-    try:
-        store = tracking_uri()
-    except InputError:
-        store = "(none)"
-    if store not in _said:
-        _said.add(store)
-        print(
-            f"quintet: not mirrored in MLflow ({_shown(store)}): {_reason(error)}; `quintet sync` uploads later",
-            file=sys.stderr,
-        )
-
-
-def _shown(uri: str) -> str:
-    return re.sub(r"//[^/@]*@", "//", uri)  # no password in a log
-
-
-def _reason(error: BaseException) -> str:
-    """The innermost error's first line: `Connection refused` rather than the five layers around it."""
-    if isinstance(error, InputError):
-        return str(error)
-    while inner := error.__cause__ or error.__context__:
-        error = inner
-    return f"{type(error).__name__}: {error}".splitlines()[0][:200]

@@ -1,0 +1,143 @@
+"""The perfusion sweep in parallel, on a Ray cluster that loses processes, and one training in two processes."""
+
+import shutil
+import socket
+import subprocess
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+import yaml
+
+from tests.slow.conftest import ENVIRONMENT, results, sh
+
+pytestmark = pytest.mark.slow
+
+SWEEP = "runs/perfusion/sweep"
+
+
+@pytest.fixture(scope="module")
+def fourteen(finished, tmp_path_factory) -> Path:
+    """The finished clone with all 14 configurations in its sweep, none of them trained."""
+    root = tmp_path_factory.mktemp("fourteen") / "quintet"
+    shutil.copytree(finished, root, symlinks=True, ignore=shutil.ignore_patterns("mlflow.db*", "mlartifacts", ".mlflow*"))
+    path = root / "params.yaml"
+    values = yaml.safe_load(path.read_text())
+    values["perfusion"]["sweep"]["configs"] = list(values["perfusion"]["configs"])
+    values["perfusion"]["epochs"] = 3
+    path.write_text(yaml.safe_dump(values, sort_keys=False))
+    sh("git commit -qam 'all 14'", root)
+    return root
+
+
+@pytest.fixture(scope="module")
+def serial(fourteen, tmp_path_factory) -> dict[str, str]:
+    """What `dvc repro` gives with one thread a cell."""
+    root = tmp_path_factory.mktemp("serial") / "quintet"
+    shutil.copytree(fourteen, root, symlinks=True)
+    sh("dvc repro perfusion_sweep", root, QUINTET_THREADS="1")
+    found = results(root, SWEEP)
+    assert sum(name.endswith("model.pt") for name in found) == 14
+    return found
+
+
+def test_cells_side_by_side_give_what_dvc_repro_gives(fourteen, serial, tmp_path):
+    root = tmp_path / "quintet"
+    shutil.copytree(fourteen, root, symlinks=True)
+    text = sh("quintet repro --jobs 2 --threads 1 perfusion_sweep", root)
+    assert text.splitlines()[-1].startswith("14 run, 0 restored")
+    assert results(root, SWEEP) == serial
+    assert sh("dvc status perfusion_sweep", root).strip().endswith("Data and pipelines are up to date.")
+
+
+class Cluster:
+    """Ray nodes of one CPU each on this machine, told from others by their folder."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            self.address = f"127.0.0.1:{free.getsockname()[1]}"
+
+    def processes(self, name: str) -> list[psutil.Process]:
+        return [
+            process
+            for process in psutil.process_iter(["cmdline"])
+            if str(self.folder) in (line := " ".join(process.info["cmdline"] or [])) and name in line
+        ]
+
+    def add(self) -> set[int]:
+        """One more node; the process ids of its raylet."""
+        before = {process.pid for process in self.processes("raylet/raylet")}
+        where = f"--address={self.address}" if before else f"--head --port={self.address.rpartition(':')[2]}"
+        options = "--num-cpus=1 --object-store-memory=100000000 --include-dashboard=false --disable-usage-stats"
+        sh(f"ray start {where} --temp-dir={self.folder} {options}" if not before else f"ray start {where} {options}", self.folder)
+        return {process.pid for process in self.processes("raylet/raylet")} - before
+
+    def stop(self) -> None:
+        for process in self.processes(""):
+            process.kill()
+
+
+@pytest.fixture
+def cluster() -> Iterator[Cluster]:
+    pytest.importorskip("ray")
+    folder = Path(tempfile.mkdtemp(prefix="ray-"))  # tmp_path is too long for a socket's name
+    cluster = Cluster(folder)
+    cluster.add()
+    yield cluster
+    cluster.stop()
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+def test_a_sweep_on_two_nodes_loses_a_process_and_a_node_and_no_result(fourteen, serial, cluster, tmp_path):
+    root = tmp_path / "quintet"
+    shutil.copytree(fourteen, root, symlinks=True)
+    node = cluster.add()
+    assert len(node) == 1
+    command = ["quintet", "repro", "--engine", "ray", "--jobs", "2", "--threads", "1", "perfusion_sweep"]
+    environment = ENVIRONMENT | {"RAY_ADDRESS": cluster.address, "PYTHONUNBUFFERED": "1"}
+    process = subprocess.Popen(command, cwd=root, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    assert process.stdout
+    lines, killed = [], []
+    for line in process.stdout:
+        lines.append(line)
+        done = sum(": done" in other for other in lines)
+        if done == 3 and not killed:
+            killed.append(kill_a_stage(root))
+        if done == 6 and len(killed) == 1:
+            psutil.Process(next(iter(node))).kill()
+            killed.append("node")
+    text = "".join(lines)
+    assert process.wait() == 0, text
+    assert "2 Ray nodes with 2 CPUs" in lines[0]
+    assert len(killed) == 2
+    assert lines[-1].startswith("14 run, 0 restored"), text
+    assert results(root, SWEEP) == serial
+    assert sh("dvc status perfusion_sweep", root).strip().endswith("Data and pipelines are up to date.")
+
+
+def kill_a_stage(root: Path) -> str:
+    """kill -9 of a cell that trains; its name."""
+    for _ in range(200):
+        for process in psutil.process_iter(["cmdline", "cwd"]):
+            line = process.info["cmdline"] or []
+            if process.info["cwd"] == str(root) and "stages/perfusion_sweep.py" in line and "sh" not in Path(line[0]).name:
+                process.kill()
+                return line[line.index("--config") + 1]
+        time.sleep(0.1)
+    raise AssertionError("no cell is running")
+
+
+def test_one_training_in_two_processes(copy):
+    stage = "stages/perfusion_train.py --data data/processed/perfusion --run runs/perfusion/selected"
+    before = results(copy, "runs/perfusion/selected/model")
+    sh(f"torchrun --nproc-per-node 2 {stage}", copy)
+    assert results(copy, "runs/perfusion/selected/model").keys() == before.keys()
+    assert results(copy, "runs/perfusion/selected/model") != before  # twice as many cases a step
+    sh("dvc commit -f perfusion_train", copy)
+    assert "perfusion_train" not in sh("dvc repro perfusion_evaluate", copy).split("Running stage")[-1]
+    assert sh("dvc status perfusion_evaluate", copy).strip().endswith("Data and pipelines are up to date.")

@@ -1,0 +1,102 @@
+"""Every command of the README and of docs/ is run as it stands, or it stands here with the reason why not."""
+
+import os
+import re
+import shutil
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import ROOT
+from tests.slow.conftest import sh
+
+pytestmark = pytest.mark.slow
+
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+ELSEWHERE = {
+    "git clone <this repository> quintet && cd quintet": "conftest.clone",
+    "source .venv/bin/activate": "conftest.ENVIRONMENT",
+    "make repro": "test_pipeline",
+    "make ui": "test_pipeline",
+    "make lint": ".ci/run",
+    "make test": ".ci/run",
+    "make test-slow": "this",
+    "python -m pytest tests/perfusion": ".ci/run, with all others",
+    "dvc push --run-cache": "test_pipeline",
+    "dvc pull --run-cache": "test_pipeline",
+    "dvc remote add --default store /data/dvc-store": "test_pipeline",
+    "dvc queue start": "test_pipeline",
+    "dvc queue start --jobs 2": "test_pipeline",
+    "dvc queue status": "test_pipeline",
+    "dvc exp run --queue -S perfusion.loss_weights.spatial=0.05,0.1,0.2 perfusion_evaluate": "test_pipeline",
+    "dvc exp run --queue -S perfusion.loss_weights.spatial=0.05,0.1,0.2 perfusion_evaluate && dvc queue start": "test_pipeline",
+    "quintet repro --engine ray --jobs 8 perfusion_sweep": "test_cluster",
+    "ray start --head --port=6379 --disable-usage-stats": "test_cluster",
+    "ray start --address=HEAD:6379 --disable-usage-stats": "test_cluster",
+    "ray stop": "test_cluster",
+    "pip install -c constraints.txt --editable '.[ray]'": "make test-slow",
+    "dvc commit -f perfusion_train": "test_cluster",
+}
+NOT_RUN = {
+    "torchrun --nproc-per-node 4 stages/perfusion_train.py --data data/processed/perfusion --run runs/perfusion/selected": (
+        "GPUs; test_cluster has two processes on CPUs"
+    ),
+    "mlflow server --host 0.0.0.0 --port 5000 --backend-store-uri sqlite:///mlflow.db": "a server for other machines",
+    "export MLFLOW_TRACKING_URI=http://HEAD:5000": "a server for other machines",
+    "dvc exp run -S 'perfusion.losses=[volume]' perfusion_evaluate": "an example's loss",
+    "quintet repro --engine ray --jobs N": "N is the reader's",
+    "quintet repro --jobs N": "N is the reader's",
+    "dvc queue start --jobs N": "N is the reader's",
+    "dvc repro -f": "every stage again",
+    "quintet evaluate ct --model vectors.npz --data /data/ct": "the reader's vectors",
+    "python main.py train --config configs/default_config.yaml": "the reference's",
+    "python -m venv ts && ts/bin/pip install TotalSegmentator": "its weights come from the internet",
+    "pip install -c constraints.txt faiss-cpu": "make test has it",
+    "pip install -c constraints.txt torchio SimpleITK": "peers of the benchmarks",
+}
+FRAGMENT = re.compile(
+    r"(dvc \w+|dvc exp run( --queue)?|quintet \w+( (landmarks|perfusion|breakhis|ct|fusion))?|quintet preset NAME.*)"
+)
+COMPLETE = re.compile(r"dvc (repro|status|dag)|quintet (doctor|times|sync|plan \w+)")
+
+
+def commands(page: Path) -> list[str]:
+    """The lines of its bash blocks and what is a command in running text, without fragments such as `quintet predict`."""
+    text = page.read_text(encoding="utf-8")
+    blocks = [block for block in re.findall(r"```bash\n(.*?)```", text, re.S) if "not run here" not in block]
+    lines = [re.split(r"\s+#\s", line)[0] for block in blocks for line in block.replace("\\\n", " ").splitlines()]
+    spans = re.findall(r"`((?:dvc|quintet|make|python|pip|git) [-\w][^`\n]*)`", re.sub(r"```.*?```", "", text, flags=re.S))
+    spans = [span for span in spans if not FRAGMENT.fullmatch(span) or COMPLETE.fullmatch(span)]
+    return list(dict.fromkeys(" ".join(command.split()) for command in lines + spans if command.strip(" #")))
+
+
+def test_what_is_run_elsewhere_stands_on_a_page():
+    there = {command for page in PAGES for command in commands(page)}
+    assert len(there) > 100
+    assert (ELSEWHERE.keys() | NOT_RUN.keys()) - there == set()
+
+
+@pytest.fixture(scope="module")
+def site(finished, tmp_path_factory) -> Path:
+    """The finished clone, and each study's data beside it in /data's place."""
+    root = tmp_path_factory.mktemp("commands") / "quintet"
+    shutil.copytree(finished, root, symlinks=True, ignore=shutil.ignore_patterns("mlflow.db*", "mlartifacts", ".mlflow*"))
+    shutil.copytree(root / "data" / "synthetic", root.parent / "data")
+    return root
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+def test_its_commands_do_what_they_say(page, site, tmp_path):
+    out = tmp_path / "out"
+    left = [command for command in commands(page) if command not in ELSEWHERE and command not in NOT_RUN]
+    for command in left:
+        for name in re.findall(r"OUT/\S+", command):
+            (out / name[4:]).parent.mkdir(parents=True, exist_ok=True)
+        run = re.sub(r"(?<![\w.])/data/", f"{site.parent}/data/", command).replace("OUT/", f"{out}/")
+        if command.startswith("python benchmarks/"):
+            run = f"{re.split(' --', run)[0]} --help"  # minutes each, and peers that are not installed
+        sh(run, site)
+        for name in re.findall(r"OUT/(\S+)", command):
+            assert os.path.getsize(out / name) > 0
+        sh("git checkout -q params.yaml", site)
+    sh("git checkout -q . && git clean -fdq", site)

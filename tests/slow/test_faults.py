@@ -1,0 +1,241 @@
+"""What goes wrong on real machines: kills, full disks, read-only folders, locks, broken caches; what is said, what is left."""
+
+import contextlib
+import csv
+import hashlib
+import os
+import re
+import signal
+import sqlite3
+import subprocess
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+from tests.slow.conftest import ENVIRONMENT, can, complete_runs, ran, results, sh
+
+pytestmark = pytest.mark.slow
+
+# root writes where others may not: without these two capabilities it is held to owner and mode as everybody
+UNPRIVILEGED = "setpriv --bounding-set=-dac_override,-dac_read_search --" if os.geteuid() == 0 else ""
+
+
+# --- kill -9 ---
+
+KINDS = {
+    "fusion_synthesize": ["data/synthetic/fusion"],
+    "fusion_segment": ["data/segmented/fusion"],
+    "fusion_prepare": ["data/processed/fusion"],
+    "landmarks_train": ["runs/landmarks/selected/model"],
+    "fusion_evaluate": ["runs/fusion/selected/evaluation", "reports/fusion/selected.json"],
+    "ct_baselines": ["runs/ct/baselines"],
+    "breakhis_sweep@mmnet-0-0": ["runs/breakhis/sweep/mmnet"],
+    "perfusion_rank": ["reports/perfusion/ranking"],
+    "report": ["reports"],
+}
+
+
+@pytest.mark.parametrize("stage", KINDS)
+def test_a_stage_killed_in_its_work_gives_the_same_result_the_next_time(stage, copy):
+    before = results(copy, *KINDS[stage])
+    assert before
+    kill_halfway(stage, copy)
+    text = sh(f"dvc repro --no-run-cache {stage}", copy)
+    assert stage in ran(text)
+    assert results(copy, *KINDS[stage]) == before
+    assert leftovers(copy) == []
+
+
+def kill_halfway(stage: str, root: Path) -> None:
+    """Start a stage and kill -9 its process, later than its imports and before its end."""
+    with (root / "logs" / "stages.csv").open(newline="") as file:
+        start_up, whole = next((float(row[2]), float(row[3])) for row in csv.reader(file) if row[0] == stage)
+    share = 0.6
+    while share > 0.01:
+        process = subprocess.Popen(
+            ["dvc", "repro", "--no-run-cache", "--force", "--single-item", stage], cwd=root, env=ENVIRONMENT,
+            stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+        )  # fmt: skip
+        victim = worker(root, f"stages/{stage.partition('@')[0]}.py", process)
+        time.sleep(start_up + share * (whole - start_up))
+        with contextlib.suppress(psutil.NoSuchProcess):
+            victim.send_signal(signal.SIGKILL)
+        if process.wait() != 0:
+            return
+        share /= 2  # it was faster than the last time
+    raise AssertionError(f"{stage} could not be killed in its work")
+
+
+def worker(root: Path, script: str, dvc: "subprocess.Popen[Any]") -> psutil.Process:
+    """The process of a stage."""
+    while dvc.poll() is None:
+        for process in psutil.process_iter(["cmdline", "cwd"]):
+            line = process.info["cmdline"] or []
+            if process.info["cwd"] == str(root) and script in line:
+                return process
+        time.sleep(0.02)
+    raise AssertionError("the stage did not start")
+
+
+def leftovers(root: Path) -> list[str]:
+    folders = ("data", "runs", "reports", ".checkpoints")
+    found = [path for folder in folders for path in (root / folder).rglob("*")]
+    return [str(path) for path in found if ".part" in path.name or path.suffix == ".ckpt"]
+
+
+def test_dvc_killed_leaves_its_stage_and_the_next_one_waits_for_it(copy):
+    before = results(copy, "runs/perfusion/selected/model")
+    command = ["dvc", "repro", "--no-run-cache", "--force", "--single-item", "perfusion_train"]
+    process = subprocess.Popen(command, cwd=copy, env=ENVIRONMENT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    orphan = worker(copy, "stages/perfusion_train.py", process)
+    while not list((copy / ".checkpoints").glob("perfusion_train*.lock")):
+        time.sleep(0.05)
+    process.kill()
+    process.wait()
+    orphan.suspend()  # so that it is there for as long as the test needs
+    again = subprocess.Popen(command, cwd=copy, env=ENVIRONMENT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    assert again.stdout
+    lines = []
+    for line in again.stdout:
+        lines.append(line)
+        if "another process trains the same run" in line:
+            orphan.resume()
+    assert again.wait() == 0, "".join(lines)
+    assert any("waiting for it to end" in line for line in lines)
+    assert results(copy, "runs/perfusion/selected/model") == before
+
+
+# --- storage ---
+
+
+@contextlib.contextmanager
+def mounted(folder: Path, options: str) -> Iterator[None]:
+    """An empty tmpfs over a folder."""
+    folder.mkdir(parents=True, exist_ok=True)
+    sh(f"mount -t tmpfs -o {options} none '{folder}'", folder.parent)
+    try:
+        yield
+    finally:
+        sh(f"umount -l '{folder}'", folder.parent)
+
+
+def can_mount() -> bool:
+    return can("d=$(mktemp -d) && mount -t tmpfs -o size=64k none $d && umount $d && rmdir $d")
+
+
+MOUNTS = {
+    "landmarks_synthesize": "data/synthetic",
+    "perfusion_synthesize": "data/synthetic",
+    "fusion_segment": "data/segmented",
+    "breakhis_prepare": "data/processed",
+    "ct_prepare": "data/processed",
+    "ct_train": "runs/ct/selected",
+    "fusion_sweep@attention-0": "runs/fusion/sweep",
+    "landmarks_baselines": "runs/landmarks/baselines",
+    "perfusion_rank": "reports/perfusion",
+    "perfusion_train": ".checkpoints",
+}
+
+
+@pytest.mark.skipif(not can_mount(), reason="this kernel or user may not mount a tmpfs")
+@pytest.mark.parametrize("stage", MOUNTS)
+def test_a_full_disk_is_one_line_and_leaves_nothing_half_written(stage, copy):
+    folder = copy / MOUNTS[stage]
+    command = sh(f"dvc stage list --name-only | grep -x '{stage}' && dvc repro --dry -f -s {stage}", copy).split("> ")[-1].strip()
+    with mounted(folder, "size=48k"):
+        text = sh(command, copy, status=2, DVC_STAGE=stage)
+        assert "error: " in text
+        assert "the disk is full; make room, then run the same command again" in text.splitlines()[-1]
+        assert "Traceback" not in text
+        assert [path for path in folder.rglob("*") if path.is_file() and path.suffix != ".lock"] == []
+
+
+@pytest.mark.skipif(not can_mount(), reason="this kernel or user may not mount a tmpfs")
+@pytest.mark.parametrize("stage", ["landmarks_synthesize", "ct_prepare", "ct_train", "perfusion_rank"])
+def test_a_read_only_file_system_is_one_line(stage, copy):
+    command = sh(f"dvc repro --dry -f -s {stage}", copy).split("> ")[-1].strip()
+    with mounted(copy / MOUNTS[stage], "ro"):
+        text = sh(command, copy, status=2, DVC_STAGE=stage)
+    assert "Traceback" not in text
+    assert "read-only" in text.splitlines()[-1].lower()
+
+
+@pytest.mark.skipif(not can(f"{UNPRIVILEGED} true"), reason="this kernel does not let root give capabilities up")
+@pytest.mark.parametrize(
+    ("stage", "path", "mode"),
+    [
+        ("landmarks_prepare", "data/processed", 0o500),
+        ("perfusion_train", ".checkpoints", 0o500),
+        ("fusion_prepare", "data/synthetic/fusion/clinical_data.csv", 0o000),
+        ("ct_train", "data/processed/ct/volumes.npy", 0o000),
+        ("landmarks_train", "params.yaml", 0o000),
+    ],
+)
+def test_wrong_permissions_name_the_file_and_the_remedy(stage, path, mode, copy):
+    command = sh(f"dvc repro --dry -f -s {stage}", copy).split("> ")[-1].strip()
+    (copy / path).chmod(mode)
+    text = sh(f"{UNPRIVILEGED} {command}", copy, status=2, DVC_STAGE=stage)
+    assert "Traceback" not in text
+    assert path in text.splitlines()[-1]
+    assert "permission" in text.splitlines()[-1].lower()
+
+
+def test_a_locked_mlflow_costs_the_mirror_only(copy):
+    sh("quintet sync", copy)
+    keys = complete_runs(copy)
+    with contextlib.closing(sqlite3.connect(copy / "mlflow.db", isolation_level=None)) as database:
+        database.execute("begin exclusive")
+        text = sh("dvc repro -f -s landmarks_train", copy)
+        database.execute("rollback")
+    assert text.count("not mirrored in MLflow") == 1
+    assert "database is locked" in text
+    sh("dvc repro landmarks_evaluate && quintet sync", copy)
+    assert complete_runs(copy) == keys
+
+
+# --- DVC ---
+
+
+def damage(root: Path, output: str) -> None:
+    """Flip a byte of an output's object in DVC's cache."""
+    digest = hashlib.md5((root / output).read_bytes()).hexdigest()
+    cached = root / ".dvc" / "cache" / "files" / "md5" / digest[:2] / digest[2:]
+    content = bytearray(cached.read_bytes())
+    content[len(content) // 2] ^= 0xFF
+    cached.chmod(0o644)
+    cached.write_bytes(content)
+    cached.chmod(0o444)  # as a disk's fault leaves it
+
+
+@pytest.mark.parametrize("command", ["dvc repro", "quintet repro --jobs 2"])
+def test_a_damaged_cache_object_is_found_and_made_again(command, copy):
+    before = results(copy, "data/processed/landmarks", "runs/landmarks")
+    damage(copy, "data/processed/landmarks/images.npy")
+    assert sh("quintet doctor --cache", copy, status=2).count(" is damaged; ") == 1
+    remedy = re.search(r"`(rm -rf [^`]*)`", sh("quintet doctor --cache", copy, status=2)).group(1)
+    assert remedy.endswith(" data/processed/landmarks")
+    sh(remedy, copy)
+    text = sh(f"{command} landmarks_rank", copy)
+    assert "landmarks_prepare" in text
+    assert "0 damaged" in sh("quintet doctor --cache", copy)
+    assert results(copy, "data/processed/landmarks", "runs/landmarks") == before
+
+
+@pytest.mark.parametrize("command", ["dvc repro perfusion_train", "quintet repro perfusion_train"])
+def test_of_two_at_once_one_works_and_the_other_says_so(command, copy):
+    values = (copy / "params.yaml").read_text()
+    (copy / "params.yaml").write_text(values.replace("deep_supervision: true", "deep_supervision: false"))
+    first = subprocess.Popen(
+        command.split(), cwd=copy, env=ENVIRONMENT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    )
+    worker(copy, "stages/perfusion_train.py", first)
+    second = sh(command, copy, status=None)
+    said = first.communicate()[0]
+    assert first.returncode == 0, said
+    assert "is busy" in second, second
+    assert "Traceback" not in second
+    assert sh("dvc status perfusion_train", copy).strip().endswith("Data and pipelines are up to date.")
