@@ -27,7 +27,7 @@ def ranked(tmp_path, monkeypatch) -> dict[Study, ranking.Ranking]:
         values = np.random.default_rng(number).normal(size=(3, 2, 12)) + np.arange(3)[:, None, None]
         found[study] = ranking.rank(tidy(values), "dice", lower_is_better=False, bootstrap=100)
         out, report = Path("runs") / study.value / "rank", Path("reports") / study.value / "ranking"
-        publish(study.value, found[study], {}, out, report, title=f"Title of {study}", unit="points", extra=[])
+        publish(study.value, found[study], {}, out, report, title=f"Title of {study}", unit="points", extra=lambda _: [])
         selected = Path("runs") / study.value / "selected"
         selected.mkdir(parents=True)
         Record(study.value, f"{study}_train", "selected", 0, {"rate": 0.5}, {"arrays": "d41d8"}).save(selected)

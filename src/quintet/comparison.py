@@ -2,11 +2,12 @@
 
 import json
 import shutil
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 
 import pandas as pd
 
+from quintet.files import whole_folder
 from quintet.pages import Section
 from quintet.params.common import SeedSweep
 from quintet.ranking import Ranking, write
@@ -46,12 +47,20 @@ def pick(table: pd.DataFrame, columns: dict[str, str]) -> pd.DataFrame:
 
 
 def publish(
-    study: str, ranked: Ranking, runs: Runs, out: Path, report: Path, *, title: str, unit: str, extra: Sequence[Section]
+    study: str,
+    ranked: Ranking,
+    runs: Runs,
+    out: Path,
+    report: Path,
+    *,
+    title: str,
+    unit: str,
+    extra: Callable[[Path], Sequence[Section]],
 ) -> None:
     """Write the ranking's files into `report`, and `out` = {record.json}: a ranking is an MLflow run of its own, with those files
-    among its artifacts."""
-    report.mkdir(parents=True, exist_ok=True)
-    write(ranked, report, title=title, unit=unit, extra=extra)
+    among its artifacts. `extra`: the study's own sections, whose figures it draws into the folder that it is given."""
+    with whole_folder(report) as folder:
+        write(ranked, folder, title=title, unit=unit, extra=extra(folder))
     inputs = {f"{name} {run.name}": run / "evaluation" / "cases.csv" for name, group in runs.items() for run in group}
     record = new_record(study, "rank", "ranking", seed=0, params={"configs": ", ".join(runs)}, inputs=inputs)
     record.metrics = {f"{ranked.metric}/{row.config}": float(row.mean) for row in ranked.table.itertuples()}

@@ -54,17 +54,19 @@ def compare(params: Params, sweep: Path, out: Path, report: Path) -> str:
     table = ranked(params, sweep)
     order = list(table.table["config"])
     patients = {name: _patients(runs[name]) for name in order}
-    report.mkdir(parents=True, exist_ok=True)
-    figures = [_figure(report, name, patients[name]) for name in order]
     costs = recorded(runs, order).join(measured(runs, order)[["evaluation_seconds_per_image"]])
-    sections = [
-        Section("By patient", _by_patient_text(patients[order[0]]), _by_patient(patients)),
-        Section("By fold", BY_FOLD, _by_fold(runs, order)),
-        Section("Which magnifications are needed", SUBSETS, _by_subset(patients)),
-        Section("Each image by itself", ALONE, _by_magnification(runs, order)),
-        Section("Curves, confusion, calibration", CURVES, figures=figures),
-        Section("Cost", _probe_text(p.weights, order), pick(costs, COSTS)),
-    ]
+
+    def sections(folder: Path) -> list[Section]:
+        figures = [_figure(folder, name, patients[name]) for name in order]
+        return [
+            Section("By patient", _by_patient_text(patients[order[0]]), _by_patient(patients)),
+            Section("By fold", BY_FOLD, _by_fold(runs, order)),
+            Section("Which magnifications are needed", SUBSETS, _by_subset(patients)),
+            Section("Each image by itself", ALONE, _by_magnification(runs, order)),
+            Section("Curves, confusion, calibration", CURVES, figures=figures),
+            Section("Cost", _probe_text(p.weights, order), pick(costs, COSTS)),
+        ]
+
     publish("breakhis", table, runs, out, report, title="BreakHis", unit=UNIT, extra=sections)
     return table.verdict
 

@@ -58,12 +58,17 @@ def compare(params: Params, sweep: Path, baselines: Path, out: Path, report: Pat
     runs = runs_of(p, sweep, baselines)
     keep_only(sweep, [run for name in p.configs for run in runs[name]])
     table = ranked(params, sweep, baselines)
-    sections = _sections(runs, list(table.table["config"]))
-    sections.insert(0, _phases(table.pairs, {name: predecessor(config) for name, config in p.configs.items()}))
-    sections.append(Section("How to read this", READING))
-    report.mkdir(parents=True, exist_ok=True)
-    success_rate(report / "sdr.png", {name: _image_errors(runs[name]) for name in table.table["config"]})
-    sections.append(Section("Success detection rate", figures=[report / "sdr.png"]))
+    order = list(table.table["config"])
+
+    def sections(folder: Path) -> list[Section]:
+        success_rate(folder / "sdr.png", {name: _image_errors(runs[name]) for name in order})
+        return [
+            _phases(table.pairs, {name: predecessor(config) for name, config in p.configs.items()}),
+            *_sections(runs, order),
+            Section("How to read this", READING),
+            Section("Success detection rate", figures=[folder / "sdr.png"]),
+        ]
+
     publish("landmarks", table, runs, out, report, title="Chest X-ray landmarks", unit=UNIT, extra=sections)
     return table.verdict
 

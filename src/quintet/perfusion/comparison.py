@@ -58,7 +58,7 @@ def compare(params: Params, sweep: Path, out: Path, report: Path) -> str:
         Section("Details", "Means over the cases where a figure is defined.", pick(found, DETAILS)),
         Section("Cost", "On this machine; training includes validation.", pick(costs, COSTS)),
     ]
-    publish("perfusion", table, runs, out, report, title="Perfusion territories", unit=UNIT, extra=sections)
+    publish("perfusion", table, runs, out, report, title="Perfusion territories", unit=UNIT, extra=lambda _: sections)
     return table.verdict
 
 
