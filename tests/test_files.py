@@ -1,3 +1,7 @@
+import os
+import subprocess
+import sys
+
 import pytest
 
 from quintet.errors import InputError
@@ -17,6 +21,17 @@ def test_a_folder_is_replaced_whole_or_not_at_all(tmp_path):
         (folder / "new").write_text("3")
     assert [p.name for p in target.iterdir()] == ["new"]
     assert [p.name for p in tmp_path.iterdir()] == ["out"]
+
+
+def test_what_a_killed_process_left_is_removed_and_what_a_living_one_writes_is_not(tmp_path):
+    child = subprocess.Popen([sys.executable, "-c", ""])
+    child.wait()
+    (tmp_path / f".out.{child.pid}.part").mkdir()
+    (tmp_path / f".out.{os.getppid()}.part").mkdir()
+    (tmp_path / f".table.{child.pid}.part.csv").touch()
+    with whole_folder(tmp_path / "out"), whole_file(tmp_path / "table.csv") as file:
+        file.touch()
+    assert {p.name for p in tmp_path.iterdir()} == {"out", "table.csv", f".out.{os.getppid()}.part"}
 
 
 def test_a_file_is_replaced_whole_or_not_at_all(tmp_path):

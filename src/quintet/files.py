@@ -1,11 +1,14 @@
 """Outputs are written whole or not at all: write beside, then rename."""
 
+import glob
 import hashlib
 import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+
+import psutil
 
 from quintet.errors import InputError
 
@@ -18,8 +21,7 @@ def whole_folder(target: Path) -> Iterator[Path]:
         raise InputError(f"{target}: the current folder lies in it and would be replaced; name another folder for the results")
     if target.is_file():
         raise InputError(f"{target}: a file, expected a folder for the results; name another one")
-    beside = target.with_name(f".{target.name}.{os.getpid()}.part")
-    shutil.rmtree(beside, ignore_errors=True)
+    beside = _beside(target, target.name)
     _make(beside)
     try:
         yield beside
@@ -36,12 +38,21 @@ def whole_file(target: Path) -> Iterator[Path]:
     if target.is_dir():
         raise InputError(f"{target}: a folder, expected a file for the results; name another one")
     _make(target.parent)
-    beside = target.with_name(f".{target.stem}.{os.getpid()}.part{target.suffix}")
+    beside = _beside(target, target.stem, target.suffix)
     try:
         yield beside
         beside.replace(target)
     finally:
         beside.unlink(missing_ok=True)
+
+
+def _beside(target: Path, stem: str, suffix: str = "") -> Path:
+    """A hidden name for this process's work; what killed processes left under such names is removed."""
+    for left in target.parent.glob(f".{glob.escape(stem)}.*.part{glob.escape(suffix)}"):
+        pid = left.name.removeprefix(f".{stem}.").partition(".")[0]
+        if pid.isdigit() and (int(pid) == os.getpid() or not psutil.pid_exists(int(pid))):
+            shutil.rmtree(left) if left.is_dir() else left.unlink()
+    return target.with_name(f".{stem}.{os.getpid()}.part{suffix}")
 
 
 def _make(folder: Path) -> None:

@@ -72,9 +72,9 @@ class Cluster:
     def add(self) -> set[int]:
         """One more node; the process ids of its raylet."""
         before = {process.pid for process in self.processes("raylet/raylet")}
-        where = f"--address={self.address}" if before else f"--head --port={self.address.rpartition(':')[2]}"
-        options = "--num-cpus=1 --object-store-memory=100000000 --include-dashboard=false --disable-usage-stats"
-        sh(f"ray start {where} --temp-dir={self.folder} {options}" if not before else f"ray start {where} {options}", self.folder)
+        head = f"--head --port={self.address.rpartition(':')[2]} --temp-dir={self.folder} --include-dashboard=false"
+        where = f"--address={self.address}" if before else head
+        sh(f"ray start {where} --num-cpus=1 --object-store-memory=100000000 --disable-usage-stats", self.folder)
         return {process.pid for process in self.processes("raylet/raylet")} - before
 
     def stop(self) -> None:
@@ -135,7 +135,7 @@ def kill_a_stage(root: Path) -> str:
 def test_one_training_in_two_processes(copy):
     stage = "stages/perfusion_train.py --data data/processed/perfusion --run runs/perfusion/selected"
     before = results(copy, "runs/perfusion/selected/model")
-    sh(f"torchrun --nproc-per-node 2 {stage}", copy)
+    sh(f"torchrun --nproc-per-node 2 -- {stage}", copy)
     assert results(copy, "runs/perfusion/selected/model").keys() == before.keys()
     assert results(copy, "runs/perfusion/selected/model") != before  # twice as many cases a step
     sh("dvc commit -f perfusion_train", copy)

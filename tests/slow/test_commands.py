@@ -38,7 +38,7 @@ ELSEWHERE = {
     "dvc commit -f perfusion_train": "test_cluster",
 }
 NOT_RUN = {
-    "torchrun --nproc-per-node 4 stages/perfusion_train.py --data data/processed/perfusion --run runs/perfusion/selected": (
+    "torchrun --nproc-per-node 4 -- stages/perfusion_train.py --data data/processed/perfusion --run runs/perfusion/selected": (
         "GPUs; test_cluster has two processes on CPUs"
     ),
     "mlflow server --host 0.0.0.0 --port 5000 --backend-store-uri sqlite:///mlflow.db": "a server for other machines",

@@ -5,7 +5,6 @@ import csv
 import hashlib
 import os
 import re
-import signal
 import sqlite3
 import subprocess
 import time
@@ -41,32 +40,37 @@ KINDS = {
 
 @pytest.mark.parametrize("stage", KINDS)
 def test_a_stage_killed_in_its_work_gives_the_same_result_the_next_time(stage, copy):
+    alone(stage, copy)
     before = results(copy, *KINDS[stage])
     assert before
     kill_halfway(stage, copy)
-    text = sh(f"dvc repro --no-run-cache {stage}", copy)
-    assert stage in ran(text)
+    alone(stage, copy)
     assert results(copy, *KINDS[stage]) == before
     assert leftovers(copy) == []
 
 
+def alone(stage: str, root: Path) -> None:
+    assert ran(sh(" ".join(forced(stage)), root)) == [stage]
+
+
+def forced(stage: str) -> list[str]:
+    return ["dvc", "repro", "--no-run-cache", "--force", "--single-item", stage]
+
+
 def kill_halfway(stage: str, root: Path) -> None:
-    """Start a stage and kill -9 its process, later than its imports and before its end."""
+    """Start a stage and kill -9 its process between its imports and its end."""
     with (root / "logs" / "stages.csv").open(newline="") as file:
-        start_up, whole = next((float(row[2]), float(row[3])) for row in csv.reader(file) if row[0] == stage)
-    share = 0.6
-    while share > 0.01:
-        process = subprocess.Popen(
-            ["dvc", "repro", "--no-run-cache", "--force", "--single-item", stage], cwd=root, env=ENVIRONMENT,
-            stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
-        )  # fmt: skip
+        start_up, whole = [(float(row[2]), float(row[3])) for row in csv.reader(file) if row[0] == stage][-1]
+    for share in (0.5, 0.25, 0.1):  # of the work; smaller where it was faster than the last time
+        process = subprocess.Popen(forced(stage), cwd=root, env=ENVIRONMENT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
         victim = worker(root, f"stages/{stage.partition('@')[0]}.py", process)
-        time.sleep(start_up + share * (whole - start_up))
+        time.sleep(max(0.0, victim.create_time() + start_up + share * (whole - start_up) - time.time()))
         with contextlib.suppress(psutil.NoSuchProcess):
-            victim.send_signal(signal.SIGKILL)
-        if process.wait() != 0:
+            victim.kill()
+        text = process.communicate()[0].decode()
+        if process.returncode:
+            assert f"failed to reproduce '{stage}'" in text
             return
-        share /= 2  # it was faster than the last time
     raise AssertionError(f"{stage} could not be killed in its work")
 
 
@@ -88,8 +92,9 @@ def leftovers(root: Path) -> list[str]:
 
 
 def test_dvc_killed_leaves_its_stage_and_the_next_one_waits_for_it(copy):
+    alone("perfusion_train", copy)
     before = results(copy, "runs/perfusion/selected/model")
-    command = ["dvc", "repro", "--no-run-cache", "--force", "--single-item", "perfusion_train"]
+    command = forced("perfusion_train")
     process = subprocess.Popen(command, cwd=copy, env=ENVIRONMENT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     orphan = worker(copy, "stages/perfusion_train.py", process)
     while not list((copy / ".checkpoints").glob("perfusion_train*.lock")):
