@@ -5,7 +5,7 @@
 parallel: the perfusion sweep (14 cells) in two clones of this commit, once by `dvc repro`, once by `quintet repro --jobs N`, one
 thread a cell in both; wall times, their ratio, and whether the outputs are the same. growth: perfusion's prepare and one epoch
 over 1, 2, 4 and 8 times the shipped number of phantoms, batches an epoch growing along (every case is seen equally often);
-seconds and peak memory above the imports, each size in a process of its own. Expected: about 8 and 3 minutes on 2 cores."""
+seconds and peak memory above the imports, each size in a process of its own. Expected: about 13 and 3 minutes on 2 cores."""
 
 import argparse
 import filecmp

@@ -21,7 +21,7 @@ PICTURES = {
     Study.landmarks: ("overlays.png", "Test images: true and predicted landmarks."),
     Study.perfusion: ("overlays.png", "Held-out people: true and predicted territories."),
     Study.breakhis: ("grad_cam.png", "Where MMNet looks (Grad-CAM)."),
-    Study.ct: ("retrieval.png", "A query (left) and what is retrieved."),
+    Study.ct: ("retrieval.png", "Scores by cut-off, similarity by shared findings, and a map of the test scans."),
     Study.fusion: ("patterns.png", "Score by the modalities that a patient has."),
 }
 SOURCES = ("src", "stages", "params.yaml", "dvc.yaml")
@@ -65,7 +65,7 @@ def _overview(params: Params, rankings: dict[Study, tuple[Record, pd.DataFrame]]
         rows.append({
             "study": record.tags["title"], "first": best["config"], "score [95 %]": f"{score} [{low}, {high}]",
             "not separated from": f"{together} of {len(table) - 1} others",
-            "ranked by": f"{record.tags['metric']}, {record.tags['better']} is better",
+            "ranked by": f"{record.tags['metric']} ({record.tags['better']})",
             "data": "synthetic" if _synthetic(params, study) else "own",
         })  # fmt: skip
     return Section("Who is first, and does it mean anything?", table=pd.DataFrame(rows))
