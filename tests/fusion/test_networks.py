@@ -176,32 +176,35 @@ def test_no_gradient_flows_into_the_target():
         assert x0.requires_grad == flows
 
 
-def feature_variance(target: str, steps: int) -> float:
-    """Variance of the fused target between patients after training on the diffusion's loss alone."""
+def feature_variance(target: str, steps: int = 100) -> float:
+    """Variance of the fused target between patients, mean of the second half of a training on the diffusion's loss alone."""
     net = make(target=target).train()
     volumes, clinical, present = batch()
     everything = torch.ones_like(present)
     optimizer = torch.optim.Adam(net.parameters(), lr=3e-3)
+    found = []
     for step in range(steps):
         torch.manual_seed(step)
         tokens = tokens_of(net, volumes, clinical, everything)
         x0 = net.fuse.target(tokens, everything)
+        found.append(x0.detach().var(0, correction=0).mean().item())
         draw = Draw(torch.randint(1000, (6,)), torch.randn(6, 16))
         _, loss = net.fuse.one_step(tokens, present, x0, draw)
         optimizer.zero_grad()
         loss.mean().backward()
         optimizer.step()
-    return net.fuse.target(tokens_of(net, volumes, clinical, everything), everything).var(0, correction=0).mean().item()
+    return float(np.mean(found[steps // 2 :]))
 
 
 def test_collapses_without_the_guard_and_not_with_it():
     """As the reference describes it, the diffusion wins by shrinking every patient to one point; ours must stay far above the
-    floor. (On this loss alone, which no training of ours is, ours shrinks as well, but slowly: at 300 steps 0.04 to 0.9, by
-    seed and CPU.)"""
+    floor. A mean of many steps, as one step's value depends on the CPU. (On this loss alone, which no training of ours is, ours
+    shrinks as well, but slowly: after 300 steps one found 0.04 to 0.9.)"""
     from quintet.fusion.module import COLLAPSED
 
-    assert feature_variance("unguarded", 100) < COLLAPSED
-    assert feature_variance("mean", 100) > 4 * COLLAPSED
+    unguarded, guarded = feature_variance("unguarded"), feature_variance("mean")
+    assert unguarded < COLLAPSED
+    assert guarded > max(2 * COLLAPSED, 10 * unguarded)
 
 
 def test_gradient_checkpointing_changes_nothing():

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Sequence
 from pathlib import Path
+from textwrap import fill
 
 import numpy as np
 import pandas as pd
@@ -102,7 +103,8 @@ def _draw_means(ranking: Ranking, title: str, unit: str) -> Figure:
         axes.text(1.015, at, letters, transform=axes.get_yaxis_transform(), va="center", family="monospace")
     axes.set_yticks(y, list(table["config"]))
     axes.set_ylim(len(y) - 0.5, -0.5)
-    axes.set_xlabel(f"{_axis(ranking.metric, unit)}, {'lower' if ranking.lower_is_better else 'higher'} is better")
+    better = "lower" if ranking.lower_is_better else "higher"
+    axes.set_xlabel(fill(f"{_axis(ranking.metric, unit)}, {better} is better", 60))
     axes.grid(axis="x", alpha=0.3)
     figure.suptitle(f"{title}\nsame letter: not separated ({ranking.patients} patients)", fontsize=11)
     return figure
