@@ -62,14 +62,14 @@ def kill_halfway(stage: str, root: Path) -> None:
     with (root / "logs" / "stages.csv").open(newline="") as file:
         start_up, whole = [(float(row[2]), float(row[3])) for row in csv.reader(file) if row[0] == stage][-1]
     for share in (0.5, 0.25, 0.1):  # of the work; smaller where it was faster than the last time
-        process = subprocess.Popen(forced(stage), cwd=root, env=ENVIRONMENT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+        with (root / "killed.log").open("w") as log:  # no pipe: joblib's workers hold it open for minutes after the kill
+            process = subprocess.Popen(forced(stage), cwd=root, env=ENVIRONMENT, stdout=log, stderr=log)
         victim = worker(root, f"stages/{stage.partition('@')[0]}.py", process)
         time.sleep(max(0.0, victim.create_time() + start_up + share * (whole - start_up) - time.time()))
         with contextlib.suppress(psutil.NoSuchProcess):
             victim.kill()
-        text = process.communicate()[0].decode()
-        if process.returncode:
-            assert f"failed to reproduce '{stage}'" in text
+        if process.wait():
+            assert f"failed to reproduce '{stage}'" in (root / "killed.log").read_text()
             return
     raise AssertionError(f"{stage} could not be killed in its work")
 
