@@ -73,8 +73,8 @@ def copy(finished, tmp_path) -> Path:
     return root
 
 
-# what says when and how fast a run was: its record, and the tables and pages that show it
-TIMED = {"record.json", "costs.csv", "ranking.md", "ranking.html", "index.html"}
+# what says when and how fast a run was: its record, and the tables, pages and figures that show it
+TIMED = {"record.json", "ranking.md", "ranking.html", "index.html", "curves.csv", "steps.png"}
 
 
 def results(root: Path, *folders: str) -> dict[str, str]:
