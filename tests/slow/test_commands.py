@@ -55,7 +55,7 @@ NOT_RUN = {
     "pip install -c constraints.txt torchio SimpleITK": "peers of the benchmarks",
 }
 FRAGMENT = re.compile(
-    r"(dvc \w+|dvc exp run( --queue)?|quintet \w+( (landmarks|perfusion|breakhis|ct|fusion))?|quintet preset NAME.*)"
+    r"(dvc \w+|dvc exp run( --queue)?|quintet \w+( (landmarks|perfusion|breakhis|ct|fusion|STUDY))?|quintet preset NAME.*)"
 )
 COMPLETE = re.compile(r"dvc (repro|status|dag)|quintet (doctor|times|sync|plan \w+)")
 
