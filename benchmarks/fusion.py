@@ -29,8 +29,8 @@ def sampling(run: Path, data: Path) -> None:
 
     from quintet.fusion.data import load as load_data
     from quintet.fusion.evaluation import headline, pairs_of
+    from quintet.fusion.inference import Model, of_prepared
     from quintet.fusion.networks import noise_for
-    from quintet.fusion.prediction import Model, of_prepared
     from quintet.resampling import draw_weights, interval, order_draws
 
     model, prepared = Model.load(run, "auto"), load_data(data)
@@ -67,7 +67,7 @@ def memory(patients: int, folder: Path) -> dict[str, float]:
     """Draw, segment, prepare, train; peaks above the imports. Prepare first: the peak only grows."""
     import monai.networks.nets  # noqa: F401
 
-    from quintet.fusion import analysis, module, prediction  # noqa: F401
+    from quintet.fusion import analysis, inference, module  # noqa: F401
     from quintet.fusion.data import load as load_data
     from quintet.fusion.data import prepare
     from quintet.fusion.segmentation import segment

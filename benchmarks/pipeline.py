@@ -49,7 +49,7 @@ def _run(command: str, root: Path, **more: str) -> float:
 def growth(factor: int, folder: Path) -> dict[str, float]:
     """Draw, prepare, train an epoch; seconds, and peaks above the imports. Prepare first: the peak only grows."""
     from quintet.params import load
-    from quintet.perfusion import module, prediction  # noqa: F401
+    from quintet.perfusion import inference, module  # noqa: F401
     from quintet.perfusion.data import prepare
     from quintet.perfusion.study import train_run
     from quintet.perfusion.synthetic import synthesize

@@ -3,18 +3,17 @@ import pandas as pd
 import pytest
 
 from quintet.breakhis.comparison import balanced, balanced_interval
-from quintet.breakhis.evaluation import (
+from quintet.breakhis.evaluation import _judged as judged
+from quintet.breakhis.evaluation import by_patient, summary
+from quintet.breakhis.metrics import (
     Predicted,
     balanced_accuracy,
-    by_patient,
     classification,
     lock_threshold,
     mean_of,
     reliability,
     subsets,
-    summary,
-)  # fmt: skip
-from quintet.breakhis.evaluation import _judged as judged
+)
 from quintet.resampling import draw_weights
 
 LABELS = np.array([0, 0, 1, 1, 1])

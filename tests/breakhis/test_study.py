@@ -13,9 +13,10 @@ from quintet import results
 from quintet.breakhis import study
 from quintet.breakhis.comparison import compare
 from quintet.breakhis.data import load, prepare
+from quintet.breakhis.inference import Model, predict_prepared
 from quintet.breakhis.module import MagnificationModule, class_weights
 from quintet.breakhis.networks import MagnificationNet
-from quintet.breakhis.prediction import Model, evaluate_folder, predict_folder, predict_prepared
+from quintet.breakhis.prediction import evaluate_folder, predict_folder
 from quintet.breakhis.tree import MAGNIFICATIONS, TYPES
 from quintet.errors import InputError
 from quintet.params import parse
@@ -68,7 +69,7 @@ def test_a_run_folder_has_everything(trained, slide_arrays):
 
 def test_threshold_comes_from_the_validation_patients(trained, slide_arrays):
     run, metrics, _ = trained
-    from quintet.breakhis.evaluation import lock_threshold
+    from quintet.breakhis.metrics import lock_threshold
 
     data = load(slide_arrays)
     held_out, _, _ = predict_prepared(Model.load(run, "cpu"), data, data.patients(0, "valid"))

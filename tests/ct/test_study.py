@@ -18,9 +18,10 @@ from quintet.ct.baselines import BASELINES
 from quintet.ct.comparison import compare
 from quintet.ct.data import load, prepare
 from quintet.ct.evaluation import read_vectors, scans_of
+from quintet.ct.inference import Model
 from quintet.ct.metrics import cosine, retrieve
 from quintet.ct.networks import see
-from quintet.ct.prediction import Model, evaluate_folder, predict_folder
+from quintet.ct.prediction import evaluate_folder, predict_folder
 from quintet.ct.search import Index, build, search
 from quintet.errors import InputError, Problems
 from quintet.params import parse

@@ -19,8 +19,9 @@ from quintet.fusion.baselines import clinical_only
 from quintet.fusion.comparison import compare
 from quintet.fusion.data import load, prepare
 from quintet.fusion.evaluation import RECORDED
+from quintet.fusion.inference import Model, of_prepared
 from quintet.fusion.module import withhold
-from quintet.fusion.prediction import Model, evaluate_folder, of_prepared, predict_folder
+from quintet.fusion.prediction import evaluate_folder, predict_folder
 from quintet.fusion.segmentation import segment
 from quintet.params import parse
 from tests.conftest import assert_killed_equals_alone, equal, state_of, with_changes

@@ -14,7 +14,8 @@ from quintet.errors import InputError
 from quintet.landmarks import data, study
 from quintet.landmarks.anatomy import mirror
 from quintet.landmarks.evaluation import Calibration, Predicted, calibration_error, pixel_errors, risk_coverage
-from quintet.landmarks.prediction import Model, predict_folder
+from quintet.landmarks.inference import Model
+from quintet.landmarks.prediction import predict_folder
 from tests.conftest import assert_killed_equals_alone, equal, state_of, with_changes
 from tests.landmarks.test_data import write_dicom
 

@@ -231,7 +231,7 @@ def test_prepared_arrays_are_z_scores_in_the_middle_of_their_frame(flow_arrays, 
     assert prepared.images.shape[2] % 2 == prepared.images.shape[3] % 2 == 0
     for case in range(len(prepared.cases)):
         images, masks = (np.asarray(a[prepared.slices(case)]) for a in (prepared.images, prepared.masks))
-        own = data.uncentred(images, prepared.geometry[case].size)
+        own = data.centred(images, prepared.geometry[case].size)
         assert np.abs(images).sum() == pytest.approx(np.abs(own).sum(), rel=1e-5)
         inside = (own != 0).any(1)
         chosen = np.moveaxis(own, 1, -1)[inside]
@@ -242,9 +242,7 @@ def test_prepared_arrays_are_z_scores_in_the_middle_of_their_frame(flow_arrays, 
         np.testing.assert_array_equal(prepared.true(case)[0], np.isin(label, [1, 3]))
         np.testing.assert_array_equal(prepared.true(case)[1], np.isin(label, [2, 3]))
         for side in range(2):
-            back = prepared.geometry[case].to_file(
-                data.uncentred(masks, prepared.geometry[case].size)[:, side].astype(np.float32)
-            )
+            back = prepared.geometry[case].to_file(data.centred(masks, prepared.geometry[case].size)[:, side].astype(np.float32))
             assert dice_score(back >= 0.5, prepared.true(case)[side]) > 0.98
 
 

@@ -13,8 +13,9 @@ import torch
 from quintet import results
 from quintet.errors import InputError
 from quintet.perfusion import data, study
+from quintet.perfusion.inference import Model
 from quintet.perfusion.module import PatchBatches, TerritoryModule
-from quintet.perfusion.prediction import Model, evaluate_folder, predict_folder
+from quintet.perfusion.prediction import evaluate_folder, predict_folder
 from tests.conftest import REAL, assert_killed_equals_alone, equal, state_of, with_changes
 from tests.perfusion.conftest import SMALL
 

@@ -8,10 +8,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from quintet.breakhis.evaluation import Predicted
 from quintet.breakhis.figures import cam_page
+from quintet.breakhis.inference import Images, Model
+from quintet.breakhis.metrics import Predicted
 from quintet.breakhis.networks import MagnificationNet, normalise
-from quintet.breakhis.prediction import Images, Model
 from quintet.breakhis.sampling import Patients
 from quintet.breakhis.tree import CLASSES
 

@@ -7,8 +7,8 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from quintet import ranking, results
-from quintet.breakhis.evaluation import classification, subsets
 from quintet.breakhis.figures import diagnostics
+from quintet.breakhis.metrics import classification, subsets
 from quintet.breakhis.published import CONFIG, PUBLISHED
 from quintet.breakhis.tree import MAGNIFICATIONS
 from quintet.comparison import Runs, cells, keep_only, measured, pick, publish, recorded

@@ -10,7 +10,7 @@ from matplotlib.axes import Axes
 from numpy.typing import NDArray
 from sklearn.metrics import precision_recall_curve, roc_curve
 
-from quintet.breakhis.evaluation import Predicted, reliability
+from quintet.breakhis.metrics import Predicted, reliability
 from quintet.breakhis.tree import CLASSES, TYPES
 from quintet.figures import learning_curves, new_figure, save
 

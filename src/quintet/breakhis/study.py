@@ -8,7 +8,8 @@ from pathlib import Path
 import pandas as pd
 
 from quintet.breakhis.data import load
-from quintet.breakhis.evaluation import evaluate, lock_threshold
+from quintet.breakhis.evaluation import evaluate
+from quintet.breakhis.metrics import lock_threshold
 from quintet.errors import InputError
 from quintet.files import whole_file
 from quintet.params import BreakHis, BreakHisConfig, Compute
@@ -54,7 +55,7 @@ def evaluate_run(run: Path, data: Path, compute: Compute, *, pictures: bool) -> 
     `pictures`: attention, learning curves and Grad-CAM too, which take longer to draw than to compute.
     """
     from quintet.breakhis.cam import draw_cams
-    from quintet.breakhis.prediction import Model, predict_prepared
+    from quintet.breakhis.inference import Model, predict_prepared
 
     prepared, record = load(data), Record.load(run)
     model = Model.load(run, compute.device, evaluated=False)

@@ -16,7 +16,8 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from quintet.ct.figures import montage, views_of
-from quintet.ct.prediction import Embedded, Model, embed_studies, joined, load_models
+from quintet.ct.inference import Embedded, Model, joined, load_models
+from quintet.ct.prediction import embed_studies
 from quintet.ct.raw import LABELS, find_studies, read_cube, read_labels
 from quintet.errors import InputError, Problems
 from quintet.files import whole_folder

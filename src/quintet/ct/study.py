@@ -40,7 +40,7 @@ def train_run(
 
 def evaluate_run(run: Path, data: Path, shared: Ct, compute: Compute) -> dict[str, float]:
     """Embed the test scans, measure how they retrieve each other, and write the run's `evaluation/`."""
-    from quintet.ct.prediction import Model
+    from quintet.ct.inference import Model
 
     prepared, record = load(data), Record.load(run)
     model = Model.load(run, compute.device)

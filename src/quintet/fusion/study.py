@@ -53,7 +53,7 @@ def evaluate_run(run: Path, data: Path, shared: Fusion, compute: Compute, *, cur
     """
     import torch
 
-    from quintet.fusion.prediction import Model, of_prepared
+    from quintet.fusion.inference import Model, of_prepared
 
     prepared, record = load(data), Record.load(run)
     if compute.threads:

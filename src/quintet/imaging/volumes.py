@@ -4,6 +4,7 @@ A file's array is `[X, Y, Z]` along its own axes; canonical is `[Z, Y, X]` with 
 and Right (RAS+), whatever the file's orientation or handedness.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -56,14 +57,7 @@ class Grid:
 def read_nifti(path: Path) -> tuple[NDArray[np.float32], Grid]:
     """Read a 3D `[X, Y, Z]` or 4D `[X, Y, Z, K]` NIfTI file. Raises InputError, naming the file, where it is missing, corrupt,
     truncated, not 3D, or has no usable affine or voxels that are not finite."""
-    path = Path(path)
-    if not path.is_file():
-        raise InputError(f"{path}: no such file")
-    try:
-        image: Any = nib.load(path)
-        array = np.asarray(image.dataobj, dtype=np.float32)
-    except Exception as error:  # a damaged file shows as many exceptions: EOFError, OSError, zlib.error, ImageFileError
-        raise InputError(f"{path}: cannot be read, the file is corrupt or truncated ({error}); copy it again") from None
+    image, array = _open(path, lambda image: np.asarray(image.dataobj, dtype=np.float32))
     while array.ndim > 3 and 1 in array.shape[3:]:
         array = array.squeeze(3 + array.shape[3:].index(1))
     if array.ndim not in (3, 4) or min(array.shape) < 1:
@@ -73,6 +67,23 @@ def read_nifti(path: Path) -> tuple[NDArray[np.float32], Grid]:
         raise InputError(f"{path}: {bad} voxel(s) are NaN or infinite; set them to 0 (outside the brain) or repair the file")
     x, y, z = array.shape[:3]
     return array, Grid((x, y, z), affine)
+
+
+def read_spacing(path: Path) -> tuple[float, float, float]:
+    """`Grid.spacing_mm` from the header alone. Raises InputError as `read_nifti` does."""
+    image, shape = _open(path, lambda image: image.shape)
+    return Grid(shape[:3], _affine(path, image)).spacing_mm
+
+
+def _open(path: Path, what: Callable[[Any], Any]) -> tuple[Any, Any]:
+    """A NIfTI image, and what of it is wanted."""
+    if not Path(path).is_file():
+        raise InputError(f"{path}: no such file")
+    try:
+        image = nib.load(path)
+        return image, what(image)
+    except Exception as error:  # a damaged file shows as many exceptions: EOFError, OSError, zlib.error, ImageFileError
+        raise InputError(f"{path}: cannot be read, the file is corrupt or truncated ({error}); copy it again") from None
 
 
 def _affine(path: Path, image: Any) -> NDArray[np.float64]:

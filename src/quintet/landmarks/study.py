@@ -48,7 +48,7 @@ def train_run(
 
 def evaluate_run(run: Path, out: Path, data: Path, shared: Landmarks, compute: Compute, *, all_figures: bool) -> dict[str, float]:
     """Calibrate a trained run on validation, predict test once, and write `out` (the run's `evaluation/`)."""
-    from quintet.landmarks.prediction import Model
+    from quintet.landmarks.inference import Model
 
     prepared, record = load(data), Record.load(run)
     settings = shared.model_dump(include=set(EVALUATION))

@@ -8,7 +8,7 @@ import pandas as pd
 
 from quintet.pages import Section, write_page
 from quintet.params import Perfusion
-from quintet.perfusion.data import Prepared, prepare, uncentred
+from quintet.perfusion.data import Prepared, centred, prepare
 from quintet.perfusion.evaluation import dice_score
 from quintet.perfusion.figures import Slice, panels
 from quintet.perfusion.nnunet import SIDES
@@ -45,9 +45,9 @@ def write_data_page(page: Path, data: Prepared) -> None:
 
 def _fullest(data: Prepared, case: int) -> Slice:
     size = data.geometry[case].size
-    masks = uncentred(np.asarray(data.masks[data.slices(case)]), size).astype(bool)
+    masks = centred(np.asarray(data.masks[data.slices(case)]), size).astype(bool)
     level = int(masks.sum((1, 2, 3)).argmax())
-    images = uncentred(np.asarray(data.images[data.slices(case)]), size)
+    images = centred(np.asarray(data.images[data.slices(case)]), size)
     return Slice(level, images[level, :2], masks[level], np.zeros_like(masks[level]), data.spacing_mm[1] / data.spacing_mm[2])
 
 
@@ -116,7 +116,7 @@ to score higher."""
 def _round_trip(data: Prepared) -> pd.DataFrame:
     scores = []
     for case, way in enumerate(data.geometry):
-        masks = uncentred(np.asarray(data.masks[data.slices(case)]), way.size)
+        masks = centred(np.asarray(data.masks[data.slices(case)]), way.size)
         scores.append([dice_score(way.to_file(masks[:, i].astype(np.float32)) >= 0.5, data.true(case)[i]) for i in range(2)])
     table = np.array(scores)
     return pd.DataFrame({"territory": SIDES, "mean": table.mean(0).round(4), "lowest": table.min(0).round(4)})

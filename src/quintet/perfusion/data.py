@@ -7,6 +7,8 @@ case), geometry.json, dataset.json, splits_final.json.
 
 import json
 from collections import Counter
+from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,12 +19,13 @@ from numpy.typing import NDArray
 from scipy.ndimage import binary_fill_holes
 
 from quintet import splits
+from quintet.arrays import new_array
 from quintet.errors import InputError, Problems
 from quintet.files import refuse_overlap, whole_folder
-from quintet.imaging.volumes import Grid
+from quintet.imaging.volumes import Grid, read_spacing
 from quintet.params import Perfusion
 from quintet.perfusion.geometry import Geometry, plan_geometry
-from quintet.perfusion.nnunet import SIDES, Case, read_case, read_dataset
+from quintet.perfusion.nnunet import SIDES, Case, Dataset, read_case, read_dataset
 
 Fold = dict[str, list[str]]  # "train", "val" -> sorted case names
 
@@ -82,21 +85,10 @@ def resample(images: NDArray[np.float32], grid: Grid, spacing_mm: tuple[float, f
     return np.stack([geometry.resample_image(channel[box]) for channel in scores], axis=1), geometry
 
 
-def centred(arrays: list[NDArray[Any]], frame: tuple[int, int]) -> NDArray[Any]:
-    """Stack `[slices, K, rows, columns]` of different sizes into `[N, K, H, W]`, each in the middle of the frame."""
-    out = np.zeros((sum(len(a) for a in arrays), arrays[0].shape[1], *frame), arrays[0].dtype)
-    at = 0
-    for array in arrays:
-        top, left = ((full - own) // 2 for full, own in zip(frame, array.shape[2:], strict=True))
-        out[at : at + len(array), :, top : top + array.shape[2], left : left + array.shape[3]] = array
-        at += len(array)
-    return out
-
-
-def uncentred(array: NDArray[Any], size: tuple[int, int]) -> NDArray[Any]:
-    """The part `[..., rows, columns]` of a frame that `centred` filled."""
-    top, left = ((full - own) // 2 for full, own in zip(array.shape[-2:], size, strict=True))
-    return array[..., top : top + size[0], left : left + size[1]]
+def centred(frames: NDArray[Any], size: tuple[int, int]) -> NDArray[Any]:
+    """The middle `[..., rows, columns]` of frames `[..., H, W]`, a view: where a case smaller than the largest one lies."""
+    top, left = ((full - own) // 2 for full, own in zip(frames.shape[-2:], size, strict=True))
+    return frames[..., top : top + size[0], left : left + size[1]]
 
 
 def check(raw: Path, params: Perfusion) -> list[str]:
@@ -168,42 +160,68 @@ def prepare(raw: Path, out: Path, params: Perfusion) -> Prepared:
     dataset, problems = read_dataset(raw, params.subject_pattern)
     if dataset is None:
         raise Problems(str(raw), problems)
-    read = []
-    for case in dataset.cases:
-        try:
-            read.append(read_case(case, dataset))
-        except InputError as error:
-            problems.append(str(error))
-    if problems:
-        raise Problems(str(raw), problems)
-    folds = make_folds(raw, dataset.cases, params)
-    spacing = np.median([grid.spacing_mm for _, grid, _ in read], axis=0)
-    slices, masks, geometry, rows, truth = [], [], [], [], []
-    at = 0
-    for case, (own, grid, label) in zip(dataset.cases, read, strict=True):
-        array, way = resample(own, grid, (spacing[1], spacing[2]))
-        slices.append(array)
-        masks.append(np.stack([way.resample_mask(way.crop(side)) for side in label], axis=1).astype(np.uint8))
-        geometry.append(way)
-        voxel_ml = float(np.prod(grid.spacing_mm)) / 1000
-        volume = {f"{side}_ml": float(label[i].sum()) * voxel_ml for i, side in enumerate(SIDES)}
-        rows.append({"case": case.name, "subject": case.subject, "slices": len(array), "truth_at": at, **volume})
-        truth.append((label[0] + 2 * label[1]).astype(np.uint8).ravel())
-        at += truth[-1].size
-    table = pd.DataFrame(rows)
-    table.insert(2, "first", table["slices"].cumsum() - table["slices"])
-    largest = np.max([*(g.size for g in geometry), params.patch], axis=0)
-    frame = (int(largest[0] + largest[0] % 2), int(largest[1] + largest[1] % 2))  # even, as the patch: whole-pixel offsets
     with whole_folder(out) as folder:
-        np.save(folder / "images.npy", centred(slices, frame))
-        np.save(folder / "masks.npy", centred(masks, frame))
-        np.save(folder / "truth.npy", np.concatenate(truth))
+        table, ways, spacing_mm = _resample_cases(dataset, problems, folder)
+        if problems:
+            raise Problems(str(raw), problems)
+        folds = make_folds(raw, dataset.cases, params)
+        _join_cases(folder, table, ways, len(dataset.channels), params.patch)
         table.to_csv(folder / "cases.csv", index=False)
-        described = {"channels": dataset.channels, "spacing_mm": spacing.tolist()}
-        ways = {case.name: way.as_json() for case, way in zip(dataset.cases, geometry, strict=True)}
-        for name, values in (("dataset", described), ("geometry", ways), ("splits_final", folds)):
+        described = {"channels": dataset.channels, "spacing_mm": spacing_mm}
+        geometry = {name: way.as_json() for name, way in zip(table["case"], ways, strict=True)}
+        for name, values in (("dataset", described), ("geometry", geometry), ("splits_final", folds)):
             (folder / f"{name}.json").write_text(json.dumps(values, indent=1) + "\n", encoding="utf-8")
     return load(out)
+
+
+def _resample_cases(dataset: Dataset, problems: list[str], folder: Path) -> tuple[pd.DataFrame, list[Geometry], list[float]]:
+    """Each case to folder/NUMBER.npz, one in memory at a time. Returns what becomes cases.csv, the ways back and the median
+    spacing; problems of a case join the others."""
+    spacings = []
+    for case in dataset.cases:
+        with suppress(InputError):  # read_case says it
+            spacings.append(read_spacing(case.images[0]))
+    spacing = [float(mm) for mm in np.median(spacings or [(1, 1, 1)], axis=0)]
+    rows, ways = [], list[Geometry]()
+    first = truth_at = 0
+    for case in dataset.cases:
+        try:
+            own, grid, label = read_case(case, dataset)
+        except InputError as error:
+            problems.append(str(error))
+        if problems:
+            continue  # the others are read for their problems alone
+        images, way = resample(own, grid, (spacing[1], spacing[2]))
+        masks = np.stack([way.resample_mask(way.crop(side)) for side in label], axis=1).astype(np.uint8)
+        truth = (label[0] + 2 * label[1]).astype(np.uint8).ravel()
+        np.savez(folder / f"{len(ways)}.npz", images=images, masks=masks, truth=truth)
+        voxel_ml = float(np.prod(grid.spacing_mm)) / 1000
+        volume = {f"{side}_ml": float(label[i].sum()) * voxel_ml for i, side in enumerate(SIDES)}
+        place = {"first": first, "slices": len(images), "truth_at": truth_at}
+        rows.append({"case": case.name, "subject": case.subject} | place | volume)
+        ways.append(way)
+        first, truth_at = first + len(images), truth_at + len(truth)
+    return pd.DataFrame(rows), ways, spacing
+
+
+def _join_cases(folder: Path, table: pd.DataFrame, ways: list[Geometry], channels: int, patch: Sequence[int]) -> None:
+    """The cases' files -> images.npy, masks.npy and truth.npy, as the largest frame is known now."""
+    largest = np.max([*(way.size for way in ways), patch], axis=0)
+    height, width = (int(edge + edge % 2) for edge in largest)  # even, as the patch: whole-pixel offsets
+    slices, voxels = int(table["slices"].sum()), sum(int(np.prod(way.grid.shape)) for way in ways)
+    images = new_array(folder / "images.npy", np.float32, (slices, channels, height, width))
+    masks = new_array(folder / "masks.npy", np.uint8, (slices, len(SIDES), height, width))
+    truth = new_array(folder / "truth.npy", np.uint8, (voxels,))
+    for number, (row, way) in enumerate(zip(table.itertuples(), ways, strict=True)):
+        path = folder / f"{number}.npz"
+        with np.load(path) as case:
+            own = slice(row.first, row.first + row.slices)
+            centred(images[own], way.size)[:] = case["images"]
+            centred(masks[own], way.size)[:] = case["masks"]
+            truth[row.truth_at : row.truth_at + len(case["truth"])] = case["truth"]
+        path.unlink()
+    for array in (images, masks, truth):
+        array.flush()
 
 
 def load(folder: Path) -> Prepared:
@@ -214,7 +232,8 @@ def load(folder: Path) -> Prepared:
     described, ways, folds = (
         json.loads((folder / f"{name}.json").read_text(encoding="utf-8")) for name in ("dataset", "geometry", "splits_final")
     )
-    arrays = [np.load(folder / f"{name}.npy", mmap_mode="r") for name in ("images", "masks", "truth")]
+    # "c" and not "r": torch wants arrays that can be written; what is written stays in memory
+    arrays = [np.load(folder / f"{name}.npy", mmap_mode="c") for name in ("images", "masks", "truth")]
     cases = pd.read_csv(folder / "cases.csv", dtype={"case": str, "subject": str}, keep_default_na=False)
     geometry = [Geometry.from_json(ways[name]) for name in cases["case"]]
     slices_mm, rows_mm, columns_mm = described["spacing_mm"]

@@ -88,8 +88,8 @@ class TerritoryModule(L.LightningModule):
         if wrong := [p for p, m in zip(shared.patch, self.multiple, strict=True) if p % m]:
             fit = [p + -p % m for p, m in zip(shared.patch, self.multiple, strict=True)]
             raise InputError(f"perfusion.patch: {wrong[0]} cannot be halved as often as the network needs; use {fit}")
-        # not buffers: DDP would send them around
-        self.images, self.masks = torch.from_numpy(np.array(data.images)), torch.from_numpy(np.array(data.masks))
+        # not buffers: DDP would send them around; memory-mapped, and read where batches want them
+        self.images, self.masks = torch.from_numpy(data.images), torch.from_numpy(data.masks)
         self.sizes = torch.from_numpy(data.sizes())
         self.counts = torch.zeros(3)
 

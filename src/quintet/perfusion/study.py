@@ -49,7 +49,7 @@ def train_run(
 
 def evaluate_run(run: Path, data: Path, shared: Perfusion, compute: Compute) -> dict[str, float]:
     """Predict the held-out cases of the run's fold and write its `evaluation/`."""
-    from quintet.perfusion.prediction import Model, predict_prepared
+    from quintet.perfusion.inference import Model, predict_prepared
 
     prepared, record = load(data), Record.load(run)
     settings = shared.model_dump(include=set(EVALUATION))
