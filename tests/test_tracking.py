@@ -14,7 +14,7 @@ import pytest
 
 from quintet import tracking
 from quintet.errors import InputError
-from quintet.runs import Record
+from quintet.runs import Record, new_record
 from quintet.tracking import store
 
 DEAD = "http://127.0.0.1:9"
@@ -66,6 +66,20 @@ def make_run(folder: Path, record: Record, weights: str = "weights") -> Path:
         (folder / name).write_text(text)
     record.save(folder)
     return folder
+
+
+def test_changed_weights_under_one_name_make_another_run(tmp_path: Path) -> None:
+    path = tmp_path / "weights.pt"
+
+    def record(weights: str) -> Record:
+        return new_record("toy", "train", "base", seed=0, params={"weights": weights}, inputs={})
+
+    assert record("none").inputs == record(str(path)).inputs == {}
+    keys = set()
+    for content in ("one", "two", "one"):
+        path.write_text(content)
+        keys.add(record(str(path)).key)
+    assert len(keys) == 2
 
 
 def runs(study: str = "toy") -> list[Any]:

@@ -77,8 +77,12 @@ class Record:
 def new_record(
     study: str, stage: str, config: str, *, seed: int, params: dict[str, Any], inputs: dict[str, Path], fold: int = 0
 ) -> Record:
-    """A record of what is about to run: hashes the inputs, notes commit, experiment name and versions."""
-    hashes = {name: md5(path) for name, path in inputs.items()}
+    """A record of what is about to run: hashes the inputs, notes commit, experiment name and versions.
+
+    A file of pretrained weights, `params["weights"]`, is an input: changed under the same name it makes another run.
+    """
+    weights = Path(params.get("weights", ""))
+    hashes = {name: md5(path) for name, path in (inputs | ({"weights": weights} if weights.is_file() else {})).items()}
     versions = {f"version.{name}": metadata.version(name) for name in PACKAGES}
     tags = versions | {
         "version.python": platform.python_version(),

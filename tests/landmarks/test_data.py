@@ -231,3 +231,15 @@ def test_real_folder_has_no_problem_and_the_references_structure(real_landmarks)
     assert len(rows) == 813
     points = np.stack([row.points_px for row in rows])
     assert label_grid(points, np.full_like(points, 299.0)) == 64
+
+
+def test_check_says_what_the_split_would(raw, tmp_path, make_params):
+    path = tmp_path / "split.csv"
+    path.write_text("stem,split\nnobody,train\n")
+    params = make_params().landmarks.model_copy(update={"split": str(path)})
+    with pytest.raises(InputError) as told:
+        data.prepare(raw, tmp_path / "out", params)
+    assert data.check(raw, make_params().landmarks) == []
+    problems = data.check(raw, params)
+    assert problems
+    assert all(problem in str(told.value) for problem in problems)

@@ -40,7 +40,9 @@ NOT_RUN = {
     "torchrun --nproc-per-node 4 -- stages/perfusion_train.py --data data/processed/perfusion --run runs/perfusion/selected": (
         "GPUs; test_cluster has two processes on CPUs"
     ),
-    "mlflow server --host 0.0.0.0 --port 5000 --backend-store-uri sqlite:///mlflow.db": "a server for other machines",
+    "mlflow server --host 0.0.0.0 --port 5000 --backend-store-uri sqlite:///mlflow.db --allowed-hosts HEAD:5000": (
+        "a server for other machines"
+    ),
     "export MLFLOW_TRACKING_URI=http://HEAD:5000": "a server for other machines",
     "dvc exp run -S 'perfusion.losses=[volume]' perfusion_evaluate": "an example's loss",
     "quintet repro --engine ray --jobs N": "N is the reader's",

@@ -8,6 +8,7 @@ import csv
 from collections import defaultdict
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -136,13 +137,15 @@ def preprocess(grey: NDArray[np.float32], *, size: int, clahe: float) -> NDArray
 
 
 def check(raw: Path, params: Landmarks) -> list[str]:
-    """Every problem of a raw folder, images included."""
-    rows, problems = read_annotations(raw)
-    for row in rows:
-        try:
-            _read(row, 32, 0)
-        except InputError as error:
-            problems.append(f"annotations.csv row {row.number}: {error}")
+    """Every problem of a raw folder, images and split included."""
+    read, problems = _read_rows(raw, params)
+    try:
+        if read:
+            _table(read, params)
+    except Problems as error:
+        problems += error.problems
+    except InputError as error:
+        problems.append(str(error))
     return problems
 
 
@@ -160,9 +163,8 @@ def make_split(kind: str, cases: pd.DataFrame, *, seed: int) -> list[str]:
     return parts
 
 
-def prepare(raw: Path, out: Path, params: Landmarks) -> tuple[Prepared, list[str]]:
-    """Write images.npy, cases.csv and split.csv to `out`, whole or not at all; returns them and the skipped rows."""
-    refuse_overlap(raw, out)
+def _read_rows(raw: Path, params: Landmarks) -> tuple[list[Any], list[str]]:
+    """What `_read` says of each row, after the row itself, and a sentence for each that cannot be read."""
     rows, problems = read_annotations(raw)
     read = []
     for row in rows:
@@ -170,8 +172,11 @@ def prepare(raw: Path, out: Path, params: Landmarks) -> tuple[Prepared, list[str
             read.append((row, *_read(row, params.size, params.clahe)))
         except InputError as error:
             problems.append(f"annotations.csv row {row.number}: {error}")
-    if problems and (params.on_error == "raise" or not read):
-        raise Problems(f"{raw} (landmarks.on_error=skip would leave these rows out)", problems)
+    return read, problems
+
+
+def _table(read: list[Any], params: Landmarks) -> pd.DataFrame:
+    """What becomes cases.csv."""
     # images whose hashes nearly agree are taken for one person
     groups = near_groups(np.stack([r[2] for r in read]), params.near_duplicate_distance)
     cases = pd.DataFrame({"stem": [r[0].stem for r in read], "category": [r[0].category for r in read]})
@@ -179,6 +184,16 @@ def prepare(raw: Path, out: Path, params: Landmarks) -> tuple[Prepared, list[str
     cases[["width", "height"]] = [r[3] for r in read]
     cases[POINT_COLUMNS] = np.stack([r[0].points_px for r in read]).reshape(-1, 2 * LANDMARKS)
     cases["split"] = make_split(params.split, cases, seed=params.split_seed)
+    return cases
+
+
+def prepare(raw: Path, out: Path, params: Landmarks) -> tuple[Prepared, list[str]]:
+    """Write images.npy, cases.csv and split.csv to `out`, whole or not at all; returns them and the skipped rows."""
+    refuse_overlap(raw, out)
+    read, problems = _read_rows(raw, params)
+    if problems and (params.on_error == "raise" or not read):
+        raise Problems(f"{raw} (landmarks.on_error=skip would leave these rows out)", problems)
+    cases = _table(read, params)
     with whole_folder(out) as folder:
         np.save(folder / "images.npy", np.stack([r[1] for r in read]))
         cases.drop(columns="split").to_csv(folder / "cases.csv", index=False)

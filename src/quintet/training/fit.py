@@ -78,8 +78,7 @@ class Goal:
     """The validation metric that is watched. `perfect`: a value this good or better is too good to be true and is warned of.
 
     `keep`: the weights of the best or of the last epoch. Where the validation cases are those that are reported (a fold's),
-    choosing
-    the best epoch on them would flatter: keep last.
+    choosing the best epoch on them would flatter: keep last.
     """
 
     metric: str
