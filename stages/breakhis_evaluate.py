@@ -4,22 +4,19 @@ python stages/breakhis_evaluate.py --data data/processed/breakhis --run runs/bre
   --metrics reports/breakhis/selected.json
 """
 
-import json
 from pathlib import Path
 
-from quintet.files import whole_file
 from quintet.params import Params
 from quintet.stage import stage
 
 
 def main(params: Params, data: Path, run: Path, metrics: Path) -> str:
     from quintet.breakhis.study import evaluate_run
+    from quintet.results import write_scores
     from quintet.tracking import upload
 
     reached = evaluate_run(run, data, params.compute, pictures=True)
-    with whole_file(metrics) as beside:
-        shown = {name: round(value, 4) for name, value in reached.items() if "seconds" not in name}
-        beside.write_text(json.dumps(shown, indent=1) + "\n", encoding="utf-8")
+    write_scores(reached, metrics)
     upload(run)
     return (
         f"balanced accuracy {reached['balanced_accuracy']:.3f} of {reached['patients']:.0f} patients, figures in {run}/evaluation"
@@ -27,4 +24,4 @@ def main(params: Params, data: Path, run: Path, metrics: Path) -> str:
 
 
 if __name__ == "__main__":
-    stage(main, needs="quintet.breakhis.prediction")
+    stage(main, needs="quintet.breakhis.inference")

@@ -15,7 +15,7 @@ def main(params: Params, data: Path, out: Path) -> str:
     from quintet.tracking import upload
 
     with whole_folder(out) as folder:
-        metrics = dict(baseline_runs(folder, data, params.ct))
+        metrics = baseline_runs(folder, data, params.ct)
     for name in metrics:
         upload(out / name / "seed0")
     return ", ".join(f"{name} {m['map_at_5']:.3f}" for name, m in metrics.items()) + f" (mAP@5) in {out}"

@@ -3,26 +3,23 @@
 python stages/fusion_evaluate.py --data data/processed/fusion --run runs/fusion/selected --metrics reports/fusion/selected.json
 """
 
-import json
 from pathlib import Path
 
-from quintet.files import whole_file
 from quintet.params import Params
 from quintet.stage import stage
 
 
 def main(params: Params, data: Path, run: Path, metrics: Path) -> str:
     from quintet.fusion.study import evaluate_run
+    from quintet.results import write_scores
     from quintet.tracking import upload
 
     reached = evaluate_run(run, data, params.fusion, params.compute, curves=True)
-    with whole_file(metrics) as beside:
-        shown = {name: round(value, 4) for name, value in reached.items() if "seconds" not in name}
-        beside.write_text(json.dumps(shown, indent=1) + "\n", encoding="utf-8")
+    write_scores(reached, metrics)
     upload(run)
     score = "auc" if "auc/recorded" in reached else "concordance"
     return f"{score} {reached[f'{score}/recorded']:.3f} with everything recorded, figures in {run}/evaluation"
 
 
 if __name__ == "__main__":
-    stage(main, needs="quintet.fusion.prediction")
+    stage(main, needs="quintet.fusion.inference")

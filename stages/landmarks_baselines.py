@@ -11,13 +11,12 @@ from quintet.stage import stage
 
 
 def main(params: Params, data: Path, out: Path) -> str:
-    from quintet.landmarks.baselines import BASELINES
-    from quintet.landmarks.study import baseline_run
+    from quintet.landmarks.study import baseline_runs
     from quintet.tracking import upload
 
     with whole_folder(out) as folder:
-        metrics = {name: baseline_run(folder / name / "seed0", data, name, params.landmarks) for name in BASELINES}
-    for name in BASELINES:
+        metrics = baseline_runs(folder, data, params.landmarks)
+    for name in metrics:
         upload(out / name / "seed0")
     return ", ".join(f"{name} {m['error_px']:.2f} px" for name, m in metrics.items()) + f" in {out}"
 

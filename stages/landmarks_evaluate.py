@@ -4,25 +4,23 @@ python stages/landmarks_evaluate.py --data data/processed/landmarks --run runs/l
   --metrics reports/landmarks/selected.json
 """
 
-import json
 from pathlib import Path
 
-from quintet.files import whole_file
 from quintet.params import Params
 from quintet.stage import stage
 
 
 def main(params: Params, data: Path, run: Path, metrics: Path) -> str:
     from quintet.landmarks.study import evaluate_run
+    from quintet.results import write_scores
     from quintet.tracking import upload
 
     p = params.landmarks
-    reached = evaluate_run(run, run / "evaluation", data, p, params.compute, all_figures=p.figures == "all")
-    with whole_file(metrics) as beside:
-        beside.write_text(json.dumps({k: round(v, 4) for k, v in reached.items()}, indent=1) + "\n", encoding="utf-8")
+    reached = evaluate_run(run, data, p, params.compute, all_figures=p.figures == "all")
+    write_scores(reached, metrics)
     upload(run)
     return f"test error {reached['error_px']:.2f} px at 224, figures in {run}/evaluation/figures"
 
 
 if __name__ == "__main__":
-    stage(main, needs="quintet.landmarks.prediction")
+    stage(main, needs="quintet.landmarks.inference")

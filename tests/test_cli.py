@@ -67,7 +67,6 @@ def test_evaluate_and_predict_agree_on_a_foreign_folder(checkout, raw, make_para
     )  # fmt: skip
     study.evaluate_run(
         checkout / "runs/x",
-        checkout / "runs/x/evaluation",
         checkout / "data",
         params.landmarks,
         params.compute,

@@ -101,8 +101,9 @@ def test_training_stages_depend_on_exactly_what_they_read(stages):
     assert params_of(stages["ct_sweep@adaptive-semi-hard-0"]) == shared | {"ct.configs.adaptive-semi-hard"}
     shared = {f"fusion.{name}" for name in fusion.TRAINING}
     assert params_of(stages["fusion_train"]) == shared | {f"fusion.{name}" for name in FusionChoice.model_fields}
-    assert params_of(stages["fusion_evaluate"]) == {"fusion.test_missing"}
-    assert params_of(stages["fusion_sweep@late-0"]) == shared | {"fusion.configs.late", "fusion.test_missing"}
+    scored = {f"fusion.{name}" for name in fusion.EVALUATION}
+    assert params_of(stages["fusion_evaluate"]) == scored
+    assert params_of(stages["fusion_sweep@late-0"]) == shared | {"fusion.configs.late"} | scored
     assert params_of(stages["fusion_prepare"]) >= {f"fusion.{name}" for name in fusion_data.PREPARATION}
 
 

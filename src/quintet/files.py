@@ -2,11 +2,13 @@
 
 import glob
 import hashlib
+import json
 import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import psutil
 
@@ -44,6 +46,12 @@ def whole_file(target: Path) -> Iterator[Path]:
         beside.replace(target)
     finally:
         beside.unlink(missing_ok=True)
+
+
+def write_json(path: Path, values: Any) -> None:
+    """Write a JSON file, whole."""
+    with whole_file(path) as beside:
+        beside.write_text(json.dumps(values, indent=1) + "\n", encoding="utf-8")
 
 
 def _beside(target: Path, stem: str, suffix: str = "") -> Path:

@@ -36,7 +36,7 @@ def write_report(params: Params, runs: Path, reports: Path, out: Path) -> str:
     rankings = {study: _ranking(runs / study.value / "rank") for study in Study}
     sections = [_overview(params, rankings)]
     for study, (record, table) in rankings.items():
-        sections += _study(params, study, record, table, runs / study.value / "selected", reports / study.value, out.parent)
+        sections += _study(study, record, table, runs / study.value / "selected", reports / study.value, out.parent)
     sections += [Section("How to read this", READING), _origin(rankings[Study.landmarks][0])]
     own = [study.value for study in Study if not _synthetic(params, study)]
     about = f"own data: {', '.join(own)}" if own else "all data is synthetic: scores say nothing about patients"
@@ -83,8 +83,8 @@ def _measure(record: Record) -> str:
 
 
 def _study(
-    params: Params, study: Study, record: Record, table: pd.DataFrame, selected: Path, reports: Path, beside: Path
-) -> list[Section]:
+    study: Study, record: Record, table: pd.DataFrame, selected: Path, reports: Path, beside: Path
+) -> list[Section]:  # fmt: skip
     shown = table[["rank", "config", "mean", "low", "high", "group", "runs"]]
     if table["published"].notna().any():
         shown = shown.assign(published=table["published"])

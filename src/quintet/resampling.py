@@ -8,12 +8,12 @@ DRAWS = 2000
 PERCENTILES = (2.5, 97.5)
 
 
-def draw_weights(groups: ArrayLike, strata: ArrayLike | None = None, *, draws: int = DRAWS, seed: int = 0) -> Floats:
+def draw_weights(groups: ArrayLike, strata: ArrayLike | None = None, *, draws: int = DRAWS) -> Floats:
     """How often each row counts `[draws, rows]` when groups (patients) are drawn with replacement, within their stratum where one
     is given for each row."""
     names, first, own = np.unique(np.asarray(groups), return_index=True, return_inverse=True)
     kinds = np.zeros(len(names)) if strata is None else np.asarray(strata)[first]
-    rng = np.random.default_rng(seed)
+    rng = np.random.default_rng(0)
     times = np.zeros((draws, len(names)))
     for kind in np.unique(kinds):
         members = np.flatnonzero(kinds == kind)

@@ -3,13 +3,13 @@
 One row per measured value: study, config, fold, seed, group (patient), case, metric, value.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 import pandas as pd
 
 from quintet.errors import InputError
-from quintet.files import whole_file
+from quintet.files import whole_file, write_json
 
 COLUMNS = ["study", "config", "fold", "seed", "group", "case", "metric", "value"]
 KEY = COLUMNS[:-1]
@@ -33,6 +33,11 @@ def write(table: pd.DataFrame, path: Path) -> None:
         raise ValueError(f"a value stands twice: {table.loc[double, KEY].iloc[0].to_dict()}")
     with whole_file(path) as beside:
         table.to_csv(beside, index=False)
+
+
+def write_scores(metrics: Mapping[str, float], path: Path) -> None:
+    """The metrics that git keeps: four digits, without what is timed."""
+    write_json(path, {name: round(value, 4) for name, value in metrics.items() if "seconds" not in name})
 
 
 def read(paths: Iterable[Path]) -> pd.DataFrame:

@@ -3,7 +3,7 @@
     RUN/record.json          study, stage, config, fold, seed, key, parameters, input hashes, environment
     RUN/model/               model.pt (weights + everything that rebuilds the model), history.csv (metrics per epoch)
     RUN/evaluation/          cases.csv (tidy table), metrics.json (flat, final), settings.json (evaluation parameters),
-                             predictions, figures/*.png
+                             inference.json (what was set on validation and prediction needs), predictions, figures/*.png
 
 A ranking's folder holds record.json alone, with `artifacts` naming the report folders. The files are the truth;
 MLflow mirrors them (tracking.py).
@@ -64,7 +64,10 @@ class Record:
         path = Path(folder) / "record.json"
         if not path.is_file():
             raise InputError(f"{folder}: no record.json there; give a run folder such as runs/landmarks/selected")
-        record = Record(**json.loads(path.read_text(encoding="utf-8")))
+        try:
+            record = Record(**json.loads(path.read_text(encoding="utf-8")))
+        except (TypeError, ValueError) as error:
+            raise InputError(f"{path} is no record ({error}); delete the folder or run `dvc checkout` on it") from None
         settings = Path(folder) / "evaluation" / "settings.json"
         return record.evaluated_with(json.loads(settings.read_text(encoding="utf-8"))) if settings.is_file() else record
 
@@ -110,19 +113,12 @@ def flatten(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     return flat
 
 
-def read_record(folder: Path) -> Record:
-    try:
-        return Record.load(folder)
-    except (TypeError, ValueError) as error:
-        raise InputError(f"{folder}/record.json is no record ({error}); delete the folder or run `dvc checkout` on it") from error
-
-
 def finished(root: Path) -> list[tuple[Record, Path]]:
     """One folder a key: of two copies of a run, the one written last."""
     paths = [path for path in (root / "runs").rglob("record.json") if not _passing(path.relative_to(root).parts)]
     newest = {}
     for path in sorted(paths, key=lambda path: (path.stat().st_mtime, path)):
-        record = read_record(path.parent)
+        record = Record.load(path.parent)
         newest[record.key] = (record, path.parent)
     return sorted(newest.values(), key=lambda pair: pair[1])
 

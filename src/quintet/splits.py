@@ -16,8 +16,8 @@ from quintet.tables import read_text
 PARTS = ("train", "valid", "test")
 
 
-def random_split(count: int, *, seed: int, strata: Sequence[str] | None = None, held_out: float = 0.3) -> list[str]:
-    """Twice `train_test_split` over the row order: held_out of the rows leave, half of them each way (70/15/15).
+def random_split(count: int, *, seed: int, strata: Sequence[str] | None = None) -> list[str]:
+    """Twice `train_test_split` over the row order: 0.3 of the rows leave, half of them each way (70/15/15).
 
     With `strata` every part has each stratum's share; a stratum too small for that is an error.
     """
@@ -25,10 +25,10 @@ def random_split(count: int, *, seed: int, strata: Sequence[str] | None = None, 
         names, counts = np.unique(np.asarray(strata), return_counts=True)
         for name, n in zip(names, counts, strict=True):
             if n < 4:
-                raise InputError(f"category {str(name)!r} has {n} image(s): a stratified split needs 4; use split: reference")
+                raise InputError(f"category {str(name)!r} has {n} image(s): a stratified split needs 4; choose another split")
     rows = np.arange(count)
     try:
-        train, rest = train_test_split(rows, test_size=held_out, random_state=seed, stratify=strata)
+        train, rest = train_test_split(rows, test_size=0.3, random_state=seed, stratify=strata)
         left = None if strata is None else np.asarray(strata)[rest]
         valid, test = train_test_split(rest, test_size=0.5, random_state=seed, stratify=left)
     except ValueError as error:
@@ -39,8 +39,9 @@ def random_split(count: int, *, seed: int, strata: Sequence[str] | None = None, 
     return list(parts)
 
 
-def grouped_split(groups: Sequence[str], strata: Sequence[str], *, seed: int, folds: int = 20) -> list[str]:
+def grouped_split(groups: Sequence[str], strata: Sequence[str], *, seed: int) -> list[str]:
     """70/15/15 with each group on one side and strata balanced: 3 of 20 folds test, 3 validate, 14 train."""
+    folds = 20
     distinct = len(set(groups))
     if distinct < folds:
         raise InputError(f"a grouped split needs at least {folds} groups (patients), got {distinct}; use a split file")
@@ -89,7 +90,7 @@ def held_out_groups(groups: Sequence[str], strata: Sequence[str], share: float, 
 def read_split(path: Path, ids: Sequence[str], *, column: str = "stem") -> list[str]:
     """A hand-made split: CSV with `column` and `split`; every id must stand in it exactly once."""
     if not Path(path).is_file():
-        raise InputError(f"{path}: no such split file; allowed are reference, stratified, grouped or a CSV with {column},split")
+        raise InputError(f"{path}: no such split file (CSV with {column},split), nor a split that params.yaml names")
     table = read_text(path)
     if not {column, "split"} <= set(table.columns):
         raise InputError(f"{path}: expected the columns {column},split, got {','.join(table.columns)}")

@@ -163,7 +163,7 @@ def test_sweep_baselines_and_ranking(make_params, cubes, trained, tmp_path, monk
     sweep, fitted = Path("runs/ct/sweep"), Path("runs/ct/baselines")
     for config in p.sweep.configs:
         study.sweep_cell(sweep / config / "seed0", cubes, config, 0, p, small.compute)
-    measured = dict(study.baseline_runs(fitted, cubes, p))
+    measured = study.baseline_runs(fitted, cubes, p)
     assert list(measured) == ["random", "prior", "histogram", "elsewhere"]
     assert measured["elsewhere"]["map_at_5"] == pytest.approx(trained[1]["map_at_5"])
     (sweep / "removed/seed0").mkdir(parents=True)

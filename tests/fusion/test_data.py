@@ -181,7 +181,7 @@ def test_a_column_that_leaks_is_refused_until_it_is_dropped(raw, small, column, 
         run(raw, small)
     assert any(column in text for text in check(raw, small.fusion))
     data, _ = run(raw, small, drop=[column])  # an experiment's -S fusion.drop
-    assert column not in data.encoder.names
+    assert column not in [own.name for own in data.encoder.columns]
 
 
 def test_mse_of_censored_times_is_refused(raw, small):

@@ -56,7 +56,7 @@ def test_a_run_folder_has_everything(trained, prepared):
     assert not history.isna().any().any()
     assert record.tags["segmenter"] == "threshold"
     there = {p.name for p in (run / "evaluation").iterdir()}
-    assert there == {"predictions.csv", "cases.csv", "metrics.json", "imputation.csv", "curves.csv", "figures"}
+    assert there == {"predictions.csv", "cases.csv", "metrics.json", "settings.json", "imputation.csv", "curves.csv", "figures"}
     figures = {p.stem for p in (run / "evaluation" / "figures").iterdir()}
     assert figures == {"patterns", "everything_recorded", "test_time_training", "steps", "learning_curves"}
     table = pd.read_csv(run / "evaluation" / "predictions.csv")
@@ -74,6 +74,7 @@ def test_a_run_folder_has_everything(trained, prepared):
     assert 0 <= metrics["ttt/harm_rate"] <= 1
     assert metrics["imputation/pet/mse/ridge"] > 0
     curves = pd.read_csv(run / "evaluation" / "curves.csv")
+    assert curves.query("kind == 'sampling'")["steps"].tolist() == [1, 2, 5, 10, 20]  # the diffusion has no more
     assert set(curves["kind"]) == {"sampling", "adaptation"}
     whole = table[(table["pattern"] == RECORDED) & (table["config"] == "selected")]
     assert metrics["brier"] == pytest.approx(whole["brier"].mean())
@@ -217,7 +218,7 @@ def test_evaluate_a_folder_equals_the_stage(trained, heads, prepared, tmp_path, 
         shutil.copytree(heads / name, raw / name)
     shutil.copy(heads / "clinical_data.csv", raw)
     metrics = evaluate_folder([trained[0]], raw, tmp_path / "out", device="cpu", params=small.fusion)
-    assert metrics["auc"] == pytest.approx(trained[1][f"auc/{RECORDED}"], abs=1e-6)
+    assert metrics[f"auc/{RECORDED}"] == pytest.approx(trained[1][f"auc/{RECORDED}"], abs=1e-6)
     assert metrics["patients"] == len(tested)
 
 

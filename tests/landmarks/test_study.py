@@ -14,6 +14,7 @@ from quintet.errors import InputError
 from quintet.landmarks import data, study
 from quintet.landmarks.anatomy import mirror
 from quintet.landmarks.evaluation import Calibration, Predicted, calibration_error, pixel_errors, risk_coverage
+from quintet.landmarks.figures import overlays
 from quintet.landmarks.inference import Model
 from quintet.landmarks.prediction import predict_folder
 from tests.conftest import assert_killed_equals_alone, equal, state_of, with_changes
@@ -49,7 +50,7 @@ def test_train_evaluate_predict(changes, make_params, prepared, raw, tmp_path):
     params = make_params(SMALL | changes)
     run = tmp_path / "run"
     record = train(params, prepared, run)
-    metrics = study.evaluate_run(run, run / "evaluation", prepared, params.landmarks, params.compute, all_figures=True)
+    metrics = study.evaluate_run(run, prepared, params.landmarks, params.compute, all_figures=True)
     history = pd.read_csv(run / "model" / "history.csv")
     assert list(history["epoch"]) == [0, 1, 2]
     assert record.metrics["best_valid_error_px"] == history["valid_error_px"].min()
@@ -156,7 +157,6 @@ def test_loss_that_is_not_finite_stops_with_step_and_cases(prepared, tmp_path, m
 
 def test_sweep_and_ranking(prepared, tmp_path, make_params, values):
     """Two chained phases with two seeds and the baselines, ranked; a removed configuration's cell disappears."""
-    from quintet.landmarks.baselines import BASELINES
     from quintet.landmarks.comparison import compare
 
     configs = values["landmarks"]["configs"]
@@ -168,8 +168,7 @@ def test_sweep_and_ranking(prepared, tmp_path, make_params, values):
     sweep, base = Path("runs/landmarks/sweep"), Path("runs/landmarks/baselines")
     study.sweep_cell(sweep / "frozen", prepared, prepared, "frozen", params.landmarks, params.compute)
     study.sweep_cell(sweep / "finetune", prepared, sweep / "frozen", "finetune", params.landmarks, params.compute)
-    for name in BASELINES:
-        study.baseline_run(base / name / "seed0", prepared, name, params.landmarks)
+    study.baseline_runs(base, prepared, params.landmarks)
     (sweep / "removed").mkdir()
     verdict = compare(params, sweep, base, Path("runs/landmarks/rank"), Path("reports/ranking"))
     assert not (sweep / "removed").exists()
@@ -197,7 +196,7 @@ def test_prediction_of_a_folder_of_many_formats(small, prepared, tmp_path, capsy
     train(small, prepared, run)
     with pytest.raises(InputError, match="not evaluated"):
         Model.load(run, "cpu")
-    study.evaluate_run(run, run / "evaluation", prepared, small.landmarks, small.compute, all_figures=False)
+    study.evaluate_run(run, prepared, small.landmarks, small.compute, all_figures=False)
     source = tmp_path / "in"
     (source / "sub").mkdir(parents=True)
     pixels = np.random.default_rng(0).integers(0, 256, (80, 60)).astype(np.uint8)
@@ -252,7 +251,18 @@ def test_real_images_prepare_train_and_predict(real_landmarks, tmp_path, make_pa
     params = make_params(SMALL | {"landmarks.split": "grouped", "landmarks.near_duplicate_distance": 6})
     data.prepare(raw, tmp_path / "data", params.landmarks)
     train(params, tmp_path / "data", tmp_path / "run")
-    metrics = study.evaluate_run(
-        tmp_path / "run", tmp_path / "run/evaluation", tmp_path / "data", params.landmarks, params.compute, all_figures=False
-    )
+    metrics = study.evaluate_run(tmp_path / "run", tmp_path / "data", params.landmarks, params.compute, all_figures=False)
     assert 0 < metrics["error_px"] < 60
+
+
+def test_a_run_of_another_study_is_refused(tmp_path):
+    (tmp_path / "model").mkdir()
+    torch.save({"state_dict": {}, "build": {"arch": "adaptive"}}, tmp_path / "model" / "model.pt")
+    with pytest.raises(InputError, match="another study"):
+        Model.load(tmp_path, "cpu")
+
+
+def test_a_page_of_one_image(tmp_path):
+    image, points = np.zeros((1, 32, 32), np.uint8), np.full((1, 15, 2), 0.5)
+    overlays(tmp_path / "one.png", image, points, points, ["a"], "one")
+    assert (tmp_path / "one.png").stat().st_size > 1000

@@ -295,3 +295,10 @@ def test_real_maps_and_territories(small, tmp_path):
     maps = nib.load(tmp_path / "out" / "Real0-v0_probabilities.nii.gz")
     np.testing.assert_allclose(maps.affine, affine, atol=1e-4)
     assert maps.shape == (*values.shape, 2)
+
+
+def test_a_run_of_another_study_is_refused(tmp_path):
+    (tmp_path / "model").mkdir()
+    torch.save({"state_dict": {}, "build": {"arch": "adaptive"}}, tmp_path / "model" / "model.pt")
+    with pytest.raises(InputError, match="another study"):
+        Model.load(tmp_path, "cpu")

@@ -9,10 +9,11 @@ import pytest
 import torch
 
 from quintet.errors import InputError
+from quintet.runs import Record
 from quintet.training import batches as batching
 from quintet.training import hardware
 from quintet.training.batches import EpochBatches
-from quintet.training.fit import Goal, _summary, adam, warm_cosine
+from quintet.training.fit import Goal, _summary, adam, fit, warm_cosine
 from quintet.training.hardware import resolve_device
 
 
@@ -134,3 +135,41 @@ def test_warnings_of_overfitting_and_of_too_good_a_validation(capsys, train, val
 def test_a_device_that_is_not_there(device):
     with pytest.raises(InputError, match=r"use auto or cpu|allowed are auto"):
         resolve_device(device)
+
+
+class Worsening(L.LightningModule):
+    """Its validation score falls after each of the first epochs and would be best in the sixth."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.net = torch.nn.Linear(4, 1)
+
+    def training_step(self, batch, batch_idx):
+        loss = self.net(batch).square().mean()
+        self.log("train_loss", loss, on_step=False, on_epoch=True)
+        return loss
+
+    def validation_step(self, batch, batch_idx):
+        self.log_dict({"score": 9.0 if self.current_epoch == 5 else -float(self.current_epoch), "valid_loss": 1.0})
+
+    def configure_optimizers(self):
+        return torch.optim.SGD(self.net.parameters(), 0.1)
+
+
+def test_a_run_that_stopped_early_and_was_killed_stays_stopped(make_params, tmp_path, monkeypatch):
+    """Killed between its last epoch and the end of its stage; no checkpoint is forgotten here either."""
+    monkeypatch.chdir(tmp_path)
+    p = make_params({"compute.device": "cpu"})
+    loader = torch.utils.data.DataLoader(torch.ones(8, 4))
+    found = []
+    for _ in range(2):
+        record = Record("toy", "train", "base", 0, {}, {})
+        goal = Goal("score", lower_is_better=False, perfect=math.inf, keep="best", patience=3)
+        found.append(
+            fit(Worsening(), loader, loader, epochs=20, seed=0, how=p.landmarks, compute=p.compute, record=record, goal=goal)
+        )
+    alone, again = found
+    assert len(alone.history) == 4
+    pd.testing.assert_frame_equal(alone.history, again.history)
+    assert all(torch.equal(alone.state[name], again.state[name]) for name in ("weight", "bias"))
+    assert again.metrics["train_seconds"] > 0.9 * alone.metrics["train_seconds"]  # with the time of the first process

@@ -20,7 +20,7 @@ from quintet.breakhis.folds import make_folds
 from quintet.breakhis.sampling import Patients
 from quintet.breakhis.tree import CLASSES, MAGNIFICATIONS, TYPES, Image, missing_magnifications, read_tree
 from quintet.errors import InputError, Problems
-from quintet.files import md5, refuse_overlap, whole_folder
+from quintet.files import md5, refuse_overlap, whole_folder, write_json
 from quintet.imaging.duplicates import near_pairs, perceptual_hash
 from quintet.imaging.pictures import read_rgb
 from quintet.params import BreakHis
@@ -172,7 +172,7 @@ def prepare(raw: Path, out: Path, params: BreakHis) -> tuple[Prepared, list[str]
             (folder / f"all_{m}.npy").unlink(missing_ok=True)
         index.to_csv(folder / "index.csv", index=False)
         folds.to_csv(folder / "folds.csv", index=False)
-        (folder / "notes.json").write_text(json.dumps(notes, indent=1) + "\n", encoding="utf-8")
+        write_json(folder / "notes.json", notes)
     return load(out), problems
 
 

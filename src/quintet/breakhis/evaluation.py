@@ -1,6 +1,5 @@
 """From probabilities to scores by patient, by magnification and by image: tidy table, metrics, figures. No torch here."""
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +9,7 @@ from numpy.typing import NDArray
 
 from quintet import results
 from quintet.breakhis.metrics import Predicted, classification
-from quintet.files import whole_folder
+from quintet.files import whole_folder, write_json
 from quintet.runs import Record
 
 
@@ -81,7 +80,7 @@ def evaluate(
         )
         results.write(tidy.dropna(subset="value").reset_index(drop=True), folder / "cases.csv")
         images.drop(columns="row").round(6).to_csv(folder / "images.csv", index=False)
-        (folder / "metrics.json").write_text(json.dumps(metrics, indent=1) + "\n", encoding="utf-8")
+        write_json(folder / "metrics.json", metrics)
         (folder / "figures").mkdir()
         figures.draw_all(folder / "figures", predicted, table, types, threshold=threshold, title=record.name, history=history)
     return metrics

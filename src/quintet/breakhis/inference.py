@@ -17,7 +17,7 @@ from quintet.breakhis.networks import MagnificationNet, normalise
 from quintet.breakhis.sampling import NONE, Patients, all_quadruples
 from quintet.errors import InputError
 from quintet.training.hardware import resolve_device
-from quintet.training.models import load_model
+from quintet.training.models import rebuild
 
 BATCH = 64
 Images = list[NDArray[np.uint8]]  # per magnification [N, S, S, 3]
@@ -33,20 +33,16 @@ class Model:
     @staticmethod
     def load(run: Path, device: str, *, evaluated: bool = True) -> "Model":
         """Rebuild a run's network; its threshold comes from its evaluation."""
-        state, build = load_model(run / "model" / "model.pt")
-        if "magnifications" not in build:
-            raise InputError(f"{run}: a run of another study; give one of runs/breakhis")
+        net, build = rebuild(run / "model" / "model.pt", "breakhis", "magnifications", lambda build: MagnificationNet(**build))
         settings = run / "evaluation" / "inference.json"
         if evaluated and not settings.is_file():
             raise InputError(f"{run}: trained but not evaluated, so its threshold is not set; run the evaluation stage first")
         try:
             threshold = float(json.loads(settings.read_text(encoding="utf-8"))["threshold"]) if evaluated else float("nan")
-            net = MagnificationNet(**build)
-            net.load_state_dict(state)
-        except (ValueError, KeyError, TypeError, RuntimeError) as error:
-            raise InputError(f"{run}: damaged ({str(error).splitlines()[0]}); train and evaluate it again") from None
+        except (ValueError, KeyError, TypeError) as error:
+            raise InputError(f"{settings}: damaged ({error}); evaluate the run again") from None
         device = resolve_device(device)
-        return Model(net.eval().to(device, memory_format=torch.channels_last), build["size"], device, threshold)  # type: ignore[call-overload]
+        return Model(net.to(device, memory_format=torch.channels_last), build["size"], device, threshold)  # type: ignore[call-overload]
 
     @property
     def magnifications(self) -> list[str]:

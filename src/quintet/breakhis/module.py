@@ -22,8 +22,8 @@ from quintet.files import whole_folder
 from quintet.params import BreakHis, BreakHisConfig, Compute
 from quintet.params.breakhis import BreakHisAugment
 from quintet.runs import Record
-from quintet.training.fit import Goal, adam, fit, set_up, warm_cosine
-from quintet.training.hardware import resolve_device, resolve_precision, resolve_workers
+from quintet.training.fit import Goal, adam, fit, scheduled, set_up, warm_cosine
+from quintet.training.hardware import resolve_device, resolve_workers
 from quintet.training.models import load_weights, save_model
 
 NOT_BACKBONE = ("_fc.",)  # ImageNet's classifier
@@ -137,10 +137,7 @@ class MagnificationModule(L.LightningModule):
         trained = [p for p in self.net.parameters() if p.requires_grad]
         optimizer = adam([{"params": trained, "lr": how.rate}], how, decoupled=True)
         if how.schedule == "cosine":
-            return {
-                "optimizer": optimizer,
-                "lr_scheduler": {"scheduler": warm_cosine(optimizer, how, self.steps), "interval": "step"},
-            }
+            return scheduled(optimizer, warm_cosine(optimizer, how, self.steps))
         falling = torch.optim.lr_scheduler.ReduceLROnPlateau(
             optimizer, factor=how.plateau_factor, patience=how.plateau_patience, min_lr=how.rate_floor
         )
@@ -182,7 +179,7 @@ def train(data: Prepared, out: Path, config: BreakHisConfig, shared: BreakHis, c
     if shared.weights != "none":
         for backbone in net.backbones.values():
             record.tags["weights"] = load_weights(backbone, shared.weights, weights_url(shared.backbone), drop=NOT_BACKBONE)
-    record.tags |= {"device": device, "precision": resolve_precision(shared.precision, device), "batch_size": str(batch)}
+    record.tags["batch_size"] = str(batch)
     module = MagnificationModule(
         net.to(memory_format=torch.channels_last), shared, steps=shared.epochs * -(-len(sampler) // shared.accumulate),  # type: ignore[call-overload]
         weights=(class_weights(np.eye(2)[data.classes(people.names)]), class_weights(data.types(people.names))),
@@ -207,8 +204,6 @@ def train(data: Prepared, out: Path, config: BreakHisConfig, shared: BreakHis, c
                   also_perfect=("valid_auc",), loss_gap=LOSS_GAP),
     )  # fmt: skip
     with whole_folder(out) as folder:
-        state = {name.removeprefix("net."): value for name, value in fitted.state.items()}
-        save_model(folder / "model.pt", state, build)
+        save_model(folder / "model.pt", fitted.state, build)
         fitted.history.to_csv(folder / "history.csv", index=False)
-    record.metrics |= fitted.metrics
     return record

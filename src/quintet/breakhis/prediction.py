@@ -18,7 +18,7 @@ from quintet.breakhis.tree import CLASSES, MAGNIFICATIONS, TYPES, picture_files,
 from quintet.errors import InputError, Problems
 from quintet.files import whole_file, whole_folder
 from quintet.params import BreakHis
-from quintet.runs import read_record
+from quintet.runs import Record
 
 
 def find_patients(source: Path) -> dict[str, dict[str, list[Path]]]:
@@ -132,4 +132,4 @@ def evaluate_folder(runs: Sequence[Path], raw: Path, out: Path, *, device: str, 
     labels = np.array([CLASSES.index(own[name][0].tumour_class) for name in names])
     types = np.array([[np.mean([i.tumour_type == t for i in own[name]]) for t in TYPES] for name in names])
     threshold = float(np.mean([model.threshold for model in models]))
-    return evaluate(joined, labels, types, threshold=threshold, record=read_record(runs[0]), out=out)
+    return evaluate(joined, labels, types, threshold=threshold, record=Record.load(runs[0]), out=out)

@@ -1,6 +1,5 @@
 """The study's runs: which parameters make one, and training plus evaluation of a configuration into a run folder."""
 
-import json
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -11,7 +10,7 @@ from quintet.breakhis.data import load
 from quintet.breakhis.evaluation import evaluate
 from quintet.breakhis.metrics import lock_threshold
 from quintet.errors import InputError
-from quintet.files import whole_file
+from quintet.files import write_json
 from quintet.params import BreakHis, BreakHisConfig, Compute
 from quintet.runs import Record, new_record
 
@@ -72,9 +71,8 @@ def evaluate_run(run: Path, data: Path, compute: Compute, *, pictures: bool) -> 
         history=pd.read_csv(run / "model" / "history.csv") if pictures else None,
     )  # fmt: skip
     metrics["evaluation_seconds_per_image"] = seconds / len(predicted.images)
-    for name, values in (("metrics", metrics), ("inference", {"threshold": model.threshold})):
-        with whole_file(run / "evaluation" / f"{name}.json") as beside:
-            beside.write_text(json.dumps(values, indent=1) + "\n", encoding="utf-8")
+    write_json(run / "evaluation" / "metrics.json", metrics)
+    write_json(run / "evaluation" / "inference.json", {"threshold": model.threshold})
     if pictures:
         draw_cams(run / "evaluation" / "figures" / "grad_cam.png", model, predicted, images, patients, labels)
     return metrics
@@ -84,11 +82,7 @@ def sweep_cell(out: Path, data: Path, config: str, fold: int, seed: int, shared:
     """Train and evaluate one configuration on one fold with one seed into the run folder `out`; returns its metrics."""
     from quintet.training.cells import cell
 
-    if config not in shared.configs:
-        raise InputError(f"--config {config}: no such configuration; there are {', '.join(shared.configs)}")
+    def train(run: Path, choice: BreakHisConfig) -> Record:
+        return train_run(run, data, choice, shared, compute, stage="breakhis_sweep", config=config, fold=fold, seed=seed)
 
-    def train(run: Path) -> Record:
-        own = shared.configs[config]
-        return train_run(run, data, own, shared, compute, stage="breakhis_sweep", config=config, fold=fold, seed=seed)
-
-    return cell(out, train, lambda run: evaluate_run(run, data, compute, pictures=False))
+    return cell(out, shared.configs, config, train, lambda run: evaluate_run(run, data, compute, pictures=False))

@@ -72,7 +72,7 @@ def read_tree(raw: Path) -> tuple[list[Image], list[str]]:
     problems, seen = [], dict[str, Path]()
     for path in files:
         where = path.relative_to(raw)
-        image = _image(path, where)
+        image = _image(path)
         if isinstance(image, str):
             problems.append(f"{where}: {image}")
         elif path.stem in seen:
@@ -89,7 +89,7 @@ def read_tree(raw: Path) -> tuple[list[Image], list[str]]:
     return images, problems + _both_classes(images)
 
 
-def _image(path: Path, where: Path) -> Image | str:
+def _image(path: Path) -> Image | str:
     """The image, or what is wrong with its place or name."""
     folders = path.absolute().parts[-6:-1]  # which may lie above a relative path
     if len(folders) < 5 or folders[0] not in CLASSES or folders[1] != "SOB" or folders[2] not in TYPES:

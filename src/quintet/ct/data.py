@@ -21,7 +21,7 @@ from quintet import splits
 from quintet.arrays import new_array
 from quintet.ct.raw import find_studies, fingerprint, hash_of, match, read_cube, read_labels
 from quintet.errors import InputError, Problems
-from quintet.files import refuse_overlap, repository_root, whole_folder
+from quintet.files import refuse_overlap, repository_root, whole_folder, write_json
 from quintet.params import Ct
 
 VOLUMES = "volumes.npy"
@@ -99,7 +99,7 @@ def prepare(raw: Path, out: Path, params: Ct, *, workers: int = 1) -> tuple[Prep
             _move_rows(work / VOLUMES, folder / VOLUMES, [names.index(name) for name in kept])
             index.to_csv(folder / "index.csv", index=False)
             index[["study", "split"]].to_csv(folder / "split.csv", index=False)
-            (folder / "findings.json").write_text(json.dumps(labels.findings) + "\n", encoding="utf-8")
+            write_json(folder / "findings.json", labels.findings)
         shutil.rmtree(work)
     work.with_suffix(".lock").unlink(missing_ok=True)
     return load(out), problems

@@ -1,7 +1,6 @@
 """From similarities of test scans to tables and figures. No network here: baselines and embeddings from elsewhere take the same
 way."""
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +12,7 @@ from quintet import results
 from quintet.ct.data import Prepared
 from quintet.ct.metrics import Retrieved, Scans, f1_scores, hubness, jaccard, retrieve
 from quintet.errors import InputError
-from quintet.files import whole_folder
+from quintet.files import whole_folder, write_json
 from quintet.runs import Record
 
 LISTED = 10  # neighbours of each query that are written
@@ -111,7 +110,7 @@ def evaluate(
             _neighbours(found, scans).to_csv(folder / "neighbours.csv", index=False)
         if vectors is not None:
             np.savez(folder / "embeddings.npz", id=scans.names, vector=np.asarray(vectors, np.float32))
-        (folder / "metrics.json").write_text(json.dumps(metrics, indent=1) + "\n", encoding="utf-8")
+        write_json(folder / "metrics.json", metrics)
         (folder / "figures").mkdir()
         figures.draw_all(folder / "figures", table, findings, similarity=similarity, scans=scans, title=record.name, model=model)
     return metrics

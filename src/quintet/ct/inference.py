@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from quintet.ct.networks import Proximity, see
 from quintet.errors import InputError
 from quintet.training.hardware import resolve_device
-from quintet.training.models import load_model
+from quintet.training.models import rebuild
 
 BATCH = 8
 Cubes = NDArray[np.uint8]  # [N, S, S, S]
@@ -39,19 +39,14 @@ class Model:
 
     @staticmethod
     def read(path: Path, device: str) -> "Model":
-        state, build = load_model(path)
-        if "input_size" not in build or "arch" not in build:
-            raise InputError(f"{path}: a model of another study; give a run of runs/ct")
-        try:
-            size, (low, high), names = build.pop("size"), build.pop("window"), build.pop("names")
-            net = Proximity(**build)
-            net.load_state_dict(state)
-        except (ValueError, KeyError, TypeError, RuntimeError) as error:
-            raise InputError(f"{path}: damaged ({str(error).splitlines()[0]}); train it again") from None
+        about = {"size", "window", "names"}
+        net, build = rebuild(
+            path, "ct", "input_size", lambda build: Proximity(**{k: v for k, v in build.items() if k not in about})
+        )
         device = resolve_device(device)
-        net = net.eval().to(device)
+        net = net.to(device)
         net.backbone.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-        return Model(net, size, (low, high), names, device)
+        return Model(net, build["size"], tuple(build["window"]), build["names"], device)
 
     def get_embeddings(self, volumes: torch.Tensor, *, mixed_precision: bool = False) -> Embedded:
         """Of stored cubes `[B, S, S, S]` uint8; `mixed_precision`: bfloat16 where it applies."""

@@ -24,9 +24,9 @@ from quintet.errors import InputError
 from quintet.files import whole_folder
 from quintet.params import Compute, Ct, CtConfig
 from quintet.runs import Record
-from quintet.training.batches import EpochBatches, batches
-from quintet.training.fit import Goal, adam, fit, set_up, warm_cosine
-from quintet.training.hardware import resolve_device, resolve_precision, resolve_workers
+from quintet.training.batches import EpochBatches, batches, gathered
+from quintet.training.fit import Goal, adam, fit, scheduled, set_up, warm_cosine
+from quintet.training.hardware import resolve_device, resolve_workers
 from quintet.training.models import load_weights, save_model
 
 PERFECT = 0.9999
@@ -98,10 +98,7 @@ class RetrievalModule(L.LightningModule):
 
     def on_validation_epoch_end(self) -> None:
         """Second phase: the embeddings of validation and of some training scans, without augmentation, as retrieval sees them."""
-        seen: Any = self.all_gather(self.seen)
-        seen = seen.reshape(-1, *self.seen.shape)
-        # a scan that several ranks saw is the same in each
-        seen = seen.gather(0, seen.abs().sum(2, keepdim=True).argmax(0, keepdim=True).expand(1, *seen.shape[1:]))[0].cpu()
+        seen = gathered(self, self.seen).cpu()
         if not torch.isfinite(seen).all():
             raise InputError(f"training diverged in epoch {self.current_epoch + 1}; lower ct.rate ({self.shared.rate})")
         classifies = self.net.head is not None
@@ -141,14 +138,9 @@ class RetrievalModule(L.LightningModule):
         how = self.shared
         optimizer = adam([{"params": list(self.net.parameters()), "lr": how.rate}], how)
         if how.schedule == "cosine":
-            return {
-                "optimizer": optimizer,
-                "lr_scheduler": {"scheduler": warm_cosine(optimizer, how, self.steps), "interval": "step"},
-            }
-        return {
-            "optimizer": optimizer,
-            "lr_scheduler": torch.optim.lr_scheduler.StepLR(optimizer, how.step_epochs, how.step_factor),
-        }
+            return scheduled(optimizer, warm_cosine(optimizer, how, self.steps))
+        falling = torch.optim.lr_scheduler.StepLR(optimizer, how.step_epochs, how.step_factor)
+        return {"optimizer": optimizer, "lr_scheduler": falling}
 
 
 def train(data: Prepared, out: Path, config: CtConfig, shared: Ct, compute: Compute, *, record: Record) -> Record:
@@ -168,7 +160,6 @@ def train(data: Prepared, out: Path, config: CtConfig, shared: Ct, compute: Comp
     record.tags["weights"] = "random"
     if shared.weights != "none":
         record.tags["weights"] = load_weights(net.backbone.net, shared.weights, RESNET18_URL, drop=NOT_BACKBONE)
-    record.tags |= {"device": device, "precision": resolve_precision(shared.precision, device)}
     net.backbone.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     source = Volumes(data)
     sampler: Any = EpochBatches(rows, shared.batch_size, seed=record.seed)
@@ -188,12 +179,9 @@ def train(data: Prepared, out: Path, config: CtConfig, shared: Ct, compute: Comp
     build |= {"size": data.volumes.shape[1], "window": list(shared.window), "names": list(data.findings)}
     with whole_folder(out) as folder:
         for name, state in (("model", fitted.state), ("final", fitted.last)):
-            save_model(
-                folder / f"{name}.pt", {key.removeprefix("net."): v for key, v in state.items() if key.startswith("net.")}, build
-            )
+            save_model(folder / f"{name}.pt", state, build)
         fitted.history.to_csv(folder / "history.csv", index=False)
         write_curves(folder / "pr_curves.csv", module.curves)
-    record.metrics |= fitted.metrics
     best = int(fitted.metrics["best_epoch"])
     day = record.tags["started"].partition("T")[0].replace("-", "")
     reached = fitted.history["valid_micro_f1"].iloc[best]

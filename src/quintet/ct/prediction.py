@@ -15,7 +15,7 @@ from quintet.ct.raw import Labels, find_studies, match, read_cube, read_labels
 from quintet.errors import InputError, Problems
 from quintet.files import whole_file
 from quintet.params import Ct
-from quintet.runs import new_record, read_record
+from quintet.runs import Record, new_record
 
 
 def embed_studies(
@@ -81,7 +81,7 @@ def evaluate_folder(runs: Sequence[Path], raw: Path, out: Path, *, device: str, 
         if problems:
             raise Problems(str(raw), problems)
         names, found = np.array(kept), _stacked(parts)
-        record = read_record(runs[0])
+        record = Record.load(runs[0])
     return evaluate(cosine(found.vectors), _scans(labels, names), neighbours=params.neighbours, record=record, out=out,
                     probability=found.probability, vectors=found.vectors)  # fmt: skip
 

@@ -55,7 +55,6 @@ def read_labels(raw: Path) -> Labels:
     problems = [] if "study" in table else ["no column `study`"]
     problems += [] if findings else ["no column of a finding (0 or 1)"]
     problems += [] if len(table) else ["no row"]
-    problems += [f"the column {name!r} stands twice" for name in table.columns[table.columns.duplicated()]]
     if not problems:
         problems += [f"row {i + 2}: no study" for i in table.index[table["study"] == ""]]
         problems += [f"row {i + 2}: study {table['study'][i]} stands twice" for i in table.index[table["study"].duplicated()]]

@@ -20,7 +20,7 @@ from quintet.ct.inference import Embedded, Model, joined, load_models
 from quintet.ct.prediction import embed_studies
 from quintet.ct.raw import LABELS, find_studies, read_cube, read_labels
 from quintet.errors import InputError, Problems
-from quintet.files import whole_folder
+from quintet.files import whole_folder, write_json
 
 LISTS = 4  # IVF: lists per square root of the collection
 LINKS = 32  # HNSW: links of a scan
@@ -63,7 +63,7 @@ def build(runs: Sequence[Path], source: Path, out: Path, *, kind: str, device: s
         (folder / "models").mkdir()
         for number, run in enumerate(runs):
             shutil.copy(run / "model" / "model.pt", folder / "models" / f"{number}.pt")
-        (folder / "index.json").write_text(json.dumps(about, indent=1) + "\n", encoding="utf-8")
+        write_json(folder / "index.json", about)
     for problem in problems:
         print(f"skipped: {problem}")
     return about

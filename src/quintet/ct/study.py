@@ -1,8 +1,6 @@
 """The study's runs: which parameters make one, and training plus evaluation of a configuration into a run folder."""
 
-import json
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +10,7 @@ from quintet.ct.data import load
 from quintet.ct.evaluation import evaluate, read_vectors, scans_of
 from quintet.ct.metrics import cosine
 from quintet.errors import InputError
-from quintet.files import whole_file
+from quintet.files import write_json
 from quintet.params import Compute, Ct, CtConfig
 from quintet.runs import Record, new_record
 
@@ -55,18 +53,17 @@ def evaluate_run(run: Path, data: Path, shared: Ct, compute: Compute) -> dict[st
         probability=found.probability, vectors=found.vectors, model=run / "model",
     )  # fmt: skip
     metrics["evaluation_seconds_per_scan"] = seconds / len(rows)
-    with whole_file(run / "evaluation" / "metrics.json") as beside:
-        beside.write_text(json.dumps(metrics, indent=1) + "\n", encoding="utf-8")
+    write_json(run / "evaluation" / "metrics.json", metrics)
     return metrics
 
 
-def baseline_runs(out: Path, data: Path, shared: Ct) -> Iterator[tuple[str, dict[str, float]]]:
+def baseline_runs(out: Path, data: Path, shared: Ct) -> dict[str, dict[str, float]]:
     """Evaluate the baselines, and the embeddings from elsewhere that params name, into run folders below `out` (without
     model/)."""
     prepared = load(data)
     rows = prepared.rows("test")
     scans = scans_of(prepared, rows)
-
+    metrics = {}
     for name in (*BASELINES, *shared.external):
         inputs, vectors = {"data": data}, None
         if name in shared.external:
@@ -75,20 +72,17 @@ def baseline_runs(out: Path, data: Path, shared: Ct) -> Iterator[tuple[str, dict
         record = new_record("ct", "ct_baselines", name, seed=0, params={"neighbours": shared.neighbours}, inputs=inputs)
         similarity = np.asarray(BASELINES[name](prepared, rows)) if vectors is None else cosine(vectors)
         run = out / name / "seed0"
-        metrics = evaluate(similarity, scans, neighbours=shared.neighbours, record=record, out=run / "evaluation",
-                           vectors=vectors, hubs=name not in ("random", "prior"))  # fmt: skip
+        metrics[name] = evaluate(similarity, scans, neighbours=shared.neighbours, record=record, out=run / "evaluation",
+                                 vectors=vectors, hubs=name not in ("random", "prior"))  # fmt: skip
         record.save(run)
-        yield name, metrics
+    return metrics
 
 
 def sweep_cell(out: Path, data: Path, config: str, seed: int, shared: Ct, compute: Compute) -> dict[str, float]:
     """Train and evaluate one configuration with one seed into the run folder `out`; returns its metrics."""
     from quintet.training.cells import cell
 
-    if config not in shared.configs:
-        raise InputError(f"--config {config}: no such configuration; there are {', '.join(shared.configs)}")
+    def train(run: Path, choice: CtConfig) -> Record:
+        return train_run(run, data, choice, shared, compute, stage="ct_sweep", config=config, seed=seed)
 
-    def train(run: Path) -> Record:
-        return train_run(run, data, shared.configs[config], shared, compute, stage="ct_sweep", config=config, seed=seed)
-
-    return cell(out, train, lambda run: evaluate_run(run, data, shared, compute))
+    return cell(out, shared.configs, config, train, lambda run: evaluate_run(run, data, shared, compute))

@@ -54,14 +54,6 @@ class Encoder:
                 columns.append(Category(str(name), sorted(values.unique())))
         return Encoder(columns)
 
-    @property
-    def names(self) -> list[str]:
-        return [column.name for column in self.columns]
-
-    @property
-    def width(self) -> int:
-        return sum(2 if isinstance(column, Numeric) else len(column.values) + 1 for column in self.columns)
-
     def __call__(self, table: pd.DataFrame) -> tuple[Floats, NDArray[np.bool_], list[str]]:
         """Features `[N, width]`, whether a row holds any value `[N]`, and a note for each value that could not be used. A
         column that the table lacks is missing for everybody."""

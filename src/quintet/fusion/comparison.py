@@ -11,14 +11,13 @@ from numpy.typing import NDArray
 
 from quintet import ranking, results
 from quintet.comparison import Runs, cells, keep_only, measured, pick, publish, recorded
-from quintet.fusion.evaluation import CLASSIFICATION, MAR, MCAR, RECORDED, SURVIVAL, headline_of, pairs_of, shapley
+from quintet.fusion.evaluation import CLASSIFICATION, MAR, MCAR, NOT_SUBSETS, RECORDED, SURVIVAL, headline_of, pairs_of, shapley
 from quintet.pages import Section
 from quintet.params import Fusion, Params
-from quintet.params.fusion import ADAPTS, BASELINES
+from quintet.params.fusion import ADAPTS, BASELINES, TTT
 from quintet.resampling import draw_weights, interval, order_draws
 
 SWEEP, FITTED = Path("runs/fusion/sweep"), Path("runs/fusion/baselines")
-TTT = "-ttt"
 COSTS = {
     "train_seconds": "training, s", "seconds_per_prediction": "prediction, s",
     "ttt/seconds_per_prediction": "with test-time training, s",
@@ -107,7 +106,7 @@ class Drawn:
         first = next(iter(predictions.values()))[0]
         self.columns = [c for c in first if c.startswith("probability/")] or ["risk"]
         self.patterns = list(dict.fromkeys(first["pattern"]))
-        self.subsets = [name for name in self.patterns if name not in (RECORDED, MCAR, MAR)]
+        self.subsets = [name for name in self.patterns if name not in NOT_SUBSETS]
         everybody = first[first["pattern"] == RECORDED].set_index("patient")
         kinds = everybody["target"] if len(self.columns) > 1 else everybody["event"]
         self.weights = pd.DataFrame(draw_weights(everybody.index, kinds).T, index=everybody.index)

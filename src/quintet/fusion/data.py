@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from quintet import splits
 from quintet.arrays import new_array
 from quintet.errors import InputError, Problems
-from quintet.files import refuse_overlap, whole_folder
+from quintet.files import refuse_overlap, whole_folder, write_json
 from quintet.fusion.clinical import Encoder, refuse_leaks
 from quintet.fusion.raw import Clinical, find_patients, read_image, read_table, targets
 from quintet.fusion.segmentation import Mask, mask_of, segmenter_for, stored_masks
@@ -41,7 +41,6 @@ class Prepared:
     classes: list[str]  # empty: survival
     encoder: Encoder
     how: dict[str, Any]  # what new patients must go through: names, segmenter, percentiles ...
-    folder: Path
 
     def rows(self, part: str) -> NDArray[np.int64]:
         return np.flatnonzero(self.table["split"] == part)
@@ -220,7 +219,7 @@ def prepare(raw: Path, masks: Path, out: Path, params: Fusion, *, workers: int =
         classes = sorted(table["label"].unique()) if "label" in table else []
         about = {"modalities": params.modalities, "classes": classes, "encoder": encoder.plain(),
                  "how": params.model_dump(mode="json", include=set(PREPARATION) | {"modalities"})}  # fmt: skip
-        (folder / "about.json").write_text(json.dumps(about, indent=1) + "\n", encoding="utf-8")
+        write_json(folder / "about.json", about)
     return load(out), problems
 
 
@@ -270,5 +269,5 @@ def load(folder: Path) -> Prepared:
     table = pd.read_csv(folder / "patients.csv", dtype={"patient": str, "label": str}, keep_default_na=False)
     return Prepared(
         np.load(folder / VOLUMES, mmap_mode="r"), np.load(folder / FEATURES), table, [*about["modalities"], CLINICAL],
-        about["classes"], Encoder.from_plain(about["encoder"]), about["how"], folder,
+        about["classes"], Encoder.from_plain(about["encoder"]), about["how"],
     )  # fmt: skip

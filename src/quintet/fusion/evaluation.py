@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from itertools import combinations
 from math import factorial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -11,10 +12,14 @@ from numpy.typing import NDArray
 from sklearn.linear_model import Ridge
 from sklearn.metrics import balanced_accuracy_score
 
+from quintet import results
+from quintet.files import whole_folder, write_json
+from quintet.params.fusion import TTT
 from quintet.resampling import order_draws
+from quintet.runs import Record
 
 Floats = NDArray[np.float64]
-RECORDED, MCAR, MAR = "recorded", "at random", "by clinical row"
+RECORDED, MCAR, MAR = NOT_SUBSETS = ("recorded", "at random", "by clinical row")
 CLASSIFICATION, SURVIVAL = "brier", "concordance"  # what is ranked, per patient
 SEED = 20240
 
@@ -93,11 +98,12 @@ def summary(predictions: pd.DataFrame, columns: Sequence[str]) -> dict[str, floa
     accuracy and Brier score with everything that is recorded."""
     values = {str(name): headline_of(own, columns) for name, own in predictions.groupby("pattern", sort=False)}
     score = "auc" if len(columns) > 1 else "concordance"
-    subsets = [v for name, v in values.items() if name not in (RECORDED, MCAR, MAR) and np.isfinite(v)]
+    subsets = [v for name, v in values.items() if name not in NOT_SUBSETS and np.isfinite(v)]
     metrics = {f"{score}/{name}": value for name, value in values.items()}
     if subsets:
         metrics |= {f"{score}_mean_of_subsets": float(np.mean(subsets)), f"{score}_worst_subset": float(np.min(subsets))}
     whole = predictions[predictions["pattern"] == RECORDED]
+    metrics["patients"] = float(len(whole))
     if len(columns) > 1:
         likeliest = whole[list(columns)].to_numpy().argmax(1)
         metrics |= {"brier": whole[CLASSIFICATION].mean(), "log_loss": whole["log_loss"].mean(),
@@ -110,6 +116,80 @@ def headline_of(own: pd.DataFrame, columns: Sequence[Any]) -> float:
     values, target = own[list(columns)].to_numpy(float), own[["target", "event"]].to_numpy(float)
     scores = np.log(np.clip(values, 1e-12, 1)) if len(columns) > 1 else values
     return headline(scores, target) if all(pairs.any() for _, pairs in pairs_of(scores, target)) else float("nan")
+
+
+def predictions(
+    config: str, pattern: str, patients: NDArray[Any], used: Sequence[str], values: Floats, target: NDArray[np.floating[Any]],
+    classes: Sequence[str], *, spread: Floats | float = 0.0, adapted: NDArray[np.bool_] | bool = False,
+) -> pd.DataFrame:  # fmt: skip
+    """A row a patient, predicted from the modalities `used` by `pattern`: probabilities `[P, classes]` or risk `[P, 1]`, their
+    spread over draws, whether it adapted, its target (class, 1; time, event) and scores."""
+    table = pd.DataFrame({"config": config, "pattern": pattern, "patient": patients})
+    table[columns_of(classes)] = values
+    table = table.assign(modalities=used, target=target[:, 0], event=target[:, 1], spread=spread, adapted=np.int64(adapted))
+    return pd.concat([table, patient_scores(values, target, classes=len(classes))], axis=1)
+
+
+def columns_of(classes: Sequence[str]) -> list[str]:
+    return [f"probability/{name}" for name in classes] or ["risk"]
+
+
+def evaluate(
+    tables: Mapping[str, pd.DataFrame], classes: Sequence[str], *, record: Record, out: Path,
+    seconds: Mapping[str, float] | None = None, extra: Mapping[str, pd.DataFrame] | None = None, model: Path | None = None,
+) -> dict[str, float]:  # fmt: skip
+    """Measure `predictions` of one configuration, or without and with test-time training (`ttt/` in the metrics); writes `out` =
+    {predictions.csv, cases.csv (a patient's mean score over the subsets), metrics.json, figures/, what `extra` holds}.
+
+    `model`: the folder with the training's history, for a figure.
+    """
+    from quintet.fusion import figures
+
+    columns = columns_of(classes)
+    metric = CLASSIFICATION if classes else SURVIVAL
+    metrics: dict[str, float] = {}
+    tidy = []
+    for config, table in tables.items():
+        prefix = "ttt/" if config.endswith(TTT) else ""
+        metrics |= {f"{prefix}{name}": value for name, value in summary(table, columns).items()}
+        if seconds:
+            metrics[f"{prefix}seconds_per_prediction"] = seconds[config]
+        subsets = table[~table["pattern"].isin(NOT_SUBSETS)].dropna(subset=[metric])
+        whole = table[table["pattern"] == RECORDED].set_index("patient")
+        values = pd.DataFrame({
+            f"{metric}_over_subsets": subsets.groupby("patient")[metric].mean(), metric: whole[metric],
+        })  # fmt: skip
+        tidy.append(
+            results.tidy(
+                values, record.study, config, fold=record.fold, seed=record.seed, cases=values.index, groups=values.index
+            )
+        )
+    if len(tables) == 2:
+        plain, adapted = tables.values()
+        metrics |= _harm(plain, adapted, "log_loss" if classes else SURVIVAL, lower_is_better=bool(classes))
+    for row in ((extra or {}).get("imputation", pd.DataFrame())).to_dict("records"):
+        name = row.pop("modality")
+        metrics |= {f"imputation/{name}/{key}": float(v) for key, v in row.items() if key != "patients"}
+    with whole_folder(out) as folder:
+        pd.concat(tables.values()).to_csv(folder / "predictions.csv", index=False)
+        results.write(pd.concat(tidy, ignore_index=True).dropna(subset="value"), folder / "cases.csv")
+        for name, table in (extra or {}).items():
+            table.to_csv(folder / f"{name}.csv", index=False)
+        write_json(folder / "metrics.json", metrics)
+        (folder / "figures").mkdir()
+        figures.draw_all(folder / "figures", tables, columns, extra or {}, title=record.name, model=model)
+    return metrics
+
+
+def _harm(plain: pd.DataFrame, adapted: pd.DataFrame, metric: str, *, lower_is_better: bool) -> dict[str, float]:
+    """What test-time training does to patients with everything that is recorded: share that adapted (their loss fell), share
+    whose score became worse (harm rate), became better, and the mean change."""
+    a, b = (t[t["pattern"] == RECORDED].set_index("patient") for t in (plain, adapted))
+    change = (b[metric] - a[metric]) * (1 if lower_is_better else -1)
+    return {
+        "ttt/adapted_rate": float(b["adapted"].mean()), "ttt/harm_rate": float((change > 1e-9).mean()),
+        "ttt/help_rate": float((change < -1e-9).mean()), f"ttt/change_of_{metric}": float((b[metric] - a[metric]).mean()),
+    }  # fmt: skip
 
 
 def shapley(value: Mapping[frozenset[str], float], players: Sequence[str]) -> dict[str, float]:

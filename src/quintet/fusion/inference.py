@@ -21,7 +21,7 @@ from quintet.fusion.losses import standardised
 from quintet.fusion.networks import FusionNet, noise_for, seeds_of
 from quintet.params.fusion import ADAPTS, CLINICAL, FusionLossWeights, FusionTtt
 from quintet.training.hardware import resolve_device
-from quintet.training.models import load_model
+from quintet.training.models import rebuild
 
 BATCH = 64  # patients at a time
 Values = NDArray[np.float64]
@@ -63,19 +63,13 @@ class Model:
 
     @staticmethod
     def load(run: Path, device: str) -> "Model":
-        path = run / "model" / "model.pt"
-        state, build = load_model(path)
-        if "about" not in build or "method" not in build:
-            raise InputError(f"{path}: a model of another study; give a run of runs/fusion")
-        try:
-            about = build.pop("about")
-            net = FusionNet(**build)
-            net.load_state_dict(state)
-        except (ValueError, KeyError, TypeError, RuntimeError) as error:
-            raise InputError(f"{path}: damaged ({str(error).splitlines()[0]}); train it again") from None
-        device = resolve_device(device)
+        net, build = rebuild(
+            run / "model" / "model.pt", "fusion", "method",
+            lambda build: FusionNet(**{k: v for k, v in build.items() if k != "about"}),
+        )  # fmt: skip
+        about, device = build["about"], resolve_device(device)
         return Model(
-            net.eval().to(device), about["modalities"], about["classes"], Encoder.from_plain(about["clinical_encoder"]),
+            net.to(device), about["modalities"], about["classes"], Encoder.from_plain(about["clinical_encoder"]),
             about["prepared"],
             about["sampling_steps"], about["samples"], about["temperature"], FusionTtt(**about["ttt"]),
             FusionLossWeights(**about["loss_weights"]), device,
@@ -162,7 +156,7 @@ class Model:
         values."""
         rows = []
         if self.net.method == "diffusion":
-            for steps in (1, 2, 5, 10, 20, 50):
+            for steps in (s for s in (1, 2, 5, 10, 20, 50) if s <= self.net.fuse.how["steps"]):
                 started = time.perf_counter()
                 values, _ = self(patients, patients.present, sampling_steps=steps)
                 rows.append(("sampling", steps, score(values), (time.perf_counter() - started) / len(patients.names)))

@@ -21,9 +21,8 @@ from quintet.fusion.networks import Draw, FusionNet, noise_for
 from quintet.params import Compute, Fusion, FusionConfig
 from quintet.params.fusion import ADAPTS
 from quintet.runs import Record
-from quintet.training.batches import batches
-from quintet.training.fit import Goal, adam, fit, set_up, warm_cosine
-from quintet.training.hardware import resolve_device, resolve_precision
+from quintet.training.batches import batches, gathered
+from quintet.training.fit import Goal, adam, fit, scheduled, set_up, warm_cosine
 from quintet.training.models import save_model
 
 PERFECT = 0.9999
@@ -134,11 +133,7 @@ class FusionModule(L.LightningModule):
     def on_validation_epoch_end(self) -> None:
         """With everything that each validation patient has: loss, AUC or concordance; for diffusion also how far its targets
         are from being one point."""
-        seen: Any = self.all_gather(self.seen)
-        seen = seen.reshape(-1, *self.seen.shape)
-        seen = seen.gather(0, seen.abs().sum(2, keepdim=True).argmax(0, keepdim=True).expand(1, *seen.shape[1:]))[0][
-            self.valid
-        ].cpu()
+        seen = gathered(self, self.seen)[self.valid].cpu()
         if not torch.isfinite(seen).all():
             raise InputError(f"training diverged in epoch {self.current_epoch + 1}; lower fusion.rate ({self.shared.rate})")
         scores, fused = seen[:, : self.net.outputs], seen[:, self.net.outputs :]
@@ -153,10 +148,7 @@ class FusionModule(L.LightningModule):
 
     def configure_optimizers(self) -> Any:
         optimizer = adam([{"params": list(self.net.parameters()), "lr": self.shared.rate}], self.shared, decoupled=True)
-        return {
-            "optimizer": optimizer,
-            "lr_scheduler": {"scheduler": warm_cosine(optimizer, self.shared, self.steps), "interval": "step"},
-        }
+        return scheduled(optimizer, warm_cosine(optimizer, self.shared, self.steps))
 
 
 def train(data: Prepared, out: Path, config: FusionConfig, shared: Fusion, compute: Compute, *, record: Record) -> Record:
@@ -171,9 +163,6 @@ def train(data: Prepared, out: Path, config: FusionConfig, shared: Fusion, compu
         "images": len(data.modalities) - 1, "clinical": data.clinical.shape[1], "outputs": len(data.classes) or 1,
         "bank": min(BANK, len(rows)) if config.method in ADAPTS else 0,
     }  # fmt: skip
-    device = resolve_device(compute.device)
-    if not compute.debug:
-        record.tags["precision"] = resolve_precision(shared.precision, device)
     record.tags["segmenter"] = str(data.how["segmenter"])
     net = FusionNet(**build)
     source = Patients(data)
@@ -186,7 +175,7 @@ def train(data: Prepared, out: Path, config: FusionConfig, shared: Fusion, compu
         module, loader, valid, epochs=shared.epochs, seed=record.seed, how=shared, compute=compute, record=record,
         goal=Goal("valid_score", lower_is_better=False, perfect=PERFECT, keep="best", patience=shared.patience),
     )  # fmt: skip
-    net.cpu().load_state_dict({k.removeprefix("net."): v for k, v in fitted.state.items() if k.startswith("net.")})
+    net.cpu().load_state_dict(fitted.state)
     chosen = np.random.default_rng(record.seed).permutation(rows)[: build["bank"]]
     if len(chosen):
         _fill_bank(net.eval(), source, np.sort(chosen), shared.batch_size)
@@ -197,7 +186,6 @@ def train(data: Prepared, out: Path, config: FusionConfig, shared: Fusion, compu
     with whole_folder(out) as folder:
         save_model(folder / "model.pt", net.state_dict(), build | {"about": about})
         fitted.history.to_csv(folder / "history.csv", index=False)
-    record.metrics |= fitted.metrics
     return record
 
 

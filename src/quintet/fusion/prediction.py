@@ -15,6 +15,7 @@ from quintet.fusion.data import Cubes, read_new
 from quintet.fusion.inference import Model, Values, load_models
 from quintet.params import Fusion
 from quintet.params.fusion import ADAPTS, CLINICAL
+from quintet.runs import Record
 
 
 def predict_folder(
@@ -75,11 +76,9 @@ def preparation(model: Model) -> Fusion:
 
 
 def evaluate_folder(runs: Sequence[Path], raw: Path, out: Path, *, device: str, params: Fusion) -> dict[str, float]:
-    """Measure the mean prediction of runs on every labelled patient of a folder, from everything that each has; writes `out` =
-    {predictions.csv, metrics.json} and returns the metrics. Patients that a run was trained on flatter it."""
-    import json
-
-    from quintet.fusion.evaluation import RECORDED, patient_scores, summary
+    """Measure the mean prediction of runs on every labelled patient of a folder, from everything that each has; writes `out` and
+    returns the metrics. Patients that a run was trained on flatter it."""
+    from quintet.fusion.evaluation import RECORDED, evaluate, predictions
     from quintet.fusion.raw import find_patients, read_table, targets
 
     models = load_models(runs, device)
@@ -88,10 +87,13 @@ def evaluate_folder(runs: Sequence[Path], raw: Path, out: Path, *, device: str, 
     target, missing = targets(read_table(raw, how.tables, how.columns), list(patients), how)
     if missing:
         raise Problems(str(raw), problems + missing)
-    names, found = [], []
+    names, used, values, spread = [], [], [], []
     for name, cubes, features, present in read_new(raw, how, models[0].encoder, problems):
+        found = [_one(model, name, cubes, features, present, ttt=False) for model in models]
         names.append(name)
-        found.append(np.mean([_one(model, name, cubes, features, present, ttt=False)[0] for model in models], 0))
+        used.append("+".join(np.array([*how.modalities, CLINICAL])[present]))
+        values.append(np.mean([one[0] for one in found], 0))
+        spread.append(np.mean([one[1] for one in found]))
     if problems:
         raise Problems(str(raw), problems)
     own, classes = target.loc[names], models[0].classes
@@ -101,15 +103,6 @@ def evaluate_folder(runs: Sequence[Path], raw: Path, out: Path, *, device: str, 
         known = np.stack([[classes.index(label) for label in own["label"]], np.ones(len(own))], 1)
     else:
         known = own[["time", "event"]].to_numpy(float)
-    columns = [f"probability_{c}" for c in classes] or ["risk"]
-    table = pd.DataFrame(np.stack(found), columns=columns).assign(
-        patient=names, pattern=RECORDED, target=known[:, 0], event=known[:, 1]
-    )
-    table = pd.concat([table, patient_scores(np.stack(found), known, classes=len(classes))], axis=1)
-    score = "auc" if classes else "concordance"
-    metrics = {n.replace(f"{score}/{RECORDED}", score): v for n, v in summary(table, columns).items() if "subset" not in n}
-    metrics["patients"] = float(len(names))
-    with whole_folder(out) as folder:
-        table.to_csv(folder / "predictions.csv", index=False)
-        (folder / "metrics.json").write_text(json.dumps(metrics, indent=1) + "\n", encoding="utf-8")
-    return metrics
+    record = Record.load(runs[0])
+    table = predictions(record.config, RECORDED, np.array(names), used, np.stack(values), known, classes, spread=np.array(spread))
+    return evaluate({record.config: table}, classes, record=record, out=out)

@@ -64,8 +64,6 @@ def read_table(raw: Path, tables: Sequence[str], columns: FusionColumns) -> Clin
     if path is None:
         return Clinical(pd.DataFrame(), None)
     table = read_text(path)
-    if table.columns.duplicated().any() or not len(table.columns):
-        raise InputError(f"{path}: a column stands twice, or there is none; give each a name of its own")
     patient = table.columns[0] if columns.patient == "auto" else columns.patient
     if patient not in table:
         raise InputError(f"{path}: no column {patient!r} (fusion.columns.patient); there are {', '.join(table.columns)}")

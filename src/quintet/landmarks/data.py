@@ -192,7 +192,8 @@ def prepare(raw: Path, out: Path, params: Landmarks) -> tuple[Prepared, list[str
     refuse_overlap(raw, out)
     read, problems = _read_rows(raw, params)
     if problems and (params.on_error == "raise" or not read):
-        raise Problems(f"{raw} (landmarks.on_error=skip would leave these rows out)", problems)
+        hint = " (landmarks.on_error=skip would leave these rows out)" if params.on_error == "raise" else ""
+        raise Problems(f"{raw}{hint}", problems)
     cases = _table(read, params)
     with whole_folder(out) as folder:
         np.save(folder / "images.npy", np.stack([r[1] for r in read]))

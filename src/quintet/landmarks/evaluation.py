@@ -1,6 +1,5 @@
 """From predictions to the tidy table, summary metrics and figures; the same for networks and baselines. No torch here."""
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,7 +9,7 @@ from numpy.typing import NDArray
 from scipy.optimize import nnls
 
 from quintet import results
-from quintet.files import whole_folder
+from quintet.files import whole_folder, write_json
 from quintet.landmarks import figures
 from quintet.landmarks.anatomy import (
     DISTANCES,
@@ -110,7 +109,7 @@ def evaluate(
     with whole_folder(out) as folder:
         results.write(tidy, folder / "cases.csv")
         write_predictions(folder / "predictions.csv", cases, points)
-        (folder / "metrics.json").write_text(json.dumps(metrics, indent=1) + "\n", encoding="utf-8")
+        write_json(folder / "metrics.json", metrics)
         (folder / "figures").mkdir()
         figures.draw_all(
             folder / "figures", data, rows, points, table, title=record.name, all_images=all_figures, history=history
@@ -148,9 +147,9 @@ def summary(
     return {name: float(value) for name, value in metrics.items()}
 
 
-def calibration_error(expected: NDArray[np.float64], observed: NDArray[np.float64], bins: int = 10) -> float:
+def calibration_error(expected: NDArray[np.float64], observed: NDArray[np.float64]) -> float:
     """Mean |expected - observed| error over deciles of the expected one, in its unit (as expected calibration error is built)."""
-    parts = np.array_split(np.argsort(expected, kind="stable"), bins)
+    parts = np.array_split(np.argsort(expected, kind="stable"), 10)
     return float(sum(len(p) * abs(expected[p].mean() - observed[p].mean()) for p in parts if len(p)) / len(expected))
 
 

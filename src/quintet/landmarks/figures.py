@@ -63,9 +63,10 @@ def overlays(path: Path, images: NDArray[np.uint8], points: Points, true: Points
     columns = min(4, len(images))
     lines = -(-len(images) // columns)
     figure, axes = new_figure(columns * 2.6, lines * 2.85 + 0.5, lines, columns)
-    for axis in axes.flat:
+    axes = np.ravel(axes)
+    for axis in axes:
         axis.axis("off")
-    for axis, image, point, truth, label in zip(axes.flat, images, points, true, labels, strict=False):
+    for axis, image, point, truth, label in zip(axes, images, points, true, labels, strict=False):
         overlay(axis, image, point, truth)
         axis.set_title(label, fontsize=8)
     figure.suptitle(title, fontsize=10)

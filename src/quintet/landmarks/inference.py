@@ -15,7 +15,7 @@ from quintet.landmarks.augmentation import mirror_images
 from quintet.landmarks.evaluation import Calibration, Predicted
 from quintet.landmarks.networks import LandmarkNet
 from quintet.training.hardware import resolve_device
-from quintet.training.models import load_model
+from quintet.training.models import rebuild
 
 BATCH = 32
 NO_CALIBRATION = Calibration([0.0] * 4, [1.0] * LANDMARKS)
@@ -34,7 +34,10 @@ class Model:
     def load(run: Path, device: str, **settings: Any) -> "Model":
         """Rebuild a run's network; `settings` (mirror_average, template) default to those the run was evaluated with, and with
         these comes its calibration."""
-        state, build = load_model(run / "model" / "model.pt")
+        net, build = rebuild(
+            run / "model" / "model.pt", "landmarks", "clahe",
+            lambda build: LandmarkNet(**{k: build[k] for k in ("arch", "head", "attention", "width", "dropout")}),
+        )  # fmt: skip
         evaluated = run / "evaluation" / "inference.json"
         if not settings and not evaluated.is_file():
             raise InputError(
@@ -42,10 +45,8 @@ class Model:
             )
         chosen = settings or json.loads(evaluated.read_text(encoding="utf-8"))
         chosen["calibration"] = Calibration(**chosen["calibration"]) if "calibration" in chosen else NO_CALIBRATION
-        net = LandmarkNet(**{k: build[k] for k in ("arch", "head", "attention", "width", "dropout")})
-        net.load_state_dict(state)
         device = resolve_device(device)
-        return Model(net.eval().to(device, memory_format=torch.channels_last), build, device, **chosen)  # type: ignore[call-overload]
+        return Model(net.to(device, memory_format=torch.channels_last), build, device, **chosen)  # type: ignore[call-overload]
 
     @torch.inference_mode()
     def __call__(self, images: NDArray[np.uint8]) -> Predicted:

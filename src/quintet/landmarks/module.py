@@ -21,8 +21,7 @@ from quintet.landmarks.networks import LandmarkNet
 from quintet.params import Compute, Landmarks, LandmarksChoice
 from quintet.runs import Record
 from quintet.training.batches import batches
-from quintet.training.fit import Goal, adam, fit, set_up, warm_cosine
-from quintet.training.hardware import resolve_device, resolve_precision
+from quintet.training.fit import Goal, adam, fit, scheduled, set_up, warm_cosine
 from quintet.training.models import load_model, load_weights, save_model
 
 PERFECT_PX = 0.5  # below the annotation's own rounding
@@ -58,9 +57,6 @@ class LandmarkModule(L.LightningModule):
         if choice.trains == "head":  # batch norm still adapts its statistics, as in the reference
             self.net.backbone.requires_grad_(False)
 
-    def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        return self.net(images)
-
     def loss(self, predicted: Tensor, true: Tensor) -> Tensor:
         terms = [
             getattr(self.shared.loss_weights, name)
@@ -93,8 +89,7 @@ class LandmarkModule(L.LightningModule):
         if self.choice.trains == "all":
             groups.insert(0, {"params": list(self.net.backbone.parameters()), "lr": self.choice.rate_backbone})
         optimizer = adam(groups, self.shared)
-        schedule = warm_cosine(optimizer, self.shared, self.steps)
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+        return scheduled(optimizer, warm_cosine(optimizer, self.shared, self.steps))
 
 
 @dataclass(frozen=True)
@@ -130,20 +125,15 @@ def train(
     steps = choice.epochs * -(-len(train_batches) // shared.accumulate)
     module = LandmarkModule(choice, shared, steps=steps, debug=compute.debug)
     record.tags["weights"] = Start(start).fill(module.net, shared.weights)
-    record.tags["device"] = resolve_device(compute.device)
-    record.tags["precision"] = resolve_precision(shared.precision, record.tags["device"])
     fitted = fit(
         module, train_batches, valid_batches, epochs=choice.epochs, seed=record.seed, how=shared, compute=compute,
-        record=record, 
+        record=record,
         goal=Goal("valid_error_px", lower_is_better=True, perfect=PERFECT_PX, keep="best", patience=shared.patience),
     )  # fmt: skip
     build = {name: getattr(choice, name) for name in ("arch", "head", "attention")} | {
         "width": shared.width, "dropout": shared.dropout, "size": shared.size, "clahe": shared.clahe,
-        "mirror_average": shared.mirror_average, "template": shared.template,
     }  # fmt: skip
     with whole_folder(out) as folder:
-        state = {name.removeprefix("net."): value for name, value in fitted.state.items()}
-        save_model(folder / "model.pt", state, build)
+        save_model(folder / "model.pt", fitted.state, build)
         fitted.history.to_csv(folder / "history.csv", index=False)
-    record.metrics |= fitted.metrics
     return record

@@ -1,13 +1,12 @@
 """The study's runs: which parameters make one, and training plus evaluation of a configuration into a run folder."""
 
-import json
 import shutil
 from dataclasses import asdict
 from pathlib import Path
 
 import pandas as pd
 
-from quintet.files import whole_file
+from quintet.files import write_json
 from quintet.landmarks.baselines import BASELINES, predict
 from quintet.landmarks.data import load
 from quintet.landmarks.evaluation import Calibration, evaluate
@@ -46,8 +45,8 @@ def train_run(
     return record
 
 
-def evaluate_run(run: Path, out: Path, data: Path, shared: Landmarks, compute: Compute, *, all_figures: bool) -> dict[str, float]:
-    """Calibrate a trained run on validation, predict test once, and write `out` (the run's `evaluation/`)."""
+def evaluate_run(run: Path, data: Path, shared: Landmarks, compute: Compute, *, all_figures: bool) -> dict[str, float]:
+    """Calibrate a trained run on validation, predict test once, and write the run's `evaluation/`."""
     from quintet.landmarks.inference import Model
 
     prepared, record = load(data), Record.load(run)
@@ -63,28 +62,30 @@ def evaluate_run(run: Path, out: Path, data: Path, shared: Landmarks, compute: C
         predicted.points,
         calibration(predicted.signs),
         record=record,
-        out=out,
+        out=run / "evaluation",
         all_figures=all_figures,
         history=history,
     )
-    for name, values in (("inference.json", settings | {"calibration": asdict(calibration)}), ("settings.json", settings)):
-        with whole_file(out / name) as beside:
-            beside.write_text(json.dumps(values, indent=1) + "\n", encoding="utf-8")
+    write_json(run / "evaluation" / "inference.json", settings | {"calibration": asdict(calibration)})
+    write_json(run / "evaluation" / "settings.json", settings)
     return metrics
 
 
-def baseline_run(run: Path, data: Path, name: str, shared: Landmarks) -> dict[str, float]:
-    """Fit and evaluate a baseline into a run folder (it has no model/)."""
+def baseline_runs(out: Path, data: Path, shared: Landmarks) -> dict[str, dict[str, float]]:
+    """Fit and evaluate the baselines into run folders below `out` (without model/)."""
     prepared = load(data)
-    record = new_record(
-        "landmarks", "landmarks_baselines", name, seed=0, params=shared.baselines.model_dump(), inputs={"data": data}
-    )
-    fitted = BASELINES[name](prepared, shared.baselines)
     valid, test = prepared.rows("valid"), prepared.rows("test")
-    calibration = Calibration.fit(predict(fitted, valid), prepared.points[valid])
-    predicted = predict(fitted, test)
-    metrics = evaluate(prepared, test, predicted.points, calibration(predicted.signs), record=record, out=run / "evaluation")
-    record.save(run)
+    params, metrics = shared.baselines.model_dump(), {}
+    for name in BASELINES:
+        record = new_record("landmarks", "landmarks_baselines", name, seed=0, params=params, inputs={"data": data})
+        fitted = BASELINES[name](prepared, shared.baselines)
+        calibration = Calibration.fit(predict(fitted, valid), prepared.points[valid])
+        predicted = predict(fitted, test)
+        run = out / name / "seed0"
+        metrics[name] = evaluate(
+            prepared, test, predicted.points, calibration(predicted.signs), record=record, out=run / "evaluation"
+        )
+        record.save(run)
     return metrics
 
 
@@ -103,7 +104,7 @@ def sweep_cell(out: Path, data: Path, after: Path, config: str, shared: Landmark
                 run, data, shared.configs[config], shared, compute, stage="landmarks_sweep", config=config, seed=seed, start=start
             )
         )
-        metrics.append(evaluate_run(run, run / "evaluation", data, shared, compute, all_figures=False))
+        metrics.append(evaluate_run(run, data, shared, compute, all_figures=False))
     shutil.rmtree(out, ignore_errors=True)
     part.rename(out)
     for record in records:

@@ -8,8 +8,8 @@ from quintet.params.common import AdamCosine, Count, NonNegative, Positive, Sect
 
 CLINICAL = "clinical"  # the clinical row, as a modality beside the imaging ones
 BASELINES = ("clinical-only",)
-METHODS = ("attention", "diffusion", "concat", "late")
 ADAPTS = ("attention", "diffusion")  # what test-time training has losses for
+TTT = "-ttt"  # ends the name of a configuration with test-time training: the same trained weights
 
 
 class FusionSynthetic(Section):
@@ -144,6 +144,6 @@ class Fusion(FusionChoice, AdamCosine):
         if self.task == "survival" and not self.columns.time:
             raise ValueError("task=survival needs columns.time, the name of the column with survival times")
         self.sweep.check(self.configs)
-        if wrong := [name for name in self.configs if name in BASELINES or name.endswith("-ttt")]:
+        if wrong := [name for name in self.configs if name in BASELINES or name.endswith(TTT)]:
             raise ValueError(f"configs: {wrong[0]!r} is kept for a baseline or for a configuration with test-time training")
         return self

@@ -21,7 +21,7 @@ from scipy.ndimage import binary_fill_holes
 from quintet import splits
 from quintet.arrays import new_array
 from quintet.errors import InputError, Problems
-from quintet.files import refuse_overlap, whole_folder
+from quintet.files import refuse_overlap, whole_folder, write_json
 from quintet.imaging.volumes import Grid, read_spacing
 from quintet.params import Perfusion
 from quintet.perfusion.geometry import Geometry, plan_geometry
@@ -170,7 +170,7 @@ def prepare(raw: Path, out: Path, params: Perfusion) -> Prepared:
         described = {"channels": dataset.channels, "spacing_mm": spacing_mm}
         geometry = {name: way.as_json() for name, way in zip(table["case"], ways, strict=True)}
         for name, values in (("dataset", described), ("geometry", geometry), ("splits_final", folds)):
-            (folder / f"{name}.json").write_text(json.dumps(values, indent=1) + "\n", encoding="utf-8")
+            write_json(folder / f"{name}.json", values)
     return load(out)
 
 

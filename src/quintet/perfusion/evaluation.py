@@ -1,7 +1,6 @@
 """From probabilities to scores in 3D, on each case's own grid: the tidy table, summary metrics and nnU-Net's summary. No
 torch at import."""
 
-import json
 import warnings
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -13,7 +12,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from quintet import results
-from quintet.files import whole_folder
+from quintet.files import whole_folder, write_json
 from quintet.imaging.volumes import Grid
 from quintet.perfusion import figures
 from quintet.perfusion.nnunet import SIDES
@@ -145,8 +144,8 @@ def evaluate(
             cases=table["case"], groups=table["subject"],
         )  # fmt: skip
         results.write(tidy.dropna(subset="value").reset_index(drop=True), folder / "cases.csv")
-        for file, values in (("metrics", metrics), ("validation_summary", nnunet_summary(counts))):
-            (folder / f"{file}.json").write_text(json.dumps(values, indent=1) + "\n", encoding="utf-8")
+        write_json(folder / "metrics.json", metrics)
+        write_json(folder / "validation_summary.json", nnunet_summary(counts))
         (folder / "figures").mkdir()
         figures.draw_all(folder / "figures", pictures, table, title=record.name, history=history)
     return metrics

@@ -39,7 +39,7 @@ def fullest_slice(grid: Grid, flow: NDArray[np.float32], true: NDArray[np.bool_]
 
 
 def draw_all(folder: Path, slices: dict[str, Slice], table: pd.DataFrame, *, title: str, history: pd.DataFrame | None) -> None:
-    """overlays.png (best, median, worst case by Dice; one panel a hemisphere) and curves.png."""
+    """overlays.png (best, median, worst case by Dice; one panel a hemisphere) and learning_curves.png."""
     order = table["dice"].to_numpy().argsort(kind="stable")[::-1]
     chosen = dict(zip(("best", "median", "worst"), order[[0, len(order) // 2, -1]], strict=True))
     figure, axes = new_figure(7.5, 4.2 * len(chosen), len(chosen), 2)
@@ -53,7 +53,7 @@ def draw_all(folder: Path, slices: dict[str, Slice], table: pd.DataFrame, *, tit
     save(figure, folder / "overlays.png")
     if history is not None:
         learning_curves(
-            folder / "curves.png", history, title=title, loss_unit="loss", score="valid_dice",
+            folder / "learning_curves.png", history, title=title, loss_unit="loss", score="valid_dice",
             score_label="Dice over all held-out pixels", lower_is_better=False,
         )  # fmt: skip
 

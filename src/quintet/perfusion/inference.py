@@ -1,7 +1,7 @@
 """A trained run at work: slices -> territories."""
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,7 @@ from quintet.perfusion.evaluation import Predicted
 from quintet.perfusion.geometry import Geometry
 from quintet.perfusion.networks import TerritoryNet, build_net
 from quintet.training.hardware import resolve_device
-from quintet.training.models import load_model
+from quintet.training.models import rebuild
 
 WINDOWS = 64  # at a time
 OVERLAP = 0.5  # of neighbouring windows, weighted by a Gaussian, as nnU-Net does
@@ -35,17 +35,13 @@ class Model:
     @staticmethod
     def load(run: Path, device: str, *, mirror_average: bool | None = None) -> "Model":
         """Rebuild a run's network; `mirror_average` defaults to what the run was evaluated with (before that: on)."""
-        state, build = load_model(run / "model" / "model.pt")
+        net, build = rebuild(run / "model" / "model.pt", "perfusion", "spacing_mm", build_net)
         settings = run / "evaluation" / "settings.json"
         if mirror_average is None:
             saved = json.loads(settings.read_text(encoding="utf-8")) if settings.is_file() else {}
             mirror_average = bool(saved.get("mirror_average", True))
-        if "spacing_mm" not in build:
-            raise InputError(f"{run}: a run of another study; give one of runs/perfusion")
-        net = build_net(build)
-        net.load_state_dict(state)
         device = resolve_device(device)
-        net = net.eval().to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        net = net.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         return Model(net, build, device, mirror_average)
 
     @torch.inference_mode()
@@ -86,3 +82,10 @@ def predict_prepared(model: Model, data: Prepared, cases: list[int]) -> Iterator
 def on_file_grid(slices: NDArray[np.float32], way: Geometry) -> NDArray[np.float32]:
     """`[slices, K, rows, columns]` -> `[K, X, Y, Z]` on the file's own grid."""
     return np.stack([way.to_file(channel) for channel in np.moveaxis(slices, 1, 0)])
+
+
+def load_models(runs: Sequence[Path], device: str) -> list[Model]:
+    models = [Model.load(run, device) for run in runs]
+    if len({len(model.build["channels"]) for model in models}) > 1:
+        raise InputError("the given runs were trained on different numbers of channels; give runs of one data set")
+    return models

@@ -20,8 +20,7 @@ from quintet.perfusion.losses import LOSSES, base, weight_at
 from quintet.perfusion.networks import build_net, divisor, plan
 from quintet.runs import Record
 from quintet.training.batches import batches, world
-from quintet.training.fit import Goal, fit, set_up
-from quintet.training.hardware import resolve_device, resolve_precision
+from quintet.training.fit import Goal, fit, scheduled, set_up
 from quintet.training.models import save_model
 
 POWER = 0.9  # of the polynomial decay
@@ -153,7 +152,7 @@ class TerritoryModule(L.LightningModule):
             self.net.parameters(), lr=how.rate, momentum=how.momentum, nesterov=how.momentum > 0, weight_decay=how.weight_decay
         )
         schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: max(0.0, 1 - step / self.steps) ** POWER)
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+        return scheduled(optimizer, schedule)
 
 
 def pad_to(x: Tensor, multiple: tuple[int, int]) -> Tensor:
@@ -174,8 +173,6 @@ def train(data: Prepared, out: Path, config: PerfusionConfig, shared: Perfusion,
     rows = np.concatenate([np.arange(data.slices(c).start, data.slices(c).stop) for c in held_out])
     steps = shared.epochs * -(-shared.iterations // shared.accumulate)
     module = TerritoryModule(data, config, shared, steps=steps, debug=compute.debug)
-    record.tags["device"] = resolve_device(compute.device)
-    record.tags["precision"] = resolve_precision(shared.precision, record.tags["device"])
     fitted = fit(
         module, DataLoader(Rows(data), sampler=sampler, batch_size=None),
         batches(Rows(data), rows, VALIDATION_BATCH, seed=0, shuffle=False),
@@ -183,8 +180,6 @@ def train(data: Prepared, out: Path, config: PerfusionConfig, shared: Perfusion,
         goal=Goal("valid_dice", lower_is_better=False, perfect=PERFECT_DICE, keep="last"),
     )  # fmt: skip
     with whole_folder(out) as folder:
-        state = {name.removeprefix("net."): value for name, value in fitted.state.items()}
-        save_model(folder / "model.pt", state, module.build)
+        save_model(folder / "model.pt", fitted.state, module.build)
         fitted.history.to_csv(folder / "history.csv", index=False)
-    record.metrics |= fitted.metrics
     return record

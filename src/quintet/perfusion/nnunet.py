@@ -116,9 +116,9 @@ def find_images(folder: Path, channels: int) -> tuple[dict[str, tuple[Path, ...]
     for name, files in found.items():
         own = [f"{' and '.join(p.name for p in paths)} ({folder}): the same channel twice; keep one"
                for paths in files.values() if len(paths) > 1]  # fmt: skip
-        own += [f"{folder}/{name}_{i:04d}.nii.gz: missing; dataset.json names {channels} channels"
+        own += [f"{folder}/{name}_{i:04d}.nii.gz: missing; {channels} channels are expected"
                 for i in range(channels) if i not in files]  # fmt: skip
-        own += [f"{files[i][0]}: one channel too many; dataset.json names {channels}" for i in sorted(files) if i >= channels]
+        own += [f"{files[i][0]}: one channel too many; {channels} are expected" for i in sorted(files) if i >= channels]
         problems += own
         if not own:
             complete[name] = tuple(files[i][0] for i in range(channels))

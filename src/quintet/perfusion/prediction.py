@@ -15,7 +15,7 @@ from quintet.params import Perfusion
 from quintet.perfusion.data import resample
 from quintet.perfusion.evaluation import Predicted, evaluate
 from quintet.perfusion.figures import fullest_slice, overlay
-from quintet.perfusion.inference import Model, on_file_grid
+from quintet.perfusion.inference import Model, load_models, on_file_grid
 from quintet.perfusion.nnunet import SIDES, Case, Dataset, find_images, read_dataset, read_images, read_label
 from quintet.runs import Record
 
@@ -28,13 +28,6 @@ def predict_images(models: Sequence[Model], images: NDArray[np.float32], grid: G
         array, way = resample(images, grid, (rows_mm, columns_mm))
         maps.append(on_file_grid(model(array), way))
     return np.mean(maps, axis=0, dtype=np.float32)
-
-
-def load_models(runs: Sequence[Path], device: str) -> list[Model]:
-    models = [Model.load(run, device) for run in runs]
-    if len({len(model.build["channels"]) for model in models}) > 1:
-        raise InputError("the given runs were trained on different numbers of channels; give runs of one data set")
-    return models
 
 
 def predict_folder(runs: Sequence[Path], source: Path, output: Path, *, overlays: Path | None, device: str, skip: bool) -> int:

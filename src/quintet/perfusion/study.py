@@ -1,13 +1,12 @@
 """The study's runs: which parameters make one, and training plus evaluation of a configuration into a run folder."""
 
-import json
 import time
 from pathlib import Path
 
 import pandas as pd
 
 from quintet.errors import InputError
-from quintet.files import whole_file
+from quintet.files import write_json
 from quintet.params import Compute, Perfusion, PerfusionConfig
 from quintet.perfusion.data import load
 from quintet.perfusion.evaluation import evaluate
@@ -61,9 +60,8 @@ def evaluate_run(run: Path, data: Path, shared: Perfusion, compute: Compute) -> 
         history=pd.read_csv(run / "model" / "history.csv"), save_probabilities=shared.save_probabilities,
     )  # fmt: skip
     metrics["evaluation_seconds_per_case"] = (time.monotonic() - started) / len(cases)
-    for name, values in (("metrics.json", metrics), ("settings.json", settings)):
-        with whole_file(run / "evaluation" / name) as beside:
-            beside.write_text(json.dumps(values, indent=1) + "\n", encoding="utf-8")
+    write_json(run / "evaluation" / "metrics.json", metrics)
+    write_json(run / "evaluation" / "settings.json", settings)
     return metrics
 
 
@@ -71,11 +69,7 @@ def sweep_cell(out: Path, data: Path, config: str, fold: int, seed: int, shared:
     """Train and evaluate one configuration on one fold with one seed into the run folder `out`; returns its metrics."""
     from quintet.training.cells import cell
 
-    if config not in shared.configs:
-        raise InputError(f"--config {config}: no such configuration; there are {', '.join(shared.configs)}")
+    def train(run: Path, choice: PerfusionConfig) -> Record:
+        return train_run(run, data, choice, shared, compute, stage="perfusion_sweep", config=config, fold=fold, seed=seed)
 
-    def train(run: Path) -> Record:
-        own = shared.configs[config]
-        return train_run(run, data, own, shared, compute, stage="perfusion_sweep", config=config, fold=fold, seed=seed)
-
-    return cell(out, train, lambda run: evaluate_run(run, data, shared, compute))
+    return cell(out, shared.configs, config, train, lambda run: evaluate_run(run, data, shared, compute))

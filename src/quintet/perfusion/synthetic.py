@@ -5,7 +5,6 @@ of the flow that each artery supplies. A visit places the head into a scanner gr
 label. Flow: grey matter about 65, white 22 ml/100 g/min (Parkes et al. 2004, doi:10.1002/mrm.20023). A voxel belongs to an
 artery that supplies at least `SHARE` of it, so that territories overlap where both do."""
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,7 +14,7 @@ from joblib import Parallel, delayed
 from numpy.typing import NDArray
 from scipy.ndimage import binary_closing, binary_opening, gaussian_filter
 
-from quintet.files import whole_folder
+from quintet.files import whole_folder, write_json
 from quintet.imaging.volumes import Grid, write_nifti
 
 Floats = NDArray[np.float64]
@@ -170,7 +169,7 @@ def synthesize(out: Path, *, subjects: int, seed: int, workers: int = 1) -> None
         for part in ("imagesTr", "labelsTr"):
             (folder / part).mkdir()
         visits = Parallel(n_jobs=workers)(delayed(_write_person)(folder, number, seed) for number in range(1, subjects + 1))
-        (folder / "dataset.json").write_text(json.dumps(_description(sum(visits)), indent=1) + "\n", encoding="utf-8")
+        write_json(folder / "dataset.json", _description(sum(visits)))
 
 
 def _write_person(folder: Path, number: int, seed: int) -> int:

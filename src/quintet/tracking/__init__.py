@@ -17,7 +17,7 @@ from urllib.parse import quote
 
 from quintet.errors import InputError
 from quintet.files import whole_folder
-from quintet.runs import Record, content_md5, finished, read_record
+from quintet.runs import Record, content_md5, finished
 from quintet.tracking.store import STATE, Store, checkout, client_of, first_contact, now_ms, tracking_uri, transfer
 
 __all__ = ["Live", "link", "resolve", "sync", "tracking_uri", "upload"]
@@ -54,7 +54,7 @@ class Live:
 def upload(folder: Path) -> str | None:
     """The run id of a finished run folder, uploaded unless the store holds it already; None where the store fails."""
     with _guard():
-        record = read_record(Path(folder))
+        record = Record.load(Path(folder))
         return Store(record.study).upload(record, Path(folder), Path.cwd())
     return None
 

@@ -5,9 +5,11 @@ import os
 from collections.abc import Iterator
 from typing import Any
 
+import lightning as L
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 
@@ -39,6 +41,14 @@ def world() -> tuple[int, int]:
     if torch.distributed.is_available() and torch.distributed.is_initialized():
         return torch.distributed.get_rank(), torch.distributed.get_world_size()
     return int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))  # asked for before Lightning has started DDP
+
+
+def gathered(module: L.LightningModule, seen: Tensor) -> Tensor:
+    """`[N, F]`, of which each rank filled some rows and left zeros in the others -> all rows; one that several filled is the same
+    in each."""
+    every: Any = module.all_gather(seen)
+    every = every.reshape(-1, *seen.shape)
+    return every.gather(0, every.abs().sum(2, keepdim=True).argmax(0, keepdim=True).expand(1, *seen.shape))[0]
 
 
 def batches(data: Dataset[Any], rows: NDArray[np.int64], batch_size: int, *, seed: int, shuffle: bool) -> DataLoader[Any]:

@@ -7,7 +7,7 @@ from typing import Any
 
 import lightning as L
 import torch
-from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.callbacks import Callback, EarlyStopping
 from torch import Tensor
 
 from quintet.errors import InputError
@@ -28,8 +28,8 @@ class Reseed(Callback):
 
 
 class History(Callback):
-    """Metrics and peak memory per epoch: kept in the checkpoint (so that a resumed run has them all), mirrored live, printed
-    where no bar is."""
+    """Metrics and peak memory per epoch, and the time: kept in the checkpoint (so that a resumed run has them all), mirrored
+    live, printed where no bar is."""
 
     def __init__(self, record: Record) -> None:
         self.record = record
@@ -38,11 +38,17 @@ class History(Callback):
         self.live: Live | None = None
         self.started = time.monotonic()
 
+    @property
+    def seconds(self) -> float:
+        """Of training, with that of the killed processes before this one up to their last checkpoint."""
+        return time.monotonic() - self.started
+
     def state_dict(self) -> dict[str, Any]:
-        return {"rows": self.rows, "memory": self.memory}
+        return {"rows": self.rows, "memory": self.memory, "seconds": self.seconds}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self.rows, self.memory = list(state_dict["rows"]), list(state_dict["memory"])
+        self.started -= state_dict["seconds"]
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         if trainer.is_global_zero:
@@ -60,7 +66,7 @@ class History(Callback):
         self.memory.append(memory)
         self._mirror(row | memory)
         if trainer.progress_bar_callback is None and trainer.is_global_zero:
-            left = (time.monotonic() - self.started) / len(self.rows) * ((trainer.max_epochs or 0) - len(self.rows))
+            left = self.seconds / len(self.rows) * ((trainer.max_epochs or 0) - len(self.rows))
             shown = "  ".join(f"{name} {value:.4g}" for name, value in metrics.items())
             print(f"epoch {len(self.rows)}/{trainer.max_epochs}  {shown}  about {left:.0f} s left", flush=True)
 
@@ -75,6 +81,13 @@ class History(Callback):
     def _mirror(self, row: dict[str, Any]) -> None:
         if self.live:
             self.live.log({k: v for k, v in row.items() if k != "epoch"}, int(row["epoch"]))
+
+
+class Patience(EarlyStopping):
+    """Lightning restores how long a run waited, not that it had stopped: killed after its last epoch, it would train on."""
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        trainer.should_stop = self.wait_count >= self.patience
 
 
 class FiniteLoss(Callback):

@@ -5,7 +5,6 @@ import math
 import os
 import shutil
 import sys
-import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -18,7 +17,7 @@ import numpy as np
 import pandas as pd
 import torch
 from filelock import FileLock, Timeout
-from lightning.pytorch.callbacks import Callback, EarlyStopping, ModelCheckpoint, TQDMProgressBar
+from lightning.pytorch.callbacks import Callback, ModelCheckpoint, TQDMProgressBar
 from torch import Tensor
 from torch.utils.data import DataLoader
 
@@ -26,7 +25,7 @@ from quintet.errors import InputError
 from quintet.files import repository_root
 from quintet.params import AdamCosine, Compute, Optimisation
 from quintet.runs import Record
-from quintet.training.callbacks import FiniteLoss, History, Reseed
+from quintet.training.callbacks import FiniteLoss, History, Patience, Reseed
 from quintet.training.hardware import peak_memory_mb, resolve_device, resolve_precision
 
 DRIFT_EPOCHS = 5
@@ -53,6 +52,11 @@ def adam(groups: list[dict[str, Any]], how: AdamCosine, *, decoupled: bool = Fal
     # the one precision that is, is refused there (hardware.py).
     optimizer._step_supports_amp_scaling = False
     return optimizer
+
+
+def scheduled(optimizer: torch.optim.Optimizer, schedule: torch.optim.lr_scheduler.LRScheduler) -> dict[str, Any]:
+    """What configure_optimizers returns for a schedule that is stepped per batch."""
+    return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
 
 def warm_cosine(optimizer: torch.optim.Optimizer, how: AdamCosine, steps: int) -> torch.optim.lr_scheduler.LRScheduler:
@@ -92,10 +96,12 @@ class Goal:
 
 @dataclass(frozen=True)
 class Fitted:
-    metrics: dict[str, float]
+    """Of the module's `net`: the weights that `goal` keeps, and those of the last epoch."""
+
     history: pd.DataFrame
+    metrics: dict[str, float]
     state: dict[str, Tensor]
-    last: dict[str, Tensor]  # of the last epoch, whatever `goal` keeps
+    last: dict[str, Tensor]
 
 
 def fit(
@@ -110,34 +116,43 @@ def fit(
     record: Record,
     goal: Goal,
 ) -> Fitted:
-    """Train, resuming where a killed run of the same record left off; returns the weights that `goal` keeps."""
+    """Train `module`, whose network is its `net`, resuming where a killed run of the same record left off.
+
+    The record gets device, precision, peak memory and the final metrics.
+    """
+    device = resolve_device(compute.device)
+    precision = "32-true" if compute.debug else resolve_precision(how.precision, device)
+    record.tags |= {"device": device, "precision": precision}
     folder = repository_root() / ".checkpoints" / f"{record.stage}-{record.config}-{record.seed}-{record.key}"
     with _only_one(folder):
         callbacks, best, history = _callbacks(folder, record, seed=seed, goal=goal)
-        trainer = _trainer(callbacks, epochs=epochs, how=how, compute=compute, folder=folder)
+        trainer = _trainer(callbacks, device, precision, epochs=epochs, how=how, compute=compute, folder=folder)
         last = folder / "last.ckpt"
         if last.is_file():
             print(f"resuming from {last}", flush=True)
-        started = time.monotonic()
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", module="lightning")
             trainer.fit(module, train, valid, ckpt_path=last if last.is_file() else None, weights_only=True)
         if not trainer.is_global_zero:
             raise SystemExit(0)  # under DDP the first process alone evaluates and writes
-        final = torch.load(last, map_location="cpu", weights_only=True)["state_dict"]
-        state = final
-        if goal.keep == "best":
-            state = torch.load(best.best_model_path, map_location="cpu", weights_only=True)["state_dict"]
+        final = _weights(last)
+        state = _weights(Path(best.best_model_path)) if goal.keep == "best" else final
         record.epochs = history.memory
         table = pd.DataFrame(history.rows)
         metrics = _summary(table, goal) | {
-            "train_seconds": time.monotonic() - started,
+            "train_seconds": history.seconds,
             "peak_memory_mb": peak_memory_mb(),
             "parameters": float(sum(p.numel() for p in module.parameters())),
         }
         if torch.cuda.is_available():
             metrics["peak_gpu_memory_mb"] = torch.cuda.max_memory_allocated() / 2**20
-        return Fitted(metrics, table, state, final)
+        record.metrics |= metrics
+        return Fitted(table, metrics, state, final)
+
+
+def _weights(checkpoint: Path) -> dict[str, Tensor]:
+    state = torch.load(checkpoint, map_location="cpu", weights_only=True)["state_dict"]
+    return {name.removeprefix("net."): value for name, value in state.items() if name.startswith("net.")}
 
 
 def forget(record: Record) -> None:
@@ -178,12 +193,13 @@ def _callbacks(folder: Path, record: Record, *, seed: int, goal: Goal) -> tuple[
     if sys.stderr.isatty():
         callbacks.append(TQDMProgressBar(leave=False))
     if goal.patience:
-        callbacks.append(EarlyStopping(goal.metric, mode=mode, patience=goal.patience, check_on_train_epoch_end=True))
+        callbacks.append(Patience(goal.metric, mode=mode, patience=goal.patience, check_on_train_epoch_end=True))
     return callbacks, best, history
 
 
-def _trainer(callbacks: list[Callback], *, epochs: int, how: Optimisation, compute: Compute, folder: Path) -> L.Trainer:
-    device = resolve_device(compute.device)
+def _trainer(
+    callbacks: list[Callback], device: str, precision: str, *, epochs: int, how: Optimisation, compute: Compute, folder: Path
+) -> L.Trainer:  # fmt: skip
     logger: Any = False
     if compute.tensorboard:
         from lightning.pytorch.loggers import TensorBoardLogger
@@ -198,7 +214,7 @@ def _trainer(callbacks: list[Callback], *, epochs: int, how: Optimisation, compu
         # one process, or what torchrun or SLURM started
         devices=int(os.environ.get("LOCAL_WORLD_SIZE", 1)),
         num_nodes=int(os.environ.get("WORLD_SIZE", 1)) // int(os.environ.get("LOCAL_WORLD_SIZE", 1)),
-        precision="32-true" if compute.debug else resolve_precision(how.precision, device),  # type: ignore[arg-type]
+        precision=precision,  # type: ignore[arg-type]
         # grid_sample's backward has no deterministic CUDA kernel; images need no gradient, so only a warning can come of it
         deterministic=True if device == "cpu" else "warn",
         gradient_clip_val=how.clip_norm or None,

@@ -1,15 +1,17 @@
 """Saved models (weights and what rebuilds them) and weights from elsewhere."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from io import BytesIO
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 
 from quintet.errors import InputError
 from quintet.files import md5
+
+Net = TypeVar("Net", bound=nn.Module)
 
 
 def save_model(path: Path, state: Mapping[str, Tensor], build: Mapping[str, Any]) -> None:
@@ -28,6 +30,22 @@ def load_model(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
         return saved["state_dict"], saved["build"]
     except Exception as error:  # a damaged file shows as many exceptions
         raise InputError(f"{path}: not a model of ours, or damaged ({str(error).splitlines()[0]}); train it again") from None
+
+
+def rebuild(path: Path, study: str, key: str, make: Callable[[dict[str, Any]], Net]) -> tuple[Net, dict[str, Any]]:
+    """The network that `make` builds from the build values of a saved model, with its weights, evaluating; and these values.
+
+    `key`: a build value that models of `study` alone have.
+    """
+    state, build = load_model(path)
+    if key not in build:
+        raise InputError(f"{path}: a model of another study; give a run of runs/{study}")
+    try:
+        net = make(build)
+        net.load_state_dict(state)
+    except (ValueError, KeyError, TypeError, RuntimeError) as error:
+        raise InputError(f"{path}: damaged ({str(error).splitlines()[0]}); train it again") from None
+    return net.eval(), build
 
 
 def load_weights(module: nn.Module, path: str, url: str, *, drop: Sequence[str] = ()) -> str:
