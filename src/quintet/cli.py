@@ -220,6 +220,7 @@ def repro(
     from quintet.repro import summary
 
     root = repository_root().resolve()
+    os.chdir(root)  # DVC names stages relative to the current folder
     own = parameters.load(root / "params.yaml").compute.threads
     threads = threads or own or (max(1, (os.cpu_count() or 1) // jobs) if engine is Engine.local else 1)
     try:

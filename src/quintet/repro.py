@@ -172,14 +172,21 @@ class _Run:
             if not self.books.stale(name):
                 self.outcome.unchanged.append(name)
                 return
+            if not self.books.stages[name].cmd:  # data of the user's (`dvc add`): changed data is recorded, never removed
+                self.books.record(name)
+                self.outcome.unchanged.append(name)
+                return
+            self.books.remove_outputs(name)  # first, as DVC does: restoring over what its cache lacks would ask or fail
             if self.books.restored(name):
                 self.outcome.restored.append(name)
                 self.say(f"  {name}: restored from DVC's cache")
                 return
-            self.books.remove_outputs(name)
             claim.enter_context(self.books.claimed(name))
         except LockError as error:  # another process of DVC has its paths
             self.outcome.failed[name] = str(error)
+            return
+        except Exception as error:  # a dependency that is not there, a damaged lock: this stage fails, the others go on
+            self.outcome.failed[name] = f"{type(error).__name__}: {error}"
             return
         log = self.root / LOGS / f"{name}.log"
         log.unlink(missing_ok=True)

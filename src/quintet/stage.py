@@ -9,7 +9,7 @@ import os
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import psutil
@@ -41,7 +41,8 @@ def stage(main: Callable[..., str], *, needs: str) -> None:
     name = os.environ.get("DVC_STAGE") or Path(sys.argv[0]).stem
     seconds = time.time() - started
     print(f"{name}: {reached} ({seconds:.1f} s, of which {ready - started:.1f} s start-up and imports)", flush=True)
-    _note_time(name, started, ready - started, seconds)
+    with suppress(OSError):  # what is trained is not lost over a line of times
+        _note_time(name, started, ready - started, seconds)
 
 
 def _with_threads(values: parameters.Params) -> parameters.Params:
