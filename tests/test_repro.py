@@ -184,3 +184,26 @@ def _alive(pid: int) -> bool:
     except ProcessLookupError:
         return False
     return Path(f"/proc/{pid}/stat").read_text().split()[2] != "Z"
+
+
+def test_data_of_the_user_is_recorded_and_never_removed(project):
+    """A folder of `dvc add` that grew: what is new stands in no cache."""
+    from dvc.repo import Repo
+
+    root = project(STAGES)
+    Repo(str(root)).add("raw")
+    bring(root)
+    (root / "raw").write_text("2\n")
+    outcome = bring(root)
+    assert outcome.failed == {}
+    assert (root / "raw").read_text() == "2\n"
+    assert (root / "ranking").read_text() == "2\n2\n2\n"
+    assert dvc_status(root) == {}
+
+
+def test_an_input_that_is_not_there_costs_no_other_stage(project):
+    root = project(STAGES | {"lost": stage("true", ["typo"], ["never"])})
+    outcome = bring(root)
+    assert list(outcome.failed) == ["lost"]
+    assert "typo" in outcome.failed["lost"]
+    assert (root / "ranking").read_text() == "1\n1\n1\n"
