@@ -10,7 +10,9 @@ import signal
 import socket
 import subprocess
 import sys
+import time
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -61,15 +63,20 @@ class Local:
     def __init__(self, jobs: int) -> None:
         self._pool = ThreadPoolExecutor(jobs)
         self._started: list[subprocess.Popen[bytes]] = []
+        self._futures: list[Future[int]] = []
 
     def submit(self, job: Job) -> "Future[int]":
-        return self._pool.submit(run, job, self._started)
+        self._futures.append(self._pool.submit(run, job, self._started))
+        return self._futures[-1]
 
     def stop(self) -> None:
         self._pool.shutdown(wait=False, cancel_futures=True)
-        for process in self._started:
-            if process.poll() is None:
-                os.killpg(process.pid, signal.SIGKILL)
+        while not all(future.done() for future in self._futures):  # a thread may be starting its process just now
+            for process in list(self._started):
+                with suppress(ProcessLookupError):
+                    if process.returncode is None:
+                        os.killpg(process.pid, signal.SIGKILL)
+            time.sleep(0.05)
         self._pool.shutdown()
 
 
