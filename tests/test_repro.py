@@ -5,12 +5,13 @@ import signal
 import subprocess
 import sys
 import time
+from concurrent.futures import Future
 from pathlib import Path
 
 import pytest
 import yaml
 
-from quintet.engines import Local
+from quintet.engines import Local, run
 from quintet.errors import InputError
 from quintet.repro import repro, summary
 
@@ -207,3 +208,30 @@ def test_an_input_that_is_not_there_costs_no_other_stage(project):
     assert list(outcome.failed) == ["lost"]
     assert "typo" in outcome.failed["lost"]
     assert (root / "ranking").read_text() == "1\n1\n1\n"
+
+
+class Interrupted:
+    """An engine whose first stage has ended when Ctrl-C comes, before anybody looked."""
+
+    where = "here"
+
+    def __init__(self) -> None:
+        self.jobs = 0
+
+    def submit(self, job):
+        self.jobs += 1
+        if self.jobs > 1:
+            raise KeyboardInterrupt
+        future = Future()
+        future.set_result(run(job))
+        return future
+
+    def stop(self) -> None:
+        pass
+
+
+def test_what_ended_before_ctrl_c_is_recorded(project):
+    root = project({name: stage(f"cp raw {name}", ["raw"], [name]) for name in ("one", "two")})
+    with pytest.raises(KeyboardInterrupt):
+        repro(root, Interrupted(), jobs=2, threads=1, say=lambda _: None)
+    assert set(dvc_status(root)) == {"two"}

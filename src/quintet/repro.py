@@ -222,8 +222,11 @@ class _Run:
             return f"{type(error).__name__}: {error} ({log.relative_to(self.root)})"
 
     def release(self) -> None:
-        for _, _, claim in self.running.values():
+        """After the engine was stopped: what had ended by itself is recorded all the same."""
+        for name, (future, _, claim) in self.running.items():
             claim.close()
+            if future.done():
+                self._finish(name, future)
 
 
 def summary(outcome: Outcome) -> str:
