@@ -129,7 +129,8 @@ def test_not_a_project(tmp_path):
 def test_stopped_by_ctrl_c_the_next_run_goes_on(project):
     slow = {"foreach": ["a", "b", "c"], "do": stage(f"test ${{item}} = a || sleep 30; {CELL}", ["ready"], ["out/${item}"])}
     root = project(STAGES | {"cell": slow})
-    code = (
+    code = (  # tests that run in the background of a shell inherit that Ctrl-C is ignored
+        "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)\n"
         "from pathlib import Path; from quintet.engines import Local; from quintet.repro import repro\n"
         "repro(Path('.'), Local(2), (), jobs=2, threads=1, say=lambda t: print(t, flush=True))"
     )
