@@ -191,7 +191,8 @@ class _Run:
         log = self.root / LOGS / f"{name}.log"
         log.unlink(missing_ok=True)
         job = Job(name, self.books.stages[name].cmd, self.root, log, self.environment | {"DVC_STAGE": name})
-        self.running[name] = (self.engine.submit(job), time.monotonic(), claim)
+        with claim:  # given back if Ctrl-C comes now
+            self.running[name] = (self.engine.submit(job), time.monotonic(), claim.pop_all())
         self.say(f"  {name}: started")
 
     def collect(self) -> None:
