@@ -7,6 +7,7 @@ import pytest
 from typer.testing import CliRunner
 
 from quintet.cli import app
+from quintet.errors import InputError
 from tests.conftest import ROOT
 
 run = CliRunner().invoke
@@ -43,6 +44,16 @@ def test_preset_shows_what_it_changes_and_touches_one_study(checkout):
     done = run(app, ["preset", "best", "landmarks"])
     assert "landmarks.head: regression -> heatmap" in done.output
     assert run(app, ["preset", "best", "landmarks"]).output.strip() == "params.yaml has these values already"
+
+
+def test_preset_leaves_a_broken_file_alone_and_names_it(checkout):
+    path = checkout / "params.yaml"
+    for text, says in (("a: [", "not valid YAML"), ("[]", "expected a mapping"), ("a: 1\na: 2", "duplicate key")):
+        path.write_text(text)
+        done = run(app, ["preset", "best"])
+        assert isinstance(done.exception, InputError)
+        assert says in str(done.exception)
+        assert path.read_text() == text
 
 
 def test_doctor_reports_versions_and_device(checkout):
@@ -97,6 +108,8 @@ def test_stage_counts_its_time_from_the_process_start_and_times_adds_up(checkout
     name, _, start_up, seconds = (checkout / "logs/stages.csv").read_text().strip().split(",")
     assert name == "landmarks_prepare"
     assert 0 < float(start_up) < float(seconds)
+    with (checkout / "logs/stages.csv").open("a") as file:
+        file.write("landmarks_tr")  # killed as it wrote
     shown = run(app, ["times"]).output
     assert "all 1 processes" in shown
     assert f"{float(seconds):.1f}" in shown

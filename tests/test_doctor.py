@@ -27,4 +27,4 @@ def test_a_damaged_object_is_named_with_what_holds_it(tmp_path, monkeypatch):
     path.write_bytes(b"3\n")
     line, damaged = examine_cache(tmp_path)
     assert "3 objects, 1 damaged" in line
-    assert damaged == [f"{path} is damaged; `rm -rf {path} one`, then `dvc pull` or `dvc repro` makes it again"]
+    assert damaged == [f"{path} is damaged; `rm -rf {path} {tmp_path / 'one'}`, then `dvc pull` or `dvc repro` makes it again"]

@@ -121,3 +121,11 @@ def test_a_stage_answers_within_two_seconds_without_torch(tmp_path, values):
     assert "| torch" not in done.stderr
     assert seconds < 10  # a loaded machine; the import list above is the real check
     assert not (tmp_path / "y").exists()
+
+
+def test_a_wrong_number_of_threads_is_named(checkout, monkeypatch):
+    monkeypatch.setenv("QUINTET_THREADS", "two")
+    command = [sys.executable, str(ROOT / "stages" / "landmarks_train.py"), "--data", "x", "--run", "y"]
+    done = subprocess.run(command, cwd=checkout, capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert done.stderr.startswith("error: QUINTET_THREADS=two: expected a number")

@@ -203,6 +203,40 @@ def test_data_of_the_user_is_recorded_and_never_removed(project):
     assert dvc_status(root) == {}
 
 
+def test_commands_run_as_dvc_runs_them(project):
+    """Several, each in a shell of its own, until one fails; in the stage's folder."""
+    first = {"wdir": "sub", "cmd": ["cd /", "pwd > here"], "outs": ["here"]}
+    second = {"cmd": "cp raw one\nfalse\ncp raw two", "outs": ["one", "two"]}
+    root = project({"first": first, "second": second})
+    (root / "sub").mkdir()
+    outcome = bring(root)
+    assert (root / "sub" / "here").read_text() == f"{root / 'sub'}\n"
+    assert outcome.ran == ["first"]
+    assert "exit status 1" in outcome.failed["second"]
+    assert (root / "one").exists()
+    assert not (root / "two").exists()
+
+
+def test_outputs_outside_the_cache_are_not_taken_for_restorable(project):
+    uncached = {"cmd": "cp raw ready", "deps": ["raw"], "outs": [{"ready": {"cache": False}}]}
+    root = project({"prepare": uncached})
+    for text in ("1\n", "2\n", "1\n"):
+        (root / "raw").write_text(text)
+        assert bring(root).ran == ["prepare"]
+        assert (root / "ready").read_text() == text
+
+
+def test_a_frozen_stage_is_not_run_and_waits_for_nothing(project):
+    root = project(STAGES)
+    bring(root)
+    project(STAGES | {"rank": STAGES["rank"] | {"frozen": True}})
+    (root / "raw").write_text("2\n")
+    assert bring(root, "rank").unchanged == ["rank"]
+    assert (root / "ready").read_text() == "1\n"
+    (root / "ranking").unlink()
+    assert "ranking" in bring(root, "rank").failed["rank"]
+
+
 def test_an_input_that_is_not_there_costs_no_other_stage(project):
     root = project(STAGES | {"lost": stage("true", ["typo"], ["never"])})
     outcome = bring(root)

@@ -252,6 +252,40 @@ def test_sync_fills_an_empty_store_once(repo: Path) -> None:
     assert len(runs()) == 2
 
 
+def meanwhile(monkeypatch: pytest.MonkeyPatch, act: Callable[[], Any]) -> None:
+    """Let another process act once, between the start of an upload and its files."""
+    original = store.Store.log_files
+
+    def log_files(*args: Any) -> None:
+        monkeypatch.setattr(store.Store, "log_files", original)
+        act()
+        original(*args)
+
+    monkeypatch.setattr(store.Store, "log_files", log_files)
+
+
+def test_of_two_uploads_at_once_the_later_stands(repo: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    make_run(repo / "runs/toy/selected", make_record())
+    again = make_run(repo / "elsewhere", make_record(), weights="trained again")
+    later: list[str | None] = []
+    meanwhile(monkeypatch, lambda: later.append(tracking.upload(again)))
+    assert tracking.sync(repo) == (1, 0)
+    assert [run.info.run_id for run in runs()] == later
+    assert states() == ["complete"]
+
+
+def test_a_folder_that_a_stage_replaces_during_sync(repo: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = make_run(repo / "runs/toy/selected", make_record())
+    (repo / "runs/toy/gone").mkdir()
+    (repo / "runs/toy/gone/record.json").symlink_to("nowhere")  # listed, but not there when it is read
+    meanwhile(monkeypatch, lambda: shutil.rmtree(folder))
+    with pytest.raises(InputError, match=r"runs/toy/selected.*a stage replaces it just now; run `quintet sync` again"):
+        tracking.sync(repo)
+    make_run(folder, make_record())
+    assert tracking.sync(repo) == (1, 0)
+    assert states() == ["complete"]
+
+
 def test_a_copied_folder_is_one_run(repo: Path) -> None:
     make_run(repo / "runs/toy/a", make_record(), weights="old")
     make_run(repo / "runs/toy/b", make_record(), weights="new")
@@ -263,6 +297,12 @@ def test_a_broken_file_is_named(repo: Path) -> None:
     (make_run(repo / "runs/toy/selected", make_record()) / "record.json").write_text("{}")
     with pytest.raises(InputError, match=r"toy/selected/record\.json"):
         tracking.sync(repo)
+    settings = make_run(repo / "runs/toy/selected", make_record()) / "evaluation/settings.json"
+    for text in ("{", "[]"):
+        settings.write_text(text)
+        with pytest.raises(InputError, match=r"evaluation/settings\.json cannot be read"):
+            tracking.sync(repo)
+    settings.unlink()
     (make_run(repo / "runs/toy/selected", make_record()) / "model/history.csv").write_text("epoch,loss\n0,low\n")
     with pytest.raises(InputError, match=r"toy/selected: model/history\.csv"):
         tracking.sync(repo)

@@ -4,11 +4,12 @@ import importlib.util
 import json
 import os
 import platform
+import shlex
 import shutil
+from contextlib import suppress
 from importlib import metadata
 from pathlib import Path
-
-import yaml
+from typing import Any
 
 from quintet.files import md5
 from quintet.runs import PACKAGES
@@ -51,29 +52,28 @@ def examine_cache(root: Path) -> tuple[str, list[str]]:
     again at an object that is write-protected: a disk's fault there would reach the results unseen."""
     from dvc.repo import Repo
 
-    cache = Path(Repo(str(root)).cache.local.path)
+    repo = Repo(str(root))
+    cache = Path(repo.cache.local.path)
     objects = sorted(cache.glob("??/*"))
     wrong = [path for path in objects if md5(path) != path.parent.name + path.name.removesuffix(".dir")]
-    holders = _holders(root, cache) if wrong else {}
+    holders = _holders(repo, cache) if wrong else {}
     said = []
     for path in wrong:
-        outputs = " ".join(holders.get(path.parent.name + path.name, []))
-        said.append(f"{path} is damaged; `rm -rf {path} {outputs}`, then `dvc pull` or `dvc repro` makes it again")
+        remedy = shlex.join(["rm", "-rf", str(path), *holders.get(path.parent.name + path.name, [])])
+        said.append(f"{path} is damaged; `{remedy}`, then `dvc pull` or `dvc repro` makes it again")
     return f"DVC's cache {cache}: {len(objects)} objects, {len(wrong)} damaged", said
 
 
-def _holders(root: Path, cache: Path) -> dict[str, list[str]]:
-    """md5 -> outputs of dvc.lock that are it or, folders, hold it."""
-    lock = yaml.safe_load((root / "dvc.lock").read_text(encoding="utf-8"))
+def _holders(repo: Any, cache: Path) -> dict[str, list[str]]:
+    """md5 -> outputs of stages that are it or, folders, hold it; not data of `dvc add`, which no stage makes again."""
     found: dict[str, list[str]] = {}
-    for out in (out for stage in lock["stages"].values() for out in stage.get("outs", [])):
-        listing = cache / out["md5"][:2] / out["md5"][2:]
+    for out in (out for stage in repo.index.stages if stage.cmd for out in stage.outs if out.hash_info):
+        digest = out.hash_info.value
+        listing = cache / digest[:2] / digest[2:]
         inside = []
         if listing.suffix == ".dir" and listing.is_file():
-            try:
+            with suppress(ValueError):  # the listing itself is damaged
                 inside = [entry["md5"] for entry in json.loads(listing.read_bytes())]
-            except ValueError:  # the listing itself is damaged
-                inside = []
-        for name in {out["md5"], *inside}:
-            found.setdefault(name, []).append(out["path"])
+        for name in {digest, *inside}:
+            found.setdefault(name, []).append(out.fs_path)
     return found

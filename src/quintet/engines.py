@@ -32,22 +32,27 @@ class NodeLostError(Exception):
 @dataclass(frozen=True)
 class Job:
     name: str
-    command: str
-    root: Path
+    commands: list[str]  # in order, until one fails
+    folder: str  # where they run
     log: Path
     environment: dict[str, str]  # beside the process's own
 
 
 def run(job: Job, started: list["subprocess.Popen[bytes]"] | None = None) -> int:
-    """Run a command in `root`, its output appended to `log`; the exit status. The command dies with this process."""
+    """Run the commands in the user's shell, their output appended to `log`; the exit status. They die with this process."""
+    status = 0
     with job.log.open("ab") as log:
-        process = subprocess.Popen(
-            job.command, shell=True, cwd=job.root, env=os.environ | job.environment, stdin=subprocess.DEVNULL, stdout=log,
-            stderr=subprocess.STDOUT, start_new_session=True, preexec_fn=_die_with_parent,
-        )  # fmt: skip
-        if started is not None:
-            started.append(process)
-        return process.wait()
+        for command in job.commands:
+            process = subprocess.Popen(
+                command, shell=True, executable=os.environ.get("SHELL") or "/bin/sh", cwd=job.folder,
+                env=os.environ | job.environment, stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT,
+                start_new_session=True, preexec_fn=_die_with_parent,
+            )  # fmt: skip
+            if started is not None:
+                started.append(process)
+            if status := process.wait():
+                break
+    return status
 
 
 def _die_with_parent() -> None:
@@ -94,23 +99,29 @@ class Ray:
             raise InputError(
                 "--engine ray: Ray is not installed; `pip install -c constraints.txt --editable '.[ray]'` on every node"
             ) from None
+        address = os.environ.get("RAY_ADDRESS", "auto")
         try:
-            ray.init(address=os.environ.get("RAY_ADDRESS", "auto"), log_to_driver=False, logging_level=logging.ERROR)
-        except ConnectionError:
+            ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
+        except (ConnectionError, ValueError, RuntimeError) as error:
             raise InputError(
-                "--engine ray: no Ray cluster is running here; start one with `ray start --head --disable-usage-stats`, join "
-                "other machines with `ray start --address=HEAD:6379`, or set RAY_ADDRESS (docs/clusters.md)"
+                f"--engine ray: no Ray cluster answers at {address} ({str(error).splitlines()[0]}); start one with "
+                "`ray start --head --disable-usage-stats`, join other machines with `ray start --address=HEAD:6379`, or set "
+                "RAY_ADDRESS to HEAD:6379 (docs/clusters.md)"
             ) from None
         self._ray = ray
         self._refs: list[Any] = []
-        has = ray.cluster_resources()
-        self.where = f"{len(ray.nodes())} Ray nodes with {has.get('CPU', 0):g} CPUs and {has.get('GPU', 0):g} GPUs"
-        if has.get("CPU", 0) < threads:
-            raise InputError(f"--engine ray: a stage wants {threads} CPUs (threads) and the cluster has {has.get('CPU', 0):g}")
+        nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+        cpus, gpus = (sum(node.get(kind, 0) for node in nodes) for kind in ("CPU", "GPU"))
+        self.where = f"{len(nodes)} Ray nodes with {cpus:g} CPUs and {gpus:g} GPUs"
+        able = [node for node in nodes if node.get("CPU", 0) >= threads]  # Ray would wait for such a node forever
+        if not able:
+            largest = max(node.get("CPU", 0) for node in nodes)
+            raise InputError(f"--engine ray: a stage wants {threads} CPUs (--threads) and no node has more than {largest:g}")
         remote: Any = ray.remote  # its overloads do not know a list of exceptions
         self._run = remote(
-            num_cpus=threads, num_gpus=1 if has.get("GPU") else 0, max_retries=RETRIES, retry_exceptions=[NodeLostError]
-        )(_run_on_node)
+            num_cpus=threads, num_gpus=1 if any(node.get("GPU") for node in able) else 0, max_retries=RETRIES,
+            retry_exceptions=[NodeLostError],
+        )(_run_on_node)  # fmt: skip
 
     def submit(self, job: Job) -> "Future[int]":
         ref = self._run.options(name=job.name).remote(job)
@@ -124,9 +135,9 @@ class Ray:
 
 
 def _run_on_node(job: Job) -> int:
-    if not (job.root / "dvc.yaml").is_file():
+    if not job.log.parent.is_dir():
         raise InputError(
-            f"{socket.gethostname()}: {job.root} is not there; "
+            f"{socket.gethostname()}: {job.folder} is not there; "
             "every node must see the checkout under the same path (a shared file system)"
         )
     status = run(job)

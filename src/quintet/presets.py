@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from ruamel.yaml import YAML
+from ruamel.yaml import YAML, YAMLError
 
 from quintet import params
 from quintet.errors import InputError
@@ -24,7 +24,12 @@ def lay_over(root: Path, name: str, study: str | None) -> list[str]:
     editor.width = 4096
     editor.indent(mapping=2, sequence=2, offset=0)
     path = root / "params.yaml"
-    target = editor.load(path.read_text(encoding="utf-8"))
+    try:
+        target = editor.load(path.read_text(encoding="utf-8"))
+    except YAMLError as error:
+        raise InputError(f"{path} is not valid YAML: {error}") from None
+    if not isinstance(target, dict):
+        raise InputError(f"{path}: expected a mapping of sections, got {type(target).__name__}")
     changed = _lay(target, values, "")
     params.parse(target)
     if changed:

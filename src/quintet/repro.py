@@ -45,11 +45,12 @@ class Books:
     def __init__(self, root: Path) -> None:
         from dvc.exceptions import DvcException
         from dvc.repo import Repo
+        from dvc.repo.reproduce import get_active_graph
 
         logging.getLogger("dvc").setLevel(logging.WARNING)  # its advice after each stage
         try:
             self.repo = Repo(str(root), _wait_for_lock=True)
-            self.graph = self.repo.index.graph  # an edge leads from a stage to one that it waits for
+            self.graph = get_active_graph(self.repo.index.graph)  # an edge leads from a stage to one that it waits for
         except DvcException as error:
             raise InputError(f"{root}: {error}; `quintet repro` runs in a clone of the project") from None
         self.stages = {stage.addressing: stage for stage in self.graph}
@@ -74,9 +75,17 @@ class Books:
         return {stage.addressing for stage in self.graph.successors(self.stages[name])}
 
     def stale(self, name: str) -> bool:
-        stage = self.stages[name]
         with self._open():
-            return not stage.frozen and bool(stage.status())
+            return bool(self.stages[name].status())
+
+    def runs(self, name: str) -> bool:
+        """Whether a command makes its outputs: not those of `dvc add`, nor those of a frozen stage."""
+        return bool(self.stages[name].cmd) and not self.stages[name].frozen
+
+    def commands(self, name: str) -> list[str]:
+        """One shell each, the next only if the last succeeded."""
+        cmd = self.stages[name].cmd
+        return cmd if isinstance(cmd, list) else cmd.splitlines()
 
     def restored(self, name: str) -> bool:
         """Whether DVC's run cache had the stage with these inputs; its outputs are in place then."""
@@ -100,7 +109,7 @@ class Books:
             self._record(self.stages[name])
 
     def _record(self, stage: Any) -> None:
-        stage.save()
+        stage.save(run_cache=all(out.use_cache or out.is_metric or out.is_plot for out in stage.outs))  # DVC's own condition
         stage.commit()
         stage.dump(update_pipeline=False)
 
@@ -172,7 +181,7 @@ class _Run:
             if not self.books.stale(name):
                 self.outcome.unchanged.append(name)
                 return
-            if not self.books.stages[name].cmd:  # data of the user's (`dvc add`): changed data is recorded, never removed
+            if not self.books.runs(name):  # changed data of the user's is recorded, never removed
                 self.books.record(name)
                 self.outcome.unchanged.append(name)
                 return
@@ -190,7 +199,7 @@ class _Run:
             return
         log = self.root / LOGS / f"{name}.log"
         log.unlink(missing_ok=True)
-        job = Job(name, self.books.stages[name].cmd, self.root, log, self.environment | {"DVC_STAGE": name})
+        job = Job(name, self.books.commands(name), self.books.stages[name].wdir, log, self.environment | {"DVC_STAGE": name})
         with claim:  # given back if Ctrl-C comes now
             self.running[name] = (self.engine.submit(job), time.monotonic(), claim.pop_all())
         self.say(f"  {name}: started")
@@ -220,6 +229,7 @@ class _Run:
             text = log.read_text(encoding="utf-8", errors="replace").splitlines()[-TAIL:]
             return "\n".join([f"exit status {status}; {log.relative_to(self.root)} ends with", *(f"    {line}" for line in text)])
         except Exception as error:  # a lost node, an output that is not there: this stage fails, the others go on
+            error = getattr(error, "cause", None) or error  # Ray wraps what was raised on a node
             return f"{type(error).__name__}: {error} ({log.relative_to(self.root)})"
 
     def release(self) -> None:

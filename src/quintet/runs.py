@@ -15,6 +15,7 @@ import os
 import platform
 import subprocess
 import time
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field, replace
 from importlib import metadata
 from pathlib import Path
@@ -66,10 +67,10 @@ class Record:
             raise InputError(f"{folder}: no record.json there; give a run folder such as runs/landmarks/selected")
         try:
             record = Record(**json.loads(path.read_text(encoding="utf-8")))
+            path = Path(folder) / "evaluation" / "settings.json"
+            return record.evaluated_with(json.loads(path.read_text(encoding="utf-8"))) if path.is_file() else record
         except (TypeError, ValueError) as error:
-            raise InputError(f"{path} is no record ({error}); delete the folder or run `dvc checkout` on it") from None
-        settings = Path(folder) / "evaluation" / "settings.json"
-        return record.evaluated_with(json.loads(settings.read_text(encoding="utf-8"))) if settings.is_file() else record
+            raise InputError(f"{path} cannot be read ({error}); delete the folder or run `dvc checkout` on it") from None
 
     def evaluated_with(self, settings: dict[str, Any]) -> "Record":
         """The same trained run under evaluation parameters: another key, so that two evaluations of one model are two runs."""
@@ -98,8 +99,10 @@ def new_record(
 
 
 def _git_commit() -> str:
-    done = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=False)
-    return done.stdout.strip() or "none"
+    try:
+        return subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):  # no git here, or no commit yet
+        return "none"
 
 
 def flatten(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -116,10 +119,11 @@ def flatten(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
 def finished(root: Path) -> list[tuple[Record, Path]]:
     """One folder a key: of two copies of a run, the one written last."""
     paths = [path for path in (root / "runs").rglob("record.json") if not _passing(path.relative_to(root).parts)]
-    newest = {}
-    for path in sorted(paths, key=lambda path: (path.stat().st_mtime, path)):
-        record = Record.load(path.parent)
-        newest[record.key] = (record, path.parent)
+    found = []
+    for path in paths:
+        with suppress(FileNotFoundError):  # a stage replaces its folder just now, and uploads it itself
+            found.append((path.stat().st_mtime, path.parent, Record.load(path.parent)))
+    newest = {record.key: (record, folder) for _, folder, record in sorted(found, key=lambda entry: entry[:2])}
     return sorted(newest.values(), key=lambda pair: pair[1])
 
 

@@ -47,7 +47,10 @@ def stage(main: Callable[..., str], *, needs: str) -> None:
 
 def _with_threads(values: parameters.Params) -> parameters.Params:
     """`quintet repro` gives each process its threads; BLAS and OpenMP, which count for themselves, are told before imports."""
-    threads = int(os.environ.get("QUINTET_THREADS", values.compute.threads))
+    said = os.environ.get("QUINTET_THREADS", str(values.compute.threads))
+    if not said.isdecimal():
+        raise InputError(f"QUINTET_THREADS={said}: expected a number of threads (0: all cores); unset it to use compute.threads")
+    threads = int(said)
     if threads:
         os.environ |= dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), str(threads))
     return values.model_copy(update={"compute": values.compute.model_copy(update={"threads": threads})})
@@ -77,8 +80,13 @@ def newest_times(root: Path) -> dict[str, tuple[float, float, float]]:
     path = root / TIMES
     if not path.is_file():
         return {}
+    times = {}
     with path.open(newline="", encoding="utf-8") as file:
-        return {name: (float(start), float(up), float(all_)) for name, start, up, all_ in csv.reader(file)}
+        for row in csv.reader(file):
+            with suppress(ValueError):  # a line that a kill cut short
+                name, start, up, whole = row
+                times[name] = (float(start), float(up), float(whole))
+    return times
 
 
 def times_table(root: Path) -> str:

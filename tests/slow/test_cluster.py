@@ -120,6 +120,17 @@ def test_a_sweep_on_two_nodes_loses_a_process_and_a_node_and_no_result(fourteen,
     assert sh("dvc status perfusion_sweep", root).strip().endswith("Data and pipelines are up to date.")
 
 
+def test_a_cluster_that_cannot_do_it_is_told_at_once(fourteen, cluster, tmp_path):
+    root = tmp_path / "quintet"
+    shutil.copytree(fourteen, root, symlinks=True)
+    command = "quintet repro --engine ray perfusion_sweep"
+    text = sh(f"{command} --threads 2", root, status=2, RAY_ADDRESS=cluster.address)
+    assert text.splitlines()[-1].endswith("a stage wants 2 CPUs (--threads) and no node has more than 1")
+    text = sh(command, root, status=2, RAY_ADDRESS="127.0.0.1")  # no port
+    assert "no Ray cluster answers at 127.0.0.1 (" in text
+    assert "Traceback" not in text
+
+
 def kill_a_stage(root: Path) -> str:
     """kill -9 of a cell that trains; its name."""
     for _ in range(200):

@@ -75,6 +75,10 @@ def sync(root: Path) -> tuple[int, int]:
                 uploaded += 1
     except InputError:
         raise
+    except FileNotFoundError as error:
+        raise InputError(
+            f"{error.filename}: gone while it was read: a stage replaces it just now; run `quintet sync` again when it has ended"
+        ) from error
     except Exception as error:
         raise InputError(
             f"the MLflow store {_shown(tracking_uri())} cannot be used: {_reason(error)}. "

@@ -1,6 +1,7 @@
 """One study's experiment in the MLflow store: finding it, writing a run whole, replacing an older one."""
 
 import csv
+import errno
 import logging
 import os
 import re
@@ -58,10 +59,17 @@ class Store:
         except ValueError as error:
             raise InputError(f"{folder}: model/history.csv or evaluation/metrics.json cannot be read ({error})") from error
         run = self.create(record, "uploading")
-        self.log_metrics(run, values)
-        self.log_files(run, folder, extra_files(record, root), record.copies)
-        self.finish(run, content)
-        self.delete_older(record.key, run)
+        try:
+            self.log_metrics(run, values)
+            self.log_files(run, folder, extra_files(record, root), record.copies)
+            if content_md5(record, folder, root) != content:  # MLflow uploads what it finds, be it nothing
+                raise FileNotFoundError(errno.ENOENT, "replaced", str(folder))
+            self.finish(run, content)
+            self.delete_older(record.key, run)
+        except Exception:
+            if self.call("get_run", run).data.tags.get(STATE) != "replaced":
+                raise
+            return run  # another process wrote this key at the same time, and later: its run stands
         if trained := record.tags.get("trained_key"):  # the training's own mirror
             self.delete_live(trained)
         return run
