@@ -8,6 +8,7 @@ from typer.testing import CliRunner
 
 from quintet.cli import app
 from quintet.errors import InputError
+from quintet.stage import _note_time
 from tests.conftest import ROOT
 
 run = CliRunner().invoke
@@ -110,6 +111,8 @@ def test_stage_counts_its_time_from_the_process_start_and_times_adds_up(checkout
     assert 0 < float(start_up) < float(seconds)
     with (checkout / "logs/stages.csv").open("a") as file:
         file.write("landmarks_tr")  # killed as it wrote
+    _note_time("landmarks_train", 1.0, 2.0, 3.0)
     shown = run(app, ["times"]).output
-    assert "all 1 processes" in shown
+    assert "landmarks_train " in shown
+    assert "all 2 processes" in shown
     assert f"{float(seconds):.1f}" in shown

@@ -28,3 +28,7 @@ def test_a_damaged_object_is_named_with_what_holds_it(tmp_path, monkeypatch):
     line, damaged = examine_cache(tmp_path)
     assert "3 objects, 1 damaged" in line
     assert damaged == [f"{path} is damaged; `rm -rf {path} {tmp_path / 'one'}`, then `dvc pull` or `dvc repro` makes it again"]
+    listing = next(path.parent.parent.glob("*/*.dir"))
+    listing.chmod(0o644)
+    listing.write_text('[{"md4": 1}]')
+    assert "2 damaged" in examine_cache(tmp_path)[0]

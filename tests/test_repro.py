@@ -6,6 +6,7 @@ import subprocess
 import sys
 import time
 from concurrent.futures import Future
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -13,7 +14,7 @@ import yaml
 
 from quintet.engines import Local, run
 from quintet.errors import InputError
-from quintet.repro import repro, summary
+from quintet.repro import Books, repro, summary
 
 CELL = "sleep 0.1 && mkdir -p out && cp ready out/${item}"
 
@@ -203,9 +204,10 @@ def test_data_of_the_user_is_recorded_and_never_removed(project):
     assert dvc_status(root) == {}
 
 
-def test_commands_run_as_dvc_runs_them(project):
-    """Several, each in a shell of its own, until one fails; in the stage's folder."""
-    first = {"wdir": "sub", "cmd": ["cd /", "pwd > here"], "outs": ["here"]}
+def test_commands_run_as_dvc_runs_them(project, monkeypatch):
+    """Several, each in the user's shell, until one fails; in the stage's folder."""
+    monkeypatch.setenv("SHELL", "/bin/bash")
+    first = {"wdir": "sub", "cmd": ["cd /", "[[ 1 == 1 ]] && pwd > here"], "outs": ["here"]}
     second = {"cmd": "cp raw one\nfalse\ncp raw two", "outs": ["one", "two"]}
     root = project({"first": first, "second": second})
     (root / "sub").mkdir()
@@ -235,6 +237,20 @@ def test_a_frozen_stage_is_not_run_and_waits_for_nothing(project):
     assert (root / "ready").read_text() == "1\n"
     (root / "ranking").unlink()
     assert "ranking" in bring(root, "rank").failed["rank"]
+
+
+def test_a_frozen_stage_is_looked_at_after_those_before_it(project):
+    """Its inputs are locked while they are made."""
+    root = project(STAGES)
+    bring(root)
+    cell = STAGES["cell"]["do"] | {"frozen": True}
+    slow = stage("sleep 1; cp raw ready", ["raw"], ["ready"])
+    project(STAGES | {"prepare": slow, "cell": STAGES["cell"] | {"do": cell}})
+    (root / "raw").write_text("2\n")
+    outcome = bring(root, jobs=4)
+    assert outcome.failed == {}
+    assert outcome.ran == ["prepare"]
+    assert sorted(outcome.unchanged) == ["cell@a", "cell@b", "cell@c", "rank"]
 
 
 def test_an_input_that_is_not_there_costs_no_other_stage(project):
@@ -270,3 +286,34 @@ def test_what_ended_before_ctrl_c_is_recorded(project):
     with pytest.raises(KeyboardInterrupt):
         repro(root, Interrupted(), jobs=2, threads=1, say=lambda _: None)
     assert set(dvc_status(root)) == {"two"}
+
+
+def test_ctrl_c_while_a_stage_is_recorded(project, monkeypatch):
+    root, record, came = project({"one": stage("cp raw one", ["raw"], ["one"])}), Books._record, []
+
+    def interrupted(self, stage):
+        came.append(1)
+        if len(came) == 1:
+            raise KeyboardInterrupt
+        record(self, stage)
+
+    monkeypatch.setattr(Books, "_record", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        bring(root)
+    assert dvc_status(root) == {}
+
+
+def test_what_ended_is_claimed_until_dvc_is_locked(project, monkeypatch):
+    """Else a `dvc repro` beside could find it unrecorded, remove it and run it again."""
+    root, claims, enter = project({"one": stage("cp raw one", ["raw"], ["one"])}), [], Books._open
+
+    @contextmanager
+    def watched(self):
+        with enter(self):
+            claims.append("quintet repro: one" in (root / ".dvc/tmp/rwlock").read_text() if (root / "one").exists() else None)
+            yield
+
+    monkeypatch.setattr(Books, "_open", watched)
+    bring(root)
+    assert claims == [None, None, None, True]  # stale? remove, restore, record
+    assert dvc_status(root) == {}

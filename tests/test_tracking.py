@@ -281,9 +281,16 @@ def test_a_folder_that_a_stage_replaces_during_sync(repo: Path, monkeypatch: pyt
     meanwhile(monkeypatch, lambda: shutil.rmtree(folder))
     with pytest.raises(InputError, match=r"runs/toy/selected.*a stage replaces it just now; run `quintet sync` again"):
         tracking.sync(repo)
+    assert runs() == []
     make_run(folder, make_record())
+    (folder / ".evaluation.77.part").mkdir()
+    (folder / ".evaluation.77.part/cases.csv").touch()  # of a killed stage
     assert tracking.sync(repo) == (1, 0)
     assert states() == ["complete"]
+    files = store.client_of(tracking.tracking_uri()).list_artifacts(runs()[0].info.run_id)
+    assert sorted(file.path for file in files) == ["evaluation", "model", "record.json"]
+    shutil.rmtree(folder / ".evaluation.77.part")
+    assert tracking.sync(repo) == (0, 1)
 
 
 def test_a_copied_folder_is_one_run(repo: Path) -> None:

@@ -63,15 +63,16 @@ def doctor(cache: Annotated[bool, typer.Option("--cache", help="Read every objec
     """Show environment, device, precision and versions, and what is missing or damaged."""
     from quintet.doctor import examine, examine_cache
 
-    report, missing = examine(repository_root())
+    root = repository_root()
+    report, missing = examine(root)
     print(report)
-    if missing:
-        raise InputError("missing: " + "; ".join(missing))
+    problems = [f"missing: {thing}" for thing in missing]
     if cache:
-        line, damaged = examine_cache(repository_root())
+        line, damaged = examine_cache(root)
         print(line)
-        if damaged:
-            raise Problems("DVC's cache", damaged)
+        problems += damaged
+    if problems:
+        raise Problems(str(root), problems)
 
 
 @app.command()

@@ -65,14 +65,14 @@ def examine_cache(root: Path) -> tuple[str, list[str]]:
 
 
 def _holders(repo: Any, cache: Path) -> dict[str, list[str]]:
-    """md5 -> outputs of stages that are it or, folders, hold it; not data of `dvc add`, which no stage makes again."""
+    """md5 -> outputs that are it or, folders, hold it; not those that no stage makes again (frozen, `dvc add`)."""
     found: dict[str, list[str]] = {}
-    for out in (out for stage in repo.index.stages if stage.cmd for out in stage.outs if out.hash_info):
+    for out in (out for stage in repo.index.stages if stage.cmd and not stage.frozen for out in stage.outs if out.hash_info):
         digest = out.hash_info.value
         listing = cache / digest[:2] / digest[2:]
         inside = []
         if listing.suffix == ".dir" and listing.is_file():
-            with suppress(ValueError):  # the listing itself is damaged
+            with suppress(ValueError, KeyError, TypeError):  # the listing itself is damaged
                 inside = [entry["md5"] for entry in json.loads(listing.read_bytes())]
         for name in {digest, *inside}:
             found.setdefault(name, []).append(out.fs_path)

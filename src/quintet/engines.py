@@ -32,21 +32,20 @@ class NodeLostError(Exception):
 @dataclass(frozen=True)
 class Job:
     name: str
-    commands: list[str]  # in order, until one fails
+    commands: list[list[str]]  # in order, until one fails
     folder: str  # where they run
     log: Path
     environment: dict[str, str]  # beside the process's own
 
 
 def run(job: Job, started: list["subprocess.Popen[bytes]"] | None = None) -> int:
-    """Run the commands in the user's shell, their output appended to `log`; the exit status. They die with this process."""
+    """Run the commands, their output appended to `log`; the exit status. They die with this process."""
     status = 0
     with job.log.open("ab") as log:
         for command in job.commands:
             process = subprocess.Popen(
-                command, shell=True, executable=os.environ.get("SHELL") or "/bin/sh", cwd=job.folder,
-                env=os.environ | job.environment, stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT,
-                start_new_session=True, preexec_fn=_die_with_parent,
+                command, cwd=job.folder, env=os.environ | job.environment, stdin=subprocess.DEVNULL, stdout=log,
+                stderr=subprocess.STDOUT, start_new_session=True, preexec_fn=_die_with_parent,
             )  # fmt: skip
             if started is not None:
                 started.append(process)
@@ -88,8 +87,8 @@ class Local:
 class Ray:
     """The nodes of a running cluster that see the checkout under the same path.
 
-    A stage gets `threads` CPUs and, where the cluster has GPUs, one. It is sent again, elsewhere if need be, when its node or its
-    process was lost.
+    A stage gets `threads` CPUs and, where nodes with so many have GPUs, one. It is sent again, elsewhere if need be, when its
+    node or its process was lost.
     """
 
     def __init__(self, threads: int) -> None:
@@ -102,7 +101,9 @@ class Ray:
         address = os.environ.get("RAY_ADDRESS", "auto")
         try:
             ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
-        except (ConnectionError, ValueError, RuntimeError) as error:
+        except RuntimeError as error:  # another version of Ray or Python there
+            raise InputError(f"--engine ray: the cluster at {address} cannot be used: {' '.join(str(error).split())}") from None
+        except (ConnectionError, ValueError) as error:
             raise InputError(
                 f"--engine ray: no Ray cluster answers at {address} ({str(error).splitlines()[0]}); start one with "
                 "`ray start --head --disable-usage-stats`, join other machines with `ray start --address=HEAD:6379`, or set "
@@ -111,17 +112,16 @@ class Ray:
         self._ray = ray
         self._refs: list[Any] = []
         nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
-        cpus, gpus = (sum(node.get(kind, 0) for node in nodes) for kind in ("CPU", "GPU"))
-        self.where = f"{len(nodes)} Ray nodes with {cpus:g} CPUs and {gpus:g} GPUs"
-        able = [node for node in nodes if node.get("CPU", 0) >= threads]  # Ray would wait for such a node forever
-        if not able:
+        able = [node for node in nodes if node.get("CPU", 0) >= threads]
+        if not able:  # Ray would wait for one forever
             largest = max(node.get("CPU", 0) for node in nodes)
             raise InputError(f"--engine ray: a stage wants {threads} CPUs (--threads) and no node has more than {largest:g}")
+        cpus, gpus = (sum(node.get(kind, 0) for node in able) for kind in ("CPU", "GPU"))
+        self.where = f"{len(able)} Ray nodes with {cpus:g} CPUs and {gpus:g} GPUs"
         remote: Any = ray.remote  # its overloads do not know a list of exceptions
-        self._run = remote(
-            num_cpus=threads, num_gpus=1 if any(node.get("GPU") for node in able) else 0, max_retries=RETRIES,
-            retry_exceptions=[NodeLostError],
-        )(_run_on_node)  # fmt: skip
+        self._run = remote(num_cpus=threads, num_gpus=1 if gpus else 0, max_retries=RETRIES, retry_exceptions=[NodeLostError])(
+            _run_on_node
+        )
 
     def submit(self, job: Job) -> "Future[int]":
         ref = self._run.options(name=job.name).remote(job)

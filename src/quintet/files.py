@@ -84,9 +84,14 @@ def md5(path: Path) -> str:
         with path.open("rb") as file:
             return hashlib.file_digest(file, "md5").hexdigest()
     whole = hashlib.md5(usedforsecurity=False)
-    for child in sorted(p for p in path.rglob("*") if p.is_file() and not p.name.startswith(".")):
+    for child in sorted(p for p in path.rglob("*") if p.is_file() and not any(map(passing, p.relative_to(path).parts))):
         whole.update(f"{child.relative_to(path).as_posix()} {md5(child)}\n".encode())
     return whole.hexdigest()
+
+
+def passing(name: str) -> bool:
+    """Whether a file or folder of this name is hidden or work that has not ended."""
+    return name.startswith(".") or name.endswith(".part")
 
 
 def repository_root() -> Path:

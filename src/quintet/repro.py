@@ -45,22 +45,23 @@ class Books:
     def __init__(self, root: Path) -> None:
         from dvc.exceptions import DvcException
         from dvc.repo import Repo
-        from dvc.repo.reproduce import get_active_graph
 
         logging.getLogger("dvc").setLevel(logging.WARNING)  # its advice after each stage
         try:
             self.repo = Repo(str(root), _wait_for_lock=True)
-            self.graph = get_active_graph(self.repo.index.graph)  # an edge leads from a stage to one that it waits for
+            self.graph = self.repo.index.graph  # an edge leads from a stage to one that it waits for
         except DvcException as error:
             raise InputError(f"{root}: {error}; `quintet repro` runs in a clone of the project") from None
         self.stages = {stage.addressing: stage for stage in self.graph}
 
     def order(self, targets: Sequence[str]) -> list[str]:
-        """The targets (default: every stage) and all that they wait for, those that are waited for first."""
+        """The targets (default: every stage) and what they need, those that are waited for first; frozen stages need nothing."""
         import networkx
+        from dvc.repo.reproduce import get_active_graph
 
+        needs = get_active_graph(self.graph)
         chosen = [self.stages[name] for target in targets for name in self._named(target)] or list(self.graph)
-        wanted = set(chosen).union(*(networkx.descendants(self.graph, stage) for stage in chosen))
+        wanted = set(chosen).union(*(networkx.descendants(needs, stage) for stage in chosen))
         rank = {name: place for place, name in enumerate(self.stages)}  # dvc.yaml's order where the graph leaves it open
         sorter = networkx.lexicographical_topological_sort
         return [s.addressing for s in sorter(self.graph.subgraph(wanted).reverse(), key=lambda s: rank[s.addressing])]
@@ -82,10 +83,12 @@ class Books:
         """Whether a command makes its outputs: not those of `dvc add`, nor those of a frozen stage."""
         return bool(self.stages[name].cmd) and not self.stages[name].frozen
 
-    def commands(self, name: str) -> list[str]:
-        """One shell each, the next only if the last succeeded."""
+    def commands(self, name: str) -> list[list[str]]:
+        """Each in DVC's shell: the user's, without its start-up files."""
+        from dvc.stage.run import _make_cmd, get_executable
+
         cmd = self.stages[name].cmd
-        return cmd if isinstance(cmd, list) else cmd.splitlines()
+        return [_make_cmd(get_executable(), line) for line in (cmd if isinstance(cmd, list) else cmd.splitlines())]
 
     def restored(self, name: str) -> bool:
         """Whether DVC's run cache had the stage with these inputs; its outputs are in place then."""
@@ -104,8 +107,10 @@ class Books:
         with self._open():
             self.stages[name].remove_outs()
 
-    def record(self, name: str) -> None:
+    def record(self, name: str, claim: ExitStack) -> None:
+        """Record what came out. The claim on its paths ends once DVC is locked: nobody may find it unrecorded and unclaimed."""
         with self._open():
+            claim.close()
             self._record(self.stages[name])
 
     def _record(self, stage: Any) -> None:
@@ -172,7 +177,7 @@ class _Run:
         from dvc.lock import LockError
 
         lost = self.outcome.failed.keys() | self.outcome.skipped.keys()
-        if broken := self.books.waits_for(name) & lost:
+        if (broken := self.books.waits_for(name) & lost) and not self.books.stages[name].frozen:
             first = sorted(broken)[0]
             self.outcome.skipped[name] = self.outcome.skipped.get(first, first)
             return
@@ -182,7 +187,7 @@ class _Run:
                 self.outcome.unchanged.append(name)
                 return
             if not self.books.runs(name):  # changed data of the user's is recorded, never removed
-                self.books.record(name)
+                self.books.record(name, claim)
                 self.outcome.unchanged.append(name)
                 return
             self.books.remove_outputs(name)  # first, as DVC does: restoring over what its cache lacks would ask or fail
@@ -208,9 +213,9 @@ class _Run:
         """Wait for one stage or more to end, and record them."""
         ended, _ = wait([future for future, _, _ in self.running.values()], return_when=FIRST_COMPLETED)
         for name in [name for name, (future, _, _) in self.running.items() if future in ended]:
-            future, began, claim = self.running.pop(name)
-            claim.close()
-            reason = self._finish(name, future)
+            future, began, claim = self.running[name]
+            reason = self._finish(name, future, claim)
+            del self.running[name]  # not before: after Ctrl-C, `release` records what is still here
             seconds = time.monotonic() - began
             if reason is None:
                 self.outcome.ran.append(name)
@@ -219,13 +224,14 @@ class _Run:
                 self.outcome.failed[name] = reason
                 self.say(f"  {name}: FAILED after {seconds:.1f} s")
 
-    def _finish(self, name: str, future: "Future[int]") -> str | None:
+    def _finish(self, name: str, future: "Future[int]", claim: ExitStack) -> str | None:
         log = self.root / LOGS / f"{name}.log"
         try:
-            status = future.result()
-            if status == 0:
-                self.books.record(name)
-                return None
+            with claim:
+                status = future.result()
+                if status == 0:
+                    self.books.record(name, claim)
+                    return None
             text = log.read_text(encoding="utf-8", errors="replace").splitlines()[-TAIL:]
             return "\n".join([f"exit status {status}; {log.relative_to(self.root)} ends with", *(f"    {line}" for line in text)])
         except Exception as error:  # a lost node, an output that is not there: this stage fails, the others go on
@@ -235,9 +241,9 @@ class _Run:
     def release(self) -> None:
         """After the engine was stopped: what had ended by itself is recorded all the same."""
         for name, (future, _, claim) in self.running.items():
-            claim.close()
             if future.done():
-                self._finish(name, future)
+                self._finish(name, future, claim)
+            claim.close()
 
 
 def summary(outcome: Outcome) -> str:

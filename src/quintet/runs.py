@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from quintet.errors import InputError
-from quintet.files import md5, whole_file
+from quintet.files import md5, passing, whole_file
 
 PACKAGES = ("torch", "lightning", "monai", "kornia", "scikit-learn", "numpy", "mlflow", "dvc")
 
@@ -62,12 +62,17 @@ class Record:
 
     @staticmethod
     def load(folder: Path) -> "Record":
-        path = Path(folder) / "record.json"
-        if not path.is_file():
-            raise InputError(f"{folder}: no record.json there; give a run folder such as runs/landmarks/selected")
+        try:
+            return Record._read(Path(folder))
+        except (FileNotFoundError, NotADirectoryError):
+            raise InputError(f"{folder}: no record.json there; give a run folder such as runs/landmarks/selected") from None
+
+    @staticmethod
+    def _read(folder: Path) -> "Record":
+        path = folder / "record.json"
         try:
             record = Record(**json.loads(path.read_text(encoding="utf-8")))
-            path = Path(folder) / "evaluation" / "settings.json"
+            path = folder / "evaluation" / "settings.json"
             return record.evaluated_with(json.loads(path.read_text(encoding="utf-8"))) if path.is_file() else record
         except (TypeError, ValueError) as error:
             raise InputError(f"{path} cannot be read ({error}); delete the folder or run `dvc checkout` on it") from None
@@ -117,18 +122,16 @@ def flatten(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def finished(root: Path) -> list[tuple[Record, Path]]:
-    """One folder a key: of two copies of a run, the one written last."""
-    paths = [path for path in (root / "runs").rglob("record.json") if not _passing(path.relative_to(root).parts)]
+    """One folder a key: of two copies of a run, the one written last. A folder that a stage replaces just now is left out."""
     found = []
-    for path in paths:
-        with suppress(FileNotFoundError):  # a stage replaces its folder just now, and uploads it itself
-            found.append((path.stat().st_mtime, path.parent, Record.load(path.parent)))
+    for name, folders, files in os.walk(root / "runs"):  # unlike rglob it bears folders that vanish
+        folders[:] = [child for child in folders if not passing(child)]
+        if "record.json" in files:
+            folder = Path(name)
+            with suppress(FileNotFoundError):
+                found.append(((folder / "record.json").stat().st_mtime, folder, Record._read(folder)))
     newest = {record.key: (record, folder) for _, folder, record in sorted(found, key=lambda entry: entry[:2])}
     return sorted(newest.values(), key=lambda pair: pair[1])
-
-
-def _passing(parts: tuple[str, ...]) -> bool:
-    return any(part.startswith(".") or part.endswith(".part") for part in parts)
 
 
 def extra_files(record: Record, root: Path) -> dict[str, Path]:

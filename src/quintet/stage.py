@@ -71,7 +71,9 @@ def _note_time(name: str, started: float, start_up: float, seconds: float) -> No
     """Append to logs/stages.csv, which `quintet times` adds up."""
     path = repository_root() / TIMES
     path.parent.mkdir(exist_ok=True)
+    cut = path.is_file() and path.read_bytes()[-1:] not in (b"", b"\n")  # a line that a kill or a full disk cut short
     with path.open("a", newline="", encoding="utf-8") as file:
+        file.write("\n" if cut else "")
         csv.writer(file).writerow([name, f"{started:.2f}", f"{start_up:.2f}", f"{seconds:.2f}"])
 
 
@@ -83,7 +85,7 @@ def newest_times(root: Path) -> dict[str, tuple[float, float, float]]:
     times = {}
     with path.open(newline="", encoding="utf-8") as file:
         for row in csv.reader(file):
-            with suppress(ValueError):  # a line that a kill cut short
+            with suppress(ValueError):  # a line cut short
                 name, start, up, whole = row
                 times[name] = (float(start), float(up), float(whole))
     return times

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from quintet.errors import InputError
-from quintet.files import repository_root
+from quintet.files import passing, repository_root
 from quintet.params import Study
 from quintet.runs import Record, content_md5, extra_files, final_metrics, flatten
 
@@ -66,6 +66,9 @@ class Store:
                 raise FileNotFoundError(errno.ENOENT, "replaced", str(folder))
             self.finish(run, content)
             self.delete_older(record.key, run)
+        except FileNotFoundError:
+            self.discard(run)
+            raise
         except Exception:
             if self.call("get_run", run).data.tags.get(STATE) != "replaced":
                 raise
@@ -105,8 +108,8 @@ class Store:
                     link = Path(beside) / Path(name).name
                     link.symlink_to((folder / source).resolve())
                     self.call("log_artifact", run, str(link), name.rpartition("/")[0] or None)
-            self.call("log_artifacts", run, str(folder))
-            for name, path in extra.items():
+            own = {path.name: path for path in sorted(folder.iterdir()) if not passing(path.name)}
+            for name, path in (own | extra).items():
                 if path.is_dir():
                     self.call("log_artifacts", run, str(path), name)
                 else:
@@ -127,13 +130,15 @@ class Store:
             live = other.data.tags.get(STATE) == "live"
             older = (other.info.start_time, name) < (mine, run)
             if (older and live) if only_live else (older or live):
-                self.call("set_tag", name, STATE, "replaced")  # so that _restore can tell it from the user's deletions
-                self.call("delete_run", name)
+                self.discard(name)
 
     def delete_live(self, key: str) -> None:
         for other in self.search(f"tags.key = '{key}' AND tags.`{STATE}` = 'live'"):
-            self.call("set_tag", other.info.run_id, STATE, "replaced")
-            self.call("delete_run", other.info.run_id)
+            self.discard(other.info.run_id)
+
+    def discard(self, run: str) -> None:
+        self.call("set_tag", run, STATE, "replaced")  # so that _restore can tell it from the user's deletions
+        self.call("delete_run", run)
 
     def search(self, condition: str) -> list[Any]:
         found: list[Any] = []
