@@ -96,13 +96,18 @@ def test_literals_and_registries_agree():
 
     from quintet.breakhis.networks import COEFFICIENTS
     from quintet.breakhis.tree import MAGNIFICATIONS
+    from quintet.ct.losses import SELECTORS
+    from quintet.ct.networks import VARIANTS
     from quintet.landmarks.losses import LOSSES
     from quintet.landmarks.networks import ENCODERS, HEADS
     from quintet.params.breakhis import STRIDE, BreakHis, Magnification
+    from quintet.params.ct import CtConfig
     from quintet.params.landmarks import LandmarksChoice, LandmarksLoss, LandmarksLossWeights
 
     assert set(get_args(BreakHis.model_fields["backbone"].annotation)) == set(COEFFICIENTS) == set(STRIDE)
     assert get_args(Magnification) == MAGNIFICATIONS
+    assert set(get_args(CtConfig.model_fields["selector"].annotation)) == {"none", *SELECTORS}
+    assert set(get_args(CtConfig.model_fields["arch"].annotation)) == set(VARIANTS)
     fields = LandmarksChoice.model_fields
     assert set(get_args(fields["arch"].annotation)) == set(ENCODERS)
     assert set(get_args(fields["head"].annotation)) == set(HEADS)

@@ -19,7 +19,7 @@ from tests.ranking.tables import tidy
 
 @pytest.fixture
 def ranked(tmp_path, monkeypatch) -> dict[Study, ranking.Ranking]:
-    """Five rankings and selected runs, as the stages leave them."""
+    """Rankings and selected runs, as the stages leave them."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
     found = {}
@@ -52,13 +52,13 @@ class Addresses(HTMLParser):
 
 def test_holds_every_ranking_and_needs_nothing_beside_it(ranked, make_params):
     lead = write_report(make_params({"ct.raw": "/data/ct"}), Path("runs"), Path("reports"), Path("reports/index.html"))
-    assert lead == "Five studies, 15 ranked configurations; own data: ct."
+    assert lead == f"{len(Study)} studies, {3 * len(Study)} ranked configurations; own data: ct."
     page = Path("reports/index.html").read_text()
     for study, table in ranked.items():
         assert f"Title of {study}" in page
         assert table.verdict in page
         assert f'href="{study}/ranking/ranking.html"' in page
-    assert page.count("0.1250") == 5  # by.site, whose name is flattened
+    assert page.count("0.1250") == len(Study)  # by.site, whose name is flattened
     parsed = Addresses()
     parsed.feed(page)
     assert parsed.open == []

@@ -40,7 +40,7 @@ def write_report(params: Params, runs: Path, reports: Path, out: Path) -> str:
     sections += [Section("How to read this", READING), _origin(rankings[Study.landmarks][0])]
     own = [study.value for study in Study if not _synthetic(params, study)]
     about = f"own data: {', '.join(own)}" if own else "all data is synthetic: scores say nothing about patients"
-    lead = f"Five studies, {sum(len(table) for _, table in rankings.values())} ranked configurations; {about}."
+    lead = f"{len(rankings)} studies, {sum(len(table) for _, table in rankings.values())} ranked configurations; {about}."
     write_page(out, "Quintet", sections, lead=lead)
     return lead
 

@@ -131,6 +131,8 @@ def test_local_weights_are_loaded_and_named_and_wrong_ones_refused(prepared, tmp
     record = train(params, prepared, tmp_path / "run")
     assert "md5" in record.tags["weights"]
     assert torch.equal(state_of(tmp_path / "run")["backbone.net.conv1.weight"], state["conv1.weight"])
+    unet = {"landmarks.arch": "unet", "landmarks.head": "heatmap", "landmarks.weights": str(tmp_path / "resnet18.pt")}
+    assert train(make_params(changes | unet), prepared, tmp_path / "unet").tags["weights"] == "random"
     torch.save({"other": torch.zeros(1)}, tmp_path / "wrong.pt")
     with pytest.raises(InputError, match="do not fit the network"):
         train(make_params(changes | {"landmarks.weights": str(tmp_path / "wrong.pt")}), prepared, tmp_path / "run2")

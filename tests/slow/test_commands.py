@@ -12,6 +12,7 @@ from tests.slow.conftest import sh
 pytestmark = pytest.mark.slow
 
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+QUEUED = "dvc exp run --queue -S 'perfusion.losses=[spatial]' -S perfusion.loss_weights.spatial=0.05,0.1,0.2 perfusion_evaluate"
 ELSEWHERE = {
     "git clone <this repository> quintet && cd quintet": "conftest.clone",
     "source .venv/bin/activate": "conftest.ENVIRONMENT",
@@ -27,8 +28,8 @@ ELSEWHERE = {
     "dvc queue start": "test_pipeline",
     "dvc queue start --jobs 2": "test_pipeline",
     "dvc queue status": "test_pipeline",
-    "dvc exp run --queue -S perfusion.loss_weights.spatial=0.05,0.1,0.2 perfusion_evaluate": "test_pipeline",
-    "dvc exp run --queue -S perfusion.loss_weights.spatial=0.05,0.1,0.2 perfusion_evaluate && dvc queue start": "test_pipeline",
+    QUEUED: "test_pipeline",
+    f"{QUEUED} && dvc queue start": "test_pipeline",
     "quintet repro --engine ray --jobs 8 perfusion_sweep": "test_cluster",
     "ray start --head --port=6379 --disable-usage-stats": "test_cluster",
     "ray start --address=HEAD:6379 --disable-usage-stats": "test_cluster",

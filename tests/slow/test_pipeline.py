@@ -67,7 +67,7 @@ def test_a_selected_configuration_trains_nothing_of_the_sweep(copy):
 
 def test_two_workers_take_from_the_queue(copy):
     before = len(complete_runs(copy)) if (copy / "mlflow.db").exists() else 0
-    sh("dvc exp run --queue -S perfusion.loss_weights.spatial=0.05,0.2 perfusion_evaluate", copy)
+    sh("dvc exp run --queue -S 'perfusion.losses=[spatial]' -S perfusion.loss_weights.spatial=0.05,0.2 perfusion_evaluate", copy)
     sh("dvc queue start --jobs 2", copy)
     for _ in range(300):
         status = sh("dvc queue status", copy)

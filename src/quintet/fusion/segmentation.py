@@ -67,7 +67,7 @@ def version_of(program: str) -> str:
         found = shutil.which(program)
         if not found:
             raise InputError(f"fusion.totalsegmentator={program}: no such program; install TotalSegmentator in an environment "
-                             "of its own (see the README) and give its path, or use segmenter: threshold")  # fmt: skip
+                             "of its own (docs/fusion.md) and give its path, or use segmenter: threshold")  # fmt: skip
         done = subprocess.run([found, "--version"], capture_output=True, text=True, check=False)
         if done.returncode:
             raise InputError(f"{found} --version ended with {done.returncode}: {_last(done.stderr)}; repair its environment")

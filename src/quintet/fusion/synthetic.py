@@ -1,4 +1,4 @@
-"""Head phantoms with a lesion, as patients of a hospital: images in two layouts of files, a clinical table with gaps.
+"""Head phantoms with a lesion, as patients of a hospital: images in three naming schemes, a clinical table with gaps.
 
 A patient has four traits that decide the outcome together and of which each modality tells its own: the enhancing rim (MRI
 t1ce), the oedema (FLAIR), the uptake (PET), and a clinical score (age, performance, a marker). The traits are correlated, so

@@ -124,7 +124,8 @@ def train(
     valid_batches = batches(Batches(data, held_out), held_out, 64, seed=0, shuffle=False)
     steps = choice.epochs * -(-len(train_batches) // shared.accumulate)
     module = LandmarkModule(choice, shared, steps=steps, debug=compute.debug)
-    record.tags["weights"] = Start(start).fill(module.net, shared.weights)
+    weights = shared.weights if choice.arch == "resnet18" else "none"  # they are a ResNet's
+    record.tags["weights"] = Start(start).fill(module.net, weights)
     fitted = fit(
         module, train_batches, valid_batches, epochs=choice.epochs, seed=record.seed, how=shared, compute=compute,
         record=record,

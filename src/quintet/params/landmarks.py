@@ -114,7 +114,8 @@ class Landmarks(LandmarksChoice, AdamCosine):
             before = predecessor(config)
             if before and before not in self.configs:
                 raise ValueError(f"configs.{name}.after: {before!r} is no configuration; there are {', '.join(self.configs)}")
-            if config.trains == "head" and before is None and self.weights == "none" and config.head == "heatmap":
+            random = self.weights == "none" or config.arch == "unet"
+            if config.trains == "head" and before is None and random and config.head == "heatmap":
                 raise ValueError(f"configs.{name}: trains=head on a random backbone with head=heatmap learns nothing")
         return self
 
