@@ -18,7 +18,8 @@ from urllib.parse import quote
 from quintet.errors import InputError
 from quintet.files import whole_folder
 from quintet.runs import Record, content_md5, finished
-from quintet.tracking.store import STATE, Store, checkout, client_of, first_contact, now_ms, tracking_uri, transfer
+from quintet.tracking.entries import now_ms
+from quintet.tracking.store import STATE, Store, checkout, client_of, first_contact, tracking_uri, transfer
 
 __all__ = ["Live", "link", "resolve", "sync", "tracking_uri", "upload"]
 

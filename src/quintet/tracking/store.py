@@ -1,10 +1,8 @@
 """One study's experiment in the MLflow store: finding it, writing a run whole, replacing an older one."""
 
-import csv
 import errno
 import logging
 import os
-import re
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -16,9 +14,9 @@ from quintet.errors import InputError
 from quintet.files import passing, repository_root
 from quintet.params import Study
 from quintet.runs import Record, content_md5, extra_files, final_metrics, flatten
+from quintet.tracking.entries import Value, accepted, batches, epochs, history, now_ms, tags_of
 
 T = TypeVar("T")
-Value = tuple[str, float, int, int]  # metric name, value, time in ms, step
 STATE, CONTENT = "quintet.state", "quintet.content"
 PAGE = 1000  # runs per answer to a search
 QUIET_S = 600.0  # a store that did not answer is left alone for so long
@@ -54,8 +52,8 @@ class Store:
             return there
         try:
             final = [(f"final/{name}", value, now_ms(), 0) for name, value in final_metrics(record, folder).items()]
-            values = _history(folder / "model" / "history.csv") + final
-            values += _epochs(record.epochs)
+            values = history(folder / "model" / "history.csv") + final
+            values += epochs(record.epochs)
         except ValueError as error:
             raise InputError(f"{folder}: model/history.csv or evaluation/metrics.json cannot be read ({error})") from error
         run = self.create(record, "uploading")
@@ -87,9 +85,9 @@ class Store:
         from mlflow.entities import Param
         from mlflow.utils.validation import MAX_PARAM_VAL_LENGTH, MAX_PARAMS_TAGS_PER_BATCH
 
-        made = self.call("create_run", self.experiment, now_ms(), _tags(record) | {STATE: state}, record.name)
-        params = [Param(_name(key), str(value)[:MAX_PARAM_VAL_LENGTH]) for key, value in flatten(record.params).items()]
-        for batch in _batches(params, MAX_PARAMS_TAGS_PER_BATCH):
+        made = self.call("create_run", self.experiment, now_ms(), tags_of(record) | {STATE: state}, record.name)
+        params = [Param(accepted(key), str(value)[:MAX_PARAM_VAL_LENGTH]) for key, value in flatten(record.params).items()]
+        for batch in batches(params, MAX_PARAMS_TAGS_PER_BATCH):
             self.call("log_batch", made.info.run_id, params=batch)
         return str(made.info.run_id)
 
@@ -97,8 +95,8 @@ class Store:
         from mlflow.entities import Metric
         from mlflow.utils.validation import MAX_METRICS_PER_BATCH
 
-        metrics = [Metric(_name(name), float(value), at, step) for name, value, at, step in values]
-        for batch in _batches(metrics, MAX_METRICS_PER_BATCH):
+        metrics = [Metric(accepted(name), float(value), at, step) for name, value, at, step in values]
+        for batch in batches(metrics, MAX_METRICS_PER_BATCH):
             self.call("log_batch", run, metrics=batch)
 
     def log_files(self, run: str, folder: Path, extra: dict[str, Path], copies: dict[str, str]) -> None:
@@ -254,49 +252,3 @@ def transfer() -> Iterator[None]:
         os.environ.pop(name)
         if before is not None:
             os.environ[name] = before
-
-
-# --- a run folder as MLflow wants it ---
-
-
-def _tags(record: Record) -> dict[str, str]:
-    from mlflow.utils.validation import MAX_TAG_VAL_LENGTH
-
-    own = {name: str(getattr(record, name)) for name in ("study", "config", "fold", "seed", "stage", "key")}
-    inputs = {f"md5.{name}": value for name, value in record.inputs.items()}
-    if verdict := record.tags.get("verdict"):
-        own["mlflow.note.content"] = verdict  # shown as the run's description
-    return {_name(name): str(value)[:MAX_TAG_VAL_LENGTH] for name, value in (record.tags | inputs | own).items()}
-
-
-def _history(path: Path) -> list[Value]:
-    """history.csv: the column `epoch` is the step, blanks are skipped; a millisecond a row, as it holds no times."""
-    if not path.is_file():
-        return []
-    with path.open(newline="", encoding="utf-8") as file:
-        rows = [row for row in csv.DictReader(file) if row.get("epoch")]
-    first = now_ms() - len(rows)
-    return [
-        (name, float(cell), first + index, int(float(row["epoch"])))
-        for index, row in enumerate(rows)
-        for name, cell in row.items()
-        if name != "epoch" and cell
-    ]
-
-
-def _epochs(rows: list[dict[str, float]]) -> list[Value]:
-    first = now_ms() - len(rows)
-    return [(name, value, first + epoch, epoch) for epoch, row in enumerate(rows) for name, value in row.items()]
-
-
-def _name(name: str) -> str:
-    """A name that MLflow takes: recall@5 -> recall_at_5."""
-    return re.sub(r"[^\w\-. /]", "_", name.replace("@", "_at_"))[:250]
-
-
-def _batches(items: list[T], size: int) -> Iterator[list[T]]:
-    return (items[start : start + size] for start in range(0, len(items), size))
-
-
-def now_ms() -> int:
-    return int(time.time() * 1000)
