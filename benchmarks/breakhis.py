@@ -32,7 +32,7 @@ from quintet.breakhis.networks import MagnificationNet, normalise
 from quintet.breakhis.sampling import Item, QuadrupleBatches
 from quintet.breakhis.tree import MAGNIFICATIONS
 from quintet.params import BreakHis, load
-from quintet.training.fit import adam
+from quintet.training.fit import adam_optimizer
 from quintet.training.hardware import peak_memory_mb, resolve_precision
 
 INPUTS = ("cached", "decoding", "cached-augmented", "decoding-augmented", "augmentation-alone")
@@ -109,10 +109,14 @@ def network(options: argparse.Namespace, batch: dict[str, Any], how: BreakHis) -
     """Forward, loss, backward, AdamW of MMNet on one batch; or the forward pass alone."""
     torch.manual_seed(0)
     net = MagnificationNet(
-        **how.configs["mmnet"].model_dump(), backbone=options.backbone, size=options.size, units=how.units,
-        stochastic_depth=0.0, dropout=0.0,
-    ).to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # fmt: skip
-    optimizer = adam([{"params": list(net.parameters()), "lr": 1e-4}], how, decoupled=True)
+        **how.configs["mmnet"].model_dump(),
+        backbone=options.backbone,
+        size=options.size,
+        units=how.units,
+        stochastic_depth=0.0,
+        dropout=0.0,
+    ).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    optimizer = adam_optimizer([{"params": list(net.parameters()), "lr": 1e-4}], how, decoupled=True)
     training = options.variant.startswith("train")
     net.train(training)
     weights = torch.ones(2)
@@ -158,16 +162,20 @@ def main() -> None:
         options.prepared = f"{folder}/prepared"
         how = load().breakhis.model_copy(update={"size": options.size, "folds": 2})
         data.prepare(Path(options.raw), Path(options.prepared), how)
-        print(f"quadruples of {options.size} px, batch {options.batch}, one process, {torch.get_num_threads()} threads, "
-              f"automatic precision here: {resolve_precision('auto', 'cpu')}")  # fmt: skip
+        print(
+            f"quadruples of {options.size} px, batch {options.batch}, one process, {torch.get_num_threads()} threads, "
+            f"automatic precision here: {resolve_precision('auto', 'cpu')}"
+        )
         shared = {key: getattr(options, key) for key in ("raw", "prepared", "seconds", "size", "batch", "backbone")}
         inputs = take_turns(__file__, INPUTS, shared, rounds=options.rounds)
         show("Input path", inputs)
         speed = {name: row["samples_per_s"] for name, row in inputs.items()}
         share = {kind: speed[f"{kind}-augmented"] / speed["augmentation-alone"] for kind in ("cached", "decoding")}
-        print(f"without augmentation ours is {speed['cached'] / speed['decoding']:.1f}x, with the same one "
-              f"{speed['cached-augmented'] / speed['decoding-augmented']:.2f}x; augmentation is {100 * share['cached']:.0f} % of "
-              f"our time then and {100 * share['decoding']:.0f} % of the peer's")  # fmt: skip
+        print(
+            f"without augmentation ours is {speed['cached'] / speed['decoding']:.1f}x, with the same one "
+            f"{speed['cached-augmented'] / speed['decoding-augmented']:.2f}x; augmentation is {100 * share['cached']:.0f} % of "
+            f"our time then and {100 * share['decoding']:.0f} % of the peer's"
+        )
         found = take_turns(__file__, NETWORK, shared, rounds=options.rounds)
         show(f"MMNet with {options.backbone}", found)
         for kind in ("train", "evaluate"):

@@ -35,9 +35,11 @@ QUERIES = 2156
 STORED, SEEN = 96, (24, 72, 72)  # the shipped scale; --full: 270 and 270 x 150 x 150
 RAW_MIB = SLICES * MATRIX**2 * 2 / 2**20
 PARTS = {
-    "dicom": ("ours", "monai", "simpleitk"), "metrics": ("ours", "loop"), "input": ("ours", "torchio"),
+    "dicom": ("ours", "monai", "simpleitk"),
+    "metrics": ("ours", "loop"),
+    "input": ("ours", "torchio"),
     "memory": ("adaptive", "legacy"),
-}  # fmt: skip
+}
 
 
 def write_phantom(folder: Path) -> None:
@@ -184,10 +186,13 @@ def input_path(variant: str, options: argparse.Namespace) -> dict[str, float]:
     else:
         import torchio as tio
 
-        change = tio.Compose([
-            tio.RandomAffine(scales=how.scale, degrees=how.rotation_deg, default_pad_value=0, p=how.affine),
-            tio.Resize(seen), tio.RandomNoise(std=how.noise_sd, p=how.noise),
-        ])  # fmt: skip
+        change = tio.Compose(
+            [
+                tio.RandomAffine(scales=how.scale, degrees=how.rotation_deg, default_pad_value=0, p=how.affine),
+                tio.Resize(seen),
+                tio.RandomNoise(std=how.noise_sd, p=how.noise),
+            ]
+        )
 
         def advance() -> object:
             rows = rng.integers(len(volumes), size=batch)
@@ -209,9 +214,16 @@ def memory(variant: str, options: argparse.Namespace) -> dict[str, float]:
 
     torch.manual_seed(0)
     net = Proximity(
-        arch=variant, input_size=[270, 150, 150], findings=3, width=64, units=[4096, 2048], embedding=1024, dropout=0.5,
-        chunk=10 if variant == "adaptive" else 3, centre=False,
-    ).train()  # fmt: skip
+        arch=variant,
+        input_size=[270, 150, 150],
+        findings=3,
+        width=64,
+        units=[4096, 2048],
+        embedding=1024,
+        dropout=0.5,
+        chunk=10 if variant == "adaptive" else 3,
+        centre=False,
+    ).train()
     net.backbone.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     optimizer = torch.optim.Adam(net.parameters(), lr=1e-5, weight_decay=1e-4, fused=True)
     cube = torch.randint(0, 256, (1, 270, 270, 270), dtype=torch.uint8)
@@ -219,8 +231,11 @@ def memory(variant: str, options: argparse.Namespace) -> dict[str, float]:
     loss = micro_f1_loss(net(see(cube, net.input_size)).scores, torch.tensor([[1.0, 0, 1]]))
     loss.backward()
     optimizer.step()
-    return {"seconds": time.perf_counter() - started, "peak_memory_gib": peak_memory_mb() / 1024,
-            "million_parameters": sum(p.numel() for p in net.parameters()) / 1e6}  # fmt: skip
+    return {
+        "seconds": time.perf_counter() - started,
+        "peak_memory_gib": peak_memory_mb() / 1024,
+        "million_parameters": sum(p.numel() for p in net.parameters()) / 1e6,
+    }
 
 
 MEASURES = {"dicom": dicom, "metrics": metrics, "input": input_path, "memory": memory}
@@ -256,8 +271,10 @@ def main() -> None:
             write_phantom(Path(folder) / "series")
         if "input" in parts:
             stored, count = (270, 6) if options.full else (STORED, 64)
-            np.save(Path(folder) / f"volumes-{stored}.npy",
-                    np.random.default_rng(0).integers(0, 256, (count, stored, stored, stored), dtype=np.uint8))  # fmt: skip
+            np.save(
+                Path(folder) / f"volumes-{stored}.npy",
+                np.random.default_rng(0).integers(0, 256, (count, stored, stored, stored), dtype=np.uint8),
+            )
         print(f"{torch.get_num_threads()} threads")
         for part in parts:
             rounds = 1 if part == "memory" else options.rounds

@@ -31,12 +31,12 @@ def sampling(run: Path, data: Path) -> None:
     from quintet.fusion.evaluation import headline, pairs_of
     from quintet.fusion.inference import Model, of_prepared
     from quintet.fusion.networks import noise_for
-    from quintet.resampling import draw_weights, interval, order_draws
+    from quintet.resampling import bootstrap_concordance, bootstrap_weights, percentile_interval
 
     model, prepared = Model.load(run, "auto"), load_data(data)
     rows = prepared.rows("test")
     patients, target = of_prepared(model, prepared, rows), prepared.target[rows].astype(float)
-    weights = draw_weights(np.arange(len(rows)), target[:, 0] if prepared.classes else target[:, 1])
+    weights = bootstrap_weights(np.arange(len(rows)), target[:, 0] if prepared.classes else target[:, 1])
     found: list[dict[str, float]] = []
     draws = []
     for sampler, steps in (("ddim", STEPS), ("ddpm", ALL)):
@@ -54,10 +54,10 @@ def sampling(run: Path, data: Path) -> None:
             seconds = time.perf_counter() - started
             said = model.net.scores(fused).unflatten(0, (model.samples, len(rows)))
         values = (said.softmax(-1).mean(0).log() if prepared.classes else said.mean(0)).double().numpy()
-        draws.append(np.mean([order_draws(score, pairs, weights) for score, pairs in pairs_of(values, target)], 0))
+        draws.append(np.mean([bootstrap_concordance(score, pairs, weights) for score, pairs in pairs_of(values, target)], 0))
         found.append({"steps": float(steps), "score": headline(values, target), "seconds": seconds})
     print(pd.DataFrame(found).to_string(index=False))
-    low, high = interval(100 * (draws[0] - draws[1]))
+    low, high = percentile_interval(100 * (draws[0] - draws[1]))
     gap = 100 * (found[0]["score"] - found[1]["score"])
     faster = found[1]["seconds"] / found[0]["seconds"]
     print(f"difference {gap:+.2f} points [{low:+.2f}, {high:+.2f}], {len(rows)} patients; {faster:.1f} times as fast")

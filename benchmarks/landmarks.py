@@ -28,7 +28,7 @@ from quintet.landmarks.losses import wing
 from quintet.landmarks.module import Batches
 from quintet.landmarks.networks import LandmarkNet
 from quintet.params import Landmarks, load
-from quintet.training.batches import batches
+from quintet.training.batches import batch_loader
 from quintet.training.hardware import peak_memory_mb, resolve_precision
 
 INPUTS = ("ours", "kornia", "decode-0-workers", "decode-2-workers")
@@ -81,9 +81,10 @@ def with_kornia(how: Landmarks) -> Callable[[Tensor, Tensor], tuple[Tensor, Tens
     a = how.augment
     steps = K.AugmentationSequential(
         K.RandomAffine(a.rotation_deg, (a.shift, a.shift), (1 - a.scale, 1 + a.scale), p=1),
-        K.RandomBrightness((1 - a.brightness, 1 + a.brightness), p=1), K.RandomContrast((1 - a.contrast, 1 + a.contrast), p=1),
+        K.RandomBrightness((1 - a.brightness, 1 + a.brightness), p=1),
+        K.RandomContrast((1 - a.contrast, 1 + a.contrast), p=1),
         data_keys=["input", "keypoints"],
-    )  # fmt: skip
+    )
 
     def apply(images: Tensor, points: Tensor) -> tuple[Tensor, Tensor]:
         flip = torch.rand(len(images)) < a.flip
@@ -114,7 +115,7 @@ def stream(
             yield from loader
     change = with_kornia(how) if variant == "kornia" else lambda images, points: augment(images, points, how.augment)
     index = np.arange(len(prepared.images))
-    loader = batches(Batches(prepared, index), index, batch, seed=0, shuffle=True)
+    loader = batch_loader(Batches(prepared, index), index, batch, seed=0, shuffle=True)
     while True:
         for item in loader:
             if len(item["images"]) == batch:
@@ -196,16 +197,20 @@ def main() -> None:
             Path(options.prepared),
             load().landmarks.model_copy(update={"size": options.size, "split": "reference"}),
         )
-        print(f"{options.arch}, {options.size} px, batch {options.batch}, {torch.get_num_threads()} threads, "
-              f"automatic precision here: {resolve_precision('auto', 'cpu')}")  # fmt: skip
+        print(
+            f"{options.arch}, {options.size} px, batch {options.batch}, {torch.get_num_threads()} threads, "
+            f"automatic precision here: {resolve_precision('auto', 'cpu')}"
+        )
         shared = {key: getattr(options, key) for key in ("raw", "prepared", "seconds", "arch", "size", "batch")}
         show("Input path alone", take_turns(__file__, INPUTS, shared | {"part": "input"}, rounds=options.rounds))
         steps = take_turns(__file__, STEPS, shared | {"part": "step"}, rounds=options.rounds)
         show("Whole training step", steps)
         speed = {name: row["images_per_s"] for name, row in steps.items()}
-        print(f"share of precision, layout and optimiser: {speed['ours'] / speed['ours-float32-nchw']:.2f}x; of the input path: "
-              f"{speed['ours-float32-nchw'] / speed['decode-2-workers-float32']:.2f}x of 2 workers, "
-              f"{speed['ours-float32-nchw'] / speed['decode-0-workers-float32']:.2f}x of none")  # fmt: skip
+        print(
+            f"share of precision, layout and optimiser: {speed['ours'] / speed['ours-float32-nchw']:.2f}x; of the input path: "
+            f"{speed['ours-float32-nchw'] / speed['decode-2-workers-float32']:.2f}x of 2 workers, "
+            f"{speed['ours-float32-nchw'] / speed['decode-0-workers-float32']:.2f}x of none"
+        )
 
 
 if __name__ == "__main__":

@@ -54,7 +54,7 @@ def train(options: argparse.Namespace) -> dict[str, Any]:
         torch.channels_last = torch.contiguous_format
     from quintet.perfusion import augmentation, study
     from quintet.perfusion.module import TerritoryModule
-    from quintet.training.fit import forget
+    from quintet.training.fit import delete_resume_checkpoints
 
     epochs: list[float] = []
     inputs: list[float] = []
@@ -85,7 +85,7 @@ def train(options: argparse.Namespace) -> dict[str, Any]:
     settings = {"stage": options.part, "config": "shared", "fold": 0, "seed": 0}
     record = study.train_run(run, data, params.perfusion.configs["shared"], params.perfusion, params.compute, **settings)
     study.evaluate_run(run, data, params.perfusion, params.compute)
-    forget(record)
+    delete_resume_checkpoints(record)
     table = pd.read_csv(run / "evaluation" / "cases.csv").pivot(index="case", columns="metric", values="value")
     return {
         "iteration_seconds": [seconds / options.iterations for seconds in epochs[1:]],  # the first is warm-up
@@ -167,17 +167,27 @@ def main() -> None:
             side["seconds_per_iteration"] = statistics.median(side["iteration_seconds"])
     speed = peer["seconds_per_iteration"] / ours["seconds_per_iteration"]
     difference, low, high, people = compare(ours["cases"], peer["cases"])
-    print(f"{options.epochs} x {options.iterations} iterations, features {options.features}, batch {options.batch}, float32, "
-          f"{options.threads} threads, nnU-Net {peer['versions']['nnunetv2']} with {options.workers} workers\n")  # fmt: skip
-    names = ("preprocess_seconds", "preprocess_peak_mb", "seconds_per_iteration", "sustained_seconds_per_iteration",
-             "train_peak_mb", "parameters")  # fmt: skip
+    print(
+        f"{options.epochs} x {options.iterations} iterations, features {options.features}, batch {options.batch}, float32, "
+        f"{options.threads} threads, nnU-Net {peer['versions']['nnunetv2']} with {options.workers} workers\n"
+    )
+    names = (
+        "preprocess_seconds",
+        "preprocess_peak_mb",
+        "seconds_per_iteration",
+        "sustained_seconds_per_iteration",
+        "train_peak_mb",
+        "parameters",
+    )
     rows = {name: [ours.get(name), peer.get(name)] for name in names}
     rows["Dice"] = [np.mean([list(r.values()) for r in side["cases"].values()]) for side in (ours, peer)]
     print(pd.DataFrame(rows, index=["ours", "nnU-Net"]).T.to_string(float_format=lambda v: f"{v:.4g}", na_rep=""))
     layout, rest = (a["seconds_per_iteration"] / b["seconds_per_iteration"] for a, b in ((plain, ours), (peer, plain)))
-    print(f"\nan iteration is {speed:.2f}x as fast. Shares: precision none (float32 both), memory layout and norm {layout:.2f}x, "
-          f"input path and its contention for the cores {rest:.2f}x "
-          f"(our augmentation: {1e3 * ours['input_seconds']:.0f} ms a batch)")  # fmt: skip
+    print(
+        f"\nan iteration is {speed:.2f}x as fast. Shares: precision none (float32 both), memory layout and norm {layout:.2f}x, "
+        f"input path and its contention for the cores {rest:.2f}x "
+        f"(our augmentation: {1e3 * ours['input_seconds']:.0f} ms a batch)"
+    )
     print(f"Dice, ours - nnU-Net: {100 * difference:+.2f} points [{100 * low:+.2f}, {100 * high:+.2f}], {people} people held out")
     raise SystemExit(0 if speed >= SPEED and low > -MARGIN else 1)
 

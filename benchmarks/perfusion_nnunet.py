@@ -83,8 +83,10 @@ class Clocks:
         self.epochs: list[dict[str, float]] = []
         self.trainer, self.step_seconds, self.started, self.stock = trainer, 0.0, 0.0, 0
         self.epoch_start, self.epoch_end, self.step = (
-            trainer.on_train_epoch_start, trainer.on_train_epoch_end, trainer.train_step
-        )  # fmt: skip
+            trainer.on_train_epoch_start,
+            trainer.on_train_epoch_end,
+            trainer.train_step,
+        )
         trainer.on_train_epoch_start, trainer.on_train_epoch_end, trainer.train_step = self.begin, self.end, self.timed_step
 
     def ready(self) -> int:
@@ -105,9 +107,14 @@ class Clocks:
     def end(self, outputs: Any) -> None:
         wall, count = time.perf_counter() - self.started, len(outputs)
         made = max(1, min(count, count - self.stock + self.ready()))
-        self.epochs.append({"seconds_per_iteration": wall / count, "step_seconds": self.step_seconds / count,
-                            "wait_seconds": (wall - self.step_seconds) / count,
-                            "sustained_seconds_per_iteration": wall / made})  # fmt: skip
+        self.epochs.append(
+            {
+                "seconds_per_iteration": wall / count,
+                "step_seconds": self.step_seconds / count,
+                "wait_seconds": (wall - self.step_seconds) / count,
+                "sustained_seconds_per_iteration": wall / made,
+            }
+        )
         self.epoch_end(outputs)
 
     def medians(self) -> dict[str, float]:
@@ -141,8 +148,16 @@ def overwrite_plans(file: Path, options: argparse.Namespace) -> dict[str, Any]:
     plans = json.loads(file.read_text())
     plan = plans["configurations"]["2d"]
     network = plan["architecture"]["arch_kwargs"]
-    shown = lambda: {"patch_size": plan["patch_size"], "batch_size": plan["batch_size"], "strides": network["strides"],  # noqa: E731
-                     "features_per_stage": network["features_per_stage"], "spacing": plan["spacing"]}  # fmt: skip
+
+    def shown():
+        return {
+            "patch_size": plan["patch_size"],
+            "batch_size": plan["batch_size"],
+            "strides": network["strides"],
+            "features_per_stage": network["features_per_stage"],
+            "spacing": plan["spacing"],
+        }
+
     planned = shown()
     if planned["patch_size"] != options.patch and planned["patch_size"] == options.patch[::-1]:
         sys.exit(f"--patch {options.patch} lies across the slices, nnU-Net planned {planned['patch_size']}: rows come first")
@@ -151,9 +166,14 @@ def overwrite_plans(file: Path, options: argparse.Namespace) -> dict[str, Any]:
         sys.exit(f"--patch {options.patch}: the nearest patch that this network can halve is {[int(side) for side in patch]}")
     stages = len(strides)
     plan |= {"patch_size": options.patch, "batch_size": options.batch}
-    network |= {"n_stages": stages, "strides": strides, "kernel_sizes": kernels,
-                "features_per_stage": [min(512, options.features * 2**stage) for stage in range(stages)],
-                "n_conv_per_stage": [2] * stages, "n_conv_per_stage_decoder": [2] * (stages - 1)}  # fmt: skip
+    network |= {
+        "n_stages": stages,
+        "strides": strides,
+        "kernel_sizes": kernels,
+        "features_per_stage": [min(512, options.features * 2**stage) for stage in range(stages)],
+        "n_conv_per_stage": [2] * stages,
+        "n_conv_per_stage_decoder": [2] * (stages - 1),
+    }
     file.write_text(json.dumps(plans, indent=2))
     return {"planned": planned, "used": shown()}
 
@@ -212,14 +232,19 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
     held_out = json.loads((raw / "splits_final.json").read_text())[options.fold]["val"]
     cases = held_out_dice(Path(trainer.output_folder) / "validation", raw, held_out)
     return clocks.medians() | {
-        "preprocess_seconds": preparing.seconds, "preprocess_peak_mb": preparing.peak_mb,
-        "train_seconds": training.seconds, "train_peak_mb": training.peak_mb,
-        "validate_seconds": validating.seconds, "validate_peak_mb": validating.peak_mb,
+        "preprocess_seconds": preparing.seconds,
+        "preprocess_peak_mb": preparing.peak_mb,
+        "train_seconds": training.seconds,
+        "train_peak_mb": training.peak_mb,
+        "validate_seconds": validating.seconds,
+        "validate_peak_mb": validating.peak_mb,
         "parameters": sum(p.numel() for p in trainer.network.parameters()),
         "versions": {package: version(package) for package in PACKAGES} | {"python": sys.version.split()[0]},
         "options": {name: str(value) if isinstance(value, Path) else value for name, value in vars(options).items()},
-        "plan": plan, "epochs": clocks.epochs, "cases": cases,
-    }  # fmt: skip
+        "plan": plan,
+        "epochs": clocks.epochs,
+        "cases": cases,
+    }
 
 
 def main() -> None:
@@ -227,8 +252,17 @@ def main() -> None:
     parser.add_argument("--raw", type=Path, required=True)
     parser.add_argument("--work", type=Path, required=True)
     parser.add_argument("--out", type=Path, required=True)
-    for name, default in {"fold": 0, "epochs": 20, "iterations": 100, "val-iterations": 2, "features": 8, "batch": 26,
-                          "threads": 2, "workers": 2, "seed": 0}.items():  # fmt: skip
+    for name, default in {
+        "fold": 0,
+        "epochs": 20,
+        "iterations": 100,
+        "val-iterations": 2,
+        "features": 8,
+        "batch": 26,
+        "threads": 2,
+        "workers": 2,
+        "seed": 0,
+    }.items():
         parser.add_argument(f"--{name}", type=int, default=default)
     parser.add_argument("--patch", type=int, nargs=2, default=[72, 56], help="rows columns (y x)")
     options = parser.parse_args()

@@ -67,8 +67,10 @@ def main() -> None:
     print(f"\nOne configuration {GAIN:g} points better: share of its rivals separated, %\n")
     print((100 * found).to_string(float_format="%.0f"))
     most, reached = false.to_numpy().max(), found.loc[JUDGED]
-    print(f"\nmost false separations: {most} of {count} (at most {limit}); power with {JUDGED[0]} at run SD {JUDGED[1]}: "
-          f"{100 * reached:.1f} % (at least {100 * LEAST_POWER:.0f} %)")  # fmt: skip
+    print(
+        f"\nmost false separations: {most} of {count} (at most {limit}); power with {JUDGED[0]} at run SD {JUDGED[1]}: "
+        f"{100 * reached:.1f} % (at least {100 * LEAST_POWER:.0f} %)"
+    )
     if most > limit or reached < LEAST_POWER:
         sys.exit("a requirement is missed")
 

@@ -7,7 +7,7 @@ python stages/breakhis_evaluate.py --data data/processed/breakhis --run runs/bre
 from pathlib import Path
 
 from quintet.params import Params
-from quintet.stage import stage
+from quintet.stage import run_stage
 
 
 def main(params: Params, data: Path, run: Path, metrics: Path) -> str:
@@ -24,4 +24,4 @@ def main(params: Params, data: Path, run: Path, metrics: Path) -> str:
 
 
 if __name__ == "__main__":
-    stage(main, needs="quintet.breakhis.inference")
+    run_stage(main, imports="quintet.breakhis.inference")

@@ -7,7 +7,7 @@ reports/breakhis/data.html
 from pathlib import Path
 
 from quintet.params import Params
-from quintet.stage import stage
+from quintet.stage import run_stage
 
 
 def main(params: Params, raw: Path, out: Path, page: Path) -> str:
@@ -23,4 +23,4 @@ def main(params: Params, raw: Path, out: Path, page: Path) -> str:
 
 
 if __name__ == "__main__":
-    stage(main, needs="quintet.breakhis.analysis")
+    run_stage(main, imports="quintet.breakhis.analysis")

@@ -7,7 +7,7 @@ python stages/breakhis_sweep.py --config mmnet --fold 0 --seed 0 --data data/pro
 from pathlib import Path
 
 from quintet.params import Params
-from quintet.stage import stage
+from quintet.stage import run_stage
 
 
 def main(params: Params, config: str, fold: int, seed: int, data: Path, out: Path) -> str:
@@ -20,4 +20,4 @@ def main(params: Params, config: str, fold: int, seed: int, data: Path, out: Pat
 
 
 if __name__ == "__main__":
-    stage(main, needs="quintet.breakhis.module")
+    run_stage(main, imports="quintet.breakhis.module")

@@ -5,16 +5,16 @@ python stages/ct_baselines.py --data data/processed/ct --out runs/ct/baselines
 
 from pathlib import Path
 
-from quintet.files import whole_folder
+from quintet.files import atomic_folder
 from quintet.params import Params
-from quintet.stage import stage
+from quintet.stage import run_stage
 
 
 def main(params: Params, data: Path, out: Path) -> str:
     from quintet.ct.study import baseline_runs
     from quintet.tracking import upload
 
-    with whole_folder(out) as folder:
+    with atomic_folder(out) as folder:
         metrics = baseline_runs(folder, data, params.ct)
     for name in metrics:
         upload(out / name / "seed0")
@@ -22,4 +22,4 @@ def main(params: Params, data: Path, out: Path) -> str:
 
 
 if __name__ == "__main__":
-    stage(main, needs="quintet.ct.study")
+    run_stage(main, imports="quintet.ct.study")

@@ -6,7 +6,7 @@ python stages/ct_evaluate.py --data data/processed/ct --run runs/ct/selected --m
 from pathlib import Path
 
 from quintet.params import Params
-from quintet.stage import stage
+from quintet.stage import run_stage
 
 
 def main(params: Params, data: Path, run: Path, metrics: Path) -> str:
@@ -21,4 +21,4 @@ def main(params: Params, data: Path, run: Path, metrics: Path) -> str:
 
 
 if __name__ == "__main__":
-    stage(main, needs="quintet.ct.inference")
+    run_stage(main, imports="quintet.ct.inference")

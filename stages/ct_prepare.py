@@ -6,7 +6,7 @@ python stages/ct_prepare.py --raw data/synthetic/ct --out data/processed/ct --pa
 from pathlib import Path
 
 from quintet.params import Params
-from quintet.stage import stage
+from quintet.stage import run_stage
 
 
 def main(params: Params, raw: Path, out: Path, page: Path) -> str:
@@ -24,4 +24,4 @@ def main(params: Params, raw: Path, out: Path, page: Path) -> str:
 
 
 if __name__ == "__main__":
-    stage(main, needs="quintet.ct.analysis")
+    run_stage(main, imports="quintet.ct.analysis")

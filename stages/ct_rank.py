@@ -6,7 +6,7 @@ python stages/ct_rank.py --sweep runs/ct/sweep --baselines runs/ct/baselines --o
 from pathlib import Path
 
 from quintet.params import Params
-from quintet.stage import stage
+from quintet.stage import run_stage
 
 
 def main(params: Params, sweep: Path, baselines: Path, out: Path, report: Path) -> str:
@@ -19,4 +19,4 @@ def main(params: Params, sweep: Path, baselines: Path, out: Path, report: Path) 
 
 
 if __name__ == "__main__":
-    stage(main, needs="quintet.ct.comparison")
+    run_stage(main, imports="quintet.ct.comparison")

@@ -7,7 +7,7 @@ python stages/ct_sweep.py --config adaptive-micro-f1 --seed 0 --data data/proces
 from pathlib import Path
 
 from quintet.params import Params
-from quintet.stage import stage
+from quintet.stage import run_stage
 
 
 def main(params: Params, config: str, seed: int, data: Path, out: Path) -> str:
@@ -20,4 +20,4 @@ def main(params: Params, config: str, seed: int, data: Path, out: Path) -> str:
 
 
 if __name__ == "__main__":
-    stage(main, needs="quintet.ct.module")
+    run_stage(main, imports="quintet.ct.module")

@@ -6,7 +6,7 @@ python stages/fusion_evaluate.py --data data/processed/fusion --run runs/fusion/
 from pathlib import Path
 
 from quintet.params import Params
-from quintet.stage import stage
+from quintet.stage import run_stage
 
 
 def main(params: Params, data: Path, run: Path, metrics: Path) -> str:
@@ -22,4 +22,4 @@ def main(params: Params, data: Path, run: Path, metrics: Path) -> str:
 
 
 if __name__ == "__main__":
-    stage(main, needs="quintet.fusion.inference")
+    run_stage(main, imports="quintet.fusion.inference")

@@ -7,7 +7,7 @@ python stages/fusion_prepare.py --raw data/synthetic/fusion --masks data/segment
 from pathlib import Path
 
 from quintet.params import Params
-from quintet.stage import stage
+from quintet.stage import run_stage
 
 
 def main(params: Params, raw: Path, masks: Path, out: Path, page: Path) -> str:
@@ -24,4 +24,4 @@ def main(params: Params, raw: Path, masks: Path, out: Path, page: Path) -> str:
 
 
 if __name__ == "__main__":
-    stage(main, needs="quintet.fusion.analysis")
+    run_stage(main, imports="quintet.fusion.analysis")

@@ -7,7 +7,7 @@ python stages/fusion_rank.py --sweep runs/fusion/sweep --baselines runs/fusion/b
 from pathlib import Path
 
 from quintet.params import Params
-from quintet.stage import stage
+from quintet.stage import run_stage
 
 
 def main(params: Params, sweep: Path, baselines: Path, out: Path, report: Path) -> str:
@@ -20,4 +20,4 @@ def main(params: Params, sweep: Path, baselines: Path, out: Path, report: Path) 
 
 
 if __name__ == "__main__":
-    stage(main, needs="quintet.fusion.comparison")
+    run_stage(main, imports="quintet.fusion.comparison")

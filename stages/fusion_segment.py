@@ -6,7 +6,7 @@ python stages/fusion_segment.py --raw data/synthetic/fusion --out data/segmented
 from pathlib import Path
 
 from quintet.params import Params
-from quintet.stage import stage
+from quintet.stage import run_stage
 
 
 def main(params: Params, raw: Path, out: Path) -> str:
@@ -21,4 +21,4 @@ def main(params: Params, raw: Path, out: Path) -> str:
 
 
 if __name__ == "__main__":
-    stage(main, needs="quintet.fusion.segmentation")
+    run_stage(main, imports="quintet.fusion.segmentation")

@@ -6,7 +6,7 @@ python stages/fusion_sweep.py --config diffusion --seed 0 --data data/processed/
 from pathlib import Path
 
 from quintet.params import Params
-from quintet.stage import stage
+from quintet.stage import run_stage
 
 
 def main(params: Params, config: str, seed: int, data: Path, out: Path) -> str:
@@ -20,4 +20,4 @@ def main(params: Params, config: str, seed: int, data: Path, out: Path) -> str:
 
 
 if __name__ == "__main__":
-    stage(main, needs="quintet.fusion.module")
+    run_stage(main, imports="quintet.fusion.module")

@@ -6,7 +6,7 @@ python stages/fusion_synthesize.py --out data/synthetic/fusion
 from pathlib import Path
 
 from quintet.params import Params
-from quintet.stage import stage
+from quintet.stage import run_stage
 
 
 def main(params: Params, out: Path) -> str:
@@ -20,4 +20,4 @@ def main(params: Params, out: Path) -> str:
 
 
 if __name__ == "__main__":
-    stage(main, needs="quintet.fusion.synthetic")
+    run_stage(main, imports="quintet.fusion.synthetic")

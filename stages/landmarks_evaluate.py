@@ -7,7 +7,7 @@ python stages/landmarks_evaluate.py --data data/processed/landmarks --run runs/l
 from pathlib import Path
 
 from quintet.params import Params
-from quintet.stage import stage
+from quintet.stage import run_stage
 
 
 def main(params: Params, data: Path, run: Path, metrics: Path) -> str:
@@ -23,4 +23,4 @@ def main(params: Params, data: Path, run: Path, metrics: Path) -> str:
 
 
 if __name__ == "__main__":
-    stage(main, needs="quintet.landmarks.inference")
+    run_stage(main, imports="quintet.landmarks.inference")

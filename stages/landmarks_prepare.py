@@ -7,7 +7,7 @@ python stages/landmarks_prepare.py --raw data/synthetic/landmarks --out data/pro
 from pathlib import Path
 
 from quintet.params import Params
-from quintet.stage import stage
+from quintet.stage import run_stage
 
 
 def main(params: Params, raw: Path, out: Path, page: Path) -> str:
@@ -21,4 +21,4 @@ def main(params: Params, raw: Path, out: Path, page: Path) -> str:
 
 
 if __name__ == "__main__":
-    stage(main, needs="quintet.landmarks.analysis")
+    run_stage(main, imports="quintet.landmarks.analysis")

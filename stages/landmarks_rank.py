@@ -7,7 +7,7 @@ python stages/landmarks_rank.py --sweep runs/landmarks/sweep --baselines runs/la
 from pathlib import Path
 
 from quintet.params import Params
-from quintet.stage import stage
+from quintet.stage import run_stage
 
 
 def main(params: Params, sweep: Path, baselines: Path, out: Path, report: Path) -> str:
@@ -20,4 +20,4 @@ def main(params: Params, sweep: Path, baselines: Path, out: Path, report: Path) 
 
 
 if __name__ == "__main__":
-    stage(main, needs="quintet.landmarks.comparison")
+    run_stage(main, imports="quintet.landmarks.comparison")

@@ -7,7 +7,7 @@ python stages/landmarks_sweep.py --config finetune --after runs/landmarks/sweep/
 from pathlib import Path
 
 from quintet.params import Params
-from quintet.stage import stage
+from quintet.stage import run_stage
 
 
 def main(params: Params, config: str, after: Path, data: Path, out: Path) -> str:
@@ -21,4 +21,4 @@ def main(params: Params, config: str, after: Path, data: Path, out: Path) -> str
 
 
 if __name__ == "__main__":
-    stage(main, needs="quintet.landmarks.module")
+    run_stage(main, imports="quintet.landmarks.module")

@@ -6,7 +6,7 @@ python stages/landmarks_synthesize.py --out data/synthetic/landmarks
 from pathlib import Path
 
 from quintet.params import Params
-from quintet.stage import stage
+from quintet.stage import run_stage
 
 
 def main(params: Params, out: Path) -> str:
@@ -21,4 +21,4 @@ def main(params: Params, out: Path) -> str:
 
 
 if __name__ == "__main__":
-    stage(main, needs="quintet.landmarks.synthetic")
+    run_stage(main, imports="quintet.landmarks.synthetic")

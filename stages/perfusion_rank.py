@@ -6,7 +6,7 @@ python stages/perfusion_rank.py --sweep runs/perfusion/sweep --out runs/perfusio
 from pathlib import Path
 
 from quintet.params import Params
-from quintet.stage import stage
+from quintet.stage import run_stage
 
 
 def main(params: Params, sweep: Path, out: Path, report: Path) -> str:
@@ -19,4 +19,4 @@ def main(params: Params, sweep: Path, out: Path, report: Path) -> str:
 
 
 if __name__ == "__main__":
-    stage(main, needs="quintet.perfusion.comparison")
+    run_stage(main, imports="quintet.perfusion.comparison")

@@ -6,7 +6,7 @@ python stages/perfusion_synthesize.py --out data/synthetic/perfusion
 from pathlib import Path
 
 from quintet.params import Params
-from quintet.stage import stage
+from quintet.stage import run_stage
 
 
 def main(params: Params, out: Path) -> str:
@@ -20,4 +20,4 @@ def main(params: Params, out: Path) -> str:
 
 
 if __name__ == "__main__":
-    stage(main, needs="quintet.perfusion.synthetic")
+    run_stage(main, imports="quintet.perfusion.synthetic")

@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 from quintet.params import Params
-from quintet.stage import stage
+from quintet.stage import run_stage
 
 
 def main(params: Params, runs: Path, reports: Path, out: Path) -> str:
@@ -23,4 +23,4 @@ def main(params: Params, runs: Path, reports: Path, out: Path) -> str:
 
 
 if __name__ == "__main__":
-    stage(main, needs="quintet.report")
+    run_stage(main, imports="quintet.report")

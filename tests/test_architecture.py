@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from quintet.params import Study
+from quintet.params import StudyName
 from tests.conftest import ROOT
 
 SOURCE = ROOT / "src" / "quintet"
@@ -33,11 +33,11 @@ def module(path: Path) -> str:
 
 
 def studies(names: set[str]) -> set[str]:
-    return {study.value for study in Study for name in names if f"{name}.".startswith(f"quintet.{study.value}.")}
+    return {study.value for study in StudyName for name in names if f"{name}.".startswith(f"quintet.{study.value}.")}
 
 
 def test_a_study_imports_no_other_and_nothing_shared_imports_a_study():
-    rooms = {study.value for study in Study}
+    rooms = {study.value for study in StudyName}
     seen = set()
     for path in FILES:
         room = path.relative_to(SOURCE).parts[0]
@@ -51,7 +51,7 @@ def test_a_study_imports_no_other_and_nothing_shared_imports_a_study():
 def test_a_stage_imports_its_own_study_alone():
     assert len(STAGES) > 30
     for path in STAGES:
-        own = {path.stem.partition("_")[0]} & {study.value for study in Study}
+        own = {path.stem.partition("_")[0]} & {study.value for study in StudyName}
         assert studies(imports(path)) == own, path
 
 

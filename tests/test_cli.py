@@ -24,8 +24,19 @@ def test_check_finds_nothing_wrong_with_phantoms_and_lists_what_is(checkout, raw
 
 
 def test_errors_have_no_traceback_and_exit_with_2(checkout):
-    command = [sys.executable, "-c", "from quintet.cli import main; main()", "predict", "landmarks", "--model", "runs/none",
-               "--input", ".", "--output", "x.csv"]  # fmt: skip
+    command = [
+        sys.executable,
+        "-c",
+        "from quintet.cli import main; main()",
+        "predict",
+        "landmarks",
+        "--model",
+        "runs/none",
+        "--input",
+        ".",
+        "--output",
+        "x.csv",
+    ]
     done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=checkout)
     assert done.returncode == 2
     assert done.stderr.startswith("error: runs/none: neither a run folder")
@@ -74,9 +85,16 @@ def test_evaluate_and_predict_agree_on_a_foreign_folder(checkout, raw, make_para
     params = make_params(SMALL)
     data.prepare(raw, checkout / "data", params.landmarks)
     record = study.train_run(
-        checkout / "runs" / "x", checkout / "data", params.landmarks, params.landmarks, params.compute,
-        stage="landmarks_train", config="selected", seed=0, start=None,
-    )  # fmt: skip
+        checkout / "runs" / "x",
+        checkout / "data",
+        params.landmarks,
+        params.landmarks,
+        params.compute,
+        stage="landmarks_train",
+        config="selected",
+        seed=0,
+        start=None,
+    )
     study.evaluate_run(
         checkout / "runs/x",
         checkout / "data",

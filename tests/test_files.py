@@ -5,19 +5,19 @@ import sys
 import pytest
 
 from quintet.errors import InputError
-from quintet.files import md5, refuse_overlap, whole_file, whole_folder
+from quintet.files import atomic_file, atomic_folder, md5, refuse_overlap
 from quintet.registry import Registry
 
 
 def test_a_folder_is_replaced_whole_or_not_at_all(tmp_path):
     target = tmp_path / "out"
-    with whole_folder(target) as folder:
+    with atomic_folder(target) as folder:
         (folder / "old").write_text("1")
-    with pytest.raises(RuntimeError), whole_folder(target) as folder:
+    with pytest.raises(RuntimeError), atomic_folder(target) as folder:
         (folder / "half").write_text("2")
         raise RuntimeError
     assert [p.name for p in target.iterdir()] == ["old"]
-    with whole_folder(target) as folder:
+    with atomic_folder(target) as folder:
         (folder / "new").write_text("3")
     assert [p.name for p in target.iterdir()] == ["new"]
     assert [p.name for p in tmp_path.iterdir()] == ["out"]
@@ -29,18 +29,18 @@ def test_what_a_killed_process_left_is_removed_and_what_a_living_one_writes_is_n
     (tmp_path / f".out.{child.pid}.part").mkdir()
     (tmp_path / f".out.{os.getppid()}.part").mkdir()
     (tmp_path / f".table.{child.pid}.part.csv").touch()
-    with whole_folder(tmp_path / "out"), whole_file(tmp_path / "table.csv") as file:
+    with atomic_folder(tmp_path / "out"), atomic_file(tmp_path / "table.csv") as file:
         file.touch()
     assert {p.name for p in tmp_path.iterdir()} == {"out", "table.csv", f".out.{os.getppid()}.part"}
 
 
 def test_a_file_is_replaced_whole_or_not_at_all(tmp_path):
     target = tmp_path / "deep" / "table.csv"
-    with whole_file(target) as beside:
+    with atomic_file(target) as beside:
         beside.write_text("one")
         assert beside.suffix == ".csv"
         assert not target.exists()
-    with pytest.raises(RuntimeError), whole_file(target) as beside:
+    with pytest.raises(RuntimeError), atomic_file(target) as beside:
         beside.write_text("half")
         raise RuntimeError
     assert target.read_text() == "one"
@@ -73,9 +73,9 @@ def test_the_current_folder_and_things_of_the_wrong_kind_are_not_replaced(tmp_pa
     (tmp_path / "file").write_text("mine")
     monkeypatch.chdir(tmp_path / "work")
     for target in (tmp_path, tmp_path / "work", tmp_path / "file", tmp_path / "file" / "below"):
-        with pytest.raises(InputError), whole_folder(target):
+        with pytest.raises(InputError), atomic_folder(target):
             raise AssertionError("never reached")
-    with pytest.raises(InputError), whole_file(tmp_path / "work"):
+    with pytest.raises(InputError), atomic_file(tmp_path / "work"):
         raise AssertionError("never reached")
     assert (tmp_path / "file").read_text() == "mine"
     with pytest.raises(InputError, match="separate folders"):

@@ -85,9 +85,13 @@ def test_predecessors_form_the_published_chain(make_params):
     configs = make_params().landmarks.configs
     chain = {name: predecessor(config) for name, config in configs.items()}
     assert chain == {
-        "frozen": None, "finetune": "frozen", "symmetry": "finetune", "complete": "symmetry", "attention": "frozen",
+        "frozen": None,
+        "finetune": "frozen",
+        "symmetry": "finetune",
+        "complete": "symmetry",
+        "attention": "frozen",
         "heatmap": None,
-    }  # fmt: skip
+    }
 
 
 def test_literals_and_registries_agree():

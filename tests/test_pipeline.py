@@ -185,7 +185,7 @@ def imported(module: str) -> set[str]:
 
 @pytest.mark.parametrize("name", ["demo", "paper", "best", "top3", "smoke"])
 def test_presets_are_valid_and_demo_takes_them_back(name, tmp_path):
-    from quintet.presets import lay_over
+    from quintet.presets import apply_preset
 
     for part in ("params.yaml", "presets"):
         target = tmp_path / part
@@ -195,8 +195,8 @@ def test_presets_are_valid_and_demo_takes_them_back(name, tmp_path):
                 (target / file.name).write_text(file.read_text())
         else:
             target.write_text((ROOT / part).read_text())
-    changed = lay_over(tmp_path, name, None)
+    changed = apply_preset(tmp_path, name, None)
     assert bool(changed) == (name != "demo")
-    lay_over(tmp_path, "demo", None)
+    apply_preset(tmp_path, "demo", None)
     assert yaml.safe_load((tmp_path / "params.yaml").read_text()) == yaml.safe_load((ROOT / "params.yaml").read_text())
     assert "# Shared by the selected configuration and the sweep" in (tmp_path / "params.yaml").read_text()

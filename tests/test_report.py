@@ -11,19 +11,19 @@ import pytest
 from quintet import ranking
 from quintet.comparison import publish
 from quintet.errors import InputError
-from quintet.params import Study
+from quintet.params import StudyName
 from quintet.report import write_report
 from quintet.runs import Record
 from tests.ranking.tables import tidy
 
 
 @pytest.fixture
-def ranked(tmp_path, monkeypatch) -> dict[Study, ranking.Ranking]:
+def ranked(tmp_path, monkeypatch) -> dict[StudyName, ranking.Ranking]:
     """Rankings and selected runs, as the stages leave them."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
     found = {}
-    for number, study in enumerate(Study):
+    for number, study in enumerate(StudyName):
         values = np.random.default_rng(number).normal(size=(3, 2, 12)) + np.arange(3)[:, None, None]
         found[study] = ranking.rank(tidy(values), "dice", lower_is_better=False, bootstrap=100)
         out, report = Path("runs") / study.value / "rank", Path("reports") / study.value / "ranking"
@@ -52,13 +52,13 @@ class Addresses(HTMLParser):
 
 def test_holds_every_ranking_and_needs_nothing_beside_it(ranked, make_params):
     lead = write_report(make_params({"ct.raw": "/data/ct"}), Path("runs"), Path("reports"), Path("reports/index.html"))
-    assert lead == f"{len(Study)} studies, {3 * len(Study)} ranked configurations; own data: ct."
+    assert lead == f"{len(StudyName)} studies, {3 * len(StudyName)} ranked configurations; own data: ct."
     page = Path("reports/index.html").read_text()
     for study, table in ranked.items():
         assert f"Title of {study}" in page
         assert table.verdict in page
         assert f'href="{study}/ranking/ranking.html"' in page
-    assert page.count("0.1250") == len(Study)  # by.site, whose name is flattened
+    assert page.count("0.1250") == len(StudyName)  # by.site, whose name is flattened
     parsed = Addresses()
     parsed.feed(page)
     assert parsed.open == []
@@ -68,7 +68,7 @@ def test_holds_every_ranking_and_needs_nothing_beside_it(ranked, make_params):
 
 def test_says_who_is_not_separated_from_the_first(ranked, make_params):
     write_report(make_params(), Path("runs"), Path("reports"), Path("index.html"))
-    groups = list(ranked[Study.ct].table["group"])
+    groups = list(ranked[StudyName.ct].table["group"])
     together = sum(bool(set(groups[0]) & set(group)) for group in groups[1:])
     assert f"<td>{together} of 2 others</td>" in Path("index.html").read_text()
 

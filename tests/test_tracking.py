@@ -93,7 +93,7 @@ def states() -> list[str]:
 
 def contact(barrier: Any, results: Any) -> None:
     barrier.wait()
-    live = tracking.Live(make_record(seed=os.getpid()))
+    live = tracking.LiveRun(make_record(seed=os.getpid()))
     live.log({"loss": 1.0}, step=0)
     live.close()
     results.put(len(tracking._said))
@@ -140,12 +140,18 @@ def test_a_finished_run_is_mirrored_whole(repo: Path) -> None:
     assert run.data.metrics == final | {"train/loss": 0.5, "val/recall_at_5": 0.75}
     files = repo / "mlartifacts/toy" / str(run_id) / "artifacts"
     assert sorted(p.relative_to(files).as_posix() for p in files.rglob("*") if p.is_file()) == [
-        "evaluation/metrics.json", "model/history.csv", "model/model.pt", "record.json",
-        "reports/note.md", "reports/toy/ranking.csv",
-    ]  # fmt: skip
+        "evaluation/metrics.json",
+        "model/history.csv",
+        "model/model.pt",
+        "record.json",
+        "reports/note.md",
+        "reports/toy/ranking.csv",
+    ]
     assert sorted(p.name for p in repo.iterdir() if p.name not in ("dvc.yaml", "runs", "reports")) == [
-        ".mlflow.lock", "mlartifacts", "mlflow.db",
-    ]  # fmt: skip
+        ".mlflow.lock",
+        "mlartifacts",
+        "mlflow.db",
+    ]
 
 
 def test_history_becomes_steps_with_increasing_times(repo: Path) -> None:
@@ -182,9 +188,9 @@ def test_changed_parameters_are_two_runs(repo: Path) -> None:
 
 
 def test_a_live_run_shows_epochs_and_gives_way_to_the_complete_one(repo: Path) -> None:
-    killed = tracking.Live(make_record())
+    killed = tracking.LiveRun(make_record())
     killed.log({"train/loss": 9.0}, step=0)
-    live = tracking.Live(make_record())
+    live = tracking.LiveRun(make_record())
     for epoch in range(3):
         live.log({"train/loss": 1.0 / (epoch + 1), "val/recall@5": 0.5}, step=epoch)
     (shown,) = runs()  # the killed one is gone
@@ -198,13 +204,13 @@ def test_a_live_run_shows_epochs_and_gives_way_to_the_complete_one(repo: Path) -
 
 def test_a_new_live_run_leaves_the_complete_one_until_it_is_done(repo: Path) -> None:
     tracking.upload(make_run(repo / "runs/toy/selected", make_record()))
-    tracking.Live(make_record()).close(failed=True)
+    tracking.LiveRun(make_record()).close(failed=True)
     assert states() == ["complete", "live"]
     assert {run.info.status for run in runs()} == {"FINISHED", "FAILED"}
 
 
 def test_a_run_deleted_meanwhile_stops_only_the_mirror(repo: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    live = tracking.Live(make_record())
+    live = tracking.LiveRun(make_record())
     store.client_of(tracking.tracking_uri()).delete_run(runs()[0].info.run_id)
     for epoch in range(3):
         live.log({"loss": 1.0}, step=epoch)
@@ -217,7 +223,7 @@ def test_a_dead_server_costs_seconds_and_one_line(
 ) -> None:
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://user:secret@127.0.0.1:9")
     start = time.monotonic()
-    live = tracking.Live(make_record())
+    live = tracking.LiveRun(make_record())
     for epoch in range(50):
         live.log({"loss": 1.0}, step=epoch)
     live.close()
@@ -337,8 +343,8 @@ def test_a_moved_checkout_is_told_what_to_do(repo: Path, tmp_path: Path, monkeyp
 def test_resolve_takes_a_folder_or_an_id(repo: Path) -> None:
     folder = make_run(repo / "runs/toy/selected", make_record())
     run_id = tracking.upload(folder)
-    assert tracking.resolve(str(folder)) == folder
-    by_id = tracking.resolve(str(run_id))
+    assert tracking.resolve_run(str(folder)) == folder
+    by_id = tracking.resolve_run(str(run_id))
     assert (by_id / "model/model.pt").read_text() == "weights"
     assert Record.load(by_id) == make_record()
 
@@ -346,13 +352,13 @@ def test_resolve_takes_a_folder_or_an_id(repo: Path) -> None:
 @pytest.mark.parametrize("name", ["runs/absent", "0" * 32])
 def test_resolve_names_both_possibilities(repo: Path, name: str) -> None:
     with pytest.raises(InputError, match=f"{name}: neither a run folder .* nor an MLflow run id"):
-        tracking.resolve(name)
+        tracking.resolve_run(name)
 
 
 def test_a_live_run_has_no_folder_yet(repo: Path) -> None:
-    tracking.Live(make_record())
+    tracking.LiveRun(make_record())
     with pytest.raises(InputError, match="complete"):
-        tracking.resolve(runs()[0].info.run_id)
+        tracking.resolve_run(runs()[0].info.run_id)
 
 
 def test_dvc_root_and_the_environment_decide_where_the_store_is(
@@ -370,7 +376,7 @@ def test_dvc_root_and_the_environment_decide_where_the_store_is(
 
 def test_outside_a_repository_work_goes_on(tmp_path: Path, bare: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    live = tracking.Live(make_record())
+    live = tracking.LiveRun(make_record())
     live.log({"loss": 1.0}, step=0)
     assert tracking.upload(make_run(tmp_path / "run", make_record())) is None
 

@@ -20,9 +20,15 @@ class ResNet18(nn.Module):
         super().__init__()
         self.channels = [width, 2 * width, 4 * width, 8 * width]
         net = ResNet(
-            "basic", [2, 2, 2, 2], self.channels, spatial_dims=2, n_input_channels=3, conv1_t_stride=2,
-            bias_downsample=False, feed_forward=False,
-        )  # fmt: skip
+            "basic",
+            [2, 2, 2, 2],
+            self.channels,
+            spatial_dims=2,
+            n_input_channels=3,
+            conv1_t_stride=2,
+            bias_downsample=False,
+            feed_forward=False,
+        )
         self.net = net
         self.register_buffer("mean", torch.tensor(IMAGENET_MEAN).view(1, 3, 1, 1), persistent=False)
         self.register_buffer("sd", torch.tensor(IMAGENET_SD).view(1, 3, 1, 1), persistent=False)

@@ -11,9 +11,9 @@ from typing import Annotated, Any
 import typer
 
 from quintet import params as parameters
-from quintet.errors import InputError, Problems, told
+from quintet.errors import InputError, InputProblemsError, exit_on_user_error
 from quintet.files import refuse_overlap, repository_root
-from quintet.params import Study
+from quintet.params import StudyName
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help=__doc__)
 
@@ -36,16 +36,16 @@ class Retrieval(StrEnum):
     ct = "ct"
 
 
-def room(study: Study, door: str) -> ModuleType:
+def room(study: StudyName, door: str) -> ModuleType:
     """A study's module; imported when asked for, because torch alone costs seconds."""
     return importlib.import_module(f"quintet.{study.value}.{door}")
 
 
-def section(study: Study) -> Any:
+def section(study: StudyName) -> Any:
     return getattr(parameters.load(repository_root() / "params.yaml"), study.value)
 
 
-def raw_folder(study: Study, data: Path | None) -> Path:
+def raw_folder(study: StudyName, data: Path | None) -> Path:
     return data if data else repository_root() / section(study).raw
 
 
@@ -72,37 +72,37 @@ def doctor(cache: Annotated[bool, typer.Option("--cache", help="Read every objec
         print(line)
         problems += damaged
     if problems:
-        raise Problems(str(root), problems)
+        raise InputProblemsError(str(root), problems)
 
 
 @app.command()
-def check(study: Study, data: Data = None) -> None:
+def check(study: StudyName, data: Data = None) -> None:
     """Run every input check of a study on a raw folder and list all problems at once."""
     raw = raw_folder(study, data)
     if problems := room(study, "data").check(raw, section(study)):
-        raise Problems(str(raw), problems)
+        raise InputProblemsError(str(raw), problems)
     print(f"{raw}: no problem found")
 
 
 @app.command()
-def analyze(study: Study, data: Data = None, page: Path = Path("data.html")) -> None:
+def analyze(study: StudyName, data: Data = None, page: Path = Path("data.html")) -> None:
     """Describe a raw folder as an HTML page: cases, classes, splits, duplicates, what limits the score."""
     room(study, "analysis").analyze(raw_folder(study, data), page, section(study))
     print(f"written: {page}")
 
 
 @app.command()
-def preset(name: Preset, study: Annotated[Study | None, typer.Argument()] = None) -> None:
+def preset(name: Preset, study: Annotated[StudyName | None, typer.Argument()] = None) -> None:
     """Lay presets/NAME.yaml over params.yaml (one study's part of it) and show what changed."""
-    from quintet.presets import lay_over
+    from quintet.presets import apply_preset
 
-    changed = lay_over(repository_root(), name.value, study.value if study else None)
+    changed = apply_preset(repository_root(), name.value, study.value if study else None)
     print("\n".join(changed) if changed else "params.yaml has these values already")
 
 
 @app.command()
 def predict(
-    study: Study,
+    study: StudyName,
     model: Runs,
     input: Annotated[Path, typer.Option(help="Folder of new cases.")],
     output: Annotated[Path, typer.Option(help="The file (landmarks, breakhis, ct, fusion) or folder (perfusion) to write.")],
@@ -114,14 +114,14 @@ def predict(
     device: str = "auto",
 ) -> None:
     """Predict a folder of new cases with one trained run, or with the mean of several."""
-    from quintet.tracking import resolve
+    from quintet.tracking import resolve_run
 
     fresh(output, overlays)
     if overlays:
         refuse_overlap(output, overlays)
-    if ttt and study is not Study.fusion:
+    if ttt and study is not StudyName.fusion:
         raise InputError(f"--ttt: {study.value} has no test-time training; fusion has")
-    runs = [resolve(run) for run in model]
+    runs = [resolve_run(run) for run in model]
     extra = {"ttt": True} if ttt else {}
     count = room(study, "prediction").predict_folder(runs, input, output, overlays=overlays, device=device, skip=skip, **extra)
     print(f"{count} cases predicted: {output}" + (f", overlays in {overlays}" if overlays else ""))
@@ -129,7 +129,7 @@ def predict(
 
 @app.command()
 def evaluate(
-    study: Study,
+    study: StudyName,
     model: Runs,
     data: Data = None,
     output: Annotated[Path, typer.Option(help="Folder for tables and figures.")] = Path("evaluation"),
@@ -139,10 +139,10 @@ def evaluate(
 
     ct also takes a .npz or .parquet file of ids and vectors as --model: embeddings from elsewhere.
     """
-    from quintet.tracking import resolve
+    from quintet.tracking import resolve_run
 
     fresh(output)
-    runs = [Path(run) if study is Study.ct and Path(run).is_file() else resolve(run) for run in model]
+    runs = [Path(run) if study is StudyName.ct and Path(run).is_file() else resolve_run(run) for run in model]
     metrics = room(study, "prediction").evaluate_folder(
         runs, raw_folder(study, data), output, device=device, params=section(study)
     )
@@ -161,12 +161,12 @@ def index(
     device: str = "auto",
 ) -> None:
     """Embed a folder of scans once, so that `search` finds similar ones (ct.index: exact, hnsw or ivf)."""
-    from quintet.tracking import resolve
+    from quintet.tracking import resolve_run
 
     fresh(output)
-    kind = section(Study(study.value)).index
-    about = room(Study(study.value), "search").build(
-        [resolve(run) for run in model], input, output, kind=kind, device=device, skip=skip
+    kind = section(StudyName(study.value)).index
+    about = room(StudyName(study.value), "search").build(
+        [resolve_run(run) for run in model], input, output, kind=kind, device=device, skip=skip
     )
     print(", ".join(f"{name} {value:.3f}" if isinstance(value, float) else f"{name} {value}" for name, value in about.items()))
     print(f"written: {output}")
@@ -183,13 +183,13 @@ def search(
 ) -> None:
     """The scans of an index that are most like one: similarity, findings, and a montage."""
     fresh(montage)
-    found = room(Study(study.value), "search").search(index, query, k, picture=montage, device=device)
+    found = room(StudyName(study.value), "search").search(index, query, k, picture=montage, device=device)
     print(found.to_string(index=False) + (f"\nwritten: {montage}" if montage else ""))
 
 
 @app.command()
 def plan(
-    study: Study,
+    study: StudyName,
     difference: Annotated[float | None, typer.Option(min=0, help="A difference worth finding; default: as measured.")] = None,
     run_sd: Annotated[float | None, typer.Option(min=0, help="SD between training runs; default: as measured.")] = None,
     power: Annotated[float, typer.Option(help="The chance of separating the pair.")] = 0.8,
@@ -254,5 +254,5 @@ def times() -> None:
 
 
 def main() -> None:
-    with told("the results"):
+    with exit_on_user_error("the results"):
         app()

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from quintet.files import whole_folder
+from quintet.files import atomic_folder
 from quintet.pages import Section
 from quintet.params.common import SeedSweep
 from quintet.ranking import Ranking, write
@@ -16,12 +16,12 @@ from quintet.runs import Record, new_record
 Runs = Mapping[str, list[Path]]  # configuration -> its run folders
 
 
-def cells(sweep: SeedSweep, folder: Path) -> dict[str, list[Path]]:
+def sweep_runs(sweep: SeedSweep, folder: Path) -> dict[str, list[Path]]:
     """The run folders below `folder` that params name."""
     return {name: [folder / name / run for run in sweep.runs] for name in sweep.configs}
 
 
-def keep_only(folder: Path, runs: Iterable[Path]) -> None:
+def prune_runs(folder: Path, runs: Iterable[Path]) -> None:
     """Remove the cells below `folder` that are not among `runs` (DVC's cache keeps them), or a fresh clone's ranking would be
     another one."""
     kept = set(runs) | {parent for run in runs for parent in run.parents}
@@ -31,17 +31,17 @@ def keep_only(folder: Path, runs: Iterable[Path]) -> None:
             shutil.rmtree(path, ignore_errors=True)
 
 
-def measured(runs: Runs, order: Iterable[str]) -> pd.DataFrame:
+def evaluation_metrics(runs: Runs, order: Iterable[str]) -> pd.DataFrame:
     """evaluation/metrics.json of each configuration in `order`, averaged over its runs; index config."""
     return _table({name: pd.DataFrame([_read(run) for run in runs[name]]).mean().to_dict() for name in order})
 
 
-def recorded(runs: Runs, order: Iterable[str]) -> pd.DataFrame:
+def training_metrics(runs: Runs, order: Iterable[str]) -> pd.DataFrame:
     """The training's final metrics (costs) of each configuration, averaged over its runs; index config."""
     return _table({name: pd.DataFrame([Record.load(run).metrics for run in runs[name]]).mean().to_dict() for name in order})
 
 
-def pick(table: pd.DataFrame, columns: dict[str, str]) -> pd.DataFrame:
+def select_columns(table: pd.DataFrame, columns: dict[str, str]) -> pd.DataFrame:
     """Some columns under other names, the index as first column."""
     return table.reindex(columns=list(columns)).rename(columns=columns).reset_index()
 
@@ -59,7 +59,7 @@ def publish(
 ) -> None:
     """Write the ranking's files into `report`, and `out` = {record.json}: a ranking is an MLflow run of its own, with those files
     among its artifacts. `extra`: the study's own sections, whose figures it draws into the folder that it is given."""
-    with whole_folder(report) as folder:
+    with atomic_folder(report) as folder:
         write(ranked, folder, title=title, unit=unit, extra=extra(folder))
     inputs = {f"{name} {run.name}": run / "evaluation" / "cases.csv" for name, group in runs.items() for run in group}
     record = new_record(study, "rank", "ranking", seed=0, params={"configs": ", ".join(runs)}, inputs=inputs)

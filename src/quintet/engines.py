@@ -44,9 +44,15 @@ def run(job: Job, started: list["subprocess.Popen[bytes]"] | None = None) -> int
     with job.log.open("ab") as log:
         for command in job.commands:
             process = subprocess.Popen(
-                command, cwd=job.folder, env=os.environ | job.environment, stdin=subprocess.DEVNULL, stdout=log,
-                stderr=subprocess.STDOUT, start_new_session=True, preexec_fn=_die_with_parent,
-            )  # fmt: skip
+                command,
+                cwd=job.folder,
+                env=os.environ | job.environment,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+                preexec_fn=_die_with_parent,
+            )
             if started is not None:
                 started.append(process)
             if status := process.wait():

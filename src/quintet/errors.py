@@ -18,7 +18,7 @@ class InputError(Exception):
     """What is wrong, in which file or row, and what to do about it."""
 
 
-class Problems(InputError):  # noqa: N818  (it reads as what it holds)
+class InputProblemsError(InputError):
     """Several problems of one data set, each a full sentence, all listed at once."""
 
     def __init__(self, where: str, problems: list[str]) -> None:
@@ -29,7 +29,7 @@ class Problems(InputError):  # noqa: N818  (it reads as what it holds)
 
 
 @contextmanager
-def told(where: str = "") -> Iterator[None]:
+def exit_on_user_error(where: str = "") -> Iterator[None]:
     """End the program with one clear line where the input or the storage is at fault; `where` stands for a file that the system
     does not name. Any other error is a fault of ours and keeps its traceback."""
     try:

@@ -7,7 +7,7 @@ import pandas as pd
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from quintet.files import whole_file
+from quintet.files import atomic_file
 
 
 def new_figure(width_in: float, height_in: float, rows: int = 1, columns: int = 1) -> tuple[Figure, Any]:
@@ -18,13 +18,13 @@ def new_figure(width_in: float, height_in: float, rows: int = 1, columns: int = 
     return figure, axes
 
 
-def save(figure: Figure, path: Path) -> None:
+def save_figure(figure: Figure, path: Path) -> None:
     """Write a PNG, whole; without the metadata that would make equal figures differ."""
-    with whole_file(path) as beside:
+    with atomic_file(path) as beside:
         figure.savefig(beside, dpi=110, metadata={"Software": None})
 
 
-def learning_curves(
+def plot_learning_curves(
     path: Path, history: pd.DataFrame, *, title: str, loss_unit: str, score: str, score_label: str, lower_is_better: bool = True
 ) -> None:
     """Training and validation loss beside the validation score, per epoch, with the best epoch marked."""
@@ -46,4 +46,4 @@ def learning_curves(
     right.set(title="Validation", xlabel="epoch", ylabel=score_label)
     right.legend(fontsize=8)
     figure.suptitle(title, fontsize=10)
-    save(figure, path)
+    save_figure(figure, path)

@@ -16,7 +16,7 @@ from quintet.errors import InputError
 
 
 @contextmanager
-def whole_folder(target: Path) -> Iterator[Path]:
+def atomic_folder(target: Path) -> Iterator[Path]:
     """Yield an empty folder beside `target`; it takes target's name only if the block ends without an error."""
     target = Path(target)
     if Path.cwd().is_relative_to(target.resolve()):
@@ -34,7 +34,7 @@ def whole_folder(target: Path) -> Iterator[Path]:
 
 
 @contextmanager
-def whole_file(target: Path) -> Iterator[Path]:
+def atomic_file(target: Path) -> Iterator[Path]:
     """Yield a path beside `target`, with the same suffix; it is renamed to target if the block ends without an error."""
     target = Path(target)
     if target.is_dir():
@@ -50,7 +50,7 @@ def whole_file(target: Path) -> Iterator[Path]:
 
 def write_json(path: Path, values: Any) -> None:
     """Write a JSON file, whole."""
-    with whole_file(path) as beside:
+    with atomic_file(path) as beside:
         beside.write_text(json.dumps(values, indent=1) + "\n", encoding="utf-8")
 
 
@@ -84,12 +84,12 @@ def md5(path: Path) -> str:
         with path.open("rb") as file:
             return hashlib.file_digest(file, "md5").hexdigest()
     whole = hashlib.md5(usedforsecurity=False)
-    for child in sorted(p for p in path.rglob("*") if p.is_file() and not any(map(passing, p.relative_to(path).parts))):
+    for child in sorted(p for p in path.rglob("*") if p.is_file() and not any(map(is_temporary, p.relative_to(path).parts))):
         whole.update(f"{child.relative_to(path).as_posix()} {md5(child)}\n".encode())
     return whole.hexdigest()
 
 
-def passing(name: str) -> bool:
+def is_temporary(name: str) -> bool:
     """Whether a file or folder of this name is hidden or work that has not ended."""
     return name.startswith(".") or name.endswith(".part")
 

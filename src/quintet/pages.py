@@ -7,7 +7,7 @@ from pathlib import Path
 import jinja2
 import pandas as pd
 
-from quintet.files import whole_file
+from quintet.files import atomic_file
 
 TEMPLATE = jinja2.Template(
     """<!doctype html><html lang="en"><head><meta charset="utf-8"><title>{{ title }}</title>
@@ -36,7 +36,7 @@ summary{cursor:pointer;color:#2b6cb0;margin:.6rem 0}
 )
 
 
-def number(value: float) -> str:
+def format_number(value: float) -> str:
     """1234.57, 7.125, 0.9083; two significant digits of what is smaller still."""
     size = abs(value)
     return f"{value:.2f}" if size >= 10 else f"{value:.3f}" if size >= 1 else f"{value:.4f}" if size >= 1e-3 else f"{value:.2g}"
@@ -60,7 +60,7 @@ class Section:
     def html(self) -> str:
         if self.table is None:
             return ""
-        return self.table.to_html(index=False, border=0, na_rep="", float_format=number, escape=True)
+        return self.table.to_html(index=False, border=0, na_rep="", float_format=format_number, escape=True)
 
     @property
     def images(self) -> list[tuple[str, str]]:
@@ -69,5 +69,5 @@ class Section:
 
 def write_page(path: Path, title: str, sections: list[Section], *, lead: str = "") -> None:
     """Write one HTML file that needs nothing beside it (pictures are embedded)."""
-    with whole_file(path) as beside:
+    with atomic_file(path) as beside:
         beside.write_text(TEMPLATE.render(title=title, lead=lead, sections=sections), encoding="utf-8")

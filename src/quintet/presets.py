@@ -8,10 +8,10 @@ from ruamel.yaml import YAML, YAMLError
 
 from quintet import params
 from quintet.errors import InputError
-from quintet.files import whole_file
+from quintet.files import atomic_file
 
 
-def lay_over(root: Path, name: str, study: str | None) -> list[str]:
+def apply_preset(root: Path, name: str, study: str | None) -> list[str]:
     """Change params.yaml; returns one line `key: old -> new` per changed value. Nothing is written if the result is not valid."""
     source = root / "presets" / f"{name}.yaml"
     if not source.is_file():
@@ -33,7 +33,7 @@ def lay_over(root: Path, name: str, study: str | None) -> list[str]:
     changed = _lay(target, values, "")
     params.parse(target)
     if changed:
-        with whole_file(path) as beside, beside.open("w", encoding="utf-8") as file:
+        with atomic_file(path) as beside, beside.open("w", encoding="utf-8") as file:
             editor.dump(target, file)
     return changed
 

@@ -11,18 +11,18 @@ import pandas as pd
 from quintet import tracking
 from quintet.errors import InputError
 from quintet.files import repository_root
-from quintet.pages import Section, number, write_page
-from quintet.params import Params, Study
+from quintet.pages import Section, format_number, write_page
+from quintet.params import Params, StudyName
 from quintet.runs import Record, flatten
 from quintet.stage import newest_times
 
 # The picture that shows what a study's network does: of the selected run's evaluation
 PICTURES = {
-    Study.landmarks: ("overlays.png", "Test images: true and predicted landmarks."),
-    Study.perfusion: ("overlays.png", "Held-out people: true and predicted territories."),
-    Study.breakhis: ("grad_cam.png", "Where MMNet looks (Grad-CAM)."),
-    Study.ct: ("retrieval.png", "Scores by cut-off, similarity by shared findings, and a map of the test scans."),
-    Study.fusion: ("patterns.png", "Score by the modalities that a patient has."),
+    StudyName.landmarks: ("overlays.png", "Test images: true and predicted landmarks."),
+    StudyName.perfusion: ("overlays.png", "Held-out people: true and predicted territories."),
+    StudyName.breakhis: ("grad_cam.png", "Where MMNet looks (Grad-CAM)."),
+    StudyName.ct: ("retrieval.png", "Scores by cut-off, similarity by shared findings, and a map of the test scans."),
+    StudyName.fusion: ("patterns.png", "Score by the modalities that a patient has."),
 }
 SOURCES = ("src", "stages", "params.yaml", "dvc.yaml")
 READING = """mean is over patients (each counts once), low and high are its 95 % interval. Configurations that share a letter
@@ -33,12 +33,12 @@ A study whose data is synthetic shows that the pipeline works and what its table
 
 def write_report(params: Params, runs: Path, reports: Path, out: Path) -> str:
     """Write the page from the rankings below `runs` and `reports`; returns how many configurations it ranks."""
-    rankings = {study: _ranking(runs / study.value / "rank") for study in Study}
+    rankings = {study: _ranking(runs / study.value / "rank") for study in StudyName}
     sections = [_overview(params, rankings)]
     for study, (record, table) in rankings.items():
         sections += _study(study, record, table, runs / study.value / "selected", reports / study.value, out.parent)
-    sections += [Section("How to read this", READING), _origin(rankings[Study.landmarks][0])]
-    own = [study.value for study in Study if not _synthetic(params, study)]
+    sections += [Section("How to read this", READING), _origin(rankings[StudyName.landmarks][0])]
+    own = [study.value for study in StudyName if not _synthetic(params, study)]
     about = f"own data: {', '.join(own)}" if own else "all data is synthetic: scores say nothing about patients"
     lead = f"{len(rankings)} studies, {sum(len(table) for _, table in rankings.values())} ranked configurations; {about}."
     write_page(out, "Quintet", sections, lead=lead)
@@ -53,21 +53,25 @@ def _ranking(folder: Path) -> tuple[Record, pd.DataFrame]:
     return record, pd.read_csv(path, dtype={"config": str, "group": str}, keep_default_na=False, na_values=[""])
 
 
-def _synthetic(params: Params, study: Study) -> bool:
+def _synthetic(params: Params, study: StudyName) -> bool:
     return str(getattr(params, study.value).raw) == f"data/synthetic/{study.value}"
 
 
-def _overview(params: Params, rankings: dict[Study, tuple[Record, pd.DataFrame]]) -> Section:
+def _overview(params: Params, rankings: dict[StudyName, tuple[Record, pd.DataFrame]]) -> Section:
     rows = []
     for study, (record, table) in rankings.items():
         best, together = table.iloc[0], _together(table)
-        score, low, high = (number(best[name]) for name in ("mean", "low", "high"))
-        rows.append({
-            "study": record.tags["title"], "first": best["config"], "score [95 %]": f"{score} [{low}, {high}]",
-            "not separated from": f"{together} of {len(table) - 1} others",
-            "ranked by": f"{record.tags['metric']} ({record.tags['better']})",
-            "data": "synthetic" if _synthetic(params, study) else "own",
-        })  # fmt: skip
+        score, low, high = (format_number(best[name]) for name in ("mean", "low", "high"))
+        rows.append(
+            {
+                "study": record.tags["title"],
+                "first": best["config"],
+                "score [95 %]": f"{score} [{low}, {high}]",
+                "not separated from": f"{together} of {len(table) - 1} others",
+                "ranked by": f"{record.tags['metric']} ({record.tags['better']})",
+                "data": "synthetic" if _synthetic(params, study) else "own",
+            }
+        )
     return Section("Who is first, and does it mean anything?", table=pd.DataFrame(rows))
 
 
@@ -82,9 +86,7 @@ def _measure(record: Record) -> str:
     return f"{record.tags['metric']}{unit} ({record.tags['better']} is better)"
 
 
-def _study(
-    study: Study, record: Record, table: pd.DataFrame, selected: Path, reports: Path, beside: Path
-) -> list[Section]:  # fmt: skip
+def _study(study: StudyName, record: Record, table: pd.DataFrame, selected: Path, reports: Path, beside: Path) -> list[Section]:
     shown = table[["rank", "config", "mean", "low", "high", "group", "runs"]]
     if table["published"].notna().any():
         shown = shown.assign(published=table["published"])
@@ -99,7 +101,7 @@ def _study(
     }
     addresses = {text: path.relative_to(beside).as_posix() for text, path in links.items() if path.is_file()}
     for text, run in (("the ranking in MLflow", record), ("the selected run in MLflow", trained)):
-        if address := tracking.link(run):
+        if address := tracking.run_url(run):
             addresses[text] = address
     return [
         Section(record.tags["title"], f"{_measure(record)}. {caption}", shown, figures, record.tags["verdict"], addresses),
@@ -111,7 +113,7 @@ def _study(
 def _scores(path: Path) -> pd.DataFrame:
     values = flatten(json.loads(path.read_text(encoding="utf-8")))
     return pd.DataFrame(
-        [(k, number(float(v))) for k, v in values.items() if isinstance(v, int | float)], columns=["score", "value"]
+        [(k, format_number(float(v))) for k, v in values.items() if isinstance(v, int | float)], columns=["score", "value"]
     )
 
 

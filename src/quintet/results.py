@@ -9,7 +9,7 @@ from pathlib import Path
 import pandas as pd
 
 from quintet.errors import InputError
-from quintet.files import whole_file, write_json
+from quintet.files import atomic_file, write_json
 
 COLUMNS = ["study", "config", "fold", "seed", "group", "case", "metric", "value"]
 KEY = COLUMNS[:-1]
@@ -31,7 +31,7 @@ def write(table: pd.DataFrame, path: Path) -> None:
         raise ValueError(f"expected the columns {COLUMNS} and at least one row, got {list(table.columns)}")
     if (double := table.duplicated(KEY)).any():
         raise ValueError(f"a value stands twice: {table.loc[double, KEY].iloc[0].to_dict()}")
-    with whole_file(path) as beside:
+    with atomic_file(path) as beside:
         table.to_csv(beside, index=False)
 
 

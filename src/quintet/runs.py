@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from quintet.errors import InputError
-from quintet.files import md5, passing, whole_file
+from quintet.files import atomic_file, is_temporary, md5
 
 PACKAGES = ("torch", "lightning", "monai", "kornia", "scikit-learn", "numpy", "mlflow", "dvc")
 
@@ -57,7 +57,7 @@ class Record:
         return f"{self.config} fold {self.fold} seed {self.seed}" + (f" ({experiment})" if experiment else "")
 
     def save(self, folder: Path) -> None:
-        with whole_file(Path(folder) / "record.json") as beside:
+        with atomic_file(Path(folder) / "record.json") as beside:
             beside.write_text(json.dumps(asdict(self), indent=1, sort_keys=True) + "\n", encoding="utf-8")
 
     @staticmethod
@@ -121,11 +121,11 @@ def flatten(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     return flat
 
 
-def finished(root: Path) -> list[tuple[Record, Path]]:
+def finished_runs(root: Path) -> list[tuple[Record, Path]]:
     """One folder a key: of two copies of a run, the one written last. A folder that a stage replaces just now is left out."""
     found = []
     for name, folders, files in os.walk(root / "runs"):  # unlike rglob it bears folders that vanish
-        folders[:] = [child for child in folders if not passing(child)]
+        folders[:] = [child for child in folders if not is_temporary(child)]
         if "record.json" in files:
             folder = Path(name)
             with suppress(FileNotFoundError):
@@ -134,12 +134,12 @@ def finished(root: Path) -> list[tuple[Record, Path]]:
     return sorted(newest.values(), key=lambda pair: pair[1])
 
 
-def extra_files(record: Record, root: Path) -> dict[str, Path]:
+def extra_artifacts(record: Record, root: Path) -> dict[str, Path]:
     return {Path(name).as_posix(): root / name for name in record.artifacts if (root / name).exists()}
 
 
 def content_md5(record: Record, folder: Path, root: Path) -> str:
-    parts = [md5(folder)] + [f"{name} {md5(path)}" for name, path in extra_files(record, root).items()]
+    parts = [md5(folder)] + [f"{name} {md5(path)}" for name, path in extra_artifacts(record, root).items()]
     return parts[0] if len(parts) == 1 else hashlib.md5("\n".join(parts).encode(), usedforsecurity=False).hexdigest()
 
 

@@ -10,8 +10,8 @@ import pandas as pd
 from numpy.typing import NDArray
 from sklearn.model_selection import KFold, StratifiedGroupKFold, StratifiedKFold, train_test_split
 
-from quintet.errors import InputError, Problems
-from quintet.tables import read_text
+from quintet.errors import InputError, InputProblemsError
+from quintet.tables import read_text_table
 
 PARTS = ("train", "valid", "test")
 
@@ -91,7 +91,7 @@ def read_split(path: Path, ids: Sequence[str], *, column: str = "stem") -> list[
     """A hand-made split: CSV with `column` and `split`; every id must stand in it exactly once."""
     if not Path(path).is_file():
         raise InputError(f"{path}: no such split file (CSV with {column},split), nor a split that params.yaml names")
-    table = read_text(path)
+    table = read_text_table(path)
     if not {column, "split"} <= set(table.columns):
         raise InputError(f"{path}: expected the columns {column},split, got {','.join(table.columns)}")
     problems = [f"row {i + 2}: split {s!r} is none of {', '.join(PARTS)}" for i, s in enumerate(table["split"]) if s not in PARTS]
@@ -101,7 +101,7 @@ def read_split(path: Path, ids: Sequence[str], *, column: str = "stem") -> list[
     if not problems:
         problems += [f"no row says {part}" for part in PARTS if part not in set(table["split"])]
     if problems:
-        raise Problems(str(path), problems)
+        raise InputProblemsError(str(path), problems)
     chosen = dict(zip(table[column], table["split"], strict=True))
     return [chosen[i] for i in ids]
 
@@ -120,4 +120,4 @@ def refuse_leaks(parts: Sequence[str], groups: Sequence[str], ids: Sequence[str]
             f"{group}: " + ", ".join(f"{i} ({p})" for i, p in zip(rows["id"], rows["part"], strict=True))
             for group, rows in table[table["group"].isin(found)].groupby("group")
         ]
-        raise Problems(f"the split puts one patient into several parts ({remedy})", problems)
+        raise InputProblemsError(f"the split puts one patient into several parts ({remedy})", problems)

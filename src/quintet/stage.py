@@ -15,16 +15,16 @@ from pathlib import Path
 import psutil
 
 from quintet import params as parameters
-from quintet.errors import InputError, told
+from quintet.errors import InputError, exit_on_user_error
 from quintet.files import repository_root
 
 TIMES = Path("logs") / "stages.csv"
 
 
-def stage(main: Callable[..., str], *, needs: str) -> None:
+def run_stage(main: Callable[..., str], *, imports: str) -> None:
     """Run `main(params, **paths)` as a script: its further arguments become required --options, its result is the final line.
 
-    The module `needs` is imported, and its cost counted, only after the parameters are valid: a wrong one is answered before
+    The module `imports` is imported, and its cost counted, only after the parameters are valid: a wrong one is answered before
     torch is there. Bad input ends with exit code 2 and no traceback.
     """
     parser = argparse.ArgumentParser(description=inspect.getdoc(main))
@@ -32,10 +32,10 @@ def stage(main: Callable[..., str], *, needs: str) -> None:
         parser.add_argument(f"--{name.replace('_', '-')}", type=argument.annotation, required=True)
     options = vars(parser.parse_args())
     started = psutil.Process().create_time()
-    with told("an output of this stage"):
+    with exit_on_user_error("an output of this stage"):
         values = _with_threads(parameters.load())
         with _without_collecting():
-            importlib.import_module(needs)
+            importlib.import_module(imports)
         ready = time.time()
         reached = main(values, **options)
     name = os.environ.get("DVC_STAGE") or Path(sys.argv[0]).stem

@@ -9,7 +9,7 @@ import pandas as pd
 from quintet.errors import InputError
 
 
-def read_text(path: Path) -> pd.DataFrame:
+def read_text_table(path: Path) -> pd.DataFrame:
     """Every cell as text, without the spaces around it; empty is empty. Raises InputError where the file is no CSV table."""
     try:
         with Path(path).open(newline="", encoding="utf-8-sig") as file:

@@ -7,10 +7,16 @@ import pytest
 from tests.conftest import REAL, with_changes
 
 SMALL = {
-    "breakhis.folds": 2, "breakhis.size": 32, "breakhis.epochs": 2, "breakhis.samples": 1, "breakhis.units": [16, 8],
-    "breakhis.sweep": {"configs": ["mmnet", "single-400X"], "folds": [0, 1], "seeds": [0]}, "ranking.bootstrap": 100,
-    "compute.device": "cpu", "compute.threads": 1,
-}  # fmt: skip
+    "breakhis.folds": 2,
+    "breakhis.size": 32,
+    "breakhis.epochs": 2,
+    "breakhis.samples": 1,
+    "breakhis.units": [16, 8],
+    "breakhis.sweep": {"configs": ["mmnet", "single-400X"], "folds": [0, 1], "seeds": [0]},
+    "ranking.bootstrap": 100,
+    "compute.device": "cpu",
+    "compute.threads": 1,
+}
 
 
 @pytest.fixture(scope="session")

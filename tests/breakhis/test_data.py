@@ -9,7 +9,7 @@ from PIL import Image
 from quintet.breakhis.analysis import analyze
 from quintet.breakhis.data import check, load, prepare, refuse_overlapping_parts
 from quintet.breakhis.tree import MAGNIFICATIONS, picture_files
-from quintet.errors import InputError, Problems
+from quintet.errors import InputError, InputProblemsError
 from tests.breakhis.conftest import SMALL
 
 
@@ -52,7 +52,7 @@ def test_a_picture_in_two_patients_of_different_parts_fails_with_both_paths(tree
         prepared.index[prepared.index["patient"].isin(prepared.patients(0, part))].iloc[0] for part in ("test", "train")
     )
     shutil.copy(tree / tested["file"], tree / trained["file"])
-    with pytest.raises(Problems) as caught:
+    with pytest.raises(InputProblemsError) as caught:
         prepare(tree, tmp_path / "again", params)
     for row in (tested, trained):
         assert str(tree / row["file"]) in str(caught.value)
@@ -84,7 +84,7 @@ def test_unreadable_images_are_all_listed_or_all_skipped(tree, tmp_path, make_pa
     files[40].write_bytes(files[40].read_bytes()[:300])
     files[90].write_bytes(b"")
     Image.new("I;16", (64, 42)).save(files[130])
-    with pytest.raises(Problems) as caught:
+    with pytest.raises(InputProblemsError) as caught:
         prepare(tree, tmp_path / "out", make_params(SMALL).breakhis)
     assert len(caught.value.problems) == 3
     for path, what in ((files[40], "corrupt or truncated"), (files[90], "empty"), (files[130], "more than 8 bits")):

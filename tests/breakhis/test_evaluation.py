@@ -14,7 +14,7 @@ from quintet.breakhis.metrics import (
     reliability,
     subsets,
 )
-from quintet.resampling import draw_weights
+from quintet.resampling import bootstrap_weights
 
 LABELS = np.array([0, 0, 1, 1, 1])
 P = np.array([0.1, 0.6, 0.4, 0.8, 0.9])
@@ -66,9 +66,11 @@ def predicted(probability, images):
 
 
 IMAGES = {
-    "patient": list("aaaabbc"), "magnification": ["40X"] * 6 + ["100X"], "row": range(7),
+    "patient": list("aaaabbc"),
+    "magnification": ["40X"] * 6 + ["100X"],
+    "row": range(7),
     "probability": [0.1, 0.2, 0.3, 0.9, 0.8, 0.1, 0.9],
-}  # fmt: skip
+}
 
 
 def test_patient_recognition_rate_is_the_mean_of_patients_shares():
@@ -104,10 +106,12 @@ def tidy(config, right, classes):
 
 def test_the_ranked_values_average_to_the_balanced_accuracy_of_the_shared_patients():
     classes = {"a": 0, "b": 0, "c": 1, "d": 1, "e": 1, "f": 1}
-    table = pd.concat([
-        tidy("full", {"a": 1, "b": 0, "c": 1, "d": 1, "e": 0, "f": 0}, classes),
-        tidy("fewer folds", {"a": 1, "b": 1, "c": 1, "d": 0, "e": 1}, classes),
-    ])  # fmt: skip
+    table = pd.concat(
+        [
+            tidy("full", {"a": 1, "b": 0, "c": 1, "d": 1, "e": 0, "f": 0}, classes),
+            tidy("fewer folds", {"a": 1, "b": 1, "c": 1, "d": 0, "e": 1}, classes),
+        ]
+    )
     own = balanced(table)
     shared = own[own["group"] != "f"]
     means = shared.groupby("config")["value"].mean()
@@ -120,9 +124,9 @@ def test_balanced_intervals_draw_whole_patients():
     rng = np.random.default_rng(0)
     right = rng.integers(0, 2, 20).astype(float)
     classes, names = np.repeat([0.0, 1.0], 10), np.arange(20)
-    few = balanced_interval(right, classes, draw_weights(names, classes))
+    few = balanced_interval(right, classes, bootstrap_weights(names, classes))
     again = names.repeat(100)
-    many = balanced_interval(right[again], classes[again], draw_weights(again, classes[again]))
+    many = balanced_interval(right[again], classes[again], bootstrap_weights(again, classes[again]))
     assert few == pytest.approx(many)
     spread = np.sqrt(sum(right[classes == k].var() / 10 for k in (0, 1)) / 4)
     assert few[1] - few[0] == pytest.approx(2 * 1.96 * spread, rel=0.2)

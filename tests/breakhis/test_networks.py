@@ -11,10 +11,10 @@ from quintet.breakhis.networks import (
     SpatialAttentionPooling,
     build_backbone,
     normalise,
-)  # fmt: skip
+)
 from quintet.breakhis.tree import MAGNIFICATIONS
 from quintet.errors import InputError
-from quintet.training.models import load_weights
+from quintet.training.models import load_pretrained_weights
 
 ALL = torch.ones(3, 4, dtype=torch.bool)
 MODULES = ["channel", "spatial", "hierarchical", "fusion"]
@@ -23,9 +23,15 @@ MODULES = ["channel", "spatial", "hierarchical", "fusion"]
 def build(**changes):
     torch.manual_seed(0)
     values = {
-        "magnifications": list(MAGNIFICATIONS), "attention": MODULES, "trains": "all", "backbone": "small", "size": 32,
-        "units": [16, 8], "stochastic_depth": 0.0, "dropout": 0.0,
-    }  # fmt: skip
+        "magnifications": list(MAGNIFICATIONS),
+        "attention": MODULES,
+        "trains": "all",
+        "backbone": "small",
+        "size": 32,
+        "units": [16, 8],
+        "stochastic_depth": 0.0,
+        "dropout": 0.0,
+    }
     return MagnificationNet(**values | changes)
 
 
@@ -184,11 +190,11 @@ def test_published_backbones_and_weights(tmp_path):
     state = {n: torch.full_like(v, 0.25) for n, v in net.state_dict().items()}
     state |= {"_fc.weight": torch.zeros(1000, 1280), "_fc.bias": torch.zeros(1000)}
     torch.save(state, tmp_path / "b0.pth")
-    origin = load_weights(net, str(tmp_path / "b0.pth"), "", drop=("_fc.",))
+    origin = load_pretrained_weights(net, str(tmp_path / "b0.pth"), "", drop=("_fc.",))
     assert "md5" in origin
     assert all((v == v.new_tensor(0.25)).all() for v in net.state_dict().values())
     with pytest.raises(InputError, match="do not fit"):
-        load_weights(build_backbone("b1", size=64, stochastic_depth=0.0), str(tmp_path / "b0.pth"), "", drop=("_fc.",))
+        load_pretrained_weights(build_backbone("b1", size=64, stochastic_depth=0.0), str(tmp_path / "b0.pth"), "", drop=("_fc.",))
 
 
 def test_normalise_is_imagenets_and_channels_last():

@@ -17,7 +17,7 @@ from quintet.breakhis.sampling import (
     epoch_quadruples,
     samples_of,
     utilisation,
-)  # fmt: skip
+)
 from quintet.breakhis.tree import MAGNIFICATIONS
 
 
@@ -91,9 +91,11 @@ def test_batches_are_the_same_for_any_number_of_workers(slide_arrays, make_param
 
     def images(count):
         loader = DataLoader(
-            Quadruples(data, list(MAGNIFICATIONS), list(own.names), how), sampler=QuadrupleBatches(own, 2, 5, seed=1),
-            batch_size=None, num_workers=count,
-        )  # fmt: skip
+            Quadruples(data, list(MAGNIFICATIONS), list(own.names), how),
+            sampler=QuadrupleBatches(own, 2, 5, seed=1),
+            batch_size=None,
+            num_workers=count,
+        )
         return [np.stack(batch["images"]) for batch in loader]
 
     for one, other in zip(images(0), images(workers), strict=True):
@@ -106,7 +108,7 @@ def test_ranks_share_an_epoch_and_batches_are_even(monkeypatch):
     assert whole == 42
     seen = []
     for rank in range(2):
-        monkeypatch.setattr(sampling, "world", lambda rank=rank: (rank, 2))
+        monkeypatch.setattr(sampling, "rank_and_world_size", lambda rank=rank: (rank, 2))
         batches = list(QuadrupleBatches(own, 3, 4, seed=0))
         assert len(batches) == len(QuadrupleBatches(own, 3, 4, seed=0)) == 6
         assert {len(b[0]) for b in batches} == {3, 4}  # never one alone: batch norm needs two

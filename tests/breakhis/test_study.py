@@ -107,10 +107,17 @@ def test_same_seed_same_numbers_another_seed_others(small, slide_arrays, trained
 
 def test_killed_and_run_again_equals_left_alone(slide_arrays, values, tmp_path):
     """With the plateau schedule and early stopping, whose states must survive too."""
-    params = with_changes(values, SMALL | {
-        "breakhis.epochs": 4, "breakhis.schedule": "plateau", "breakhis.plateau_patience": 0, "breakhis.patience": 4,
-        "breakhis.batch_size": "auto",
-    })  # fmt: skip
+    params = with_changes(
+        values,
+        SMALL
+        | {
+            "breakhis.epochs": 4,
+            "breakhis.schedule": "plateau",
+            "breakhis.plateau_patience": 0,
+            "breakhis.patience": 4,
+            "breakhis.batch_size": "auto",
+        },
+    )
     assert_killed_equals_alone("breakhis_train.py", slide_arrays, params, tmp_path, kill_after="2")
 
 
@@ -125,9 +132,15 @@ def test_plateau_lowers_the_rate(make_params, slide_arrays, tmp_path, monkeypatc
 
 def test_validation_dropout_is_a_choice(make_params):
     net = MagnificationNet(
-        magnifications=["40X"], attention=[], trains="all", backbone="small", size=32, units=[16, 8], stochastic_depth=0.0,
+        magnifications=["40X"],
+        attention=[],
+        trains="all",
+        backbone="small",
+        size=32,
+        units=[16, 8],
+        stochastic_depth=0.0,
         dropout=0.5,
-    )  # fmt: skip
+    )
     weights = (class_weights(np.eye(2)), class_weights(np.eye(8)))
     for on in (False, True):
         shared = make_params(SMALL | {"breakhis.validation_dropout": on}).breakhis

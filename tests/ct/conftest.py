@@ -7,10 +7,19 @@ import pytest
 from tests.conftest import REAL, with_changes
 
 SMALL = {
-    "ct.synthetic.scans": 40, "ct.size": 32, "ct.input_size": [6, 65, 65], "ct.width": 8, "ct.epochs": 2, "ct.units": [16, 8],
-    "ct.embedding": 8, "ct.train_eval": 0.3, "ct.test": 0.35, "ranking.bootstrap": 100, "compute.device": "cpu",
+    "ct.synthetic.scans": 40,
+    "ct.size": 32,
+    "ct.input_size": [6, 65, 65],
+    "ct.width": 8,
+    "ct.epochs": 2,
+    "ct.units": [16, 8],
+    "ct.embedding": 8,
+    "ct.train_eval": 0.3,
+    "ct.test": 0.35,
+    "ranking.bootstrap": 100,
+    "compute.device": "cpu",
     "compute.threads": 1,
-}  # fmt: skip
+}
 
 
 @pytest.fixture(scope="session")

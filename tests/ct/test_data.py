@@ -15,7 +15,7 @@ import yaml
 
 from quintet.ct.data import check, load, make_split, prepare
 from quintet.ct.raw import read_cube, read_labels
-from quintet.errors import InputError, Problems
+from quintet.errors import InputError, InputProblemsError
 from tests.conftest import ROOT, with_changes
 from tests.ct.conftest import SMALL
 
@@ -67,7 +67,7 @@ def test_split_file_wins_and_a_patient_on_both_sides_is_refused(scans, small, tm
     double = table[table["patient"].duplicated(keep=False)].index[0]
     table.loc[double, "split"] = "test" if table["split"][double] != "test" else "train"
     table[["study", "split"]].to_csv(tmp_path / "mine.csv", index=False)
-    with pytest.raises(Problems, match=str(table["patient"][double])):
+    with pytest.raises(InputProblemsError, match=str(table["patient"][double])):
         make_split(labels, p)
 
 
@@ -115,7 +115,7 @@ LABELS = {
     "no finding": (lambda t: t.drop(columns=["consolidation", "nodules", "cysts"], inplace=True), "no column of a finding"),
     "no row": (lambda t: t.drop(index=t.index, inplace=True), "no row"),
     "no patient": (lambda t: t.__setitem__("patient", ["", *t["patient"][1:]]), "row 2: no patient of study-0000"),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("kind", LABELS)
@@ -144,7 +144,7 @@ def test_a_bad_study_is_listed_and_costs_only_itself(raw, small, kind, tmp_path)
     damage(raw)
     if kind != "missing slice" or len(list((raw / "study-0000").iterdir())) > 5:
         assert any(says in problem for problem in check(raw, small.ct))
-        with pytest.raises(Problems, match="1 problem") as caught:
+        with pytest.raises(InputProblemsError, match="1 problem") as caught:
             prepare(raw, tmp_path / "out", small.ct)
         assert says in str(caught.value)
         assert "ct.on_error=skip" in str(caught.value)
@@ -168,7 +168,7 @@ def test_finished_studies_are_not_read_again_and_changed_ones_are(raw, small, tm
     bad = sorted((raw / "study-0001").iterdir())[0]
     whole = bad.read_bytes()
     bad.write_bytes(whole[:300])
-    with pytest.raises(Problems):
+    with pytest.raises(InputProblemsError):
         prepare(raw, tmp_path / "out", small.ct)
     bad.write_bytes(whole)
     again = raw / "study-0002"

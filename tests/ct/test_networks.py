@@ -6,14 +6,21 @@ import torch
 from quintet.backbones import NOT_BACKBONE, RESNET18_URL, ResNet18
 from quintet.ct.networks import VARIANTS, Proximity, see
 from quintet.errors import InputError
-from quintet.training.models import load_weights
+from quintet.training.models import load_pretrained_weights
 
 
 def small(**options):
     build = {
-        "arch": "adaptive", "input_size": [6, 65, 65], "findings": 3, "width": 8, "units": [16, 8], "embedding": 5,
-        "dropout": 0.0, "chunk": 0, "centre": True,
-    }  # fmt: skip
+        "arch": "adaptive",
+        "input_size": [6, 65, 65],
+        "findings": 3,
+        "width": 8,
+        "units": [16, 8],
+        "embedding": 5,
+        "dropout": 0.0,
+        "chunk": 0,
+        "centre": True,
+    }
     torch.manual_seed(0)
     return Proximity(**build | options)
 
@@ -31,8 +38,10 @@ def test_published_sizes_of_the_adaptive_network():
     net = small(input_size=[270, 150, 150], width=64, units=[4096, 2048], embedding=1024)
     convolutions = [m for m in net.volume if isinstance(m, torch.nn.Conv3d)]
     assert [(c.in_channels, c.out_channels, c.kernel_size, c.stride) for c in convolutions] == [
-        (90, 64, (3, 3, 3), (3, 1, 1)), (64, 32, (3, 1, 1), (3, 1, 1)), (32, 16, (3, 1, 1), (3, 1, 1)),
-    ]  # fmt: skip
+        (90, 64, (3, 3, 3), (3, 1, 1)),
+        (64, 32, (3, 1, 1), (3, 1, 1)),
+        (32, 16, (3, 1, 1), (3, 1, 1)),
+    ]
     linear = [m for m in net.layers if isinstance(m, torch.nn.Linear)]
     assert [m.in_features for m in linear] == [16 * 18 * 3 * 3, 16 * 18 * 3 * 3]
     assert linear[-1].out_features == 2048
@@ -124,5 +133,7 @@ def test_backbone_weights_from_a_file(tmp_path):
     source = ResNet18(64)
     torch.save(source.net.state_dict() | {"fc.weight": torch.zeros(1), "fc.bias": torch.zeros(1)}, tmp_path / "resnet.pt")
     net = small(width=64, input_size=[3, 65, 65])
-    assert "resnet.pt (md5" in load_weights(net.backbone.net, str(tmp_path / "resnet.pt"), RESNET18_URL, drop=NOT_BACKBONE)
+    assert "resnet.pt (md5" in load_pretrained_weights(
+        net.backbone.net, str(tmp_path / "resnet.pt"), RESNET18_URL, drop=NOT_BACKBONE
+    )
     assert torch.equal(net.backbone.net.layer3[0].conv1.weight, source.net.layer3[0].conv1.weight)

@@ -52,7 +52,7 @@ def test_ranks_share_the_batches(monkeypatch):
     whole = list(sampler(labels))
     parts = []
     for rank in range(2):
-        monkeypatch.setattr("quintet.ct.sampling.world", lambda rank=rank: (rank, 2))
+        monkeypatch.setattr("quintet.ct.sampling.rank_and_world_size", lambda rank=rank: (rank, 2))
         parts.append(list(sampler(labels)))
     assert [batch for pair in zip(*parts, strict=True) for batch in pair] == whole
 

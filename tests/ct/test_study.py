@@ -23,7 +23,7 @@ from quintet.ct.metrics import cosine, retrieve
 from quintet.ct.networks import see
 from quintet.ct.prediction import evaluate_folder, predict_folder
 from quintet.ct.search import Index, build, search
-from quintet.errors import InputError, Problems
+from quintet.errors import InputError, InputProblemsError
 from quintet.params import parse
 from tests.conftest import assert_killed_equals_alone, equal, state_of, with_changes
 from tests.ct.conftest import SMALL
@@ -109,10 +109,18 @@ def test_same_seed_same_numbers_another_seed_others(small, cubes, trained):
 
 def test_killed_and_run_again_equals_left_alone(cubes, values, tmp_path):
     """With randomly drawn triplets, the step schedule and early stopping; the curves of the epochs before the kill are kept."""
-    params = with_changes(values, SMALL | {
-        "ct.objective": "triplet", "ct.selector": "semi_hard", "ct.epochs": 4, "ct.schedule": "step", "ct.step_epochs": 2,
-        "ct.patience": 4,
-    })  # fmt: skip
+    params = with_changes(
+        values,
+        SMALL
+        | {
+            "ct.objective": "triplet",
+            "ct.selector": "semi_hard",
+            "ct.epochs": 4,
+            "ct.schedule": "step",
+            "ct.step_epochs": 2,
+            "ct.patience": 4,
+        },
+    )
     assert_killed_equals_alone("ct_train.py", cubes, params, tmp_path, kill_after="2")
     curves = [(tmp_path / name / "run" / "model" / "pr_curves.csv").read_bytes() for name in ("alone", "killed")]
     assert curves[0] == curves[1]
@@ -265,7 +273,7 @@ def test_index_without_labels_and_with_unreadable_studies(trained, scans, tmp_pa
     for name in ("study-0000", "study-0001", "study-0002"):
         shutil.copytree(scans / name, raw / name)
     next((raw / "study-0001").iterdir()).write_bytes(b"")
-    with pytest.raises(Problems, match="study-0001"):
+    with pytest.raises(InputProblemsError, match="study-0001"):
         build([trained[0]], raw, tmp_path / "index", kind="exact", device="cpu", skip=False)
     assert not (tmp_path / "index").exists()
     build([trained[0]], raw, tmp_path / "index", kind="exact", device="cpu", skip=True)
@@ -290,9 +298,17 @@ def test_real_scans_prepare_index_and_search(trained, real_scans, small, tmp_pat
 def test_person_tags_never_appear_in_any_output(scans, small, tmp_path):
     """Every tag about a person marked, in every slice; then every stage's and command's output searched for the marks."""
     raw = shutil.copytree(scans, tmp_path / "raw")
-    marks = {"PatientName": "MARK^NAME", "PatientID": "MARKID", "PatientBirthDate": "19010203", "InstitutionName": "MARKHOUSE",
-             "ReferringPhysicianName": "MARK^DOCTOR", "AccessionNumber": "MARKACC", "PatientComments": "MARKCOMMENT",
-             "StudyDescription": "MARKSTUDY", "PatientAddress": "MARKSTREET"}  # fmt: skip
+    marks = {
+        "PatientName": "MARK^NAME",
+        "PatientID": "MARKID",
+        "PatientBirthDate": "19010203",
+        "InstitutionName": "MARKHOUSE",
+        "ReferringPhysicianName": "MARK^DOCTOR",
+        "AccessionNumber": "MARKACC",
+        "PatientComments": "MARKCOMMENT",
+        "StudyDescription": "MARKSTUDY",
+        "PatientAddress": "MARKSTREET",
+    }
     for path in raw.glob("*/*.dcm"):
         one = pydicom.dcmread(path)
         for tag, value in marks.items():
@@ -307,7 +323,7 @@ def test_person_tags_never_appear_in_any_output(scans, small, tmp_path):
     search(out / "index", "study-0000", 5, picture=out / "m.png", device="cpu")
     predict_folder([out / "run"], raw, out / "e.csv", overlays=None, device="cpu", skip=False)
     next((raw / "study-0001").iterdir()).write_bytes(b"")
-    with pytest.raises(Problems) as caught:
+    with pytest.raises(InputProblemsError) as caught:
         prepare(raw, out / "again", small.ct)
     texts = [str(caught.value).encode()] + [p.read_bytes() for p in tmp_path.rglob("*") if p.is_file() and raw not in p.parents]
     assert len(texts) > 20

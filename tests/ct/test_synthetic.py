@@ -20,8 +20,16 @@ def test_series_are_valid_dicom_in_several_ways_of_lying_and_storing(scans):
         assert all(pydicom.uid.UID(s.SOPInstanceUID).is_valid for s in slices)
         one = slices[0]
         order = [s.InstanceNumber for s in sorted(slices, key=lambda s: s.ImagePositionPatient[2])]
-        facts.append((one.PatientPosition, float(one.SliceThickness), order[0] == 1, int(one.PixelRepresentation),
-                      str(one.file_meta.TransferSyntaxUID), str(one.ImageOrientationPatient)))  # fmt: skip
+        facts.append(
+            (
+                one.PatientPosition,
+                float(one.SliceThickness),
+                order[0] == 1,
+                int(one.PixelRepresentation),
+                str(one.file_meta.TransferSyntaxUID),
+                str(one.ImageOrientationPatient),
+            )
+        )
         names = [p.name for p in sorted(folder.iterdir(), key=lambda p: pydicom.dcmread(p).ImagePositionPatient[2])]
         assert names != sorted(names)
     table = pd.DataFrame(facts)

@@ -12,14 +12,25 @@ from quintet.params import parse
 from tests.conftest import REAL, with_changes
 
 SMALL = {
-    "fusion.size": 12, "fusion.epochs": 2, "fusion.batch_size": 8, "fusion.hidden": 16, "fusion.clinical_units": [8, 16],
-    "fusion.predictor_units": [8], "fusion.sampling_steps": 4, "fusion.samples": 2, "fusion.ttt.steps": 2,
-    "fusion.diffusion.layers": 1, "fusion.diffusion.steps": 20,
-    "ranking.bootstrap": 100, "fusion.configs": {
-        "attention": {"method": "attention", "dropping": 0.3}, "diffusion": {"method": "diffusion", "dropping": 0.3},
-        "concat": {"method": "concat", "dropping": 0.3}, "late": {"method": "late", "dropping": 0.0},
+    "fusion.size": 12,
+    "fusion.epochs": 2,
+    "fusion.batch_size": 8,
+    "fusion.hidden": 16,
+    "fusion.clinical_units": [8, 16],
+    "fusion.predictor_units": [8],
+    "fusion.sampling_steps": 4,
+    "fusion.samples": 2,
+    "fusion.ttt.steps": 2,
+    "fusion.diffusion.layers": 1,
+    "fusion.diffusion.steps": 20,
+    "ranking.bootstrap": 100,
+    "fusion.configs": {
+        "attention": {"method": "attention", "dropping": 0.3},
+        "diffusion": {"method": "diffusion", "dropping": 0.3},
+        "concat": {"method": "concat", "dropping": 0.3},
+        "late": {"method": "late", "dropping": 0.0},
     },
-}  # fmt: skip
+}
 
 
 @pytest.fixture

@@ -18,8 +18,17 @@ def run(net, rows, *, steps=3, rate=1e-2, parameters="fusion"):
     features = net.encoders.features(volumes, clinical, present)
     given = [f.detach() for f in features] if parameters == "fusion" else [volumes, clinical]
     names = [NAMES[i] for i in rows]
-    return adapt(net, given, present, noise_for(names, 2, 16), how=FusionTtt(steps=steps, rate=rate, parameters=parameters),
-                 weights=WEIGHTS, temperature=0.2, sampling_steps=3, seeds=seeds_of(names))  # fmt: skip
+    return adapt(
+        net,
+        given,
+        present,
+        noise_for(names, 2, 16),
+        how=FusionTtt(steps=steps, rate=rate, parameters=parameters),
+        weights=WEIGHTS,
+        temperature=0.2,
+        sampling_steps=3,
+        seeds=seeds_of(names),
+    )
 
 
 @pytest.fixture(params=["attention", "diffusion"])

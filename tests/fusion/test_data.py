@@ -14,7 +14,7 @@ import pandas as pd
 import pytest
 import yaml
 
-from quintet.errors import InputError, Problems
+from quintet.errors import InputError, InputProblemsError
 from quintet.fusion.analysis import analyze
 from quintet.fusion.data import check, load, prepare
 from quintet.fusion.segmentation import segment
@@ -112,7 +112,7 @@ def test_a_damaged_image_is_named_and_costs_no_other(raw, small, kind):
     damage, says = DAMAGES[kind]
     damage(path)
     assert any(str(path) in text and says in text for text in check(raw, small.fusion))
-    with pytest.raises(Problems) as caught:
+    with pytest.raises(InputProblemsError) as caught:
         run(raw, small)
     assert says in str(caught.value)
     assert path.name in str(caught.value)
@@ -145,7 +145,7 @@ def test_a_patient_without_a_label_is_named(raw, small, kind):
     function, says = TABLES[kind]
     edit(raw, function)
     assert any(says in text for text in check(raw, small.fusion))
-    with pytest.raises(Problems, match="patient_003"):
+    with pytest.raises(InputProblemsError, match="patient_003"):
         run(raw, small)
     data, problems = run(raw, small, on_error="skip")
     assert len(data.table) == 59
@@ -165,7 +165,7 @@ def test_a_patient_without_any_modality(raw, small):
             }
         ),
     )
-    with pytest.raises(Problems, match="patient patient_003: no modality at all"):
+    with pytest.raises(InputProblemsError, match="patient patient_003: no modality at all"):
         run(raw, small)
     assert len(run(raw, small, on_error="skip")[0].table) == 59
 

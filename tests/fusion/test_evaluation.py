@@ -17,7 +17,7 @@ from quintet.fusion.evaluation import (
     patterns,
     shapley,
     summary,
-)  # fmt: skip
+)
 
 NAMES = ["a", "b", "clinical"]
 

@@ -60,9 +60,17 @@ def test_contrast_by_loops():
             both = [i for i in range(5) if present[i, a] and present[i, b]]
             ways = []
             for one, other in ((a, b), (b, a)):
-                ways.append(np.mean([-np.log(np.exp(x[i, one] @ x[i, other] / temperature) /
-                                             sum(np.exp(x[i, one] @ x[j,
-                                             other] / temperature) for j in both)) for i in both]))  # fmt: skip
+                ways.append(
+                    np.mean(
+                        [
+                            -np.log(
+                                np.exp(x[i, one] @ x[i, other] / temperature)
+                                / sum(np.exp(x[i, one] @ x[j, other] / temperature) for j in both)
+                            )
+                            for i in both
+                        ]
+                    )
+                )
             pairs.append(np.mean(ways))
     assert contrastive_loss(tokens, present, temperature=temperature).item() == pytest.approx(np.mean(pairs), abs=1e-5)
 

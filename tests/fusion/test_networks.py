@@ -14,11 +14,21 @@ from quintet.params import Fusion, FusionConfig
 def make(method="diffusion", *, target="mean", predicts="sample", schedule="cosine", steps=1000, images=2, outputs=2, hidden=16):
     torch.manual_seed(0)
     return FusionNet(
-        method=method, images=images, clinical=5, outputs=outputs, encoder="small", width=8, clinical_units=[8],
-        hidden=hidden, heads=2,
-        predictor_units=[8], dropout=0.0, recompute=False, bank=4,
+        method=method,
+        images=images,
+        clinical=5,
+        outputs=outputs,
+        encoder="small",
+        width=8,
+        clinical_units=[8],
+        hidden=hidden,
+        heads=2,
+        predictor_units=[8],
+        dropout=0.0,
+        recompute=False,
+        bank=4,
         diffusion={"target": target, "predicts": predicts, "schedule": schedule, "steps": steps, "layers": 1},
-    ).eval()  # fmt: skip
+    ).eval()
 
 
 def batch(count=6, images=2, side=10):

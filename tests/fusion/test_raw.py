@@ -35,8 +35,11 @@ def test_real_folders_are_detected(make_params, real_fusion):
     patients, problems = find_patients(real_fusion, make_params().fusion.names, ALL)
     assert not problems
     assert {name: len(files) for name, files in patients.items()} == {
-        "BraTS-case-001": 4, "TCGA-FG-6692": 4, "brats_2013_pat0005_1": 2, "brats_2013_pat0006_1": 2,
-    }  # fmt: skip
+        "BraTS-case-001": 4,
+        "TCGA-FG-6692": 4,
+        "brats_2013_pat0005_1": 2,
+        "brats_2013_pat0006_1": 2,
+    }
 
 
 def test_ambiguous_files_are_named(make_params, tmp_path):

@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 import yaml
 
-from quintet.errors import InputError, Problems
+from quintet.errors import InputError, InputProblemsError
 from quintet.fusion import segmentation
 from quintet.fusion.segmentation import Segmenter, mask_of, segment, segmenter_for, stored_masks
 from quintet.imaging.volumes import Grid, write_nifti
@@ -74,10 +74,13 @@ def stand_in(here, make_params):
     program, calls = here / "TotalSegmentator", here / "calls.txt"
     program.write_text(STAND_IN.format(python=sys.executable, calls=str(calls)))
     program.chmod(program.stat().st_mode | stat.S_IEXEC)
-    params = make_params({
-        "fusion.segmenter": "totalsegmentator", "fusion.totalsegmentator": str(program),
-        "fusion.modalities": ["mri_flair", "pet"],
-    }).fusion  # fmt: skip
+    params = make_params(
+        {
+            "fusion.segmenter": "totalsegmentator",
+            "fusion.totalsegmentator": str(program),
+            "fusion.modalities": ["mri_flair", "pet"],
+        }
+    ).fusion
     return params, lambda: [json.loads(line) for line in calls.read_text().splitlines()] if calls.exists() else []
 
 
@@ -146,7 +149,7 @@ def test_a_failed_case_is_recorded_and_costs_no_other(raw, stand_in):
     params, _ = stand_in
     (raw / "broken").mkdir()
     write_ball(raw / "broken" / "mri_flair.nii.gz", radius=3)
-    with pytest.raises(Problems, match=r"no weights found.*run it once by hand"):
+    with pytest.raises(InputProblemsError, match=r"no weights found.*run it once by hand"):
         segment(raw, Path("masks"), params)
     assert not Path("masks").exists()
     assert len(list(segmentation.cache_folder().iterdir())) == 4  # what was made stays
@@ -181,17 +184,29 @@ def test_none_is_the_whole_image(raw):
 def stage(work, raw, params, **environment):
     (work / "params.yaml").write_text(yaml.safe_dump(params))
     return subprocess.Popen(
-        [sys.executable, str(ROOT / "stages" / "fusion_segment.py"), "--raw", str(raw), "--out", str(work / "masks")], cwd=work,
-        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=os.environ | environment, start_new_session=True,
-    )  # fmt: skip
+        [sys.executable, str(ROOT / "stages" / "fusion_segment.py"), "--raw", str(raw), "--out", str(work / "masks")],
+        cwd=work,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        env=os.environ | environment,
+        start_new_session=True,
+    )
 
 
 def test_killed_in_the_middle_loses_at_most_the_case_in_flight(raw, stand_in, values, here):
     params, calls = stand_in
-    changed = with_changes(values, SMALL | {
-        "fusion.segmenter": "totalsegmentator", "fusion.totalsegmentator": params.totalsegmentator, "compute.threads": 1,
-        "fusion.modalities": ["mri_flair", "pet"], "fusion.segmenter_tasks": {"mri_flair": "total_mr", "pet": "total"},
-    })  # fmt: skip
+    changed = with_changes(
+        values,
+        SMALL
+        | {
+            "fusion.segmenter": "totalsegmentator",
+            "fusion.totalsegmentator": params.totalsegmentator,
+            "compute.threads": 1,
+            "fusion.modalities": ["mri_flair", "pet"],
+            "fusion.segmenter_tasks": {"mri_flair": "total_mr", "pet": "total"},
+        },
+    )
     process = stage(here, raw, changed, STAND_IN_SECONDS="1.5")
     while len(calls()) < 3:
         time.sleep(0.05)

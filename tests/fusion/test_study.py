@@ -13,7 +13,7 @@ from typer.testing import CliRunner
 
 from quintet import results
 from quintet.cli import app
-from quintet.errors import InputError, Problems
+from quintet.errors import InputError, InputProblemsError
 from quintet.fusion import study
 from quintet.fusion.baselines import clinical_only
 from quintet.fusion.comparison import compare
@@ -142,8 +142,10 @@ def test_predictions_do_not_depend_on_who_else_is_there(trained, prepared):
     rows = data.rows("test")
     whole = of_prepared(model, data, rows)
     few = whole.take(np.array([5, 2]))
-    for values, own in ((model(whole, whole.present), model(few, few.present)),
-                        (model.adapted(whole, whole.present), model.adapted(few, few.present))):  # fmt: skip
+    for values, own in (
+        (model(whole, whole.present), model(few, few.present)),
+        (model.adapted(whole, whole.present), model.adapted(few, few.present)),
+    ):
         assert own[0] == pytest.approx(values[0][[5, 2]], abs=1e-4)
 
 
@@ -164,8 +166,15 @@ def test_sweep_baselines_and_ranking(make_params, prepared, tmp_path, monkeypatc
     assert set(table.index) == {"diffusion", "diffusion-ttt", "late", "clinical-only"}
     assert table.loc["diffusion-ttt", "runs"] == 2
     page = Path("reports/ranking/ranking.html").read_text()
-    for heading in ("AUC by what is there", "Against the best single modality", "Diffusion and test-time", "What adaptation does",
-                    "What each modality adds", "Imputed features", "Cost"):  # fmt: skip
+    for heading in (
+        "AUC by what is there",
+        "Against the best single modality",
+        "Diffusion and test-time",
+        "What adaptation does",
+        "What each modality adds",
+        "Imputed features",
+        "Cost",
+    ):
         assert f"<h2>{heading}" in page
     assert json.loads(Path("runs/fusion/rank/record.json").read_text())["stage"] == "rank"
 
@@ -204,7 +213,7 @@ def test_predict_without_labels_with_missing_modalities(trained, heads, tmp_path
     assert adapted["adapted"].any()
     (raw / "nothing").mkdir()
     shutil.copy(next((heads / names[1]).glob("*")), raw / "nothing" / "unheard_of.nii.gz")
-    with pytest.raises(Problems, match="patient nothing: no modality at all"):
+    with pytest.raises(InputProblemsError, match="patient nothing: no modality at all"):
         predict_folder([trained[0]], raw, tmp_path / "q.csv", overlays=None, device="cpu", skip=False)
     assert not (tmp_path / "q.csv").exists()
     assert predict_folder([trained[0]], raw, tmp_path / "q.csv", overlays=None, device="cpu", skip=True) == 4

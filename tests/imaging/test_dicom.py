@@ -136,7 +136,7 @@ WRONG = {
     "negative spacing": (lambda f: [change(p, PixelSpacing=[-1, 1]) for p in f.iterdir()], "PixelSpacing -1 x 1 mm"),
     "slope 0": (lambda f: [change(p, RescaleSlope=0) for p in f.iterdir()], "RescaleSlope is 0"),
     "implausible": (lambda f: [change(p, PixelSpacing=[2000, 2000]) for p in f.iterdir()], "not plausible"),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("kind", WRONG)

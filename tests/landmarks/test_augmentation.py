@@ -32,9 +32,11 @@ def test_each_landmark_stays_on_its_dot(flip, degrees, scale, shift):
     points = 0.3 + 0.4 * torch.rand(LANDMARKS, 2, generator=torch.Generator().manual_seed(0))
     images = dots(points)  # image k shows landmark k alone
     arguments = {
-        "flip": torch.full((LANDMARKS,), flip), "angle": torch.full((LANDMARKS,), math.radians(degrees)),
-        "scale": torch.full((LANDMARKS,), scale), "shift": torch.tensor([shift] * LANDMARKS),
-    }  # fmt: skip
+        "flip": torch.full((LANDMARKS,), flip),
+        "angle": torch.full((LANDMARKS,), math.radians(degrees)),
+        "scale": torch.full((LANDMARKS,), scale),
+        "shift": torch.tensor([shift] * LANDMARKS),
+    }
     moved, landmarks = transform(images, points.expand(LANDMARKS, -1, -1), **arguments)
     for k in range(LANDMARKS):
         name = SWAPPED[k] if flip else k  # the dot of landmark k now shows its mirror partner

@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 from PIL import Image
 
-from quintet.errors import InputError, Problems
+from quintet.errors import InputError, InputProblemsError
 from quintet.landmarks import data
 from quintet.landmarks.analysis import label_grid, write_data_page
 
@@ -109,7 +109,7 @@ def test_bad_input_is_named_with_row_and_file(broken, tmp_path, make_params, dam
     for part in says:
         assert part in problems[0]
     out = tmp_path / "out"
-    with pytest.raises(Problems):
+    with pytest.raises(InputProblemsError):
         data.prepare(broken, out, make_params(SMALL).landmarks)
     assert not out.exists()
     prepared, skipped = data.prepare(broken, out, make_params(SMALL | {"landmarks.on_error": "skip"}).landmarks)

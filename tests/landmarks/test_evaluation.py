@@ -53,8 +53,14 @@ def test_along_and_across_the_axis():
 def test_summary_counts_shares_and_categories():
     error = np.array([[4.0] * 15, [6.0] * 15, [9.0] * 15, [20.0] * 15])
     table = pd.DataFrame({"error_px": error.mean(1), "expected_error_px": [1.0, 2.0, 3.0, 4.0]})
-    for name in ("error_original_px", "along_axis_error_px", "across_axis_error_px", "symmetry_error_px", "distance_error_px",
-                 "left_right_confused"):  # fmt: skip
+    for name in (
+        "error_original_px",
+        "along_axis_error_px",
+        "across_axis_error_px",
+        "symmetry_error_px",
+        "distance_error_px",
+        "left_right_confused",
+    ):
         table[name] = 0.0
     metrics = evaluation.summary(table, np.array(["COVID", "COVID", "Normal", "Normal"], dtype=object), error, error)
     assert metrics["error_px"] == 9.75

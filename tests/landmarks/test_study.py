@@ -21,9 +21,14 @@ from tests.conftest import assert_killed_equals_alone, equal, state_of, with_cha
 from tests.landmarks.test_data import write_dicom
 
 SMALL = {
-    "landmarks.size": 32, "landmarks.width": 8, "landmarks.epochs": 3, "landmarks.clahe": 0.0,
-    "landmarks.near_duplicate_distance": 0, "compute.device": "cpu", "compute.threads": 1,
-}  # fmt: skip
+    "landmarks.size": 32,
+    "landmarks.width": 8,
+    "landmarks.epochs": 3,
+    "landmarks.clahe": 0.0,
+    "landmarks.near_duplicate_distance": 0,
+    "compute.device": "cpu",
+    "compute.threads": 1,
+}
 
 
 @pytest.fixture
@@ -79,10 +84,10 @@ def test_train_evaluate_predict(changes, make_params, prepared, raw, tmp_path):
 
 
 def test_same_seed_same_numbers_and_another_seed_others(small, prepared, tmp_path):
-    from quintet.training.fit import forget
+    from quintet.training.fit import delete_resume_checkpoints
 
     for name, seed in (("one", 0), ("two", 0), ("three", 1)):
-        forget(train(small, prepared, tmp_path / name, seed=seed))
+        delete_resume_checkpoints(train(small, prepared, tmp_path / name, seed=seed))
     assert equal(state_of(tmp_path / "one"), state_of(tmp_path / "two"))
     assert not equal(state_of(tmp_path / "one"), state_of(tmp_path / "three"))
     assert not list((tmp_path / ".checkpoints").glob("*"))

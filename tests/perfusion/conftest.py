@@ -7,10 +7,15 @@ import pytest
 from tests.conftest import with_changes
 
 SMALL = {
-    "perfusion.folds": 3, "perfusion.epochs": 2, "perfusion.iterations": 3, "perfusion.batch_size": 6, "perfusion.features": 4,
-    "perfusion.sweep": {"configs": ["shared", "separate"], "folds": [0], "seeds": [0]}, "perfusion.attention_tokens": 16,
+    "perfusion.folds": 3,
+    "perfusion.epochs": 2,
+    "perfusion.iterations": 3,
+    "perfusion.batch_size": 6,
+    "perfusion.features": 4,
+    "perfusion.sweep": {"configs": ["shared", "separate"], "folds": [0], "seeds": [0]},
+    "perfusion.attention_tokens": 16,
     "ranking.bootstrap": 100,
-}  # fmt: skip
+}
 
 
 @pytest.fixture(scope="session")

@@ -10,9 +10,19 @@ from quintet.perfusion.augmentation import Draws, draw, mirror, place, swap_side
 
 PATCH = (24, 16)
 EVERYTHING = PerfusionAugment(
-    rotation=1, rotation_deg=180, scale=1, noise=1, blur=1, brightness=1, contrast=1, low_resolution=1, gamma=1, gamma_inverted=1,
-    mirror_left_right=0.5, mirror_front_back=0.5,
-)  # fmt: skip
+    rotation=1,
+    rotation_deg=180,
+    scale=1,
+    noise=1,
+    blur=1,
+    brightness=1,
+    contrast=1,
+    low_resolution=1,
+    gamma=1,
+    gamma_inverted=1,
+    mirror_left_right=0.5,
+    mirror_front_back=0.5,
+)
 NOTHING = PerfusionAugment(**{name: 0 for name in PerfusionAugment.model_fields})
 
 

@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 
 from quintet import results
-from quintet.comparison import cells
+from quintet.comparison import sweep_runs
 from quintet.perfusion import answers, comparison
 from quintet.perfusion.published import PUBLISHED
 from tests.perfusion.conftest import SMALL
@@ -26,7 +26,7 @@ def simulated(make_params, tmp_path, monkeypatch):
         rng = np.random.default_rng(0)
         common = rng.normal(0, 0.04, people)
         fold_of = np.arange(people) % len(folds)
-        for name, runs in cells(params.perfusion.sweep, comparison.SWEEP).items():
+        for name, runs in sweep_runs(params.perfusion.sweep, comparison.SWEEP).items():
             own = rng.normal(0, 0.01, people)
             for run in runs:
                 fold, seed = (int(part.lstrip("foldse")) for part in run.name.split("-"))
@@ -99,7 +99,7 @@ def test_changes_against_the_own_baseline(simulated):
 def test_sides_and_published_tables(simulated):
     params, ranked = simulated({})
     configs = {name: params.perfusion.configs[name] for name in ranked.table["config"]}
-    sides = comparison._sides(cells(params.perfusion.sweep, comparison.SWEEP), configs)
+    sides = comparison._sides(sweep_runs(params.perfusion.sweep, comparison.SWEEP), configs)
     np.testing.assert_allclose(sides["gap"], 0.012, atol=1e-9)
     np.testing.assert_allclose(sides["left"] - sides["right"], 0.012, atol=1e-9)
     table = comparison._published(ranked, sides, configs).table.set_index("config")

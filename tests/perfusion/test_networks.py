@@ -34,9 +34,16 @@ def test_shared_is_monais_dynunet():
     """The same weights in MONAI's network give the same logits: the parameters come in the same order."""
     ours = make(deep=False).eval()
     theirs = DynUNet(
-        2, 2, 2, kernel_size=HOW.kernels, strides=HOW.strides, upsample_kernel_size=HOW.strides[1:], filters=HOW.features,
-        norm_name=("INSTANCE", {"affine": True}), deep_supervision=False,
-    ).eval()  # fmt: skip
+        2,
+        2,
+        2,
+        kernel_size=HOW.kernels,
+        strides=HOW.strides,
+        upsample_kernel_size=HOW.strides[1:],
+        filters=HOW.features,
+        norm_name=("INSTANCE", {"affine": True}),
+        deep_supervision=False,
+    ).eval()
 
     def weights(net, parts):
         return [p for part in parts for p in part.parameters()]

@@ -200,7 +200,7 @@ def test_evaluating_a_folder_gives_what_the_stage_gave(trained, flow_maps, flow_
 
 def test_sweep_and_ranking(small, flow_arrays, tmp_path):
     """Two configurations, one fold; a removed configuration's cell disappears; every table is there."""
-    from quintet.comparison import cells
+    from quintet.comparison import sweep_runs
     from quintet.perfusion.comparison import compare
 
     p = small.perfusion
@@ -213,7 +213,7 @@ def test_sweep_and_ranking(small, flow_arrays, tmp_path):
     assert kept == {"shared/fold0-seed0", "separate/fold0-seed0"}
     assert all(
         (run / "evaluation/cases.csv").is_file()
-        for group in cells(p.sweep, Path("runs/perfusion/sweep")).values()
+        for group in sweep_runs(p.sweep, Path("runs/perfusion/sweep")).values()
         for run in group
     )
     table = pd.read_csv("reports/ranking/ranking.csv")

@@ -7,9 +7,17 @@ from quintet.results import COLUMNS
 
 
 def draw(
-    rng: np.random.Generator, *, configs: int = 4, seeds: int = 3, patients: int = 20, folds: int = 1,
-    patient_sd: float = 2.0, run_sd: float = 0.8, noise_sd: float = 0.5, shift: float = 0.0,
-) -> np.ndarray:  # fmt: skip
+    rng: np.random.Generator,
+    *,
+    configs: int = 4,
+    seeds: int = 3,
+    patients: int = 20,
+    folds: int = 1,
+    patient_sd: float = 2.0,
+    run_sd: float = 0.8,
+    noise_sd: float = 0.5,
+    shift: float = 0.0,
+) -> np.ndarray:
     """Scores [configs, folds * seeds, patients], NaN outside a patient's fold; configuration 0 is `shift` better."""
     own = rng.normal(0, 8, patients) + rng.normal(0, patient_sd, (configs, 1, patients)) + 60
     run = rng.normal(0, run_sd, (configs, folds * seeds, 1))

@@ -40,12 +40,19 @@ def test_the_planned_number_has_the_planned_power_in_simulated_studies(folds: in
     decisions = [
         decide(
             draw(
-                rng, configs=configs, folds=folds, seeds=seeds, patients=n, patient_sd=pair_sd / np.sqrt(2), run_sd=run_sd,
-                noise_sd=0, shift=gain,
+                rng,
+                configs=configs,
+                folds=folds,
+                seeds=seeds,
+                patients=n,
+                patient_sd=pair_sd / np.sqrt(2),
+                run_sd=run_sd,
+                noise_sd=0,
+                shift=gain,
             )
         )
         for _ in range(600)
-    ]  # fmt: skip
+    ]
     first_step = np.mean([d.p[0, 1:] <= 0.05 / pairs for d in decisions])
     assert first_step == pytest.approx(0.8, abs=0.04)
     assert first_step <= np.mean([d.separated[0, 1:] for d in decisions]) < 0.9

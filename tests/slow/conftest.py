@@ -24,9 +24,16 @@ NO_NETWORK = "unshare --net --"  # a network namespace whose only device, lo, is
 def sh(command: str, cwd: Path, *, status: int | None = 0, timeout_s: float = 1200, **more: str) -> str:
     """Run a shell command, its environment widened by `more`; both streams. `status`: the one expected, None: any."""
     process = subprocess.Popen(
-        command, shell=True, cwd=cwd, env=ENVIRONMENT | more, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-        stdin=subprocess.DEVNULL, start_new_session=True,
-    )  # fmt: skip
+        command,
+        shell=True,
+        cwd=cwd,
+        env=ENVIRONMENT | more,
+        text=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        stdin=subprocess.DEVNULL,
+        start_new_session=True,
+    )
     try:
         text = process.communicate(timeout=timeout_s)[0]
     finally:

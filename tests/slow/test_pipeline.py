@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from quintet.runs import finished as finished_runs
+from quintet.runs import finished_runs as finished_runs
 from tests.slow.conftest import ENVIRONMENT, NO_NETWORK, can, complete_runs, ran, sh
 
 pytestmark = pytest.mark.slow
@@ -24,17 +24,17 @@ def keys_of(root: Path) -> set[str]:
 @pytest.mark.skipif(not can(f"{NO_NETWORK} true"), reason="this kernel gives no network namespace")
 def test_every_stage_runs_without_a_network_and_is_in_mlflow(finished):
     with pytest.raises(AssertionError, match="exit status"):
-        sh(f"{NO_NETWORK} python -c \"import socket; socket.create_connection(('127.0.0.1', 9))\"", finished, timeout_s=20)
-    stages = sh("dvc stage list --name-only", finished).split()
+        sh(f"{NO_NETWORK} python -c \"import socket; socket.create_connection(('127.0.0.1', 9))\"", finished_runs, timeout_s=20)
+    stages = sh("dvc stage list --name-only", finished_runs).split()
     assert len(stages) > 45
-    assert json.loads(sh("dvc status --json", finished)) == {}
-    assert len((finished / "logs" / "stages.csv").read_text().splitlines()) == len(stages)
-    assert complete_runs(finished) == keys_of(finished)
-    assert (finished / "reports" / "index.html").stat().st_size > 100_000
+    assert json.loads(sh("dvc status --json", finished_runs)) == {}
+    assert len((finished_runs / "logs" / "stages.csv").read_text().splitlines()) == len(stages)
+    assert complete_runs(finished_runs) == keys_of(finished_runs)
+    assert (finished_runs / "reports" / "index.html").stat().st_size > 100_000
 
 
 def test_dvc_repro_finds_nothing_to_do(finished):
-    text = sh("dvc repro", finished)
+    text = sh("dvc repro", finished_runs)
     assert ran(text) == []
     assert "Data and pipelines are up to date." in text
 

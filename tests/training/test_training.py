@@ -12,22 +12,22 @@ from quintet.errors import InputError
 from quintet.runs import Record
 from quintet.training import batches as batching
 from quintet.training import hardware
-from quintet.training.batches import EpochBatches
-from quintet.training.fit import Goal, _summary, adam, fit, warm_cosine
+from quintet.training.batches import EpochBatchSampler
+from quintet.training.fit import Monitor, _summary, adam_optimizer, cosine_with_warmup, fit
 from quintet.training.hardware import resolve_device
 
 
-def epoch_of(batches: EpochBatches, epoch: int) -> list[list[int]]:
+def epoch_of(batches: EpochBatchSampler, epoch: int) -> list[list[int]]:
     batches.set_epoch(epoch)
     return list(batches)
 
 
 def test_order_is_a_function_of_seed_and_epoch():
     rows = np.arange(100, 203)
-    one, other = (EpochBatches(rows, 10, seed=1) for _ in range(2))
+    one, other = (EpochBatchSampler(rows, 10, seed=1) for _ in range(2))
     assert epoch_of(one, 4) == epoch_of(other, 4)  # whatever was drawn before
     assert epoch_of(one, 4) != epoch_of(one, 5)
-    assert epoch_of(EpochBatches(rows, 10, seed=2), 4) != epoch_of(one, 4)
+    assert epoch_of(EpochBatchSampler(rows, 10, seed=2), 4) != epoch_of(one, 4)
     assert sorted(sum(epoch_of(one, 0), [])) == rows.tolist()
     assert len(one) == len(epoch_of(one, 0)) == 11
 
@@ -35,8 +35,8 @@ def test_order_is_a_function_of_seed_and_epoch():
 def test_ranks_share_an_epoch_without_overlap(monkeypatch):
     seen = []
     for rank in range(4):
-        monkeypatch.setattr(batching, "world", lambda rank=rank: (rank, 4))
-        part = EpochBatches(np.arange(100), 8, seed=0)
+        monkeypatch.setattr(batching, "rank_and_world_size", lambda rank=rank: (rank, 4))
+        part = EpochBatchSampler(np.arange(100), 8, seed=0)
         assert len(list(part)) == len(part) == 4
         seen += sum(part, [])
     assert sorted(seen) == list(range(100))
@@ -45,8 +45,8 @@ def test_ranks_share_an_epoch_without_overlap(monkeypatch):
 def test_cosine_rises_falls_and_ends_at_the_floor(make_params):
     how = make_params({"landmarks.warmup": 0.1, "landmarks.rate_floor": 1e-5}).landmarks
     weight = torch.nn.Parameter(torch.zeros(1))
-    optimizer = adam([{"params": [weight], "lr": 1e-2}], how)
-    schedule = warm_cosine(optimizer, how, 100)
+    optimizer = adam_optimizer([{"params": [weight], "lr": 1e-2}], how)
+    schedule = cosine_with_warmup(optimizer, how, 100)
     rates = []
     for _ in range(100):
         rates.append(optimizer.param_groups[0]["lr"])
@@ -61,10 +61,14 @@ def test_cosine_rises_falls_and_ends_at_the_floor(make_params):
 @pytest.mark.parametrize(
     ("asked", "device", "hardware_bf16", "gets"),
     [
-        ("auto", "cpu", True, "bf16-mixed"), ("auto", "cpu", False, "32-true"), (32, "cpu", True, "32-true"),
-        ("bf16", "cpu", False, "bf16-mixed"), (16, "cuda", True, "16-mixed"), ("auto", "mps", True, "32-true"),
+        ("auto", "cpu", True, "bf16-mixed"),
+        ("auto", "cpu", False, "32-true"),
+        (32, "cpu", True, "32-true"),
+        ("bf16", "cpu", False, "bf16-mixed"),
+        (16, "cuda", True, "16-mixed"),
+        ("auto", "mps", True, "32-true"),
     ],
-)  # fmt: skip
+)
 def test_precision(monkeypatch, asked, device, hardware_bf16, gets):
     monkeypatch.setattr(hardware, "cpu_computes_bf16", lambda: hardware_bf16)
     assert hardware.resolve_precision(asked, device) == gets
@@ -87,13 +91,19 @@ def test_clipping_goes_with_every_precision_of_a_cpu(make_params, precision):
             self.steep = torch.nn.utils.get_total_norm([p.grad for p in self.parameters()])
 
         def configure_optimizers(self):
-            return adam([{"params": list(self.parameters()), "lr": 1e-3}], how)
+            return adam_optimizer([{"params": list(self.parameters()), "lr": 1e-3}], how)
 
     module = Steep()
     trainer = L.Trainer(
-        max_steps=1, accelerator="cpu", precision=hardware.resolve_precision(precision, "cpu"), gradient_clip_val=how.clip_norm,
-        logger=False, enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False,
-    )  # fmt: skip
+        max_steps=1,
+        accelerator="cpu",
+        precision=hardware.resolve_precision(precision, "cpu"),
+        gradient_clip_val=how.clip_norm,
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+    )
     trainer.fit(module, torch.utils.data.DataLoader(torch.randn(8, 4)))
     assert module.steep > 1
     assert torch.nn.utils.get_total_norm([p.grad for p in module.parameters()]) == pytest.approx(1e-3, rel=1e-2)
@@ -121,7 +131,7 @@ def history(train: list[float], valid: list[float]) -> pd.DataFrame:
 def test_warnings_of_overfitting_and_of_too_good_a_validation(capsys, train, valid, drift, perfect, lower):
     table = history(train, valid)
     table["score"] *= 1 if lower else -1
-    found = _summary(table, Goal("score", lower, perfect=0.5 if lower else -0.5, keep="best"))
+    found = _summary(table, Monitor("score", lower, perfect=0.5 if lower else -0.5, keep="best"))
     assert found["warning_drift"] == drift
     assert found["warning_perfect_validation"] == perfect
     assert abs(found["best_score"]) == min(valid)
@@ -164,7 +174,7 @@ def test_a_run_that_stopped_early_and_was_killed_stays_stopped(make_params, tmp_
     found = []
     for _ in range(2):
         record = Record("toy", "train", "base", 0, {}, {})
-        goal = Goal("score", lower_is_better=False, perfect=math.inf, keep="best", patience=3)
+        goal = Monitor("score", lower_is_better=False, perfect=math.inf, keep="best", patience=3)
         found.append(
             fit(Worsening(), loader, loader, epochs=20, seed=0, how=p.landmarks, compute=p.compute, record=record, goal=goal)
         )

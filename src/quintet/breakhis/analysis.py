@@ -10,7 +10,7 @@ import pandas as pd
 from quintet.breakhis.data import Prepared, prepare
 from quintet.breakhis.sampling import utilisation
 from quintet.breakhis.tree import CLASSES, MAGNIFICATIONS, TYPES, case_number
-from quintet.figures import new_figure, save
+from quintet.figures import new_figure, save_figure
 from quintet.pages import Section, write_page
 from quintet.params import BreakHis
 
@@ -150,4 +150,4 @@ def _samples(path: Path, data: Prepared) -> None:
             if len(own):
                 axis.imshow(data.images[m][own["row"].iloc[0]], aspect=460 / 700)
             axis.set_title(f"{name} {m}" if m == MAGNIFICATIONS[0] else m, fontsize=7)
-    save(figure, path)
+    save_figure(figure, path)

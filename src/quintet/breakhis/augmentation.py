@@ -17,15 +17,17 @@ class Augmentation:
 
     def __init__(self, how: BreakHisAugment) -> None:
         jitter = how.colour_jitter
-        self.transforms = A.Compose([
-            A.HorizontalFlip(p=how.flip),
-            A.VerticalFlip(p=how.flip),
-            A.Rotate(limit=how.rotation_deg, border_mode=cv2.BORDER_REFLECT_101, p=how.rotation),
-            A.ElasticTransform(alpha=20, sigma=5, p=how.elastic),
-            A.GaussianBlur(blur_limit=MOST_BLUR, p=how.blur),
-            A.ColorJitter(brightness=jitter, contrast=jitter, saturation=jitter, hue=0.1 * jitter, p=how.colour),
-            A.Erasing(scale=ERASED, fill="random_uniform", p=how.erase),
-        ])  # fmt: skip
+        self.transforms = A.Compose(
+            [
+                A.HorizontalFlip(p=how.flip),
+                A.VerticalFlip(p=how.flip),
+                A.Rotate(limit=how.rotation_deg, border_mode=cv2.BORDER_REFLECT_101, p=how.rotation),
+                A.ElasticTransform(alpha=20, sigma=5, p=how.elastic),
+                A.GaussianBlur(blur_limit=MOST_BLUR, p=how.blur),
+                A.ColorJitter(brightness=jitter, contrast=jitter, saturation=jitter, hue=0.1 * jitter, p=how.colour),
+                A.Erasing(scale=ERASED, fill="random_uniform", p=how.erase),
+            ]
+        )
 
     def seed(self, seed: int) -> None:
         self.transforms.set_random_seed(seed)

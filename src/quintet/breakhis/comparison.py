@@ -11,28 +11,34 @@ from quintet.breakhis.figures import diagnostics
 from quintet.breakhis.metrics import classification, subsets
 from quintet.breakhis.published import CONFIG, PUBLISHED
 from quintet.breakhis.tree import MAGNIFICATIONS
-from quintet.comparison import Runs, cells, keep_only, measured, pick, publish, recorded
+from quintet.comparison import Runs, evaluation_metrics, prune_runs, publish, select_columns, sweep_runs, training_metrics
 from quintet.pages import Section
 from quintet.params import Params
-from quintet.resampling import draw_weights, interval, mean_draws, order_draws
+from quintet.resampling import bootstrap_concordance, bootstrap_means, bootstrap_weights, percentile_interval
 
 METRIC, UNIT = "balanced_accuracy", "0 to 1"
 SWEEP = Path("runs/breakhis/sweep")
 COSTS = {
-    "train_seconds": "training, s", "evaluation_seconds_per_image": "prediction, s an image", "parameters": "parameters",
+    "train_seconds": "training, s",
+    "evaluation_seconds_per_image": "prediction, s an image",
+    "parameters": "parameters",
     "peak_memory_mb": "peak memory, MiB",
-}  # fmt: skip
+}
 Floats = NDArray[np.float64]
 
 
 def ranked(params: Params, sweep: Path = SWEEP) -> ranking.Ranking:
     table = results.read(
-        run / "evaluation" / "cases.csv" for group in cells(params.breakhis.sweep, sweep).values() for run in group
+        run / "evaluation" / "cases.csv" for group in sweep_runs(params.breakhis.sweep, sweep).values() for run in group
     )
     return ranking.rank(
-        balanced(table), METRIC, lower_is_better=False, alpha=params.ranking.alpha, bootstrap=params.ranking.bootstrap,
+        balanced(table),
+        METRIC,
+        lower_is_better=False,
+        alpha=params.ranking.alpha,
+        bootstrap=params.ranking.bootstrap,
         published={CONFIG: PUBLISHED[METRIC][0]},
-    )  # fmt: skip
+    )
 
 
 def balanced(table: pd.DataFrame) -> pd.DataFrame:
@@ -49,12 +55,12 @@ def balanced(table: pd.DataFrame) -> pd.DataFrame:
 def compare(params: Params, sweep: Path, out: Path, report: Path) -> str:
     """Rank what params name, write `report` and `out` = {record.json}; returns the verdict."""
     p = params.breakhis
-    runs = cells(p.sweep, sweep)
-    keep_only(sweep, [run for group in runs.values() for run in group])
+    runs = sweep_runs(p.sweep, sweep)
+    prune_runs(sweep, [run for group in runs.values() for run in group])
     table = ranked(params, sweep)
     order = list(table.table["config"])
     patients = {name: _patients(runs[name]) for name in order}
-    costs = recorded(runs, order).join(measured(runs, order)[["evaluation_seconds_per_image"]])
+    costs = training_metrics(runs, order).join(evaluation_metrics(runs, order)[["evaluation_seconds_per_image"]])
 
     def sections(folder: Path) -> list[Section]:
         figures = [_figure(folder, name, patients[name]) for name in order]
@@ -64,7 +70,7 @@ def compare(params: Params, sweep: Path, out: Path, report: Path) -> str:
             Section("Which magnifications are needed", SUBSETS, _by_subset(patients)),
             Section("Each image by itself", ALONE, _by_magnification(runs, order)),
             Section("Curves, confusion, calibration", CURVES, figures=figures),
-            Section("Cost", _probe_text(p.weights, order), pick(costs, COSTS)),
+            Section("Cost", _probe_text(p.weights, order), select_columns(costs, COSTS)),
         ]
 
     publish("breakhis", table, runs, out, report, title="BreakHis", unit=UNIT, extra=sections)
@@ -79,7 +85,9 @@ def _patients(runs: list[Path]) -> pd.DataFrame:
 
 def balanced_interval(values: Floats, classes: Floats, weights: Floats) -> tuple[float, float]:
     """95 % interval of the class-balanced mean of `values` `[rows]`."""
-    return interval(np.mean([mean_draws(values[classes == k], weights[:, classes == k]) for k in np.unique(classes)], axis=0))
+    return percentile_interval(
+        np.mean([bootstrap_means(values[classes == k], weights[:, classes == k]) for k in np.unique(classes)], axis=0)
+    )
 
 
 def _by_patient_text(patients: pd.DataFrame) -> str:
@@ -96,18 +104,31 @@ def _by_patient(patients: dict[str, pd.DataFrame]) -> pd.DataFrame:
     rows = []
     for name, table in patients.items():
         y, p, right = (table[c].to_numpy() for c in ("malignant", "probability", "correct"))
-        weights = draw_weights(table["group"], table["malignant"])
+        weights = bootstrap_weights(table["group"], table["malignant"])
         # at the folds' own thresholds: correct decides, not one threshold for all
         scores = classification(y, p, 0.5) | classification(y, np.where(right == 1, y, 1 - y), 0.5)
         scores |= {k: v for k, v in classification(y, p, 0.5).items() if k in ("auc", "brier", "ece", "average_precision")}
         low, high = balanced_interval(right, y, weights)
-        auc_low, auc_high = interval(order_draws(p, (y[:, None] == 1) & (y[None, :] == 0), weights))
-        rows.append({
-            "config": name, "patients": table["group"].nunique(), "balanced accuracy": scores["balanced_accuracy"],
-            "low": low, "high": high, "accuracy": scores["accuracy"], "F1": scores["f1"], "sensitivity": scores["sensitivity"],
-            "specificity": scores["specificity"], "AUC": scores["auc"], "AUC low": auc_low, "AUC high": auc_high,
-            "Brier": scores["brier"], "ECE": scores["ece"], "type accuracy": table["type_correct"].mean(),
-        })  # fmt: skip
+        auc_low, auc_high = percentile_interval(bootstrap_concordance(p, (y[:, None] == 1) & (y[None, :] == 0), weights))
+        rows.append(
+            {
+                "config": name,
+                "patients": table["group"].nunique(),
+                "balanced accuracy": scores["balanced_accuracy"],
+                "low": low,
+                "high": high,
+                "accuracy": scores["accuracy"],
+                "F1": scores["f1"],
+                "sensitivity": scores["sensitivity"],
+                "specificity": scores["specificity"],
+                "AUC": scores["auc"],
+                "AUC low": auc_low,
+                "AUC high": auc_high,
+                "Brier": scores["brier"],
+                "ECE": scores["ece"],
+                "type accuracy": table["type_correct"].mean(),
+            }
+        )
     return pd.DataFrame(rows)
 
 
@@ -143,7 +164,7 @@ def _by_subset(patients: dict[str, pd.DataFrame]) -> pd.DataFrame:
                 if own["malignant"].nunique() < 2:  # nobody of one class has any of these
                     continue
                 right, y = own[f"correct/{subset}"].to_numpy(), own["malignant"].to_numpy()
-                low, high = balanced_interval(right, y, draw_weights(own["group"], own["malignant"]))
+                low, high = balanced_interval(right, y, bootstrap_weights(own["group"], own["malignant"]))
                 row[name] = f"{np.mean([right[y == k].mean() for k in np.unique(y)]):.3f} [{low:.3f}, {high:.3f}]"
         rows.append(row)
     return pd.DataFrame(rows).fillna("")
@@ -160,16 +181,25 @@ def _by_magnification(runs: Runs, order: list[str]) -> pd.DataFrame:
         images = pd.concat([pd.read_csv(run / "evaluation" / "images.csv", dtype={"patient": str}) for run in runs[name]])
         for m in [m for m in MAGNIFICATIONS if m in set(images["magnification"])]:
             own = images[images["magnification"] == m].reset_index(drop=True)
-            weights = draw_weights(own["patient"], own["malignant"])
+            weights = bootstrap_weights(own["patient"], own["malignant"])
             right = own["correct"].to_numpy()
-            low, high = interval(mean_draws(right, weights))
+            low, high = percentile_interval(bootstrap_means(right, weights))
             people = own.groupby("patient").agg(malignant=("malignant", "first"), correct=("correct", "mean")).reset_index()
-            turns = draw_weights(people["patient"], people["malignant"])
-            people_low, people_high = interval(mean_draws(people["correct"].to_numpy(), turns))
-            rows.append({
-                "config": name, "magnification": m, "images": len(own), "image accuracy": right.mean(), "low": low, "high": high,
-                "patient recognition rate": people["correct"].mean(), "its low": people_low, "its high": people_high,
-            })  # fmt: skip
+            turns = bootstrap_weights(people["patient"], people["malignant"])
+            people_low, people_high = percentile_interval(bootstrap_means(people["correct"].to_numpy(), turns))
+            rows.append(
+                {
+                    "config": name,
+                    "magnification": m,
+                    "images": len(own),
+                    "image accuracy": right.mean(),
+                    "low": low,
+                    "high": high,
+                    "patient recognition rate": people["correct"].mean(),
+                    "its low": people_low,
+                    "its high": people_high,
+                }
+            )
     return pd.DataFrame(rows)
 
 

@@ -19,8 +19,8 @@ from quintet.arrays import new_array
 from quintet.breakhis.folds import make_folds
 from quintet.breakhis.sampling import Patients
 from quintet.breakhis.tree import CLASSES, MAGNIFICATIONS, TYPES, Image, missing_magnifications, read_tree
-from quintet.errors import InputError, Problems
-from quintet.files import md5, refuse_overlap, whole_folder, write_json
+from quintet.errors import InputError, InputProblemsError
+from quintet.files import atomic_folder, md5, refuse_overlap, write_json
 from quintet.imaging.duplicates import near_pairs, perceptual_hash
 from quintet.imaging.pictures import read_rgb
 from quintet.params import BreakHis
@@ -92,7 +92,7 @@ def check(raw: Path, params: BreakHis) -> list[str]:
             folds, notes = make_folds(_patients([image for image, _ in kept]), raw, params)
             print("".join(f"note: {note}\n" for note in notes), end="")
             refuse_duplicates([image for image, _ in kept], np.stack([own for _, own in kept]), folds, params)
-    except Problems as error:
+    except InputProblemsError as error:
         problems += error.problems
     except InputError as error:
         problems.append(str(error))
@@ -114,7 +114,7 @@ def refuse_duplicates(images: Sequence[Image], hashes: NDArray[np.bool_], folds:
             where = f"{parts.loc[a.patient, apart[0]]} and {parts.loc[b.patient, apart[0]]} in fold {apart[0]}"
             problems.append(f"{a.path} and {b.path} are nearly the same picture ({where}); delete the one in the wrong place")
     if problems:
-        raise Problems(
+        raise InputProblemsError(
             "patients in different parts share pictures (breakhis.near_duplicate_distance=0: equal hashes only)", problems
         )
 
@@ -123,7 +123,7 @@ def refuse_overlapping_parts(folds: pd.DataFrame) -> None:
     """Raise where a patient stands in two parts of one fold."""
     double = folds[folds.duplicated(["fold", "patient"], keep=False)]
     if len(double):
-        raise Problems("the folds", [f"fold {r.fold}: patient {r.patient} is in {r.part}" for r in double.itertuples()])
+        raise InputProblemsError("the folds", [f"fold {r.fold}: patient {r.patient} is in {r.part}" for r in double.itertuples()])
 
 
 def prepare(raw: Path, out: Path, params: BreakHis) -> tuple[Prepared, list[str]]:
@@ -134,16 +134,17 @@ def prepare(raw: Path, out: Path, params: BreakHis) -> tuple[Prepared, list[str]
     refuse_overlap(raw, out)
     images, problems = read_tree(raw)
     if not images:
-        raise Problems(str(raw), problems)
+        raise InputProblemsError(str(raw), problems)
     images.sort(key=lambda image: (MAGNIFICATIONS.index(image.magnification), image.patient, image.path.name))
     counts = Counter(image.magnification for image in images)
     rows: dict[str, int] = dict.fromkeys(MAGNIFICATIONS, 0)
     table, hashes = [], []
-    with whole_folder(out) as folder:
+    with atomic_folder(out) as folder:
         arrays = {
             m: new_array(folder / f"all_{m}.npy", np.uint8, (counts[m], params.size, params.size, 3))
-            for m in MAGNIFICATIONS if counts[m]
-        }  # fmt: skip
+            for m in MAGNIFICATIONS
+            if counts[m]
+        }
         for start in range(0, len(images), CHUNK):
             chunk = images[start : start + CHUNK]
             for image, read in zip(chunk, read_images([image.path for image in chunk], params.size), strict=True):
@@ -158,7 +159,7 @@ def prepare(raw: Path, out: Path, params: BreakHis) -> tuple[Prepared, list[str]
                 table.append((*own, row, image.path.relative_to(raw).as_posix(), md5(image.path)))
         if problems and (params.on_error == "raise" or not table):
             hint = " (breakhis.on_error=skip would leave these images out)" if params.on_error == "raise" else ""
-            raise Problems(f"{raw}{hint}", problems)
+            raise InputProblemsError(f"{raw}{hint}", problems)
         index = pd.DataFrame(table, columns=["image", "patient", "class", "type", "magnification", "row", "file", "md5"])
         kept = [Image(Path(raw) / r.file, r.patient, r[3], r.type, r.magnification) for r in index.itertuples()]
         if mixed := sorted(p for p, own in index.groupby("patient")["class"].nunique().items() if own > 1):

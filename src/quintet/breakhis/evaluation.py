@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from quintet import results
 from quintet.breakhis.metrics import Predicted, classification
-from quintet.files import whole_folder, write_json
+from quintet.files import atomic_folder, write_json
 from quintet.runs import Record
 
 
@@ -57,9 +57,15 @@ def summary(table: pd.DataFrame, images: pd.DataFrame, threshold: float) -> dict
 
 
 def evaluate(
-    predicted: Predicted, labels: NDArray[np.int64], types: NDArray[np.floating[Any]], *, threshold: float, record: Record,
-    out: Path, history: pd.DataFrame | None = None,
-) -> dict[str, float]:  # fmt: skip
+    predicted: Predicted,
+    labels: NDArray[np.int64],
+    types: NDArray[np.floating[Any]],
+    *,
+    threshold: float,
+    record: Record,
+    out: Path,
+    history: pd.DataFrame | None = None,
+) -> dict[str, float]:
     """Measure P patients (`labels` 0 benign, 1 malignant; `types` `[P, 8]` shares); writes `out` = {cases.csv, images.csv,
     metrics.json, figures/}, with `history` more figures."""
     from quintet.breakhis import figures
@@ -67,7 +73,7 @@ def evaluate(
     table = by_patient(predicted, labels, types, threshold)
     images = _judged(predicted, labels, threshold)
     metrics = summary(table, images, threshold)
-    with whole_folder(out) as folder:
+    with atomic_folder(out) as folder:
         values = table.drop(columns="patient")
         tidy = results.tidy(
             values,

@@ -12,7 +12,7 @@ from sklearn.metrics import precision_recall_curve, roc_curve
 
 from quintet.breakhis.metrics import Predicted, reliability
 from quintet.breakhis.tree import CLASSES, TYPES
-from quintet.figures import learning_curves, new_figure, save
+from quintet.figures import new_figure, plot_learning_curves, save_figure
 
 Floats = NDArray[np.float64]
 Labelled = tuple[NDArray[Any], Floats]  # labels, probabilities
@@ -21,24 +21,46 @@ CODES = list(TYPES.values())
 
 
 def draw_all(
-    folder: Path, predicted: Predicted, table: pd.DataFrame, types: NDArray[np.floating[Any]], *, threshold: float, title: str,
+    folder: Path,
+    predicted: Predicted,
+    table: pd.DataFrame,
+    types: NDArray[np.floating[Any]],
+    *,
+    threshold: float,
+    title: str,
     history: pd.DataFrame | None,
-) -> None:  # fmt: skip
+) -> None:
     """Curves, confusion and calibration; with `history` also attention and learning curves."""
     pooled = (table["malignant"].to_numpy(), table["probability"].to_numpy())
-    diagnostics(folder / "diagnostics.png", [pooled], pooled[1] >= threshold, title=f"{title}: {len(table)} patients",
-                types=(types, predicted.types))  # fmt: skip
+    diagnostics(
+        folder / "diagnostics.png",
+        [pooled],
+        pooled[1] >= threshold,
+        title=f"{title}: {len(table)} patients",
+        types=(types, predicted.types),
+    )
     if history is not None:
         if predicted.hierarchy is not None or predicted.fusion is not None:
             attention(folder / "attention.png", predicted, title)
-        learning_curves(folder / "learning_curves.png", history, title=title, loss_unit="focal loss", lower_is_better=False,
-                        score="valid_balanced_accuracy", score_label="validation balanced accuracy")  # fmt: skip
+        plot_learning_curves(
+            folder / "learning_curves.png",
+            history,
+            title=title,
+            loss_unit="focal loss",
+            lower_is_better=False,
+            score="valid_balanced_accuracy",
+            score_label="validation balanced accuracy",
+        )
 
 
 def diagnostics(
-    path: Path, folds: Sequence[Labelled], malignant: NDArray[np.bool_], *, title: str,
+    path: Path,
+    folds: Sequence[Labelled],
+    malignant: NDArray[np.bool_],
+    *,
+    title: str,
     types: tuple[NDArray[Any], Floats] | None = None,
-) -> None:  # fmt: skip
+) -> None:
     """ROC and precision-recall (each fold, and pooled), confusion of the classes and types, reliability.
 
     `malignant`: what was said, fold after fold, each at its own threshold. A curve needs both classes.
@@ -73,7 +95,7 @@ def diagnostics(
         true_type = np.where(types[0][np.arange(len(said_type)), said_type] > 0, said_type, types[0].argmax(1))
         matrix(axes[4], _count(true_type, said_type, len(CODES)), CODES, "Types")
     figure.suptitle(title, fontsize=10)
-    save(figure, path)
+    save_figure(figure, path)
 
 
 def _count(true: NDArray[Any], said: NDArray[Any], kinds: int) -> NDArray[np.int64]:
@@ -100,8 +122,9 @@ def attention(path: Path, predicted: Predicted, title: str) -> None:
     names = predicted.magnifications
     figure, (left, middle, right) = new_figure(12, 3.8, 1, 3)
     for axis, values, heading in (
-        (left, predicted.hierarchy, "Hierarchical attention"), (middle, predicted.fusion, "Self-attention of the fusion")
-    ):  # fmt: skip
+        (left, predicted.hierarchy, "Hierarchical attention"),
+        (middle, predicted.fusion, "Self-attention of the fusion"),
+    ):
         if values is None:
             axis.axis("off")
         else:
@@ -112,7 +135,7 @@ def attention(path: Path, predicted: Predicted, title: str) -> None:
         right.bar(names, predicted.importance.mean(0), color=BLUE)
         right.set(title="Learned importance", ylabel="weight")
     figure.suptitle(f"{title}: means over patients", fontsize=10)
-    save(figure, path)
+    save_figure(figure, path)
 
 
 Shown = tuple[NDArray[np.uint8], Floats] | None  # image [S, S, 3] and heat [S, S]; None: the patient has none
@@ -132,4 +155,4 @@ def cam_page(path: Path, rows: Mapping[str, Sequence[Shown]], magnifications: Se
                 line[2 * m + 1].imshow(picture[1], cmap="inferno", alpha=0.55, vmin=0, vmax=1)
         line[0].set_title(label, fontsize=8, loc="left", parse_math=False)
     figure.suptitle(title, fontsize=10)
-    save(figure, path)
+    save_figure(figure, path)

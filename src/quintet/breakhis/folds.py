@@ -9,9 +9,9 @@ import pandas as pd
 
 from quintet import splits
 from quintet.breakhis.tree import CLASSES, case_number, parse_name
-from quintet.errors import InputError, Problems
+from quintet.errors import InputError, InputProblemsError
 from quintet.params import BreakHis
-from quintet.tables import read_text
+from quintet.tables import read_text_table
 
 OFFICIAL = re.compile(r"dsfold(\d+)\.txt")
 
@@ -58,7 +58,7 @@ def _hand_made(path: Path, patients: pd.DataFrame, params: BreakHis) -> np.ndarr
     """A CSV with the columns patient, fold (where it is held out); every patient once."""
     if not path.is_file():
         raise InputError(f"breakhis.split: {path}: no such file; allowed are grouped, official or a CSV with patient,fold")
-    table = read_text(path)
+    table = read_text_table(path)
     if not {"patient", "fold"} <= set(table.columns):
         raise InputError(f"{path}: expected the columns patient,fold, got {','.join(table.columns)}")
     legal = [str(fold) for fold in range(params.folds)]
@@ -69,7 +69,7 @@ def _hand_made(path: Path, patients: pd.DataFrame, params: BreakHis) -> np.ndarr
     problems += [f"{p} is not listed" for p in sorted(set(patients["patient"]) - set(table["patient"]))]
     problems += [f"{p} is no patient of this data set" for p in sorted(set(table["patient"]) - set(patients["patient"]))]
     if problems:
-        raise Problems(str(path), problems)
+        raise InputProblemsError(str(path), problems)
     held_out = dict(zip(table["patient"], table["fold"].astype(int), strict=True))
     return patients["patient"].map(held_out).to_numpy()
 
@@ -95,7 +95,7 @@ def read_official(path: Path) -> dict[str, dict[str, set[str]]]:
         else:
             parts[cells[3]][named[1]].add(named[0])
     if problems:
-        raise Problems(str(path), problems)
+        raise InputProblemsError(str(path), problems)
     return parts
 
 
@@ -123,7 +123,7 @@ def _official(patients: pd.DataFrame, raw: Path, folds: int) -> tuple[list[set[s
         unknown = sorted(set(patients["patient"]) - set(parts["train"]) - set(parts["test"]))
         problems += [f"{path.name} does not name patient {patient}" for patient in unknown]
     if problems:
-        raise Problems(f"{raw} (breakhis.split=official)", problems)
+        raise InputProblemsError(f"{raw} (breakhis.split=official)", problems)
     return [test & set(patients["patient"]) for test in testing], notes
 
 

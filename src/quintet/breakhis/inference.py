@@ -17,7 +17,7 @@ from quintet.breakhis.networks import MagnificationNet, normalise
 from quintet.breakhis.sampling import NONE, Patients, all_quadruples
 from quintet.errors import InputError
 from quintet.training.hardware import resolve_device
-from quintet.training.models import rebuild
+from quintet.training.models import load_network
 
 BATCH = 64
 Images = list[NDArray[np.uint8]]  # per magnification [N, S, S, 3]
@@ -33,7 +33,9 @@ class Model:
     @staticmethod
     def load(run: Path, device: str, *, evaluated: bool = True) -> "Model":
         """Rebuild a run's network; its threshold comes from its evaluation."""
-        net, build = rebuild(run / "model" / "model.pt", "breakhis", "magnifications", lambda build: MagnificationNet(**build))
+        net, build = load_network(
+            run / "model" / "model.pt", "breakhis", "magnifications", lambda build: MagnificationNet(**build)
+        )
         settings = run / "evaluation" / "inference.json"
         if evaluated and not settings.is_file():
             raise InputError(f"{run}: trained but not evaluated, so its threshold is not set; run the evaluation stage first")
@@ -53,9 +55,10 @@ class Model:
         """One vector an image, `[N, C]` for each magnification: each is computed once, in however many quadruples it stands."""
         return [
             torch.cat([self.net.encode(m, normalise(torch.from_numpy(part).to(self.device))) for part in _parts(own)])
-            if len(own) else torch.zeros(1, self.net.channels, device=self.device)
+            if len(own)
+            else torch.zeros(1, self.net.channels, device=self.device)
             for m, own in zip(self.magnifications, images, strict=True)
-        ]  # fmt: skip
+        ]
 
     @torch.inference_mode()
     def __call__(self, images: Images, patients: Patients) -> Predicted:

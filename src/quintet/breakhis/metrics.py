@@ -43,10 +43,13 @@ def mean_of(predicted: Sequence[Predicted]) -> Predicted:
     images = first.images.assign(probability=np.mean([p.images["probability"] for p in predicted], axis=0))
     weights = [p.importance for p in predicted if p.importance is not None]
     return Predicted(
-        first.patients, first.magnifications,
+        first.patients,
+        first.magnifications,
         {name: np.mean([p.probability[name] for p in predicted], axis=0) for name in first.probability},
-        np.mean([p.types for p in predicted], axis=0), images, np.mean(weights, axis=0) if weights else None,
-    )  # fmt: skip
+        np.mean([p.types for p in predicted], axis=0),
+        images,
+        np.mean(weights, axis=0) if weights else None,
+    )
 
 
 def lock_threshold(labels: NDArray[np.int64], probability: Floats) -> float:
@@ -86,8 +89,9 @@ def classification(labels: NDArray[Any], probability: Floats, threshold: float) 
     }
     if len(set(labels.tolist())) == 2:
         found |= {
-            "sensitivity": float(malignant[labels == 1].mean()), "specificity": float((~malignant[labels == 0]).mean()),
+            "sensitivity": float(malignant[labels == 1].mean()),
+            "specificity": float((~malignant[labels == 0]).mean()),
             "auc": float(roc_auc_score(labels, probability)),
             "average_precision": float(average_precision_score(labels, probability)),
-        }  # fmt: skip
+        }
     return {name: value for name, value in found.items() if np.isfinite(value)}

@@ -18,13 +18,13 @@ from quintet.breakhis.networks import MagnificationNet, normalise, weights_url
 from quintet.breakhis.sampling import NONE, InOrder, Item, QuadrupleBatches, automatic_batch, epoch_quadruples, utilisation
 from quintet.breakhis.tree import MAGNIFICATIONS
 from quintet.errors import InputError
-from quintet.files import whole_folder
+from quintet.files import atomic_folder
 from quintet.params import BreakHis, BreakHisConfig, Compute
 from quintet.params.breakhis import BreakHisAugment
 from quintet.runs import Record
-from quintet.training.fit import Goal, adam, fit, scheduled, set_up, warm_cosine
+from quintet.training.fit import Monitor, adam_optimizer, cosine_with_warmup, fit, set_threads_and_seed, with_step_schedule
 from quintet.training.hardware import resolve_device, resolve_workers
-from quintet.training.models import load_weights, save_model
+from quintet.training.models import load_pretrained_weights, save_model
 
 NOT_BACKBONE = ("_fc.",)  # ImageNet's classifier
 PERFECT = 0.995
@@ -54,11 +54,13 @@ class Quadruples(Dataset[dict[str, Any]]):
                     image = self.arrays[m][row]
                     images[m][i] = self.augment(image) if self.augment else image
         return {
-            "images": [torch.from_numpy(i) for i in images], "present": torch.from_numpy(quadruples != NONE),
+            "images": [torch.from_numpy(i) for i in images],
+            "present": torch.from_numpy(quadruples != NONE),
             "classes": torch.from_numpy(np.eye(2, dtype=np.float32)[self.labels[owner]]),
-            "types": torch.from_numpy(self.types[owner]), "patients": torch.from_numpy(owner),
+            "types": torch.from_numpy(self.types[owner]),
+            "patients": torch.from_numpy(owner),
             "case": [self.names[i] for i in owner],
-        }  # fmt: skip
+        }
 
 
 def class_weights(shares: NDArray[np.floating[Any]]) -> Tensor:
@@ -72,9 +74,16 @@ class MagnificationModule(L.LightningModule):
     """`labels` are the validation patients' classes, `[P]`."""
 
     def __init__(
-        self, net: MagnificationNet, shared: BreakHis, *, steps: int, weights: tuple[Tensor, Tensor], labels: NDArray[np.int64],
-        used: tuple[list[float], list[float]], debug: bool = False,
-    ) -> None:  # fmt: skip
+        self,
+        net: MagnificationNet,
+        shared: BreakHis,
+        *,
+        steps: int,
+        weights: tuple[Tensor, Tensor],
+        labels: NDArray[np.int64],
+        used: tuple[list[float], list[float]],
+        debug: bool = False,
+    ) -> None:
         super().__init__()
         self.net, self.shared, self.steps, self.labels, self.used, self.debug = net, shared, steps, labels, used, debug
         self.register_buffer("class_weights", weights[0], persistent=False)
@@ -135,9 +144,9 @@ class MagnificationModule(L.LightningModule):
     def configure_optimizers(self) -> Any:
         how = self.shared
         trained = [p for p in self.net.parameters() if p.requires_grad]
-        optimizer = adam([{"params": trained, "lr": how.rate}], how, decoupled=True)
+        optimizer = adam_optimizer([{"params": trained, "lr": how.rate}], how, decoupled=True)
         if how.schedule == "cosine":
-            return scheduled(optimizer, warm_cosine(optimizer, how, self.steps))
+            return with_step_schedule(optimizer, cosine_with_warmup(optimizer, how, self.steps))
         falling = torch.optim.lr_scheduler.ReduceLROnPlateau(
             optimizer, factor=how.plateau_factor, patience=how.plateau_patience, min_lr=how.rate_floor
         )
@@ -153,7 +162,7 @@ class MagnificationModule(L.LightningModule):
 def train(data: Prepared, out: Path, config: BreakHisConfig, shared: BreakHis, compute: Compute, *, record: Record) -> Record:
     """Train one configuration on one fold and write `out` = {model.pt, history.csv}; returns the record with the final
     metrics."""
-    set_up(compute, record.seed)
+    set_threads_and_seed(compute, record.seed)
     order: list[str] = [m for m in MAGNIFICATIONS if m in config.magnifications]
     people, held_out = (data.rows(data.patients(record.fold, part), order) for part in ("train", "valid"))
     labels = data.classes(held_out.names)
@@ -170,40 +179,64 @@ def train(data: Prepared, out: Path, config: BreakHisConfig, shared: BreakHis, c
     sampler = QuadrupleBatches(people, shared.samples, batch, seed=record.seed)
     workers = 0 if compute.debug else resolve_workers(compute.workers, device)
     build = {
-        **config.model_dump(include={"attention", "trains"}), "magnifications": order, "backbone": shared.backbone,
-        "size": data.images[order[0]].shape[1], "units": shared.units, "stochastic_depth": shared.stochastic_depth,
+        **config.model_dump(include={"attention", "trains"}),
+        "magnifications": order,
+        "backbone": shared.backbone,
+        "size": data.images[order[0]].shape[1],
+        "units": shared.units,
+        "stochastic_depth": shared.stochastic_depth,
         "dropout": shared.dropout,
-    }  # fmt: skip
+    }
     net = MagnificationNet(**build)
     record.tags["weights"] = "random"
     if shared.weights != "none":
         for backbone in net.backbones.values():
-            record.tags["weights"] = load_weights(backbone, shared.weights, weights_url(shared.backbone), drop=NOT_BACKBONE)
+            record.tags["weights"] = load_pretrained_weights(
+                backbone, shared.weights, weights_url(shared.backbone), drop=NOT_BACKBONE
+            )
     record.tags["batch_size"] = str(batch)
     module = MagnificationModule(
-        net.to(memory_format=torch.channels_last), shared, steps=shared.epochs * -(-len(sampler) // shared.accumulate),  # type: ignore[call-overload]
+        net.to(memory_format=torch.channels_last),
+        shared,
+        steps=shared.epochs * -(-len(sampler) // shared.accumulate),  # type: ignore[call-overload]
         weights=(class_weights(np.eye(2)[data.classes(people.names)]), class_weights(data.types(people.names))),
-        labels=labels, debug=compute.debug,
+        labels=labels,
+        debug=compute.debug,
         used=utilisation(people, shared.samples, seed=record.seed, epochs=shared.epochs),
-    )  # fmt: skip
+    )
     if not shared.loss.class_weights:
         module.class_weights.fill_(1), module.type_weights.fill_(1)  # type: ignore[operator]
     fitted = fit(
         module,
         DataLoader(
-            Quadruples(data, order, list(people.names), None if compute.debug else shared.augment), sampler=sampler,
-            batch_size=None, num_workers=workers, persistent_workers=workers > 0,
+            Quadruples(data, order, list(people.names), None if compute.debug else shared.augment),
+            sampler=sampler,
+            batch_size=None,
+            num_workers=workers,
+            persistent_workers=workers > 0,
         ),
         DataLoader(
-            Quadruples(data, order, list(held_out.names), None), batch_size=None,
+            Quadruples(data, order, list(held_out.names), None),
+            batch_size=None,
             # the same draw after every epoch; the threshold is set on all images (evaluation)
             sampler=InOrder(*epoch_quadruples(held_out, shared.samples, seed=0, epoch=0), VALIDATION_BATCH),
         ),
-        epochs=shared.epochs, seed=record.seed, how=shared, compute=compute, record=record,
-        goal=Goal("valid_balanced_accuracy", lower_is_better=False, perfect=PERFECT, keep="best", patience=shared.patience,
-                  also_perfect=("valid_auc",), loss_gap=LOSS_GAP),
-    )  # fmt: skip
-    with whole_folder(out) as folder:
+        epochs=shared.epochs,
+        seed=record.seed,
+        how=shared,
+        compute=compute,
+        record=record,
+        goal=Monitor(
+            "valid_balanced_accuracy",
+            lower_is_better=False,
+            perfect=PERFECT,
+            keep="best",
+            patience=shared.patience,
+            also_perfect=("valid_auc",),
+            loss_gap=LOSS_GAP,
+        ),
+    )
+    with atomic_folder(out) as folder:
         save_model(folder / "model.pt", fitted.state, build)
         fitted.history.to_csv(folder / "history.csv", index=False)
     return record

@@ -148,9 +148,17 @@ class MagnificationNet(nn.Module):
     norm still adapts its statistics, and one layer."""
 
     def __init__(
-        self, *, magnifications: list[str], attention: list[str], trains: str, backbone: str, size: int, units: list[int],
-        stochastic_depth: float, dropout: float,
-    ) -> None:  # fmt: skip
+        self,
+        *,
+        magnifications: list[str],
+        attention: list[str],
+        trains: str,
+        backbone: str,
+        size: int,
+        units: list[int],
+        stochastic_depth: float,
+        dropout: float,
+    ) -> None:
         super().__init__()
         self.order = [m for m in MAGNIFICATIONS if m in magnifications]
         self.backbones = nn.ModuleDict(

@@ -15,8 +15,8 @@ from quintet.breakhis.inference import Images, load_models
 from quintet.breakhis.metrics import Predicted, mean_of
 from quintet.breakhis.sampling import Patients
 from quintet.breakhis.tree import CLASSES, MAGNIFICATIONS, TYPES, picture_files, read_tree
-from quintet.errors import InputError, Problems
-from quintet.files import whole_file, whole_folder
+from quintet.errors import InputError, InputProblemsError
+from quintet.files import atomic_file, atomic_folder
 from quintet.params import BreakHis
 from quintet.runs import Record
 
@@ -54,8 +54,8 @@ def predict_folder(runs: Sequence[Path], source: Path, output: Path, *, overlays
     threshold = float(np.mean([model.threshold for model in models]))
     order, rows, problems, predicted = models[0].magnifications, [], [], 0
     with ExitStack() as opened:
-        beside = opened.enter_context(whole_file(Path(output)))
-        pages = opened.enter_context(whole_folder(overlays)) if overlays else None
+        beside = opened.enter_context(atomic_file(Path(output)))
+        pages = opened.enter_context(atomic_folder(overlays)) if overlays else None
         for name, files in find_patients(source).items():
             images, errors = _read_patient([files.get(m, []) for m in order], [model.size for model in models])
             problems += errors
@@ -69,7 +69,7 @@ def predict_folder(runs: Sequence[Path], source: Path, output: Path, *, overlays
             if pages:
                 draw_cam(pages / f"{len(rows):04d}_{name.replace('/', '_')[:100]}.png", models[0], images[0], rows[-1])
         if problems and (not skip or not rows):
-            raise Problems(f"{source} (--skip leaves them out)", problems)
+            raise InputProblemsError(f"{source} (--skip leaves them out)", problems)
         pd.DataFrame(rows).to_csv(beside, index=False)
     for problem in problems:
         print(f"skipped: {problem}")
@@ -93,8 +93,12 @@ def _read_patient(files: list[list[Path]], sizes: list[int]) -> tuple[list[Image
 
 def _row(found: Predicted, threshold: float, used: list[str]) -> dict[str, Any]:
     p = float(found.whole[0])
-    row = {"patient": found.patients[0], "probability_malignant": round(p, 4), "class": CLASSES[int(p >= threshold)],
-           "threshold": round(threshold, 4)}  # fmt: skip
+    row = {
+        "patient": found.patients[0],
+        "probability_malignant": round(p, 4),
+        "class": CLASSES[int(p >= threshold)],
+        "threshold": round(threshold, 4),
+    }
     row |= {f"type_{name}": round(float(v), 4) for name, v in zip(TYPES, found.types[0], strict=True)}
     row["magnifications"] = "+".join(used)
     row |= {f"images_{m}": int((found.images["magnification"] == m).sum()) for m in found.magnifications}
@@ -111,7 +115,7 @@ def evaluate_folder(runs: Sequence[Path], raw: Path, out: Path, *, device: str, 
     models = load_models(runs, device)
     found, problems = read_tree(raw)
     if problems:
-        raise Problems(str(raw), problems)
+        raise InputProblemsError(str(raw), problems)
     order = models[0].magnifications
     seen: list[Predicted] = []
     names = sorted({image.patient for image in found if image.magnification in order})
@@ -122,13 +126,16 @@ def evaluate_folder(runs: Sequence[Path], raw: Path, out: Path, *, device: str, 
         files = [[image.path for image in own[name] if image.magnification == m] for m in order]
         images, errors = _read_patient(files, [model.size for model in models])
         if errors:
-            raise Problems(str(raw), errors)
+            raise InputProblemsError(str(raw), errors)
         patient = Patients([name], [[np.arange(len(i)) for i in images[0]]])
         seen.append(mean_of([model(i, patient) for model, i in zip(models, images, strict=True)]))
     joined = Predicted(
-        names, order, {s: np.concatenate([p.probability[s] for p in seen]) for s in seen[0].probability},
-        np.concatenate([p.types for p in seen]), pd.concat([p.images for p in seen], ignore_index=True),
-    )  # fmt: skip
+        names,
+        order,
+        {s: np.concatenate([p.probability[s] for p in seen]) for s in seen[0].probability},
+        np.concatenate([p.types for p in seen]),
+        pd.concat([p.images for p in seen], ignore_index=True),
+    )
     labels = np.array([CLASSES.index(own[name][0].tumour_class) for name in names])
     types = np.array([[np.mean([i.tumour_type == t for i in own[name]]) for t in TYPES] for name in names])
     threshold = float(np.mean([model.threshold for model in models]))

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 from torch.utils.data import Sampler
 
-from quintet.training.batches import world
+from quintet.training.batches import rank_and_world_size
 
 NONE = -1  # no image of this magnification
 Rows = list[NDArray[np.int64]]  # a patient's rows per magnification; empty where there is none
@@ -97,14 +97,14 @@ class QuadrupleBatches(Sampler[Item]):
         self.epoch = epoch
 
     def __len__(self) -> int:
-        return max(1, math.ceil(sum(self.patients.samples(self.base)) / world()[1] / self.batch_size))
+        return max(1, math.ceil(sum(self.patients.samples(self.base)) / rank_and_world_size()[1] / self.batch_size))
 
     def __iter__(self) -> Iterator[Item]:
         quadruples, owner = epoch_quadruples(self.patients, self.base, seed=self.seed, epoch=self.epoch)
         rng = np.random.default_rng([self.seed, self.epoch])
         order = rng.permutation(len(quadruples))
         seeds = rng.integers(2**31, size=len(quadruples))  # of each quadruple's augmentation
-        rank, processes = world()
+        rank, processes = rank_and_world_size()
         order = np.resize(order, math.ceil(len(order) / processes) * processes)[rank::processes]
         for rows in np.array_split(order, len(self)):
             yield quadruples[rows], owner[rows], seeds[rows]
@@ -114,7 +114,7 @@ class InOrder(Sampler[Item]):
     """Batches of given quadruples, unshuffled; under DDP each rank takes every so-manieth."""
 
     def __init__(self, quadruples: NDArray[np.int64], owner: NDArray[np.int64], batch_size: int) -> None:
-        rank, processes = world()
+        rank, processes = rank_and_world_size()
         self.quadruples, self.owner, self.batch_size = quadruples[rank::processes], owner[rank::processes], batch_size
 
     def __len__(self) -> int:

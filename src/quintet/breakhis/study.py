@@ -16,10 +16,31 @@ from quintet.runs import Record, new_record
 
 # Shared by every configuration; dvc.yaml lists the same keys for the stages that train (a test compares them).
 TRAINING = (
-    "backbone", "weights", "stochastic_depth", "units", "dropout", "validation_dropout", "epochs", "samples", "batch_size",
-    "precision", "rate", "schedule", "rate_floor", "warmup", "plateau_patience", "plateau_factor", "weight_decay", "clip_norm",
-    "accumulate", "patience", "loss", "mixup", "drop_magnification", "augment",
-)  # fmt: skip
+    "backbone",
+    "weights",
+    "stochastic_depth",
+    "units",
+    "dropout",
+    "validation_dropout",
+    "epochs",
+    "samples",
+    "batch_size",
+    "precision",
+    "rate",
+    "schedule",
+    "rate_floor",
+    "warmup",
+    "plateau_patience",
+    "plateau_factor",
+    "weight_decay",
+    "clip_norm",
+    "accumulate",
+    "patience",
+    "loss",
+    "mixup",
+    "drop_magnification",
+    "augment",
+)
 
 
 def train_run(
@@ -67,9 +88,14 @@ def evaluate_run(run: Path, data: Path, compute: Compute, *, pictures: bool) -> 
     seconds = time.monotonic() - started
     labels = prepared.classes(predicted.patients)
     metrics = evaluate(
-        predicted, labels, prepared.types(predicted.patients), threshold=model.threshold, record=record, out=run / "evaluation",
+        predicted,
+        labels,
+        prepared.types(predicted.patients),
+        threshold=model.threshold,
+        record=record,
+        out=run / "evaluation",
         history=pd.read_csv(run / "model" / "history.csv") if pictures else None,
-    )  # fmt: skip
+    )
     metrics["evaluation_seconds_per_image"] = seconds / len(predicted.images)
     write_json(run / "evaluation" / "metrics.json", metrics)
     write_json(run / "evaluation" / "inference.json", {"threshold": model.threshold})

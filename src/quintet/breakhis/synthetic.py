@@ -17,7 +17,7 @@ from PIL import Image, ImageDraw
 from scipy.ndimage import gaussian_filter
 
 from quintet.breakhis.tree import MAGNIFICATIONS, TYPES, class_of
-from quintet.files import whole_folder
+from quintet.files import atomic_folder
 
 Floats = NDArray[np.float64]
 
@@ -27,10 +27,28 @@ HAEMATOXYLIN, EOSIN = np.array([0.65, 0.70, 0.29]), np.array([0.07, 0.99, 0.11])
 GRADE_SD = 0.3  # of a biopsy's grades, whose means are -1 (benign) and +1 (malignant)
 SPECK_UM = 5.0  # where a pixel is larger, nuclei are specks
 IMAGES = (4, 20)  # a magnification
-CYCLE = ("adenosis", "ductal_carcinoma", "fibroadenoma", "lobular_carcinoma", "mucinous_carcinoma", "tubular_adenoma",
-         "ductal_carcinoma", "papillary_carcinoma", "phyllodes_tumor", "mucinous_carcinoma", "adenosis", "lobular_carcinoma",
-         "papillary_carcinoma", "fibroadenoma", "ductal_carcinoma", "lobular_carcinoma", "tubular_adenoma", "mucinous_carcinoma",
-         "phyllodes_tumor", "papillary_carcinoma")  # fmt: skip
+CYCLE = (
+    "adenosis",
+    "ductal_carcinoma",
+    "fibroadenoma",
+    "lobular_carcinoma",
+    "mucinous_carcinoma",
+    "tubular_adenoma",
+    "ductal_carcinoma",
+    "papillary_carcinoma",
+    "phyllodes_tumor",
+    "mucinous_carcinoma",
+    "adenosis",
+    "lobular_carcinoma",
+    "papillary_carcinoma",
+    "fibroadenoma",
+    "ductal_carcinoma",
+    "lobular_carcinoma",
+    "tubular_adenoma",
+    "mucinous_carcinoma",
+    "phyllodes_tumor",
+    "papillary_carcinoma",
+)
 
 
 @dataclass(frozen=True)
@@ -191,7 +209,7 @@ def _ellipses(nuclei: Floats) -> Floats:
 def synthesize(out: Path, *, patients: int, width: int, seed: int, workers: int = -1) -> None:
     """Write `patients` people to `out`, whole or not at all. A person depends on seed and number alone. The last one stands under
     two malignant types, as one person of the public data does."""
-    with whole_folder(out) as folder:
+    with atomic_folder(out) as folder:
         Parallel(n_jobs=workers)(delayed(_write_patient)(folder, n, n == patients, width, seed) for n in range(1, patients + 1))
 
 

@@ -12,9 +12,15 @@ from quintet.imaging.pictures import PICTURES
 MAGNIFICATIONS = ("40X", "100X", "200X", "400X")
 CLASSES = ("benign", "malignant")
 TYPES = {  # folder -> code in names; four benign, four malignant
-    "adenosis": "A", "fibroadenoma": "F", "phyllodes_tumor": "PT", "tubular_adenoma": "TA",
-    "ductal_carcinoma": "DC", "lobular_carcinoma": "LC", "mucinous_carcinoma": "MC", "papillary_carcinoma": "PC",
-}  # fmt: skip
+    "adenosis": "A",
+    "fibroadenoma": "F",
+    "phyllodes_tumor": "PT",
+    "tubular_adenoma": "TA",
+    "ductal_carcinoma": "DC",
+    "lobular_carcinoma": "LC",
+    "mucinous_carcinoma": "MC",
+    "papillary_carcinoma": "PC",
+}
 BENIGN = tuple(TYPES)[:4]
 NAME = re.compile(r"SOB_(?P<letter>[BM])_(?P<code>[A-Z]+)-(?P<patient>\d+-[0-9A-Z]+)-(?P<factor>\d+)-\d+")
 LAYOUT = "{benign,malignant}/SOB/TYPE/PATIENT/{40X,100X,200X,400X}/NAME.png"

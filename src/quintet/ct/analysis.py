@@ -9,7 +9,7 @@ import pandas as pd
 from quintet.ct.data import Prepared, prepare
 from quintet.ct.figures import montage, views_of
 from quintet.ct.metrics import jaccard
-from quintet.figures import new_figure, save
+from quintet.figures import new_figure, save_figure
 from quintet.pages import Section, write_page
 from quintet.params import Ct
 
@@ -35,9 +35,12 @@ def write_data_page(page: Path, data: Prepared, skipped: list[str], params: Ct) 
             Section("One study of each set", "Middle slices as the networks' input is stored.", figures=[samples]),
             Section("Patients with several studies", "", _repeats(index)),
             Section("Acquisition", "As the files say; voxel sizes are slices x rows x columns, mm.", _acquisition(index)),
-            Section("Intensities", f"Stored values: 0 is {params.window[0]:g} HU or less, 255 {params.window[1]:g} HU or more.",
-                    figures=[intensities]),
-        ]  # fmt: skip
+            Section(
+                "Intensities",
+                f"Stored values: 0 is {params.window[0]:g} HU or less, 255 {params.window[1]:g} HU or more.",
+                figures=[intensities],
+            ),
+        ]
         if skipped:
             sections.append(Section(f"{len(skipped)} skipped studies", "\n\n".join(skipped)))
         lead = f"{len(index)} studies of {index['patient'].nunique()} patients; findings: {', '.join(data.findings)}."
@@ -73,9 +76,15 @@ def _split(data: Prepared) -> pd.DataFrame:
         labels = data.labels[data.rows(part)]
         others = own["patient"].to_numpy()[:, None] != own["patient"].to_numpy()[None]
         relevant = jaccard(labels, labels) > 0
-        rows.append({"part": part, "studies": len(own), "patients": own["patient"].nunique(),
-                     **{name: int(own[name].sum()) for name in data.findings},
-                     "chance of relevance": float(relevant[others].mean()) if others.any() else np.nan})  # fmt: skip
+        rows.append(
+            {
+                "part": part,
+                "studies": len(own),
+                "patients": own["patient"].nunique(),
+                **{name: int(own[name].sum()) for name in data.findings},
+                "chance of relevance": float(relevant[others].mean()) if others.any() else np.nan,
+            }
+        )
     return pd.DataFrame(rows)
 
 
@@ -85,8 +94,10 @@ def _repeats(index: pd.DataFrame) -> pd.DataFrame:
 
 
 def _acquisition(index: pd.DataFrame) -> pd.DataFrame:
-    table = index.assign(slice_mm=index["spacing_mm"].str.split(" x ").str[0].astype(float),
-                         pixel_mm=index["spacing_mm"].str.split(" x ").str[2].astype(float))  # fmt: skip
+    table = index.assign(
+        slice_mm=index["spacing_mm"].str.split(" x ").str[0].astype(float),
+        pixel_mm=index["spacing_mm"].str.split(" x ").str[2].astype(float),
+    )
     rows = []
     for name, own in table.groupby("format"):
         row: dict[str, object] = {"format": name, "studies": len(own)}
@@ -111,4 +122,4 @@ def _intensities(path: Path, data: Prepared, params: Ct) -> None:
         axis.plot(edges[1:-1], counts / np.sum(counts), label=name, linewidth=1)
     axis.set(xlabel="HU (the window's lower end left out)", ylabel="share of voxels", yscale="log")
     axis.legend(fontsize=7)
-    save(figure, path)
+    save_figure(figure, path)

@@ -5,19 +5,22 @@ from pathlib import Path
 import pandas as pd
 
 from quintet import ranking, results
-from quintet.comparison import Runs, cells, keep_only, measured, pick, publish, recorded
+from quintet.comparison import Runs, evaluation_metrics, prune_runs, publish, select_columns, sweep_runs, training_metrics
 from quintet.ct.metrics import KS
 from quintet.pages import Section
 from quintet.params import Ct, Params
 from quintet.params.ct import BASELINES
-from quintet.resampling import draw_weights, interval, mean_draws
+from quintet.resampling import bootstrap_means, bootstrap_weights, percentile_interval
 
 METRIC, UNIT = "ap_at_5", "mAP@5, 0 to 1"
 SWEEP, FITTED = Path("runs/ct/sweep"), Path("runs/ct/baselines")
 COSTS = {
-    "train_seconds": "training, s", "evaluation_seconds_per_scan": "embedding, s a scan", "parameters": "parameters",
-    "peak_memory_mb": "peak memory, MiB", "best_epoch": "best epoch (from 0)",
-}  # fmt: skip
+    "train_seconds": "training, s",
+    "evaluation_seconds_per_scan": "embedding, s a scan",
+    "parameters": "parameters",
+    "peak_memory_mb": "peak memory, MiB",
+    "best_epoch": "best epoch (from 0)",
+}
 
 READING = """A query is a test scan; its gallery all other test scans that are not of its patient. Relevant: a scan that shares a
 finding with the query, or like it has none (Jaccard similarity above 0); gain: that Jaccard similarity. AP@k is normalised by
@@ -31,32 +34,36 @@ histograms."""
 
 def runs_of(p: Ct, sweep: Path, baselines: Path) -> dict[str, list[Path]]:
     """The run folders that params name."""
-    return cells(p.sweep, sweep) | {name: [baselines / name / "seed0"] for name in (*BASELINES, *p.external)}
+    return sweep_runs(p.sweep, sweep) | {name: [baselines / name / "seed0"] for name in (*BASELINES, *p.external)}
 
 
 def ranked(params: Params, sweep: Path = SWEEP, baselines: Path = FITTED) -> ranking.Ranking:
     p = params.ct
     table = results.read(run / "evaluation" / "cases.csv" for group in runs_of(p, sweep, baselines).values() for run in group)
     return ranking.rank(
-        table, METRIC, lower_is_better=False, alpha=params.ranking.alpha, bootstrap=params.ranking.bootstrap,
+        table,
+        METRIC,
+        lower_is_better=False,
+        alpha=params.ranking.alpha,
+        bootstrap=params.ranking.bootstrap,
         deterministic=[*BASELINES, *p.external],
-    )  # fmt: skip
+    )
 
 
 def compare(params: Params, sweep: Path, baselines: Path, out: Path, report: Path) -> str:
     """Rank what params name, write `report` and `out` = {record.json}; returns the verdict."""
     p = params.ct
     runs = runs_of(p, sweep, baselines)
-    keep_only(sweep, [run for name in p.sweep.configs for run in runs[name]])
+    prune_runs(sweep, [run for name in p.sweep.configs for run in runs[name]])
     table = ranked(params, sweep, baselines)
     order = list(table.table["config"])
-    found, costs = measured(runs, order), recorded(runs, [name for name in order if name in p.sweep.configs])
+    found, costs = evaluation_metrics(runs, order), training_metrics(runs, [name for name in order if name in p.sweep.configs])
     costs = costs.join(found[["evaluation_seconds_per_scan"]])
     sections = [
         Section("Against the baselines", AGAINST, _differences(runs, [n for n in order if n in p.sweep.configs])),
         Section("By cut-off", "Means over queries.", _by_k(found)),
         Section("Findings", FINDINGS, _findings(found)),
-        Section("Cost", "On this machine; training includes validation.", pick(costs, COSTS)),
+        Section("Cost", "On this machine; training includes validation.", select_columns(costs, COSTS)),
         Section("How to read this", READING),
     ]
     publish("ct", table, runs, out, report, title="Chest CT retrieval", unit=UNIT, extra=lambda _: sections)
@@ -76,7 +83,7 @@ def _differences(runs: Runs, configs: list[str]) -> pd.DataFrame:
                 first, second = (_by_query(runs[n], metric) for n in (name, other))
                 both = first.join(second, lsuffix="_first", rsuffix="_second", how="inner")
                 gap = (both["value_first"] - both["value_second"]).to_numpy()
-                low, high = interval(mean_draws(gap, draw_weights(both.index.get_level_values("group"))))
+                low, high = percentile_interval(bootstrap_means(gap, bootstrap_weights(both.index.get_level_values("group"))))
                 row[label] = f"{gap.mean():+.3f} [{low:+.3f}, {high:+.3f}]"
             rows.append(row)
     return pd.DataFrame(rows)
@@ -89,7 +96,7 @@ def _by_query(runs: list[Path], metric: str) -> pd.DataFrame:
 
 def _by_k(found: pd.DataFrame) -> pd.DataFrame:
     kinds = {"map": "mAP", "ndcg": "NDCG", "precision": "P", "recall": "R", "jaccard": "Jaccard"}
-    return pick(found, {f"{kind}_at_{k}": f"{label}@{k}" for kind, label in kinds.items() for k in KS})
+    return select_columns(found, {f"{kind}_at_{k}": f"{label}@{k}" for kind, label in kinds.items() for k in KS})
 
 
 FINDINGS = """F1: from the votes of the nearest scans (half or more of them have the finding); head: from the network's own
@@ -102,4 +109,4 @@ def _findings(found: pd.DataFrame) -> pd.DataFrame:
     columns = {"micro_f1": "micro-F1", "macro_f1": "macro-F1", "weighted_f1": "weighted F1", "head/micro_f1": "head micro-F1"}
     columns |= {name: f"F1 {name.partition('/')[2]}" for name in found if name.startswith("f1/")}
     columns |= {name: f"mAP@5 {name.partition('/')[2]}" for name in found if name.startswith("map_at_5/")}
-    return pick(found, columns | {"hubness_skew_at_10": "hubness"})
+    return select_columns(found, columns | {"hubness_skew_at_10": "hubness"})

@@ -20,8 +20,8 @@ from numpy.typing import NDArray
 from quintet import splits
 from quintet.arrays import new_array
 from quintet.ct.raw import find_studies, fingerprint, hash_of, match, read_cube, read_labels
-from quintet.errors import InputError, Problems
-from quintet.files import refuse_overlap, repository_root, whole_folder, write_json
+from quintet.errors import InputError, InputProblemsError
+from quintet.files import atomic_folder, refuse_overlap, repository_root, write_json
 from quintet.params import Ct
 
 VOLUMES = "volumes.npy"
@@ -61,7 +61,7 @@ def check(raw: Path, params: Ct) -> list[str]:
             problems.append(f"study {name}: {error}")
     try:
         make_split(labels.table.loc[names].reset_index(), params)
-    except Problems as error:
+    except InputProblemsError as error:
         problems += error.problems
     except InputError as error:
         problems.append(str(error))
@@ -82,7 +82,7 @@ def prepare(raw: Path, out: Path, params: Ct, *, workers: int = 1) -> tuple[Prep
     studies, labels = find_studies(raw), read_labels(raw)
     names, problems = match(studies, labels)
     if not names:
-        raise Problems(str(raw), problems)
+        raise InputProblemsError(str(raw), problems)
     key = hash_of([str(Path(raw).resolve()), names, params.size, params.window])
     work = repository_root() / ".checkpoints" / f"ct_prepare-{key}"
     work.mkdir(parents=True, exist_ok=True)
@@ -91,11 +91,11 @@ def prepare(raw: Path, out: Path, params: Ct, *, workers: int = 1) -> tuple[Prep
         problems += errors
         if problems and (params.on_error == "raise" or not facts):
             hint = " (ct.on_error=skip would leave these studies out)" if params.on_error == "raise" else ""
-            raise Problems(f"{raw}{hint}", problems)
+            raise InputProblemsError(f"{raw}{hint}", problems)
         kept = [name for name in names if name in facts]
         table = labels.table.loc[kept].reset_index()
         index = make_split(table, params).assign(**{fact: [facts[name][fact] for name in kept] for fact in FACTS})
-        with whole_folder(out) as folder:
+        with atomic_folder(out) as folder:
             _move_rows(work / VOLUMES, folder / VOLUMES, [names.index(name) for name in kept])
             index.to_csv(folder / "index.csv", index=False)
             index[["study", "split"]].to_csv(folder / "split.csv", index=False)
@@ -105,9 +105,7 @@ def prepare(raw: Path, out: Path, params: Ct, *, workers: int = 1) -> tuple[Prep
     return load(out), problems
 
 
-def _cubes(
-    studies: list[tuple[str, Path]], work: Path, params: Ct, workers: int
-) -> tuple[dict[str, dict[str, str]], list[str]]:  # fmt: skip
+def _cubes(studies: list[tuple[str, Path]], work: Path, params: Ct, workers: int) -> tuple[dict[str, dict[str, str]], list[str]]:
     """Fill work/volumes.npy, a row a study; work/done.csv says which rows are there. Returns facts and errors."""
     shape = (len(studies), params.size, params.size, params.size)
     path, done_path = work / VOLUMES, work / "done.csv"

@@ -12,7 +12,7 @@ from quintet import results
 from quintet.ct.data import Prepared
 from quintet.ct.metrics import Retrieved, Scans, f1_scores, hubness, jaccard, retrieve
 from quintet.errors import InputError
-from quintet.files import whole_folder, write_json
+from quintet.files import atomic_folder, write_json
 from quintet.runs import Record
 
 LISTED = 10  # neighbours of each query that are written
@@ -86,11 +86,17 @@ def summary(table: pd.DataFrame, findings: list[str]) -> dict[str, float]:
 
 
 def evaluate(
-    similarity: NDArray[np.floating[Any]], scans: Scans, *, neighbours: int, record: Record, out: Path,
-    probability: NDArray[np.floating[Any]] | None = None, vectors: NDArray[np.floating[Any]] | None = None, model: Path | None =
-    None,
+    similarity: NDArray[np.floating[Any]],
+    scans: Scans,
+    *,
+    neighbours: int,
+    record: Record,
+    out: Path,
+    probability: NDArray[np.floating[Any]] | None = None,
+    vectors: NDArray[np.floating[Any]] | None = None,
+    model: Path | None = None,
     hubs: bool = True,
-) -> dict[str, float]:  # fmt: skip
+) -> dict[str, float]:
     """Measure how N scans retrieve each other, `similarity` `[N, N]`; writes `out` = {cases.csv, neighbours.csv, metrics.json,
     figures/; with `vectors` embeddings.npz}. `model`: the folder with the training's history and curves, for figures. `hubs`: off
     where a similarity has ties only, whose neighbours mean nothing."""
@@ -102,9 +108,16 @@ def evaluate(
     metrics = summary(table, findings)
     if hubs:
         metrics["hubness_skew_at_10"] = hubness(found.nearest, len(scans))
-    with whole_folder(out) as folder:
-        tidy = results.tidy(table.drop(columns=["study", "patient"]), record.study, record.config, fold=record.fold,
-                            seed=record.seed, cases=table["study"], groups=table["patient"])  # fmt: skip
+    with atomic_folder(out) as folder:
+        tidy = results.tidy(
+            table.drop(columns=["study", "patient"]),
+            record.study,
+            record.config,
+            fold=record.fold,
+            seed=record.seed,
+            cases=table["study"],
+            groups=table["patient"],
+        )
         results.write(tidy.dropna(subset="value").reset_index(drop=True), folder / "cases.csv")
         if hubs:
             _neighbours(found, scans).to_csv(folder / "neighbours.csv", index=False)
@@ -122,5 +135,12 @@ def _neighbours(found: Retrieved, scans: Scans) -> pd.DataFrame:
     queries, places = np.nonzero(nearest >= 0)
     others = nearest[queries, places]
     relevance = jaccard(scans.labels, scans.labels)[queries, others]
-    return pd.DataFrame({"query": scans.names[queries], "rank": places + 1, "study": scans.names[others],
-                         "similarity": values[queries, places].round(5), "jaccard": relevance.round(4)})  # fmt: skip
+    return pd.DataFrame(
+        {
+            "query": scans.names[queries],
+            "rank": places + 1,
+            "study": scans.names[others],
+            "similarity": values[queries, places].round(5),
+            "jaccard": relevance.round(4),
+        }
+    )

@@ -10,25 +10,37 @@ from numpy.typing import NDArray
 from sklearn.metrics import precision_recall_curve
 
 from quintet.ct.metrics import KS, Scans, jaccard
-from quintet.figures import learning_curves, new_figure, save
+from quintet.figures import new_figure, plot_learning_curves, save_figure
 
 COLOURS = ("#2b6cb0", "#d97706", "#1a9850", "#7b3294", "#d73027")
 SHOWN = {"precision": "P@k", "recall": "R@k", "ap": "mAP@k", "ndcg": "NDCG@k", "jaccard": "mean Jaccard"}
 
 
 def draw_all(
-    folder: Path, table: pd.DataFrame, findings: Sequence[str], *, similarity: NDArray[np.floating[Any]], scans: Scans, title:
-    str,
+    folder: Path,
+    table: pd.DataFrame,
+    findings: Sequence[str],
+    *,
+    similarity: NDArray[np.floating[Any]],
+    scans: Scans,
+    title: str,
     model: Path | None,
-) -> None:  # fmt: skip
+) -> None:
     """Of any similarity: metrics by k, precision and recall by finding, what separates relevant from other scans; with `model`
     (its folder) learning curves and the precision-recall curves of each epoch."""
     _retrieval(folder / "retrieval.png", table, similarity, scans, title)
     _precision_recall(folder / "precision_recall.png", table, findings, title)
     if model is not None:
         history = pd.read_csv(model / "history.csv")
-        learning_curves(folder / "learning_curves.png", history, title=title, loss_unit="loss", lower_is_better=False,
-                        score="valid_map_at_5", score_label="validation mAP@5")  # fmt: skip
+        plot_learning_curves(
+            folder / "learning_curves.png",
+            history,
+            title=title,
+            loss_unit="loss",
+            lower_is_better=False,
+            score="valid_map_at_5",
+            score_label="validation mAP@5",
+        )
         curves = pd.read_csv(model / "pr_curves.csv")
         if len(curves):
             _by_epoch(folder / "precision_recall_by_epoch.png", curves, title)
@@ -55,7 +67,7 @@ def _retrieval(path: Path, table: pd.DataFrame, similarity: NDArray[np.floating[
     right.set(title="Map of the scans (classical scaling)", xticks=[], yticks=[])
     right.legend(fontsize=6, loc="center left", bbox_to_anchor=(1, 0.5))
     figure.suptitle(f"{title}: {len(scans)} queries", fontsize=10)
-    save(figure, path)
+    save_figure(figure, path)
 
 
 def _map(similarity: NDArray[np.floating[Any]]) -> NDArray[np.float64]:
@@ -81,7 +93,7 @@ def _precision_recall(path: Path, table: pd.DataFrame, findings: Sequence[str], 
         axis.set(title=f"{name} ({int(true.sum())} of {len(true)})", xlabel="recall", ylabel="precision", ylim=(0, 1.03))
         axis.legend(fontsize=7)
     figure.suptitle(f"{title}: findings", fontsize=10)
-    save(figure, path)
+    save_figure(figure, path)
 
 
 def _by_epoch(path: Path, curves: pd.DataFrame, title: str) -> None:
@@ -93,7 +105,7 @@ def _by_epoch(path: Path, curves: pd.DataFrame, title: str) -> None:
             axis.plot(own["recall"], own["precision"], color=(0.85 - 0.68 * share, 0.87 - 0.45 * share, 0.9 - 0.21 * share))
         axis.set(title=name, xlabel="recall", ylabel="precision (interpolated)", ylim=(0, 1.03))
     figure.suptitle(f"{title}: validation, epoch 1 (pale) to {last + 1} (blue)", fontsize=10)
-    save(figure, path)
+    save_figure(figure, path)
 
 
 View = NDArray[np.uint8]  # [3, S, S]: axial, coronal and sagittal
@@ -114,4 +126,4 @@ def montage(path: Path, rows: Sequence[tuple[str, View]], title: str) -> None:
             axis.axis("off")
         column[0].set_title(label, fontsize=7, parse_math=False)
     figure.suptitle(title, fontsize=10, parse_math=False)
-    save(figure, path)
+    save_figure(figure, path)

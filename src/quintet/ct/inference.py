@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from quintet.ct.networks import Proximity, see
 from quintet.errors import InputError
 from quintet.training.hardware import resolve_device
-from quintet.training.models import rebuild
+from quintet.training.models import load_network
 
 BATCH = 8
 Cubes = NDArray[np.uint8]  # [N, S, S, S]
@@ -40,7 +40,7 @@ class Model:
     @staticmethod
     def read(path: Path, device: str) -> "Model":
         about = {"size", "window", "names"}
-        net, build = rebuild(
+        net, build = load_network(
             path, "ct", "input_size", lambda build: Proximity(**{k: v for k, v in build.items() if k not in about})
         )
         device = resolve_device(device)

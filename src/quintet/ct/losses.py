@@ -14,7 +14,7 @@ SELECTORS = Registry("selector")
 
 def micro_f1_loss(
     scores: Tensor, targets: Tensor, *, average: str = "samples", smooth: float = 0.0, cross_entropy: float = 0.0
-) -> Tensor:  # fmt: skip
+) -> Tensor:
     """1 - F1 of soft counts: with p = sigmoid(scores) `[B, F]` and targets t in [0, 1], TP = sum p t, FP = sum p (1 - t),
     FN = sum (1 - p) t, F1 = (2 TP + smooth) / (2 TP + FP + FN + smooth).
 

@@ -91,19 +91,35 @@ def retrieve(similarity: NDArray[np.floating[Any]], scans: Scans, *, ks: Sequenc
     labels = torch.from_numpy(np.asarray(scans.labels, np.float32))
     scores = torch.from_numpy(np.array(similarity, np.float64)).div_(STEP).round_()
     parts = [
-        _chunk(scores[start : start + CHUNK], kind[start : start + CHUNK], patients[start : start + CHUNK], kind, patients,
-               gains, labels, ks, neighbours)
+        _chunk(
+            scores[start : start + CHUNK],
+            kind[start : start + CHUNK],
+            patients[start : start + CHUNK],
+            kind,
+            patients,
+            gains,
+            labels,
+            ks,
+            neighbours,
+        )
         for start in range(0, len(scans), CHUNK)
-    ]  # fmt: skip
+    ]
     metrics = {name: np.concatenate([part[0][name] for part in parts]) for name in parts[0][0]}
     votes, nearest, values = (np.concatenate([part[i] for part in parts]) for i in (1, 2, 3))
     return Retrieved(metrics, votes, nearest, values)
 
 
 def _chunk(
-    scores: Tensor, kind: Tensor, patient: Tensor, kinds: Tensor, patients: Tensor, gains: Tensor, labels: Tensor,
-    ks: Sequence[int], neighbours: int,
-) -> tuple[dict[str, Floats], Floats, NDArray[np.int64], NDArray[np.float32]]:  # fmt: skip
+    scores: Tensor,
+    kind: Tensor,
+    patient: Tensor,
+    kinds: Tensor,
+    patients: Tensor,
+    gains: Tensor,
+    labels: Tensor,
+    ks: Sequence[int],
+    neighbours: int,
+) -> tuple[dict[str, Floats], Floats, NDArray[np.int64], NDArray[np.float32]]:
     """The metrics of some queries (`kind`, `patient` `[Q]`) against all scans (`kinds`, `patients` `[N]`)."""
     deepest = min(max(*ks, neighbours), scores.shape[1])
     excluded = patient[:, None] == patients[None, :]
@@ -134,9 +150,11 @@ def _chunk(
     )
     there = torch.isfinite(top)
     return (
-        {name: values.numpy() for name, values in metrics.items()}, votes.numpy(),
-        nearest.masked_fill(~there, -1).numpy(), torch.where(there, top * STEP, torch.nan).float().numpy(),
-    )  # fmt: skip
+        {name: values.numpy() for name, values in metrics.items()},
+        votes.numpy(),
+        nearest.masked_fill(~there, -1).numpy(),
+        torch.where(there, top * STEP, torch.nan).float().numpy(),
+    )
 
 
 class _Ties:

@@ -21,13 +21,13 @@ from quintet.ct.metrics import Scans, cosine, f1_scores, retrieve
 from quintet.ct.networks import Proximity, see
 from quintet.ct.sampling import BalancedBatches
 from quintet.errors import InputError
-from quintet.files import whole_folder
+from quintet.files import atomic_folder
 from quintet.params import Compute, Ct, CtConfig
 from quintet.runs import Record
-from quintet.training.batches import EpochBatches, batches, gathered
-from quintet.training.fit import Goal, adam, fit, scheduled, set_up, warm_cosine
+from quintet.training.batches import EpochBatchSampler, batch_loader, gather_rows
+from quintet.training.fit import Monitor, adam_optimizer, cosine_with_warmup, fit, set_threads_and_seed, with_step_schedule
 from quintet.training.hardware import resolve_device, resolve_workers
-from quintet.training.models import load_weights, save_model
+from quintet.training.models import load_pretrained_weights, save_model
 
 PERFECT = 0.9999
 RECALLS = np.linspace(0, 1, 21)  # at which precision is kept, every epoch
@@ -50,8 +50,12 @@ class Volumes(Dataset[dict[str, Any]]):
         if self.volumes is None:
             self.volumes = np.load(self.path, mmap_mode="r")
         volumes = np.stack([self.volumes[row] for row in rows])
-        return {"volumes": torch.from_numpy(volumes), "labels": self.labels[rows], "rows": torch.tensor(rows),
-                "case": [self.names[row] for row in rows]}  # fmt: skip
+        return {
+            "volumes": torch.from_numpy(volumes),
+            "labels": self.labels[rows],
+            "rows": torch.tensor(rows),
+            "case": [self.names[row] for row in rows],
+        }
 
 
 class RetrievalModule(L.LightningModule):
@@ -60,9 +64,7 @@ class RetrievalModule(L.LightningModule):
 
     seen: Tensor
 
-    def __init__(
-        self, net: Proximity, config: CtConfig, shared: Ct, data: Prepared, *, steps: int, debug: bool = False
-    ) -> None:  # fmt: skip
+    def __init__(self, net: Proximity, config: CtConfig, shared: Ct, data: Prepared, *, steps: int, debug: bool = False) -> None:
         super().__init__()
         self.net, self.config, self.shared, self.steps = net, config, shared, steps
         self.augment = None if debug else Augmentation(shared.augment)
@@ -98,7 +100,7 @@ class RetrievalModule(L.LightningModule):
 
     def on_validation_epoch_end(self) -> None:
         """Second phase: the embeddings of validation and of some training scans, without augmentation, as retrieval sees them."""
-        seen = gathered(self, self.seen).cpu()
+        seen = gather_rows(self, self.seen).cpu()
         if not torch.isfinite(seen).all():
             raise InputError(f"training diverged in epoch {self.current_epoch + 1}; lower ct.rate ({self.shared.rate})")
         classifies = self.net.head is not None
@@ -136,9 +138,9 @@ class RetrievalModule(L.LightningModule):
 
     def configure_optimizers(self) -> Any:
         how = self.shared
-        optimizer = adam([{"params": list(self.net.parameters()), "lr": how.rate}], how)
+        optimizer = adam_optimizer([{"params": list(self.net.parameters()), "lr": how.rate}], how)
         if how.schedule == "cosine":
-            return scheduled(optimizer, warm_cosine(optimizer, how, self.steps))
+            return with_step_schedule(optimizer, cosine_with_warmup(optimizer, how, self.steps))
         falling = torch.optim.lr_scheduler.StepLR(optimizer, how.step_epochs, how.step_factor)
         return {"optimizer": optimizer, "lr_scheduler": falling}
 
@@ -146,23 +148,25 @@ class RetrievalModule(L.LightningModule):
 def train(data: Prepared, out: Path, config: CtConfig, shared: Ct, compute: Compute, *, record: Record) -> Record:
     """Train one configuration and write `out` = {model.pt (best), final.pt (last epoch), history.csv, pr_curves.csv}; returns the
     record with the final metrics."""
-    set_up(compute, record.seed)
+    set_threads_and_seed(compute, record.seed)
     device = resolve_device(compute.device)
     rows = data.rows("train")
     classifies = config.objective == "micro_f1"
     shape = {"input_size", "width", "units", "embedding", "dropout", "chunk"}
     build = {
-        "arch": config.arch, "findings": len(data.findings) if classifies else 0, **shared.model_dump(include=shape),
+        "arch": config.arch,
+        "findings": len(data.findings) if classifies else 0,
+        **shared.model_dump(include=shape),
         # the statistics of a triplet batch, of two classes, would give the classes away
         "centre": shared.centre and classifies,
-    }  # fmt: skip
+    }
     net = Proximity(**build)
     record.tags["weights"] = "random"
     if shared.weights != "none":
-        record.tags["weights"] = load_weights(net.backbone.net, shared.weights, RESNET18_URL, drop=NOT_BACKBONE)
+        record.tags["weights"] = load_pretrained_weights(net.backbone.net, shared.weights, RESNET18_URL, drop=NOT_BACKBONE)
     net.backbone.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     source = Volumes(data)
-    sampler: Any = EpochBatches(rows, shared.batch_size, seed=record.seed)
+    sampler: Any = EpochBatchSampler(rows, shared.batch_size, seed=record.seed)
     if config.objective == "triplet":
         sampler = BalancedBatches(rows, data.labels[rows], classes=shared.classes, samples=shared.samples, seed=record.seed)
     workers = 0 if compute.debug else resolve_workers(compute.workers, device)
@@ -171,13 +175,23 @@ def train(data: Prepared, out: Path, config: CtConfig, shared: Ct, compute: Comp
     fitted = fit(
         module,
         DataLoader(source, sampler=sampler, batch_size=None, num_workers=workers, persistent_workers=workers > 0),
-        batches(source, np.unique(np.concatenate(list(module.parts.values()))), shared.batch_size, seed=0, shuffle=False),
-        epochs=shared.epochs, seed=record.seed, how=shared, compute=compute, record=record,
-        goal=Goal("valid_choice", lower_is_better=False, perfect=PERFECT, keep="best", patience=shared.patience,
-                  also_perfect=("valid_map_at_5",)),
-    )  # fmt: skip
+        batch_loader(source, np.unique(np.concatenate(list(module.parts.values()))), shared.batch_size, seed=0, shuffle=False),
+        epochs=shared.epochs,
+        seed=record.seed,
+        how=shared,
+        compute=compute,
+        record=record,
+        goal=Monitor(
+            "valid_choice",
+            lower_is_better=False,
+            perfect=PERFECT,
+            keep="best",
+            patience=shared.patience,
+            also_perfect=("valid_map_at_5",),
+        ),
+    )
     build |= {"size": data.volumes.shape[1], "window": list(shared.window), "names": list(data.findings)}
-    with whole_folder(out) as folder:
+    with atomic_folder(out) as folder:
         for name, state in (("model", fitted.state), ("final", fitted.last)):
             save_model(folder / f"{name}.pt", state, build)
         fitted.history.to_csv(folder / "history.csv", index=False)

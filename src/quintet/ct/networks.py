@@ -51,9 +51,18 @@ class Proximity(nn.Module):
     be those of a chunk, and recomputation would update them twice."""
 
     def __init__(
-        self, *, arch: str, input_size: Sequence[int], findings: int, width: int, units: Sequence[int], embedding: int,
-        dropout: float, chunk: int, centre: bool,
-    ) -> None:  # fmt: skip
+        self,
+        *,
+        arch: str,
+        input_size: Sequence[int],
+        findings: int,
+        width: int,
+        units: Sequence[int],
+        embedding: int,
+        dropout: float,
+        chunk: int,
+        centre: bool,
+    ) -> None:
         super().__init__()
         variant = VARIANTS[arch]
         self.input_size: Triple = _input_size(variant, input_size)

@@ -12,15 +12,15 @@ from quintet.ct.evaluation import evaluate, read_vectors
 from quintet.ct.inference import Embedded, Model, joined, load_models
 from quintet.ct.metrics import Scans, cosine
 from quintet.ct.raw import Labels, find_studies, match, read_cube, read_labels
-from quintet.errors import InputError, Problems
-from quintet.files import whole_file
+from quintet.errors import InputError, InputProblemsError
+from quintet.files import atomic_file
 from quintet.params import Ct
 from quintet.runs import Record, new_record
 
 
 def embed_studies(
     models: Sequence[Model], studies: dict[str, Path], problems: list[str]
-) -> Iterator[tuple[str, NDArray[np.uint8], Embedded]]:  # fmt: skip
+) -> Iterator[tuple[str, NDArray[np.uint8], Embedded]]:
     """Name, cube and embedding of each readable study, one in memory at a time; what cannot be read is added to `problems`."""
     for name, path in studies.items():
         try:
@@ -41,9 +41,9 @@ def predict_folder(runs: Sequence[Path], source: Path, output: Path, *, overlays
     models, problems = load_models(runs, device), list[str]()
     found = [(name, own) for name, _, own in embed_studies(models, find_studies(source), problems)]
     if problems and (not skip or not found):
-        raise Problems(f"{source} (--skip leaves them out)", problems)
+        raise InputProblemsError(f"{source} (--skip leaves them out)", problems)
     names, vectors = np.array([name for name, _ in found]), np.concatenate([own.vectors for _, own in found])
-    with whole_file(output) as beside:
+    with atomic_file(output) as beside:
         if output.suffix == ".npz":
             np.savez(beside, id=names, vector=vectors)
         else:
@@ -79,11 +79,18 @@ def evaluate_folder(runs: Sequence[Path], raw: Path, out: Path, *, device: str, 
             )
         parts = [own for _, _, own in embed_studies(models, {name: studies[name] for name in kept}, problems)]
         if problems:
-            raise Problems(str(raw), problems)
+            raise InputProblemsError(str(raw), problems)
         names, found = np.array(kept), _stacked(parts)
         record = Record.load(runs[0])
-    return evaluate(cosine(found.vectors), _scans(labels, names), neighbours=params.neighbours, record=record, out=out,
-                    probability=found.probability, vectors=found.vectors)  # fmt: skip
+    return evaluate(
+        cosine(found.vectors),
+        _scans(labels, names),
+        neighbours=params.neighbours,
+        record=record,
+        out=out,
+        probability=found.probability,
+        vectors=found.vectors,
+    )
 
 
 def _stacked(parts: list[Embedded]) -> Embedded:

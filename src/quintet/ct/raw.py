@@ -10,7 +10,7 @@ from quintet.errors import InputError
 from quintet.imaging.cubes import Cube, Scan, Volume, to_cube
 from quintet.imaging.dicom import dicom_files, read_series
 from quintet.imaging.volumes import NIFTI, read_nifti
-from quintet.tables import read_text
+from quintet.tables import read_text_table
 
 LABELS = "labels.csv"
 NOT_FINDINGS = ("study", "patient")
@@ -50,7 +50,7 @@ def read_labels(raw: Path) -> Labels:
     path = Path(raw) / LABELS
     if not path.is_file():
         raise InputError(f"{path}: no such file; expected a CSV with study,finding_1,... (0 or 1) and, if known, patient")
-    table = read_text(path)
+    table = read_text_table(path)
     findings = [name for name in table if name not in NOT_FINDINGS]
     problems = [] if "study" in table else ["no column `study`"]
     problems += [] if findings else ["no column of a finding (0 or 1)"]
@@ -72,10 +72,16 @@ def read_labels(raw: Path) -> Labels:
 
 def match(studies: dict[str, Path], labels: Labels) -> tuple[list[str], list[str]]:
     """The studies that have both an entry and labels, sorted, and a problem for each that lacks one."""
-    problems = [f"{path}: study {name} stands not in {LABELS}; add its row" for name, path in studies.items()
-                if name not in labels.table.index]  # fmt: skip
-    problems += [f"{LABELS}: study {name} has neither a folder nor a NIfTI file of that name"
-                 for name in labels.table.index if name not in studies]  # fmt: skip
+    problems = [
+        f"{path}: study {name} stands not in {LABELS}; add its row"
+        for name, path in studies.items()
+        if name not in labels.table.index
+    ]
+    problems += [
+        f"{LABELS}: study {name} has neither a folder nor a NIfTI file of that name"
+        for name in labels.table.index
+        if name not in studies
+    ]
     return [name for name in sorted(studies) if name in labels.table.index], problems
 
 
@@ -97,8 +103,13 @@ def read_cube(path: Path, size: int, window_hu: tuple[float, float], *, threads:
         raise InputError(f"{path}: {error}" if str(path) not in str(error) else str(error)) from None
     x, y, z = scan.grid.shape
     spacing = scan.grid.spacing_mm
-    return cube, {"format": "DICOM" if path.is_dir() else "NIfTI", "columns": x, "rows": y, "slices": z,
-                  "spacing_mm": " x ".join(f"{v:.3g}" for v in spacing)}  # fmt: skip
+    return cube, {
+        "format": "DICOM" if path.is_dir() else "NIfTI",
+        "columns": x,
+        "rows": y,
+        "slices": z,
+        "spacing_mm": " x ".join(f"{v:.3g}" for v in spacing),
+    }
 
 
 def fingerprint(path: Path) -> str:

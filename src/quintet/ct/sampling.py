@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 from torch.utils.data import Sampler
 
 from quintet.errors import InputError
-from quintet.training.batches import world
+from quintet.training.batches import rank_and_world_size
 
 
 class BalancedBatches(Sampler[list[int]]):
@@ -19,9 +19,7 @@ class BalancedBatches(Sampler[list[int]]):
     DDP each rank takes every n-th batch.
     """
 
-    def __init__(
-        self, rows: NDArray[np.int64], labels: NDArray[np.floating], *, classes: int, samples: int, seed: int
-    ) -> None:  # fmt: skip
+    def __init__(self, rows: NDArray[np.int64], labels: NDArray[np.floating], *, classes: int, samples: int, seed: int) -> None:
         sets, member = np.unique(labels, axis=0, return_inverse=True)
         self.members = [rows[member.ravel() == k] for k in range(len(sets))]
         common = sets @ sets.T > 0
@@ -29,8 +27,10 @@ class BalancedBatches(Sampler[list[int]]):
         self.apart = [others[others != k] for k, others in enumerate(self.apart)]
         self.first = [k for k in range(len(sets)) if self._batch_from(k, classes, np.random.default_rng(0)) is not None]
         if not self.first:
-            raise InputError(f"no {classes} label sets of the training scans share no finding, as a triplet batch needs; lower "
-                             "ct.classes or use objective=micro_f1")  # fmt: skip
+            raise InputError(
+                f"no {classes} label sets of the training scans share no finding, as a triplet batch needs; lower "
+                "ct.classes or use objective=micro_f1"
+            )
         self.classes, self.samples, self.seed, self.epoch = classes, samples, seed, 0
         self.count = math.ceil(len(rows) / (classes * samples))
 
@@ -51,13 +51,13 @@ class BalancedBatches(Sampler[list[int]]):
         self.epoch = epoch
 
     def __len__(self) -> int:
-        return math.ceil(self.count / world()[1])
+        return math.ceil(self.count / rank_and_world_size()[1])
 
     def __iter__(self) -> Iterator[list[int]]:
         rng = np.random.default_rng([self.seed, self.epoch])
         left: list[list[int]] = [[] for _ in self.members]
         weights = np.array([len(self.members[k]) for k in self.first], float)
-        rank, processes = world()
+        rank, processes = rank_and_world_size()
         for number in range(len(self) * processes):
             sets = None
             while sets is None:

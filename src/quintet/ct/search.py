@@ -19,8 +19,8 @@ from quintet.ct.figures import montage, views_of
 from quintet.ct.inference import Embedded, Model, joined, load_models
 from quintet.ct.prediction import embed_studies
 from quintet.ct.raw import LABELS, find_studies, read_cube, read_labels
-from quintet.errors import InputError, Problems
-from quintet.files import whole_folder, write_json
+from quintet.errors import InputError, InputProblemsError
+from quintet.files import atomic_folder, write_json
 
 LISTS = 4  # IVF: lists per square root of the collection
 LINKS = 32  # HNSW: links of a scan
@@ -40,7 +40,7 @@ def build(runs: Sequence[Path], source: Path, out: Path, *, kind: str, device: s
         vectors.append(found.vectors[0])
         views.append(views_of(cube))
     if problems and (not skip or not names):
-        raise Problems(f"{source} (--skip leaves them out)", problems)
+        raise InputProblemsError(f"{source} (--skip leaves them out)", problems)
     table = pd.DataFrame({"study": names, "file": [studies[name].name for name in names]})
     if labels is not None:
         known = labels.table.reindex(names)
@@ -54,7 +54,7 @@ def build(runs: Sequence[Path], source: Path, out: Path, *, kind: str, device: s
         "dimensions": stacked.shape[1],
         "models": len(models),
     }
-    with whole_folder(out) as folder:
+    with atomic_folder(out) as folder:
         if library is not None:
             about |= _approximate(library, kind, stacked, folder / "faiss.index")
         np.save(folder / "vectors.npy", stacked)
@@ -171,7 +171,9 @@ def search(folder: Path, name: str, k: int, *, picture: Path | None, device: str
     if picture:
         of = lambda row: f"\n{studies['findings'][row]}" if "findings" in studies else ""  # noqa: E731
         query = f"query {Path(name).name}" + (of(own) if own is not None else "")
-        shown = [(f"{r}. {s}: {v:.3f}{of(row)}", index.views[row])
-                 for r, s, v, row in zip(table["rank"], table["study"], similarity, rows, strict=True)]  # fmt: skip
+        shown = [
+            (f"{r}. {s}: {v:.3f}{of(row)}", index.views[row])
+            for r, s, v, row in zip(table["rank"], table["study"], similarity, rows, strict=True)
+        ]
         montage(picture, [(query, views), *shown], "Query and most similar scans (similarity; findings)")
     return table

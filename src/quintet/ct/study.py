@@ -16,16 +16,42 @@ from quintet.runs import Record, new_record
 
 # Shared by every configuration; dvc.yaml lists the same keys for the stages that train (a test compares them).
 TRAINING = (
-    "window", "input_size", "weights", "width", "units", "embedding", "dropout", "chunk", "centre", "epochs", "batch_size",
-    "classes", "samples", "precision", "rate", "schedule", "rate_floor", "warmup", "step_epochs", "step_factor",
-    "weight_decay", "clip_norm", "accumulate", "patience", "f1_average", "f1_smooth", "cross_entropy", "margin",
-    "augment", "neighbours",
-)  # fmt: skip
+    "window",
+    "input_size",
+    "weights",
+    "width",
+    "units",
+    "embedding",
+    "dropout",
+    "chunk",
+    "centre",
+    "epochs",
+    "batch_size",
+    "classes",
+    "samples",
+    "precision",
+    "rate",
+    "schedule",
+    "rate_floor",
+    "warmup",
+    "step_epochs",
+    "step_factor",
+    "weight_decay",
+    "clip_norm",
+    "accumulate",
+    "patience",
+    "f1_average",
+    "f1_smooth",
+    "cross_entropy",
+    "margin",
+    "augment",
+    "neighbours",
+)
 
 
 def train_run(
     run: Path, data: Path, choice: CtConfig, shared: Ct, compute: Compute, *, stage: str, config: str, seed: int
-) -> Record:  # fmt: skip
+) -> Record:
     """Train one configuration into `run` = {record.json, model/}; returns its record."""
     from quintet.ct.module import train
 
@@ -49,9 +75,15 @@ def evaluate_run(run: Path, data: Path, shared: Ct, compute: Compute) -> dict[st
     found = model(prepared.volumes, rows)
     seconds = time.monotonic() - started
     metrics = evaluate(
-        cosine(found.vectors), scans_of(prepared, rows), neighbours=shared.neighbours, record=record, out=run / "evaluation",
-        probability=found.probability, vectors=found.vectors, model=run / "model",
-    )  # fmt: skip
+        cosine(found.vectors),
+        scans_of(prepared, rows),
+        neighbours=shared.neighbours,
+        record=record,
+        out=run / "evaluation",
+        probability=found.probability,
+        vectors=found.vectors,
+        model=run / "model",
+    )
     metrics["evaluation_seconds_per_scan"] = seconds / len(rows)
     write_json(run / "evaluation" / "metrics.json", metrics)
     return metrics
@@ -72,8 +104,15 @@ def baseline_runs(out: Path, data: Path, shared: Ct) -> dict[str, dict[str, floa
         record = new_record("ct", "ct_baselines", name, seed=0, params={"neighbours": shared.neighbours}, inputs=inputs)
         similarity = np.asarray(BASELINES[name](prepared, rows)) if vectors is None else cosine(vectors)
         run = out / name / "seed0"
-        metrics[name] = evaluate(similarity, scans, neighbours=shared.neighbours, record=record, out=run / "evaluation",
-                                 vectors=vectors, hubs=name not in ("random", "prior"))  # fmt: skip
+        metrics[name] = evaluate(
+            similarity,
+            scans,
+            neighbours=shared.neighbours,
+            record=record,
+            out=run / "evaluation",
+            vectors=vectors,
+            hubs=name not in ("random", "prior"),
+        )
         record.save(run)
     return metrics
 

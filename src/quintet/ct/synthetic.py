@@ -18,7 +18,7 @@ from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian, ImplicitVRLittleEndian, generate_uid
 from scipy.ndimage import gaussian_filter
 
-from quintet.files import whole_folder
+from quintet.files import atomic_folder
 from quintet.imaging.volumes import Grid, write_nifti
 
 Floats = NDArray[np.float32]  # [Z, Y, X] in HU or shares, indices growing towards Superior, Anterior and Right
@@ -50,8 +50,16 @@ class Patient:
         width = float(rng.uniform(150, 185))
         depth = width * float(rng.uniform(0.66, 0.78))
         lung = (0.36 * width * float(rng.uniform(0.93, 1.07)), 0.74 * depth, float(rng.uniform(115, 140)))
-        return Patient((width, depth), float(rng.uniform(8, 24)), lung, float(rng.uniform(44, 60)), float(rng.uniform(-105, -85)),
-                       float(rng.normal(-670, 15)), int(rng.integers(26, 42)), int(rng.integers(2**31)))  # fmt: skip
+        return Patient(
+            (width, depth),
+            float(rng.uniform(8, 24)),
+            lung,
+            float(rng.uniform(44, 60)),
+            float(rng.uniform(-105, -85)),
+            float(rng.normal(-670, 15)),
+            int(rng.integers(26, 42)),
+            int(rng.integers(2**31)),
+        )
 
 
 @dataclass(frozen=True)
@@ -186,7 +194,7 @@ def synthesize(out: Path, *, scans: int, matrix: int, seed: int, workers: int) -
     rng = np.random.default_rng(seed)
     rows = cohort(scans, rng)
     patients = {p: Patient.draw(np.random.default_rng([seed, 1, p])) for p, _ in rows}
-    with whole_folder(out) as folder:
+    with atomic_folder(out) as folder:
         names = [f"study-{number:04d}" for number in range(len(rows))]
         Parallel(n_jobs=workers)(
             delayed(_write_study)(folder, name, patients[p], findings, matrix, [seed, 2, number], number)
@@ -205,8 +213,12 @@ def _write_study(
     view_mm, thickness = float(rng.uniform(2.02, 2.3)) * patient.trunk[0], float(rng.choice([7.0, 8.0, 10.0]))
     pixel = view_mm / matrix
     slices = round(290 / thickness)
-    space = Space(*(((np.arange(n) - (n - 1) / 2) * mm).astype(np.float32)
-                    for n, mm in ((slices, thickness), (matrix, pixel), (matrix, pixel))))  # fmt: skip
+    space = Space(
+        *(
+            ((np.arange(n) - (n - 1) / 2) * mm).astype(np.float32)
+            for n, mm in ((slices, thickness), (matrix, pixel), (matrix, pixel))
+        )
+    )
     hu = draw_scan(patient, findings, space, rng)
     if number % 4 == 3:
         write_nifti(folder / f"{name}.nii.gz", *_as_nifti(hu, (thickness, pixel, pixel), turned=number % 8 == 3))
@@ -229,9 +241,14 @@ def _as_nifti(hu: NDArray[np.int16], spacing_mm: tuple[float, float, float], *, 
 
 
 def write_series(
-    folder: Path, hu: NDArray[np.int16], spacing_mm: tuple[float, float, float], *, position: str = "HFS",
-    rng: np.random.Generator | None = None, identity: str = "",
-) -> None:  # fmt: skip
+    folder: Path,
+    hu: NDArray[np.int16],
+    spacing_mm: tuple[float, float, float],
+    *,
+    position: str = "HFS",
+    rng: np.random.Generator | None = None,
+    identity: str = "",
+) -> None:
     """`[Z, Y, X]` as one DICOM file a slice. With `rng` names and instance numbers are in orders of their own, and some series
     are implicit, some unsigned."""
     folder.mkdir(parents=True)

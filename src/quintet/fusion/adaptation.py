@@ -46,8 +46,14 @@ class _Patient(nn.Module):
             return net(tokens, present, start[None], steps=self.steps)[:, 0]
         x0 = net.fuse.target(tokens, present) if net.method == "diffusion" else tokens[:, 0]
         count = len(time) if net.method == "diffusion" else 1
-        learnt = net.learn([f.expand(count, -1) for f in features], tokens.expand(count, -1, -1), present.expand(count, -1),
-                           present.expand(count, -1), x0.expand(count, -1), Draw(time, noise))  # fmt: skip
+        learnt = net.learn(
+            [f.expand(count, -1) for f in features],
+            tokens.expand(count, -1, -1),
+            present.expand(count, -1),
+            present.expand(count, -1),
+            x0.expand(count, -1),
+            Draw(time, noise),
+        )
         contrast = contrast_with_bank(tokens[0], present[0], net.bank, net.known, temperature=self.temperature)
         w = self.weights
         return w.diffusion * learnt.diffusion + w.reconstruction * learnt.reconstruction + w.contrastive * contrast
@@ -66,10 +72,17 @@ def adapted_names(net: FusionNet, parameters: str) -> list[str]:
 
 
 def adapt(
-    net: FusionNet, given: Given, present: Tensor, start: Tensor, *, how: FusionTtt, weights: FusionLossWeights,
+    net: FusionNet,
+    given: Given,
+    present: Tensor,
+    start: Tensor,
+    *,
+    how: FusionTtt,
+    weights: FusionLossWeights,
     temperature: float,
-    sampling_steps: int, seeds: Sequence[int],
-) -> Outcome:  # fmt: skip
+    sampling_steps: int,
+    seeds: Sequence[int],
+) -> Outcome:
     """Adapt and predict P patients. `given`: features of each modality `[P, F_k]` (how.parameters=fusion), else volumes
     `[P, M, S, S, S]` and clinical rows; `present` `[P, K]`; `start` `[P, N, D]` noise; `seeds`: of each patient's draws."""
     net.eval()

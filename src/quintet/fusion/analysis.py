@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from quintet.figures import new_figure, save
+from quintet.figures import new_figure, save_figure
 from quintet.fusion.clinical import Numeric
 from quintet.fusion.data import Prepared, prepare
 from quintet.fusion.figures import montage
@@ -109,8 +109,14 @@ def _clinical(data: Prepared) -> pd.DataFrame:
         width = 2 if isinstance(column, Numeric) else len(column.values) + 1
         is_number = isinstance(column, Numeric)
         what = f"mean {column.mean:.3g}, SD {column.sd:.3g}" if isinstance(column, Numeric) else ", ".join(column.values)
-        rows.append({"column": column.name, "kind": "number" if is_number else "category", "values": what,
-                     "missing": float(data.clinical[:, at + width - 1].mean())})  # fmt: skip
+        rows.append(
+            {
+                "column": column.name,
+                "kind": "number" if is_number else "category",
+                "values": what,
+                "missing": float(data.clinical[:, at + width - 1].mean()),
+            }
+        )
         at += width
     return pd.DataFrame(rows, columns=["column", "kind", "values", "missing"])
 
@@ -128,4 +134,4 @@ def _times(path: Path, data: Prepared) -> None:
         axis.hist(data.table.loc[data.table["event"] == event, "time"], bins=30, alpha=0.6, label=label)
     axis.set(xlabel="days", ylabel="patients")
     axis.legend(fontsize=8)
-    save(figure, path)
+    save_figure(figure, path)

@@ -48,8 +48,10 @@ class Encoder:
                 columns.append(Numeric(str(name), float(numbers.mean()), float(numbers.std(ddof=0)) or 1.0))
             elif values.nunique() > MOST_CATEGORIES:
                 odd = values[~np.isfinite(numbers)].iloc[0]
-                raise InputError(f"clinical column {name!r}: {values.nunique()} different texts such as {odd!r}; correct it, or "
-                                 f"leave it out by fusion.drop=[{name}]")  # fmt: skip
+                raise InputError(
+                    f"clinical column {name!r}: {values.nunique()} different texts such as {odd!r}; correct it, or "
+                    f"leave it out by fusion.drop=[{name}]"
+                )
             else:
                 columns.append(Category(str(name), sorted(values.unique())))
         return Encoder(columns)
@@ -67,8 +69,10 @@ class Encoder:
             else:
                 part = np.stack([(texts == value).to_numpy(float) for value in column.values], 1)
                 usable = part.any(1)
-            notes += [f"patient {p}: {column.name} is {texts[p]!r}, which training did not know; taken as missing"
-                      for p in table.index[~usable & (texts != "").to_numpy()]]  # fmt: skip
+            notes += [
+                f"patient {p}: {column.name} is {texts[p]!r}, which training did not know; taken as missing"
+                for p in table.index[~usable & (texts != "").to_numpy()]
+            ]
             parts += [part, ~usable[:, None]]
             known |= usable
         return np.concatenate(parts, 1).astype(np.float32), known, notes

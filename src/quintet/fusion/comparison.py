@@ -10,25 +10,28 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from quintet import ranking, results
-from quintet.comparison import Runs, cells, keep_only, measured, pick, publish, recorded
+from quintet.comparison import Runs, evaluation_metrics, prune_runs, publish, select_columns, sweep_runs, training_metrics
 from quintet.fusion.evaluation import CLASSIFICATION, MAR, MCAR, NOT_SUBSETS, RECORDED, SURVIVAL, headline_of, pairs_of, shapley
 from quintet.pages import Section
 from quintet.params import Fusion, Params
 from quintet.params.fusion import ADAPTS, BASELINES, TTT
-from quintet.resampling import draw_weights, interval, order_draws
+from quintet.resampling import bootstrap_concordance, bootstrap_weights, percentile_interval
 
 SWEEP, FITTED = Path("runs/fusion/sweep"), Path("runs/fusion/baselines")
 COSTS = {
-    "train_seconds": "training, s", "seconds_per_prediction": "prediction, s",
+    "train_seconds": "training, s",
+    "seconds_per_prediction": "prediction, s",
     "ttt/seconds_per_prediction": "with test-time training, s",
-    "parameters": "parameters", "peak_memory_mb": "peak memory, MiB", "best_epoch": "best epoch (from 0)",
-}  # fmt: skip
+    "parameters": "parameters",
+    "peak_memory_mb": "peak memory, MiB",
+    "best_epoch": "best epoch (from 0)",
+}
 Floats = NDArray[np.float64]
 
 
 def runs_of(p: Fusion, sweep: Path, baselines: Path) -> dict[str, list[Path]]:
     """The run folders that params name."""
-    return cells(p.sweep, sweep) | {name: [baselines / name / "seed0"] for name in BASELINES}
+    return sweep_runs(p.sweep, sweep) | {name: [baselines / name / "seed0"] for name in BASELINES}
 
 
 def variants(p: Fusion) -> dict[str, str]:
@@ -70,12 +73,12 @@ def compare(params: Params, sweep: Path, baselines: Path, out: Path, report: Pat
     """Rank what params name, write `report` and `out` = {record.json}; returns the verdict."""
     p = params.fusion
     runs = runs_of(p, sweep, baselines)
-    keep_only(sweep, [run for name in p.sweep.configs for run in runs[name]])
+    prune_runs(sweep, [run for name in p.sweep.configs for run in runs[name]])
     table = ranked(params, sweep, baselines)
     order = [str(name) for name in table.table["config"]]
     source = variants(p)
     drawn = Drawn({name: _predictions(runs[source[name]], name) for name in order})
-    costs = recorded(runs, p.sweep.configs).join(measured(runs, p.sweep.configs).filter(like="seconds"))
+    costs = training_metrics(runs, p.sweep.configs).join(evaluation_metrics(runs, p.sweep.configs).filter(like="seconds"))
     score = "AUC" if p.task == "classification" else "concordance index"
     sections = [
         Section(f"{score} by what is there", BY_PATTERN, _by_pattern(drawn, order)),
@@ -84,7 +87,7 @@ def compare(params: Params, sweep: Path, baselines: Path, out: Path, report: Pat
         Section("What adaptation does to patients", HARM, _harm(runs, p)),
         Section("What each modality adds", SHAPLEY.format(score=score), _shapley(drawn, order)),
         Section("Imputed features", IMPUTED, _imputed(runs, p)),
-        Section("Cost", "On this machine; a prediction is one patient from one set of modalities.", pick(costs, COSTS)),
+        Section("Cost", "On this machine; a prediction is one patient from one set of modalities.", select_columns(costs, COSTS)),
     ]
     unit = metric_of(p)[1]
     publish("fusion", table, runs, out, report, title="Multimodal fusion", unit=unit, extra=lambda _: sections)
@@ -109,7 +112,7 @@ class Drawn:
         self.subsets = [name for name in self.patterns if name not in NOT_SUBSETS]
         everybody = first[first["pattern"] == RECORDED].set_index("patient")
         kinds = everybody["target"] if len(self.columns) > 1 else everybody["event"]
-        self.weights = pd.DataFrame(draw_weights(everybody.index, kinds).T, index=everybody.index)
+        self.weights = pd.DataFrame(bootstrap_weights(everybody.index, kinds).T, index=everybody.index)
         self.players = sorted(max(self.subsets, key=lambda name: name.count("+")).split("+"), key=self.subsets.index)
 
     def score(self, config: str, pattern: str, *, patients: pd.Index | None = None) -> tuple[float, Floats]:
@@ -123,7 +126,10 @@ class Drawn:
             weights = self.weights.loc[own["patient"]].to_numpy().T
             said = own[self.columns].to_numpy(float)
             scores = np.log(np.clip(said, 1e-12, 1)) if len(self.columns) > 1 else said
-            each = [order_draws(s, pairs, weights) for s, pairs in pairs_of(scores, own[["target", "event"]].to_numpy(float))]
+            each = [
+                bootstrap_concordance(s, pairs, weights)
+                for s, pairs in pairs_of(scores, own[["target", "event"]].to_numpy(float))
+            ]
             values.append(value)
             draws.append(np.mean(each, 0))
         return float(np.mean(values)), np.mean(draws, 0)
@@ -142,7 +148,7 @@ class Drawn:
 def _shown(value: float, draws: Floats, *, sign: bool = False) -> str:
     if np.isnan(value):
         return ""
-    low, high = interval(draws)
+    low, high = percentile_interval(draws)
     return f"{value:+.3f} [{low:+.3f}, {high:+.3f}]" if sign else f"{value:.3f} [{low:.3f}, {high:.3f}]"
 
 
@@ -183,8 +189,14 @@ def _against_single(drawn: Drawn, order: list[str]) -> pd.DataFrame:
     rows = []
     for name in order:
         value, draws = drawn.score(name, whole, patients=people)
-        rows.append({"config": name, "all modalities": _shown(value, draws), "best single": f"{modality} ({config}) {best:.3f}",
-                     "difference": _shown(value - best, draws - best_draws, sign=True)})  # fmt: skip
+        rows.append(
+            {
+                "config": name,
+                "all modalities": _shown(value, draws),
+                "best single": f"{modality} ({config}) {best:.3f}",
+                "difference": _shown(value - best, draws - best_draws, sign=True),
+            }
+        )
     return pd.DataFrame(rows)
 
 
@@ -201,9 +213,16 @@ def _helps(drawn: Drawn, order: list[str], source: Mapping[str, str], p: Fusion)
     for first, second in pairs:
         (a, da), (b, db) = (drawn.score(name, RECORDED) for name in (first, second))
         (va, sa), (vb, sb) = (drawn.over_subsets(name) for name in (first, second))
-        rows.append({"first": first, "second": second, RECORDED: _shown(a - b, da - db, sign=True),
-                     "mean of subsets": _shown(float(np.nanmean(va) - np.nanmean(vb)), np.nanmean(sa, 0) - np.nanmean(sb, 0),
-                     sign=True)})  # fmt: skip
+        rows.append(
+            {
+                "first": first,
+                "second": second,
+                RECORDED: _shown(a - b, da - db, sign=True),
+                "mean of subsets": _shown(
+                    float(np.nanmean(va) - np.nanmean(vb)), np.nanmean(sa, 0) - np.nanmean(sb, 0), sign=True
+                ),
+            }
+        )
     return pd.DataFrame(rows, columns=["first", "second", RECORDED, "mean of subsets"])
 
 
@@ -215,10 +234,17 @@ def _harm(runs: Runs, p: Fusion) -> pd.DataFrame:
     own = [name for name in p.sweep.configs if p.configs[name].method in ADAPTS]
     if not own:
         return pd.DataFrame()
-    table = measured(runs, own)
+    table = evaluation_metrics(runs, own)
     loss = "log_loss" if p.task == "classification" else SURVIVAL
-    return pick(table, {"ttt/adapted_rate": "adapted", "ttt/harm_rate": "harm rate", "ttt/help_rate": "help rate",
-                        f"ttt/change_of_{loss}": f"mean change of {loss.replace('_', ' ')}"})  # fmt: skip
+    return select_columns(
+        table,
+        {
+            "ttt/adapted_rate": "adapted",
+            "ttt/harm_rate": "harm rate",
+            "ttt/help_rate": "help rate",
+            f"ttt/change_of_{loss}": f"mean change of {loss.replace('_', ' ')}",
+        },
+    )
 
 
 SHAPLEY = """Shapley values of the {score} on the patients that have every modality: what a modality adds, averaged over all

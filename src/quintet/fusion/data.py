@@ -17,8 +17,8 @@ from numpy.typing import NDArray
 
 from quintet import splits
 from quintet.arrays import new_array
-from quintet.errors import InputError, Problems
-from quintet.files import refuse_overlap, whole_folder, write_json
+from quintet.errors import InputError, InputProblemsError
+from quintet.files import atomic_folder, refuse_overlap, write_json
 from quintet.fusion.clinical import Encoder, refuse_leaks
 from quintet.fusion.raw import Clinical, find_patients, read_image, read_table, targets
 from quintet.fusion.segmentation import Mask, mask_of, segmenter_for, stored_masks
@@ -61,10 +61,19 @@ class Prepared:
 
 # What new patients must go through as well, kept with a model.
 PREPARATION = (
-    "names", "tables", "columns", "drop", "task", "segmenter", "totalsegmentator", "fast", "segmenter_tasks", "skull_strip",
+    "names",
+    "tables",
+    "columns",
+    "drop",
+    "task",
+    "segmenter",
+    "totalsegmentator",
+    "fast",
+    "segmenter_tasks",
+    "skull_strip",
     "size",
     "percentiles",
-)  # fmt: skip
+)
 
 
 def check(raw: Path, params: Fusion) -> list[str]:
@@ -79,7 +88,7 @@ def check(raw: Path, params: Fusion) -> list[str]:
     try:
         _, _, _, more = _tables(raw, list(patients), {name: bool(files) for name, files in patients.items()}, params)
         problems += more
-    except Problems as error:
+    except InputProblemsError as error:
         problems += error.problems
     except InputError as error:
         problems.append(str(error))
@@ -97,7 +106,7 @@ def features_of(clinical: Clinical, patients: Sequence[str], params: Fusion) -> 
 
 def _tables(
     raw: Path, patients: list[str], images: Mapping[str, bool], params: Fusion
-) -> tuple[pd.DataFrame, NDArray[np.float32], Encoder, list[str]]:  # fmt: skip
+) -> tuple[pd.DataFrame, NDArray[np.float32], Encoder, list[str]]:
     """The patients that can be used (target, split, has/clinical), their clinical features, the encoder, and a problem for each
     other patient."""
     clinical = read_table(raw, params.tables, params.columns)
@@ -198,17 +207,17 @@ def prepare(raw: Path, masks: Path, out: Path, params: Fusion, *, workers: int =
     table, clinical, encoder, more = _tables(raw, list(patients), {name: bool(files) for name, files in patients.items()}, params)
     problems += more
     if not len(table):
-        raise Problems(str(raw), problems)
+        raise InputProblemsError(str(raw), problems)
     shape = (len(table), len(params.modalities), *(params.size,) * 3)
     has = np.zeros((len(table), len(params.modalities)), int)
-    with whole_folder(out) as folder:
+    with atomic_folder(out) as folder:
         volumes = new_array(folder / VOLUMES, np.float16, shape)
         for row, (cube, there, wrong) in enumerate(_in_order(list(table["patient"]), patients, masks, params, workers)):
             volumes[row], has[row] = cube, there
             problems += wrong
         volumes.flush()
         if problems and params.on_error == "raise":
-            raise Problems(f"{raw} (fusion.on_error=skip would leave these out)", problems)
+            raise InputProblemsError(f"{raw} (fusion.on_error=skip would leave these out)", problems)
         table = table.assign(**{f"has/{m}": has[:, k] for k, m in enumerate(params.modalities)})
         kept = np.flatnonzero(table.filter(like="has/").any(axis=1))
         if len(kept) < len(table):
@@ -217,15 +226,19 @@ def prepare(raw: Path, masks: Path, out: Path, params: Fusion, *, workers: int =
         np.save(folder / FEATURES, clinical[kept])
         table.iloc[kept].to_csv(folder / "patients.csv", index=False)
         classes = sorted(table["label"].unique()) if "label" in table else []
-        about = {"modalities": params.modalities, "classes": classes, "encoder": encoder.plain(),
-                 "how": params.model_dump(mode="json", include=set(PREPARATION) | {"modalities"})}  # fmt: skip
+        about = {
+            "modalities": params.modalities,
+            "classes": classes,
+            "encoder": encoder.plain(),
+            "how": params.model_dump(mode="json", include=set(PREPARATION) | {"modalities"}),
+        }
         write_json(folder / "about.json", about)
     return load(out), problems
 
 
 def _in_order(
     names: list[str], patients: Mapping[str, Mapping[str, Path]], masks: Path, params: Fusion, workers: int
-) -> Iterator[tuple[Cubes, list[bool], list[str]]]:  # fmt: skip
+) -> Iterator[tuple[Cubes, list[bool], list[str]]]:
     yield from Parallel(n_jobs=workers, return_as="generator", pre_dispatch="2*n_jobs")(
         delayed(_stored)(name, patients[name], masks, params) for name in names
     )
@@ -268,6 +281,11 @@ def load(folder: Path) -> Prepared:
     about = json.loads((folder / "about.json").read_text(encoding="utf-8"))
     table = pd.read_csv(folder / "patients.csv", dtype={"patient": str, "label": str}, keep_default_na=False)
     return Prepared(
-        np.load(folder / VOLUMES, mmap_mode="r"), np.load(folder / FEATURES), table, [*about["modalities"], CLINICAL],
-        about["classes"], Encoder.from_plain(about["encoder"]), about["how"],
-    )  # fmt: skip
+        np.load(folder / VOLUMES, mmap_mode="r"),
+        np.load(folder / FEATURES),
+        table,
+        [*about["modalities"], CLINICAL],
+        about["classes"],
+        Encoder.from_plain(about["encoder"]),
+        about["how"],
+    )

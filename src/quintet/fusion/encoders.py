@@ -13,9 +13,12 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 ENCODERS = {
-    "small": ("basic", [1, 1, 1, 1]), "resnet10": ("basic", [1, 1, 1, 1]), "resnet18": ("basic", [2, 2, 2, 2]),
-    "resnet34": ("basic", [3, 4, 6, 3]), "resnet50": ("bottleneck", [3, 4, 6, 3]),
-}  # fmt: skip
+    "small": ("basic", [1, 1, 1, 1]),
+    "resnet10": ("basic", [1, 1, 1, 1]),
+    "resnet18": ("basic", [2, 2, 2, 2]),
+    "resnet34": ("basic", [3, 4, 6, 3]),
+    "resnet50": ("bottleneck", [3, 4, 6, 3]),
+}
 MOMENTUM = 0.05  # of running statistics
 
 
@@ -65,10 +68,17 @@ class ImageEncoder(nn.Module):
         planes = [width * 2**i for i in range(4)]
         small = kind == "small"
         self.net = ResNet(
-            block, layers, planes, spatial_dims=3, n_input_channels=1, conv1_t_size=3 if small else 7, conv1_t_stride=2,
+            block,
+            layers,
+            planes,
+            spatial_dims=3,
+            n_input_channels=1,
+            conv1_t_size=3 if small else 7,
+            conv1_t_stride=2,
             no_max_pool=small,
-            bias_downsample=False, feed_forward=False,
-        )  # fmt: skip
+            bias_downsample=False,
+            feed_forward=False,
+        )
         _use_running_norm(self.net)
         self.features = planes[-1] * (4 if block == "bottleneck" else 1)
 
@@ -108,9 +118,18 @@ def mlp(sizes: Sequence[int], dropout: float, *, last: bool) -> nn.Sequential:
 class Encoders(nn.Module):
     """One encoder and one projection to `hidden` a modality; zeros where it is absent."""
 
-    def __init__(self, *, images: int, clinical: int, encoder: str, width: int, clinical_units: Sequence[int], hidden: int,
+    def __init__(
+        self,
+        *,
+        images: int,
+        clinical: int,
+        encoder: str,
+        width: int,
+        clinical_units: Sequence[int],
+        hidden: int,
         dropout: float,
-                 recompute: bool) -> None:  # fmt: skip
+        recompute: bool,
+    ) -> None:
         super().__init__()
         self.images = nn.ModuleList([ImageEncoder(encoder, width) for _ in range(images)])
         # a table without a usable column still is a modality that nobody has

@@ -13,9 +13,9 @@ from sklearn.linear_model import Ridge
 from sklearn.metrics import balanced_accuracy_score
 
 from quintet import results
-from quintet.files import whole_folder, write_json
+from quintet.files import atomic_folder, write_json
 from quintet.params.fusion import TTT
-from quintet.resampling import order_draws
+from quintet.resampling import bootstrap_concordance
 from quintet.runs import Record
 
 Floats = NDArray[np.float64]
@@ -24,9 +24,14 @@ CLASSIFICATION, SURVIVAL = "brier", "concordance"  # what is ranked, per patient
 SEED = 20240
 
 
-def patterns(modalities: Sequence[str], present: NDArray[np.bool_], clinical: NDArray[np.floating[Any]], names: Sequence[str],
-    *, missing:
-             float) -> dict[str, NDArray[np.bool_]]:  # fmt: skip
+def patterns(
+    modalities: Sequence[str],
+    present: NDArray[np.bool_],
+    clinical: NDArray[np.floating[Any]],
+    names: Sequence[str],
+    *,
+    missing: float,
+) -> dict[str, NDArray[np.bool_]]:
     """What each patient is predicted from `[P, K]`, by pattern; a row without any: the patient does not count there.
 
     Each non-empty subset of the modalities, for the patients that have all of it; `recorded`: whatever they have; and that with
@@ -61,7 +66,7 @@ def headline(scores: NDArray[np.floating[Any]], target: NDArray[np.floating[Any]
     """AUC (several classes: the mean of each against the rest) of scores `[P, outputs]`, or the concordance index of one
     output."""
     ones = np.ones((1, len(target)))
-    return float(np.mean([order_draws(score, pairs, ones)[0] for score, pairs in pairs_of(scores, target)]))
+    return float(np.mean([bootstrap_concordance(score, pairs, ones)[0] for score, pairs in pairs_of(scores, target)]))
 
 
 def pairs_of(scores: NDArray[np.floating[Any]], target: NDArray[np.floating[Any]]) -> list[tuple[Floats, NDArray[np.bool_]]]:
@@ -86,11 +91,13 @@ def patient_scores(values: Floats, target: NDArray[np.floating[Any]], *, classes
         both = (right * pairs).sum(1) + (right * pairs).sum(0)
         return pd.DataFrame({SURVIVAL: np.where(mine > 0, both / np.maximum(mine, 1), np.nan)})
     truth = np.eye(classes)[target[:, 0].astype(int)]
-    return pd.DataFrame({
-        CLASSIFICATION: ((values - truth) ** 2).sum(1) / 2,
-        "log_loss": -np.log(np.clip((values * truth).sum(1), 1e-12, 1)),
-        "correct": (values.argmax(1) == target[:, 0]).astype(float),
-    })  # fmt: skip
+    return pd.DataFrame(
+        {
+            CLASSIFICATION: ((values - truth) ** 2).sum(1) / 2,
+            "log_loss": -np.log(np.clip((values * truth).sum(1), 1e-12, 1)),
+            "correct": (values.argmax(1) == target[:, 0]).astype(float),
+        }
+    )
 
 
 def summary(predictions: pd.DataFrame, columns: Sequence[str]) -> dict[str, float]:
@@ -106,8 +113,11 @@ def summary(predictions: pd.DataFrame, columns: Sequence[str]) -> dict[str, floa
     metrics["patients"] = float(len(whole))
     if len(columns) > 1:
         likeliest = whole[list(columns)].to_numpy().argmax(1)
-        metrics |= {"brier": whole[CLASSIFICATION].mean(), "log_loss": whole["log_loss"].mean(),
-                    "balanced_accuracy": balanced_accuracy_score(whole["target"], likeliest)}  # fmt: skip
+        metrics |= {
+            "brier": whole[CLASSIFICATION].mean(),
+            "log_loss": whole["log_loss"].mean(),
+            "balanced_accuracy": balanced_accuracy_score(whole["target"], likeliest),
+        }
     return {name: float(v) for name, v in metrics.items() if np.isfinite(v)}
 
 
@@ -119,9 +129,17 @@ def headline_of(own: pd.DataFrame, columns: Sequence[Any]) -> float:
 
 
 def predictions(
-    config: str, pattern: str, patients: NDArray[Any], used: Sequence[str], values: Floats, target: NDArray[np.floating[Any]],
-    classes: Sequence[str], *, spread: Floats | float = 0.0, adapted: NDArray[np.bool_] | bool = False,
-) -> pd.DataFrame:  # fmt: skip
+    config: str,
+    pattern: str,
+    patients: NDArray[Any],
+    used: Sequence[str],
+    values: Floats,
+    target: NDArray[np.floating[Any]],
+    classes: Sequence[str],
+    *,
+    spread: Floats | float = 0.0,
+    adapted: NDArray[np.bool_] | bool = False,
+) -> pd.DataFrame:
     """A row a patient, predicted from the modalities `used` by `pattern`: probabilities `[P, classes]` or risk `[P, 1]`, their
     spread over draws, whether it adapted, its target (class, 1; time, event) and scores."""
     table = pd.DataFrame({"config": config, "pattern": pattern, "patient": patients})
@@ -135,9 +153,15 @@ def columns_of(classes: Sequence[str]) -> list[str]:
 
 
 def evaluate(
-    tables: Mapping[str, pd.DataFrame], classes: Sequence[str], *, record: Record, out: Path,
-    seconds: Mapping[str, float] | None = None, extra: Mapping[str, pd.DataFrame] | None = None, model: Path | None = None,
-) -> dict[str, float]:  # fmt: skip
+    tables: Mapping[str, pd.DataFrame],
+    classes: Sequence[str],
+    *,
+    record: Record,
+    out: Path,
+    seconds: Mapping[str, float] | None = None,
+    extra: Mapping[str, pd.DataFrame] | None = None,
+    model: Path | None = None,
+) -> dict[str, float]:
     """Measure `predictions` of one configuration, or without and with test-time training (`ttt/` in the metrics); writes `out` =
     {predictions.csv, cases.csv (a patient's mean score over the subsets), metrics.json, figures/, what `extra` holds}.
 
@@ -156,9 +180,12 @@ def evaluate(
             metrics[f"{prefix}seconds_per_prediction"] = seconds[config]
         subsets = table[~table["pattern"].isin(NOT_SUBSETS)].dropna(subset=[metric])
         whole = table[table["pattern"] == RECORDED].set_index("patient")
-        values = pd.DataFrame({
-            f"{metric}_over_subsets": subsets.groupby("patient")[metric].mean(), metric: whole[metric],
-        })  # fmt: skip
+        values = pd.DataFrame(
+            {
+                f"{metric}_over_subsets": subsets.groupby("patient")[metric].mean(),
+                metric: whole[metric],
+            }
+        )
         tidy.append(
             results.tidy(
                 values, record.study, config, fold=record.fold, seed=record.seed, cases=values.index, groups=values.index
@@ -170,7 +197,7 @@ def evaluate(
     for row in ((extra or {}).get("imputation", pd.DataFrame())).to_dict("records"):
         name = row.pop("modality")
         metrics |= {f"imputation/{name}/{key}": float(v) for key, v in row.items() if key != "patients"}
-    with whole_folder(out) as folder:
+    with atomic_folder(out) as folder:
         pd.concat(tables.values()).to_csv(folder / "predictions.csv", index=False)
         results.write(pd.concat(tidy, ignore_index=True).dropna(subset="value"), folder / "cases.csv")
         for name, table in (extra or {}).items():
@@ -187,9 +214,11 @@ def _harm(plain: pd.DataFrame, adapted: pd.DataFrame, metric: str, *, lower_is_b
     a, b = (t[t["pattern"] == RECORDED].set_index("patient") for t in (plain, adapted))
     change = (b[metric] - a[metric]) * (1 if lower_is_better else -1)
     return {
-        "ttt/adapted_rate": float(b["adapted"].mean()), "ttt/harm_rate": float((change > 1e-9).mean()),
-        "ttt/help_rate": float((change < -1e-9).mean()), f"ttt/change_of_{metric}": float((b[metric] - a[metric]).mean()),
-    }  # fmt: skip
+        "ttt/adapted_rate": float(b["adapted"].mean()),
+        "ttt/harm_rate": float((change > 1e-9).mean()),
+        "ttt/help_rate": float((change < -1e-9).mean()),
+        f"ttt/change_of_{metric}": float((b[metric] - a[metric]).mean()),
+    }
 
 
 def shapley(value: Mapping[frozenset[str], float], players: Sequence[str]) -> dict[str, float]:
@@ -210,9 +239,7 @@ def shapley(value: Mapping[frozenset[str], float], players: Sequence[str]) -> di
     return result
 
 
-def imputation(
-    real: Floats, imputed: Floats, others: Floats, known: Floats, known_others: Floats
-) -> dict[str, float]:  # fmt: skip
+def imputation(real: Floats, imputed: Floats, others: Floats, known: Floats, known_others: Floats) -> dict[str, float]:
     """How close imputed features `[P, F]` are to the real ones, beside what a ridge regression says from the other modalities'
     features (the conditional mean, linear; fitted on training patients: `known` `[N, F]` from `known_others` `[N, G]`) and
     beside their mean."""

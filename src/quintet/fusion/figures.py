@@ -9,16 +9,21 @@ import pandas as pd
 from numpy.typing import NDArray
 from sklearn.metrics import roc_curve
 
-from quintet.figures import learning_curves, new_figure, save
+from quintet.figures import new_figure, plot_learning_curves, save_figure
 from quintet.fusion.evaluation import RECORDED, headline_of
 
 COLOURS = ("#2b6cb0", "#d97706")
 
 
 def draw_all(
-    folder: Path, tables: Mapping[str, pd.DataFrame], columns: Sequence[str], extra: Mapping[str, pd.DataFrame], *, title: str,
+    folder: Path,
+    tables: Mapping[str, pd.DataFrame],
+    columns: Sequence[str],
+    extra: Mapping[str, pd.DataFrame],
+    *,
+    title: str,
     model: Path | None,
-) -> None:  # fmt: skip
+) -> None:
     """`tables`: predictions without and, if there are, with test-time training."""
     score = "AUC" if len(columns) > 1 else "concordance"
     _by_pattern(folder / "patterns.png", tables, columns, score, title)
@@ -30,8 +35,15 @@ def draw_all(
         _curves(folder / "steps.png", extra["curves"], score, title)
     if model is not None:
         history = pd.read_csv(model / "history.csv")
-        learning_curves(folder / "learning_curves.png", history, title=title, loss_unit="loss", lower_is_better=False,
-                        score="valid_score", score_label=f"validation {score}")  # fmt: skip
+        plot_learning_curves(
+            folder / "learning_curves.png",
+            history,
+            title=title,
+            loss_unit="loss",
+            lower_is_better=False,
+            score="valid_score",
+            score_label=f"validation {score}",
+        )
 
 
 def _by_pattern(path: Path, tables: Mapping[str, pd.DataFrame], columns: Sequence[str], score: str, title: str) -> None:
@@ -46,7 +58,7 @@ def _by_pattern(path: Path, tables: Mapping[str, pd.DataFrame], columns: Sequenc
     axis.axvline(0.5, linestyle=":", color="#999999", linewidth=0.8)
     axis.set(xlabel=score, title=f"{title}: by what is there (patients)")
     axis.legend(fontsize=8)
-    save(figure, path)
+    save_figure(figure, path)
 
 
 def _whole(path: Path, table: pd.DataFrame, columns: Sequence[str], title: str) -> None:
@@ -59,7 +71,7 @@ def _whole(path: Path, table: pd.DataFrame, columns: Sequence[str], title: str) 
             axis.plot(part["risk"], part["target"], marker, label=label, color=COLOURS[event])
         axis.set(xlabel="predicted risk (log hazard)", ylabel="days", title=title)
         axis.legend(fontsize=8)
-        save(figure, path)
+        save_figure(figure, path)
         return
     figure, (roc, calibration, spread) = new_figure(13, 4, 1, 3)
     edges = np.linspace(0, 1, 6)
@@ -78,7 +90,7 @@ def _whole(path: Path, table: pd.DataFrame, columns: Sequence[str], title: str) 
     spread.plot(own["spread"], own["brier"], "o", markersize=3, color=COLOURS[0])
     spread.set(title="Spread over draws and error", xlabel="SD of the probability over draws", ylabel="Brier score")
     figure.suptitle(f"{title}: everything recorded, {len(own)} patients", fontsize=10)
-    save(figure, path)
+    save_figure(figure, path)
 
 
 def _adaptation(path: Path, plain: pd.DataFrame, adapted: pd.DataFrame, columns: Sequence[str], title: str) -> None:
@@ -92,7 +104,7 @@ def _adaptation(path: Path, plain: pd.DataFrame, adapted: pd.DataFrame, columns:
     axis.plot(ends, ends, ":", color="#999999", linewidth=0.8)
     axis.set(xlabel=f"{column} without", ylabel=f"{column} with test-time training", title=title)
     axis.legend(fontsize=8)
-    save(figure, path)
+    save_figure(figure, path)
 
 
 def _curves(path: Path, curves: pd.DataFrame, score: str, title: str) -> None:
@@ -106,7 +118,7 @@ def _curves(path: Path, curves: pd.DataFrame, score: str, title: str) -> None:
         cost.plot(own["steps"], 1000 * own["seconds_per_patient"], "s--", color=COLOURS[1], markersize=3)
         cost.set_ylabel("ms a patient (orange)")
     figure.suptitle(title, fontsize=10)
-    save(figure, path)
+    save_figure(figure, path)
 
 
 def montage(
@@ -128,4 +140,4 @@ def montage(
                 if present[k]:
                     axis.imshow(view.astype(np.float32), cmap="gray", vmin=0, vmax=1)
         line[0].set_ylabel(name, fontsize=6)
-    save(figure, path)
+    save_figure(figure, path)

@@ -21,7 +21,7 @@ from quintet.fusion.losses import standardised
 from quintet.fusion.networks import FusionNet, noise_for, seeds_of
 from quintet.params.fusion import ADAPTS, CLINICAL, FusionLossWeights, FusionTtt
 from quintet.training.hardware import resolve_device
-from quintet.training.models import rebuild
+from quintet.training.models import load_network
 
 BATCH = 64  # patients at a time
 Values = NDArray[np.float64]
@@ -41,8 +41,14 @@ class Encoded:
 
     def take(self, rows: NDArray[np.int64]) -> "Encoded":
         own = torch.from_numpy(rows)
-        return Encoded([self.names[r] for r in rows], [f[own] for f in self.features], self.tokens[own], self.present[own],
-                       np.stack([self.volumes[r] for r in rows]), self.clinical[own])  # fmt: skip
+        return Encoded(
+            [self.names[r] for r in rows],
+            [f[own] for f in self.features],
+            self.tokens[own],
+            self.present[own],
+            np.stack([self.volumes[r] for r in rows]),
+            self.clinical[own],
+        )
 
 
 @dataclass(frozen=True)
@@ -63,17 +69,26 @@ class Model:
 
     @staticmethod
     def load(run: Path, device: str) -> "Model":
-        net, build = rebuild(
-            run / "model" / "model.pt", "fusion", "method",
+        net, build = load_network(
+            run / "model" / "model.pt",
+            "fusion",
+            "method",
             lambda build: FusionNet(**{k: v for k, v in build.items() if k != "about"}),
-        )  # fmt: skip
+        )
         about, device = build["about"], resolve_device(device)
         return Model(
-            net.to(device), about["modalities"], about["classes"], Encoder.from_plain(about["clinical_encoder"]),
+            net.to(device),
+            about["modalities"],
+            about["classes"],
+            Encoder.from_plain(about["clinical_encoder"]),
             about["prepared"],
-            about["sampling_steps"], about["samples"], about["temperature"], FusionTtt(**about["ttt"]),
-            FusionLossWeights(**about["loss_weights"]), device,
-        )  # fmt: skip
+            about["sampling_steps"],
+            about["samples"],
+            about["temperature"],
+            FusionTtt(**about["ttt"]),
+            FusionLossWeights(**about["loss_weights"]),
+            device,
+        )
 
     @property
     def adapts(self) -> bool:
@@ -117,8 +132,19 @@ class Model:
                     torch.from_numpy(np.asarray(patients.volumes[own])).float().to(self.device),
                     patients.clinical[own].clone(),
                 ]
-            found.append(adapt(self.net, given, there.clone(), start, how=how, weights=self.weights, temperature=self.temperature,
-                               sampling_steps=self.sampling_steps, seeds=seeds_of(names)))  # fmt: skip
+            found.append(
+                adapt(
+                    self.net,
+                    given,
+                    there.clone(),
+                    start,
+                    how=how,
+                    weights=self.weights,
+                    temperature=self.temperature,
+                    sampling_steps=self.sampling_steps,
+                    seeds=seeds_of(names),
+                )
+            )
         values, spread = self._joined(torch.cat([one.scores for one in found]))
         return values, spread, torch.cat([one.adapted for one in found]).cpu().numpy()
 
@@ -143,11 +169,18 @@ class Model:
             start = noise_for(test.names, self.samples, test.tokens.shape[2]).to(self.device)
             fused = self.net.fused(test.tokens * without[..., None], without, start, steps=self.sampling_steps)
             guess = self.net.decode[k](fused).mean(0)
-            others = [torch.cat([*(standardised(f) * p.present[:, j, None] for j, f in enumerate(p.features) if j != k),
-                p.present.float()], 1)
-                      for p in (test, train)]  # fmt: skip
-            found = imputation(*(x.double().cpu().numpy() for x in (standardised(test.features[k]), guess, others[0],
-                                                                    standardised(train.features[k]), others[1])))  # fmt: skip
+            others = [
+                torch.cat(
+                    [*(standardised(f) * p.present[:, j, None] for j, f in enumerate(p.features) if j != k), p.present.float()], 1
+                )
+                for p in (test, train)
+            ]
+            found = imputation(
+                *(
+                    x.double().cpu().numpy()
+                    for x in (standardised(test.features[k]), guess, others[0], standardised(train.features[k]), others[1])
+                )
+            )
             rows.append({"modality": name, "patients": len(own), **found})
         return pd.DataFrame(rows)
 
@@ -170,13 +203,23 @@ class Model:
 def of_prepared(model: Model, data: Prepared, rows: NDArray[np.int64]) -> Encoded:
     """Prepared patients; the volumes are read a batch at a time."""
     names = [str(data.table["patient"][row]) for row in rows]
-    parts = [model.encode(names[s : s + BATCH], np.stack([data.volumes[r] for r in rows[s : s + BATCH]]),
-        data.clinical[rows[s : s + BATCH]],
-                          data.present[rows[s : s + BATCH]]) for s in range(0, len(rows), BATCH)]  # fmt: skip
-    return Encoded(names, [torch.cat(f) for f in zip(*(p.features for p in parts), strict=True)],
+    parts = [
+        model.encode(
+            names[s : s + BATCH],
+            np.stack([data.volumes[r] for r in rows[s : s + BATCH]]),
+            data.clinical[rows[s : s + BATCH]],
+            data.present[rows[s : s + BATCH]],
+        )
+        for s in range(0, len(rows), BATCH)
+    ]
+    return Encoded(
+        names,
+        [torch.cat(f) for f in zip(*(p.features for p in parts), strict=True)],
         torch.cat([p.tokens for p in parts]),
-                   torch.cat([p.present for p in parts]), _Rows(data.volumes, rows),
-                   torch.cat([p.clinical for p in parts]))  # fmt: skip
+        torch.cat([p.present for p in parts]),
+        _Rows(data.volumes, rows),
+        torch.cat([p.clinical for p in parts]),
+    )
 
 
 class _Rows:

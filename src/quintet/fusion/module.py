@@ -12,7 +12,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from torch.utils.data import DataLoader, Dataset
 
 from quintet.errors import InputError
-from quintet.files import whole_folder
+from quintet.files import atomic_folder
 from quintet.fusion.augmentation import Augmentation
 from quintet.fusion.data import Prepared
 from quintet.fusion.evaluation import headline
@@ -21,8 +21,8 @@ from quintet.fusion.networks import Draw, FusionNet, noise_for
 from quintet.params import Compute, Fusion, FusionConfig
 from quintet.params.fusion import ADAPTS
 from quintet.runs import Record
-from quintet.training.batches import batches, gathered
-from quintet.training.fit import Goal, adam, fit, scheduled, set_up, warm_cosine
+from quintet.training.batches import batch_loader, gather_rows
+from quintet.training.fit import Monitor, adam_optimizer, cosine_with_warmup, fit, set_threads_and_seed, with_step_schedule
 from quintet.training.models import save_model
 
 PERFECT = 0.9999
@@ -40,8 +40,14 @@ class Patients(Dataset[dict[str, Any]]):
 
     def __getitem__(self, rows: list[int]) -> dict[str, Any]:
         volumes = torch.from_numpy(np.stack([self.volumes[row] for row in rows])).float()
-        return {"volumes": volumes, "clinical": self.clinical[rows], "present": self.present[rows], "target": self.target[rows],
-                "rows": torch.tensor(rows), "case": [self.names[row] for row in rows]}  # fmt: skip
+        return {
+            "volumes": volumes,
+            "clinical": self.clinical[rows],
+            "present": self.present[rows],
+            "target": self.target[rows],
+            "rows": torch.tensor(rows),
+            "case": [self.names[row] for row in rows],
+        }
 
 
 def withhold(present: Tensor, share: float) -> Tensor:
@@ -77,8 +83,11 @@ class FusionModule(L.LightningModule):
         tokens = net.encoders.tokens(features, present)
         if net.method == "late":
             said = net.alone(tokens)
-            each = [prediction_loss(said[own, k], target[own], survival_loss=self.shared.survival_loss)
-                    for k in range(said.shape[1]) if (own := kept[:, k]).any()]  # fmt: skip
+            each = [
+                prediction_loss(said[own, k], target[own], survival_loss=self.shared.survival_loss)
+                for k in range(said.shape[1])
+                if (own := kept[:, k]).any()
+            ]
             return {"prediction": torch.stack(each).mean()}
         if net.method == "concat":
             return {"prediction": prediction_loss(net(tokens, kept)[0], target, survival_loss=self.shared.survival_loss)}
@@ -90,9 +99,10 @@ class FusionModule(L.LightningModule):
         learnt = net.learn(features, tokens, present, kept, x0, draw)
         return {
             "prediction": prediction_loss(net.scores(learnt.fused), target, survival_loss=self.shared.survival_loss),
-            "diffusion": learnt.diffusion, "reconstruction": learnt.reconstruction,
+            "diffusion": learnt.diffusion,
+            "reconstruction": learnt.reconstruction,
             "contrastive": contrastive_loss(tokens, present, temperature=self.shared.temperature),
-        }  # fmt: skip
+        }
 
     def _teacher(self, batch: dict[str, Any], tokens: Tensor) -> tuple[Tensor, Tensor]:
         """Tokens that the target is the mean of: the network's own, or those of its moving average."""
@@ -110,9 +120,12 @@ class FusionModule(L.LightningModule):
         parts = self.losses(batch, withhold(batch["present"], self.config.dropping))
         loss = torch.stack([getattr(self.shared.loss_weights, name) * value for name, value in parts.items()]).sum()
         shown = parts if len(parts) > 1 else {}
-        self.log_dict({"train_loss": loss, **{f"train_{name}": value for name, value in shown.items()}}, on_step=False,
+        self.log_dict(
+            {"train_loss": loss, **{f"train_{name}": value for name, value in shown.items()}},
+            on_step=False,
             on_epoch=True,
-                      batch_size=len(batch["rows"]))  # fmt: skip
+            batch_size=len(batch["rows"]),
+        )
         return loss
 
     def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
@@ -133,13 +146,15 @@ class FusionModule(L.LightningModule):
     def on_validation_epoch_end(self) -> None:
         """With everything that each validation patient has: loss, AUC or concordance; for diffusion also how far its targets
         are from being one point."""
-        seen = gathered(self, self.seen)[self.valid].cpu()
+        seen = gather_rows(self, self.seen)[self.valid].cpu()
         if not torch.isfinite(seen).all():
             raise InputError(f"training diverged in epoch {self.current_epoch + 1}; lower fusion.rate ({self.shared.rate})")
         scores, fused = seen[:, : self.net.outputs], seen[:, self.net.outputs :]
         target = self.target[self.valid]
-        values = {"valid_loss": prediction_loss(scores, target, survival_loss=self.shared.survival_loss).item(),
-                  "valid_score": headline(scores.numpy(), target.numpy())}  # fmt: skip
+        values = {
+            "valid_loss": prediction_loss(scores, target, survival_loss=self.shared.survival_loss).item(),
+            "valid_score": headline(scores.numpy(), target.numpy()),
+        }
         if self.net.method == "diffusion":
             variance = values["valid_feature_variance"] = fused.var(0, correction=0).mean().item()
             if variance < COLLAPSED and self.current_epoch + 1 == self.trainer.max_epochs:
@@ -147,43 +162,60 @@ class FusionModule(L.LightningModule):
         self.log_dict(values)
 
     def configure_optimizers(self) -> Any:
-        optimizer = adam([{"params": list(self.net.parameters()), "lr": self.shared.rate}], self.shared, decoupled=True)
-        return scheduled(optimizer, warm_cosine(optimizer, self.shared, self.steps))
+        optimizer = adam_optimizer([{"params": list(self.net.parameters()), "lr": self.shared.rate}], self.shared, decoupled=True)
+        return with_step_schedule(optimizer, cosine_with_warmup(optimizer, self.shared, self.steps))
 
 
 def train(data: Prepared, out: Path, config: FusionConfig, shared: Fusion, compute: Compute, *, record: Record) -> Record:
     """Train one configuration and write `out` = {model.pt (best), history.csv}; returns the record with the final metrics."""
-    set_up(compute, record.seed)
+    set_threads_and_seed(compute, record.seed)
     rows = data.rows("train")
     build = {
-        **shared.model_dump(include={"encoder", "width", "clinical_units", "hidden", "heads", "predictor_units", "dropout",
-        "recompute"}),
+        **shared.model_dump(
+            include={"encoder", "width", "clinical_units", "hidden", "heads", "predictor_units", "dropout", "recompute"}
+        ),
         "diffusion": shared.diffusion.model_dump(include={"steps", "schedule", "predicts", "layers", "target"}),
         "method": config.method,
-        "images": len(data.modalities) - 1, "clinical": data.clinical.shape[1], "outputs": len(data.classes) or 1,
+        "images": len(data.modalities) - 1,
+        "clinical": data.clinical.shape[1],
+        "outputs": len(data.classes) or 1,
         "bank": min(BANK, len(rows)) if config.method in ADAPTS else 0,
-    }  # fmt: skip
+    }
     record.tags["segmenter"] = str(data.how["segmenter"])
     net = FusionNet(**build)
     source = Patients(data)
-    loader = batches(source, rows, shared.batch_size, seed=record.seed, shuffle=True)
-    valid: DataLoader[Any] = batches(source, data.rows("valid"), shared.batch_size, seed=record.seed, shuffle=False)
+    loader = batch_loader(source, rows, shared.batch_size, seed=record.seed, shuffle=True)
+    valid: DataLoader[Any] = batch_loader(source, data.rows("valid"), shared.batch_size, seed=record.seed, shuffle=False)
     module = FusionModule(
         net, config, shared, data, steps=shared.epochs * -(-len(loader) // shared.accumulate), debug=compute.debug
     )
     fitted = fit(
-        module, loader, valid, epochs=shared.epochs, seed=record.seed, how=shared, compute=compute, record=record,
-        goal=Goal("valid_score", lower_is_better=False, perfect=PERFECT, keep="best", patience=shared.patience),
-    )  # fmt: skip
+        module,
+        loader,
+        valid,
+        epochs=shared.epochs,
+        seed=record.seed,
+        how=shared,
+        compute=compute,
+        record=record,
+        goal=Monitor("valid_score", lower_is_better=False, perfect=PERFECT, keep="best", patience=shared.patience),
+    )
     net.cpu().load_state_dict(fitted.state)
     chosen = np.random.default_rng(record.seed).permutation(rows)[: build["bank"]]
     if len(chosen):
         _fill_bank(net.eval(), source, np.sort(chosen), shared.batch_size)
-    about = {"modalities": data.modalities[:-1], "classes": data.classes, "clinical_encoder": data.encoder.plain(),
+    about = {
+        "modalities": data.modalities[:-1],
+        "classes": data.classes,
+        "clinical_encoder": data.encoder.plain(),
         "prepared": data.how,
-             "sampling_steps": shared.sampling_steps, "samples": shared.samples, "temperature": shared.temperature,
-             "ttt": shared.ttt.model_dump(), "loss_weights": shared.loss_weights.model_dump()}  # fmt: skip
-    with whole_folder(out) as folder:
+        "sampling_steps": shared.sampling_steps,
+        "samples": shared.samples,
+        "temperature": shared.temperature,
+        "ttt": shared.ttt.model_dump(),
+        "loss_weights": shared.loss_weights.model_dump(),
+    }
+    with atomic_folder(out) as folder:
         save_model(folder / "model.pt", net.state_dict(), build | {"about": about})
         fitted.history.to_csv(folder / "history.csv", index=False)
     return record

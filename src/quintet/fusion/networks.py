@@ -121,9 +121,19 @@ class diffusion(nn.Module):  # noqa: N801
 
     signal: Tensor
 
-    def __init__(self, *, hidden: int, heads: int, dropout: float, steps: int, schedule: str, predicts: str, layers: int,
+    def __init__(
+        self,
+        *,
+        hidden: int,
+        heads: int,
+        dropout: float,
+        steps: int,
+        schedule: str,
+        predicts: str,
+        layers: int,
         target: str,
-                 **_: Any) -> None:  # fmt: skip
+        **_: Any,
+    ) -> None:
         super().__init__()
         self.size, self.how = hidden, {"steps": steps, "schedule": schedule, "predicts": predicts}
         self.normalised = target != "unguarded"
@@ -140,10 +150,11 @@ class diffusion(nn.Module):  # noqa: N801
 
         kind: Any = {"ddim": DDIMScheduler, "ddpm": DDPMScheduler}[sampler]
         return kind(
-            num_train_timesteps=self.how["steps"], beta_schedule={"linear": "linear",
-            "cosine": "squaredcos_cap_v2"}[str(self.how["schedule"])],
-            prediction_type={"noise": "epsilon", "sample": "sample"}[str(self.how["predicts"])], clip_sample=False,
-        )  # fmt: skip
+            num_train_timesteps=self.how["steps"],
+            beta_schedule={"linear": "linear", "cosine": "squaredcos_cap_v2"}[str(self.how["schedule"])],
+            prediction_type={"noise": "epsilon", "sample": "sample"}[str(self.how["predicts"])],
+            clip_sample=False,
+        )
 
     def scaled(self, x: Tensor) -> Tensor:
         """Fused vectors have mean 0 and variance 1, so that training cannot win by shrinking them."""
@@ -208,17 +219,38 @@ class FusionNet(nn.Module):
     known: Tensor
 
     def __init__(
-        self, *, method: str, images: int, clinical: int, outputs: int, encoder: str, width: int,
-        clinical_units: Sequence[int], hidden: int,
-        heads: int, predictor_units: Sequence[int], dropout: float, recompute: bool, diffusion: dict[str, Any], bank: int,
-    ) -> None:  # fmt: skip
+        self,
+        *,
+        method: str,
+        images: int,
+        clinical: int,
+        outputs: int,
+        encoder: str,
+        width: int,
+        clinical_units: Sequence[int],
+        hidden: int,
+        heads: int,
+        predictor_units: Sequence[int],
+        dropout: float,
+        recompute: bool,
+        diffusion: dict[str, Any],
+        bank: int,
+    ) -> None:
         super().__init__()
         self.method, self.outputs, count = method, outputs, images + 1
         # tokens of training patients, which test-time training contrasts a patient with
         self.register_buffer("bank", torch.zeros(bank, count, hidden))
         self.register_buffer("known", torch.zeros(bank, count, dtype=torch.bool))
-        self.encoders = Encoders(images=images, clinical=clinical, encoder=encoder, width=width, clinical_units=clinical_units,
-                                 hidden=hidden, dropout=dropout, recompute=recompute)  # fmt: skip
+        self.encoders = Encoders(
+            images=images,
+            clinical=clinical,
+            encoder=encoder,
+            width=width,
+            clinical_units=clinical_units,
+            hidden=hidden,
+            dropout=dropout,
+            recompute=recompute,
+        )
         self.fuse: Any = METHODS[method](hidden=hidden, heads=heads, dropout=dropout, count=count, **diffusion)
         self.predict = nn.ModuleList(
             [mlp([hidden, *predictor_units, outputs], dropout, last=True) for _ in range(count if method == "late" else 1)]

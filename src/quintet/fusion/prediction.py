@@ -9,8 +9,8 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from quintet.errors import InputError, Problems
-from quintet.files import whole_file, whole_folder
+from quintet.errors import InputError, InputProblemsError
+from quintet.files import atomic_file, atomic_folder
 from quintet.fusion.data import Cubes, read_new
 from quintet.fusion.inference import Model, Values, load_models
 from quintet.params import Fusion
@@ -20,7 +20,7 @@ from quintet.runs import Record
 
 def predict_folder(
     runs: Sequence[Path], source: Path, output: Path, *, overlays: Path | None, device: str, skip: bool, ttt: bool = False
-) -> int:  # fmt: skip
+) -> int:
     """Predict every patient of a folder into a CSV: patient, modalities used, probability of each class (or risk), spread over
     draws; returns their number. `overlays`: a picture of each patient's cubes."""
     models, problems = load_models(runs, device), list[str]()
@@ -28,7 +28,7 @@ def predict_folder(
         raise InputError(f"--ttt: {', '.join(plain)} has no losses to adapt by; give a run of {' or '.join(ADAPTS)}")
     how = preparation(models[0])
     rows = []
-    with whole_folder(overlays) if overlays else nullcontext() as pictures:
+    with atomic_folder(overlays) if overlays else nullcontext() as pictures:
         for name, cubes, features, present in read_new(source, how, models[0].encoder, problems):
             row: dict[str, Any] = {"patient": name, "modalities": "+".join(np.array([*how.modalities, CLINICAL])[present])}
             found = [_one(model, name, cubes, features, present, ttt=ttt) for model in models]
@@ -48,8 +48,8 @@ def predict_folder(
 
                 montage(pictures / f"{name}.png", [(name, cubes, present)], how.modalities)
         if problems and (not skip or not rows):
-            raise Problems(f"{source} (--skip leaves them out)", problems)
-    with whole_file(output) as beside:
+            raise InputProblemsError(f"{source} (--skip leaves them out)", problems)
+    with atomic_file(output) as beside:
         pd.DataFrame(rows).to_csv(beside, index=False)
     for problem in problems:
         print(f"skipped: {problem}")
@@ -86,7 +86,7 @@ def evaluate_folder(runs: Sequence[Path], raw: Path, out: Path, *, device: str, 
     patients, problems = find_patients(raw, how.names, how.modalities)
     target, missing = targets(read_table(raw, how.tables, how.columns), list(patients), how)
     if missing:
-        raise Problems(str(raw), problems + missing)
+        raise InputProblemsError(str(raw), problems + missing)
     names, used, values, spread = [], [], [], []
     for name, cubes, features, present in read_new(raw, how, models[0].encoder, problems):
         found = [_one(model, name, cubes, features, present, ttt=False) for model in models]
@@ -95,7 +95,7 @@ def evaluate_folder(runs: Sequence[Path], raw: Path, out: Path, *, device: str, 
         values.append(np.mean([one[0] for one in found], 0))
         spread.append(np.mean([one[1] for one in found]))
     if problems:
-        raise Problems(str(raw), problems)
+        raise InputProblemsError(str(raw), problems)
     own, classes = target.loc[names], models[0].classes
     if classes:
         if unknown := sorted(set(own["label"]) - set(classes)):

@@ -16,7 +16,7 @@ from quintet.errors import InputError
 from quintet.imaging.volumes import NIFTI, Grid, read_nifti
 from quintet.params import Fusion
 from quintet.params.fusion import FusionColumns
-from quintet.tables import read_text
+from quintet.tables import read_text_table
 
 MISSING = ("", "na", "nan", "n/a", "none", "null", "?", "unknown")
 
@@ -63,7 +63,7 @@ def read_table(raw: Path, tables: Sequence[str], columns: FusionColumns) -> Clin
     path = next((Path(raw) / name for name in tables if (Path(raw) / name).is_file()), None)
     if path is None:
         return Clinical(pd.DataFrame(), None)
-    table = read_text(path)
+    table = read_text_table(path)
     patient = table.columns[0] if columns.patient == "auto" else columns.patient
     if patient not in table:
         raise InputError(f"{path}: no column {patient!r} (fusion.columns.patient); there are {', '.join(table.columns)}")

@@ -22,8 +22,8 @@ import pandas as pd
 from joblib import Parallel, delayed
 from numpy.typing import NDArray
 
-from quintet.errors import InputError, Problems
-from quintet.files import refuse_overlap, repository_root, whole_file, whole_folder
+from quintet.errors import InputError, InputProblemsError
+from quintet.files import atomic_file, atomic_folder, refuse_overlap, repository_root
 from quintet.fusion.raw import find_patients, read_image
 from quintet.params import Fusion
 
@@ -66,8 +66,10 @@ def version_of(program: str) -> str:
     if program not in _versions:
         found = shutil.which(program)
         if not found:
-            raise InputError(f"fusion.totalsegmentator={program}: no such program; install TotalSegmentator in an environment "
-                             "of its own (docs/fusion.md) and give its path, or use segmenter: threshold")  # fmt: skip
+            raise InputError(
+                f"fusion.totalsegmentator={program}: no such program; install TotalSegmentator in an environment "
+                "of its own (docs/fusion.md) and give its path, or use segmenter: threshold"
+            )
         done = subprocess.run([found, "--version"], capture_output=True, text=True, check=False)
         if done.returncode:
             raise InputError(f"{found} --version ended with {done.returncode}: {_last(done.stderr)}; repair its environment")
@@ -96,7 +98,7 @@ def mask_of(path: Path, segmenter: Segmenter, cache: Path | None = None) -> tupl
         raise InputError(
             f"{path}: {segmenter.kind} found nothing in it ({mask.sum()} voxels); remove the image, or choose another segmenter"
         )
-    with whole_file(entry) as beside:
+    with atomic_file(entry) as beside:
         beside.write_bytes(_packed(mask))
     return mask, False
 
@@ -141,8 +143,10 @@ def _totalsegmentator(path: Path, segmenter: Segmenter) -> Mask:
         if done.returncode or not target.is_file():
             licence = " (this task needs a licence key)" if segmenter.task == "brain_structures" else ""
             said = _last(done.stderr or done.stdout)
-            raise InputError(f"{path}: {segmenter.program} --task {segmenter.task} failed{licence}: {said}; are "
-                             "downloaded at first use, so run it once by hand where there is internet")  # fmt: skip
+            raise InputError(
+                f"{path}: {segmenter.program} --task {segmenter.task} failed{licence}: {said}; are "
+                "downloaded at first use, so run it once by hand where there is internet"
+            )
         return np.asarray(nib.load(target).dataobj) > 0  # type: ignore[attr-defined]
 
 
@@ -176,7 +180,7 @@ def segment(raw: Path, out: Path, params: Fusion, *, workers: int = 1) -> tuple[
     found = Parallel(n_jobs=workers, return_as="generator")(delayed(_one)(path, segmenters[m], cache) for _, m, path in jobs)
     rows: list[tuple[object, ...]] = []
     made = 0
-    with whole_folder(out) as folder, zipfile.ZipFile(folder / MASKS, "w") as file:
+    with atomic_folder(out) as folder, zipfile.ZipFile(folder / MASKS, "w") as file:
         for (patient, modality, _), (key, error, hit) in zip(jobs, found, strict=True):
             own = segmenters[modality]
             mask = None if error else _load(cache / key)
@@ -200,7 +204,7 @@ def segment(raw: Path, out: Path, params: Fusion, *, workers: int = 1) -> tuple[
         table = pd.DataFrame(rows, columns=["patient", "modality", "segmenter", "task", "fast", "version", "status", "voxels"])
         problems += table["status"][table["status"] != "ok"].tolist()
         if problems and (params.on_error == "raise" or not (table["status"] == "ok").any()):
-            raise Problems(f"{raw} (fusion.on_error=skip would leave these images out)", problems)
+            raise InputProblemsError(f"{raw} (fusion.on_error=skip would leave these images out)", problems)
         table.to_csv(folder / TABLE, index=False)
     return table, made
 

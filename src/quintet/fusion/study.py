@@ -18,19 +18,40 @@ from quintet.runs import Record, new_record
 
 # Shared by every configuration; dvc.yaml lists the same keys for the stages that train (a test compares them).
 TRAINING = (
-    "survival_loss", "encoder", "width", "clinical_units", "hidden", "heads", "predictor_units", "dropout", "recompute",
+    "survival_loss",
+    "encoder",
+    "width",
+    "clinical_units",
+    "hidden",
+    "heads",
+    "predictor_units",
+    "dropout",
+    "recompute",
     "diffusion",
-    "sampling_steps", "samples", "loss_weights", "temperature", "epochs", "batch_size", "precision", "rate", "rate_floor",
+    "sampling_steps",
+    "samples",
+    "loss_weights",
+    "temperature",
+    "epochs",
+    "batch_size",
+    "precision",
+    "rate",
+    "rate_floor",
     "warmup",
-    "weight_decay", "clip_norm", "accumulate", "patience", "augment", "ttt",
-)  # fmt: skip
+    "weight_decay",
+    "clip_norm",
+    "accumulate",
+    "patience",
+    "augment",
+    "ttt",
+)
 EVALUATION = ("test_missing",)
 Values = NDArray[np.float64]
 
 
 def train_run(
     run: Path, data: Path, choice: FusionConfig, shared: Fusion, compute: Compute, *, stage: str, config: str, seed: int
-) -> Record:  # fmt: skip
+) -> Record:
     """Train one configuration into `run` = {record.json, model/}; returns its record."""
     from quintet.fusion.module import train
 
@@ -121,13 +142,28 @@ def _patterns(data: Prepared, rows: NDArray[np.int64], shared: Fusion) -> dict[s
 
 
 def _predictions(
-    config: str, pattern: str, data: Prepared, rows: NDArray[np.int64], kept: NDArray[np.bool_], values: Values,
-    spread: Values | float = 0.0, adapted: NDArray[np.bool_] | bool = False,
-) -> pd.DataFrame:  # fmt: skip
+    config: str,
+    pattern: str,
+    data: Prepared,
+    rows: NDArray[np.int64],
+    kept: NDArray[np.bool_],
+    values: Values,
+    spread: Values | float = 0.0,
+    adapted: NDArray[np.bool_] | bool = False,
+) -> pd.DataFrame:
     """Of prepared patients (row numbers), predicted from what is `kept` `[P, K]` of theirs."""
     used = ["+".join(np.array(data.modalities)[own]) for own in kept]
-    return predictions(config, pattern, data.table["patient"].to_numpy()[rows], used, values, data.target[rows].astype(float),
-                       data.classes, spread=spread, adapted=adapted)  # fmt: skip
+    return predictions(
+        config,
+        pattern,
+        data.table["patient"].to_numpy()[rows],
+        used,
+        values,
+        data.target[rows].astype(float),
+        data.classes,
+        spread=spread,
+        adapted=adapted,
+    )
 
 
 def sweep_cell(out: Path, data: Path, config: str, seed: int, shared: Fusion, compute: Compute) -> dict[str, float]:

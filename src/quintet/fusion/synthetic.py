@@ -19,7 +19,7 @@ from joblib import Parallel, delayed
 from numpy.typing import NDArray
 from scipy.ndimage import gaussian_filter
 
-from quintet.files import whole_folder
+from quintet.files import atomic_folder
 from quintet.imaging.volumes import Grid, write_nifti
 
 Floats = NDArray[np.float32]
@@ -60,7 +60,7 @@ def synthesize(out: Path, *, patients: int, seed: int, workers: int) -> None:
     """Write `patients` folders and clinical_data.csv to `out`, whole or not at all."""
     rng = np.random.default_rng(seed)
     table, there = _clinical(patients, rng)
-    with whole_folder(out) as folder:
+    with atomic_folder(out) as folder:
         Parallel(n_jobs=workers)(
             delayed(_write_patient)(folder, _person(row, np.random.default_rng([seed, i])), own, i, seed)
             for i, (row, own) in enumerate(zip(table.to_dict("records"), there, strict=True))
@@ -81,12 +81,22 @@ def _clinical(count: int, rng: np.random.Generator) -> tuple[pd.DataFrame, list[
     marker = np.where(rng.random(count) < 0.1, 2, (clinical + rng.normal(0, 0.8, count) > 0).astype(int))
     kidneys = np.clip(88 - 0.6 * (age - 40) + rng.normal(0, 16, count), 15, 140)
     names = [f"patient_{i:03d}" if i % 3 == 0 else f"BraTS-{i:04d}" if i % 3 == 1 else f"Brats20_{i:03d}" for i in range(count)]
-    table = pd.DataFrame({
-        "patient": names, "age": age.round(1), "performance": performance, "marker": np.array(MARKERS)[marker],
-        "sex": np.where(rng.random(count) < 0.5, "f", "m"), "kidney_function": kidneys.round(),
-        "outcome": np.where(outcome, "progression", "stable"), "survival_days": np.minimum(died, left).round().clip(1),
-        "event": (died <= left).astype(int), "rim": rim, "oedema": oedema, "uptake": uptake,
-    })  # fmt: skip
+    table = pd.DataFrame(
+        {
+            "patient": names,
+            "age": age.round(1),
+            "performance": performance,
+            "marker": np.array(MARKERS)[marker],
+            "sex": np.where(rng.random(count) < 0.5, "f", "m"),
+            "kidney_function": kidneys.round(),
+            "outcome": np.where(outcome, "progression", "stable"),
+            "survival_days": np.minimum(died, left).round().clip(1),
+            "event": (died <= left).astype(int),
+            "rim": rim,
+            "oedema": oedema,
+            "uptake": uptake,
+        }
+    )
     # no contrast for failing kidneys, PET rarer in the old; the rest by chance
     missing = {
         "mri_t1ce": rng.random(count) < np.where(kidneys < 60, 0.6, 0.05),
@@ -105,8 +115,14 @@ def _clinical(count: int, rng: np.random.Generator) -> tuple[pd.DataFrame, list[
 def _person(row: dict[str, float], rng: np.random.Generator) -> Patient:
     head = np.array([68.0, 84.0, 70.0]) * rng.uniform(0.94, 1.06, 3)
     way = rng.normal(size=3)
-    return Patient(str(row["patient"]), row["rim"], row["oedema"], row["uptake"], head,
-                   head * 0.42 * way / np.linalg.norm(way) * rng.uniform(0.5, 1))  # fmt: skip
+    return Patient(
+        str(row["patient"]),
+        row["rim"],
+        row["oedema"],
+        row["uptake"],
+        head,
+        head * 0.42 * way / np.linalg.norm(way) * rng.uniform(0.5, 1),
+    )
 
 
 def _write_patient(folder: Path, person: Patient, there: dict[str, bool], number: int, seed: int) -> None:

@@ -108,9 +108,7 @@ def windowed(values: Floats, window_hu: tuple[float, float]) -> Cube:
     return (np.clip(scaled, 0, 255) + np.float32(0.5)).astype(np.uint8)
 
 
-def _straight(
-    scan: Scan, cube: Cube, target_mm: float, window_hu: tuple[float, float], threads: int
-) -> tuple[float, float]:  # fmt: skip
+def _straight(scan: Scan, cube: Cube, target_mm: float, window_hu: tuple[float, float], threads: int) -> tuple[float, float]:
     """Averaged and interpolated in the plane, then between the two planes around each of the cube's; returns the range of HU."""
     grid, size = scan.grid, cube.shape[0]
     lengths = np.linalg.norm(grid.affine[:3, :3], axis=0)

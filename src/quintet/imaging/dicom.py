@@ -21,10 +21,22 @@ from quintet.errors import InputError
 from quintet.imaging.volumes import SPACING_MM, Grid
 
 TAGS = (
-    "Modality", "ImageType", "SeriesInstanceUID", "NumberOfFrames", "Rows", "Columns", "SamplesPerPixel", "BitsAllocated",
-    "BitsStored", "PixelRepresentation", "PixelSpacing", "ImagePositionPatient", "ImageOrientationPatient", "RescaleSlope",
+    "Modality",
+    "ImageType",
+    "SeriesInstanceUID",
+    "NumberOfFrames",
+    "Rows",
+    "Columns",
+    "SamplesPerPixel",
+    "BitsAllocated",
+    "BitsStored",
+    "PixelRepresentation",
+    "PixelSpacing",
+    "ImagePositionPatient",
+    "ImageOrientationPatient",
+    "RescaleSlope",
     "RescaleIntercept",
-)  # fmt: skip
+)
 NUMBERS = {name: Tag(name) for name in TAGS}
 REQUIRED = tuple(tag for tag in TAGS if tag not in ("ImageType", "NumberOfFrames", "SamplesPerPixel", "BitsStored"))
 # Of all slices alike; rescale tags may differ from slice to slice.
@@ -111,8 +123,16 @@ def _header(path: Path) -> Slice:
         offset, stored = _pixels_at(file, explicit=syntax == ExplicitVRLittleEndian) if syntax in UNCOMPRESSED else (None, 0)
     _refuse_other(path, tags)
     try:
-        numbers = np.array([*tags["ImagePositionPatient"], *tags["ImageOrientationPatient"], *tags["PixelSpacing"],
-                            tags["RescaleSlope"], tags["RescaleIntercept"]], float)  # fmt: skip
+        numbers = np.array(
+            [
+                *tags["ImagePositionPatient"],
+                *tags["ImageOrientationPatient"],
+                *tags["PixelSpacing"],
+                tags["RescaleSlope"],
+                tags["RescaleIntercept"],
+            ],
+            float,
+        )
     except (TypeError, ValueError):
         numbers = np.array([np.nan])
     if len(numbers) != 13 or not np.isfinite(numbers).all():
@@ -177,8 +197,10 @@ def _decoded(one: Slice) -> NDArray[Any]:
     try:
         return np.asarray(pydicom.dcmread(one.path).pixel_array)
     except Exception as error:  # each decoder has its own
-        raise InputError(f"{one.path}: {one.syntax} pixels cannot be decoded, a decoder is missing or the file damaged "
-                         f"({str(error).splitlines()[0]}); convert the series to uncompressed DICOM") from None  # fmt: skip
+        raise InputError(
+            f"{one.path}: {one.syntax} pixels cannot be decoded, a decoder is missing or the file damaged "
+            f"({str(error).splitlines()[0]}); convert the series to uncompressed DICOM"
+        ) from None
 
 
 def _refuse_mixed(folder: Path, slices: list[Slice]) -> None:
@@ -194,8 +216,10 @@ def _refuse_mixed(folder: Path, slices: list[Slice]) -> None:
         values = [_rounded(one.tags[tag]) for one in slices]
         usual = Counter(values).most_common(1)[0][0]
         if odd := [one.path for one, value in zip(slices, values, strict=True) if value != usual]:
-            raise InputError(f"{odd[0]}: {tag} differs from that of the other slices ({len(odd)} of {len(slices)} do); "
-                             "separate what was acquired separately")  # fmt: skip
+            raise InputError(
+                f"{odd[0]}: {tag} differs from that of the other slices ({len(odd)} of {len(slices)} do); "
+                "separate what was acquired separately"
+            )
 
     for one in slices:
         if one.offset is not None and one.stored > (needed := _bytes(one.tags)) + 1:  # one byte pads to an even number
@@ -218,11 +242,15 @@ def _step(folder: Path, slices: list[Slice], normal: NDArray[np.float64]) -> NDA
         if gap < 1e-3:
             raise InputError(f"{folder}: {pair} lie at the same place; delete one of the duplicated slices")
         if gap > 1.5 * usual:
-            raise InputError(f"{folder}: {round(gap / usual) - 1} slice(s) missing between {pair} ({gap:.4g} mm apart, "
-                             f"the others {usual:.4g}); copy the series again")  # fmt: skip
+            raise InputError(
+                f"{folder}: {round(gap / usual) - 1} slice(s) missing between {pair} ({gap:.4g} mm apart, "
+                f"the others {usual:.4g}); copy the series again"
+            )
         if abs(gap - usual) > UNEVEN * usual:
-            raise InputError(f"{folder}: {pair} are {gap:.4g} mm apart, the others {usual:.4g}; resample the series, or "
-                             "separate what was acquired separately")  # fmt: skip
+            raise InputError(
+                f"{folder}: {pair} are {gap:.4g} mm apart, the others {usual:.4g}; resample the series, or "
+                "separate what was acquired separately"
+            )
     step: NDArray[np.float64] = (at[-1] - at[0]) / (len(slices) - 1)
     if np.abs(at - (at[0] + np.arange(len(at))[:, None] * step)).max() > 0.1 * usual + 0.05:
         raise InputError(f"{folder}: its slices are shifted against each other; export the series again")

@@ -14,10 +14,22 @@ LANDMARKS = 15
 # Where the annotations lie, left and right as seen in the image. The reference calls 2-7 apices, hila and bases, 11-12 superior
 # borders; its labels put 11-12 on the apices and 2-7 on the lateral chest wall, at quarters of the axis (LEVELS).
 NAMES = (
-    "mediastinum top", "mediastinum bottom", "wall 1/4 left", "wall 1/4 right", "wall 1/2 left", "wall 1/2 right",
-    "wall 3/4 left", "wall 3/4 right", "midline 1/4", "midline 1/2", "midline 3/4", "apex left", "apex right",
-    "costophrenic left", "costophrenic right",
-)  # fmt: skip
+    "mediastinum top",
+    "mediastinum bottom",
+    "wall 1/4 left",
+    "wall 1/4 right",
+    "wall 1/2 left",
+    "wall 1/2 right",
+    "wall 3/4 left",
+    "wall 3/4 right",
+    "midline 1/4",
+    "midline 1/2",
+    "midline 3/4",
+    "apex left",
+    "apex right",
+    "costophrenic left",
+    "costophrenic right",
+)
 PAIRS = ((2, 3), (4, 5), (6, 7), (11, 12), (13, 14))
 MIDLINE = (0, 1, 8, 9, 10)
 MIDLINE_WEIGHTS = (1.2, 1.2, 1.5, 1.3, 1.3)

@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 
 from quintet import ranking, results
-from quintet.comparison import keep_only, measured, pick, publish, recorded
+from quintet.comparison import evaluation_metrics, prune_runs, publish, select_columns, training_metrics
 from quintet.landmarks.anatomy import NAMES
 from quintet.landmarks.baselines import BASELINES
 from quintet.landmarks.figures import success_rate
@@ -17,12 +17,22 @@ METRIC = "error_px"
 UNIT = "px at 224"
 SWEEP, FITTED = Path("runs/landmarks/sweep"), Path("runs/landmarks/baselines")
 DETAILS = {
-    "error_px_median": "median", "error_px_sd": "SD", "error_px_p95": "P95", "error_original_px": "mean, original px",
-    "share_below_5_px": "below 5 px", "share_below_8.5_px": "below 8.5 px", "share_below_10_px": "below 10 px",
-    "share_below_15_px": "below 15 px", "along_axis_error_px": "along axis", "across_axis_error_px": "across axis",
-    "symmetry_error_px": "asymmetry", "distance_error_px": "distances", "left_right_confused": "left-right confused",
-    "calibration_error_px": "calibration error", "risk_at_80_percent_coverage_px": "error of the surest 80 %",
-}  # fmt: skip
+    "error_px_median": "median",
+    "error_px_sd": "SD",
+    "error_px_p95": "P95",
+    "error_original_px": "mean, original px",
+    "share_below_5_px": "below 5 px",
+    "share_below_8.5_px": "below 8.5 px",
+    "share_below_10_px": "below 10 px",
+    "share_below_15_px": "below 15 px",
+    "along_axis_error_px": "along axis",
+    "across_axis_error_px": "across axis",
+    "symmetry_error_px": "asymmetry",
+    "distance_error_px": "distances",
+    "left_right_confused": "left-right confused",
+    "calibration_error_px": "calibration error",
+    "risk_at_80_percent_coverage_px": "error of the surest 80 %",
+}
 COSTS = {
     "train_seconds": "training, s",
     "parameters": "parameters",
@@ -47,16 +57,21 @@ def ranked(params: Params, sweep: Path = SWEEP, baselines: Path = FITTED) -> ran
     runs = runs_of(params.landmarks, sweep, baselines)
     table = results.read([run / "evaluation" / "cases.csv" for group in runs.values() for run in group])
     return ranking.rank(
-        table, METRIC, lower_is_better=True, alpha=params.ranking.alpha, bootstrap=params.ranking.bootstrap,
-        published=params.landmarks.published, deterministic=list(BASELINES),
-    )  # fmt: skip
+        table,
+        METRIC,
+        lower_is_better=True,
+        alpha=params.ranking.alpha,
+        bootstrap=params.ranking.bootstrap,
+        published=params.landmarks.published,
+        deterministic=list(BASELINES),
+    )
 
 
 def compare(params: Params, sweep: Path, baselines: Path, out: Path, report: Path) -> str:
     """Rank what params names, write `report` and `out` = {record.json}; returns the verdict."""
     p = params.landmarks
     runs = runs_of(p, sweep, baselines)
-    keep_only(sweep, [run for name in p.configs for run in runs[name]])
+    prune_runs(sweep, [run for name in p.configs for run in runs[name]])
     table = ranked(params, sweep, baselines)
     order = list(table.table["config"])
 
@@ -80,14 +95,18 @@ def _image_errors(runs: list[Path]) -> np.ndarray:
 
 def _sections(runs: dict[str, list[Path]], order: list[str]) -> list[Section]:
     """Tables of details, per category, per landmark and cost; a configuration's figure is the mean over its runs."""
-    found, costs = measured(runs, order), recorded(runs, order)
+    found, costs = evaluation_metrics(runs, order), training_metrics(runs, order)
     categories = {c: c.removeprefix("error_px_").replace("_", " ") for c in found if c.startswith("error_px_") and c[9].isupper()}
     places = {c: f"{k} {NAMES[k]}" for k in range(len(NAMES)) for c in found if c.startswith(f"error_px_{k:02d}_")}
     return [
-        Section("Details", f"Errors in {UNIT} unless said otherwise; shares of images between 0 and 1.", pick(found, DETAILS)),
-        Section("By diagnosis", f"Mean error, {UNIT}.", pick(found, categories)),
-        Section("By landmark", f"Mean error, {UNIT}.", pick(found, places)),
-        Section("Cost", "Training time includes validation; on this machine.", pick(costs, COSTS)),
+        Section(
+            "Details",
+            f"Errors in {UNIT} unless said otherwise; shares of images between 0 and 1.",
+            select_columns(found, DETAILS),
+        ),
+        Section("By diagnosis", f"Mean error, {UNIT}.", select_columns(found, categories)),
+        Section("By landmark", f"Mean error, {UNIT}.", select_columns(found, places)),
+        Section("Cost", "Training time includes validation; on this machine.", select_columns(costs, COSTS)),
     ]
 
 

@@ -17,8 +17,8 @@ from PIL import Image
 from skimage.exposure import equalize_adapthist
 
 from quintet import splits
-from quintet.errors import InputError, Problems
-from quintet.files import refuse_overlap, whole_folder
+from quintet.errors import InputError, InputProblemsError
+from quintet.files import atomic_folder, refuse_overlap
 from quintet.imaging.duplicates import near_groups, perceptual_hash
 from quintet.imaging.pictures import PICTURES, read_grey, resize
 from quintet.landmarks.anatomy import CATEGORIES, LANDMARKS, Points
@@ -142,7 +142,7 @@ def check(raw: Path, params: Landmarks) -> list[str]:
     try:
         if read:
             _table(read, params)
-    except Problems as error:
+    except InputProblemsError as error:
         problems += error.problems
     except InputError as error:
         problems.append(str(error))
@@ -193,9 +193,9 @@ def prepare(raw: Path, out: Path, params: Landmarks) -> tuple[Prepared, list[str
     read, problems = _read_rows(raw, params)
     if problems and (params.on_error == "raise" or not read):
         hint = " (landmarks.on_error=skip would leave these rows out)" if params.on_error == "raise" else ""
-        raise Problems(f"{raw}{hint}", problems)
+        raise InputProblemsError(f"{raw}{hint}", problems)
     cases = _table(read, params)
-    with whole_folder(out) as folder:
+    with atomic_folder(out) as folder:
         np.save(folder / "images.npy", np.stack([r[1] for r in read]))
         cases.drop(columns="split").to_csv(folder / "cases.csv", index=False)
         cases[["stem", "split"]].sort_values("stem").to_csv(folder / "split.csv", index=False)

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from scipy.optimize import nnls
 
 from quintet import results
-from quintet.files import whole_folder, write_json
+from quintet.files import atomic_folder, write_json
 from quintet.landmarks import figures
 from quintet.landmarks.anatomy import (
     DISTANCES,
@@ -21,9 +21,9 @@ from quintet.landmarks.anatomy import (
     PIXELS,
     Points,
     axis_frame,
-)  # fmt: skip
+)
 from quintet.landmarks.data import Prepared
-from quintet.resampling import draw_weights, interval, mean_draws
+from quintet.resampling import bootstrap_means, bootstrap_weights, percentile_interval
 from quintet.runs import Record
 
 SIGNS = ("spread", "disagreement", "template")  # what tells of an uncertain image, pixels at 224
@@ -106,7 +106,7 @@ def evaluate(
     tidy = results.tidy(
         table, record.study, record.config, fold=record.fold, seed=record.seed, cases=cases["stem"], groups=cases["group"]
     )
-    with whole_folder(out) as folder:
+    with atomic_folder(out) as folder:
         results.write(tidy, folder / "cases.csv")
         write_predictions(folder / "predictions.csv", cases, points)
         write_json(folder / "metrics.json", metrics)
@@ -122,17 +122,30 @@ def summary(
 ) -> dict[str, float]:
     """Flat final metrics: the image's mean error (distribution, interval, shares), per category, per landmark, structure."""
     image = table["error_px"].to_numpy()
-    low, high = interval(mean_draws(image, draw_weights(np.arange(len(image)))))  # an image's 15 landmarks stay together
+    low, high = percentile_interval(
+        bootstrap_means(image, bootstrap_weights(np.arange(len(image))))
+    )  # an image's 15 landmarks stay together
     metrics = {
-        "error_px": image.mean(), "error_px_low": low, "error_px_high": high, "error_px_median": np.median(image),
-        "error_px_sd": image.std(ddof=1), "error_px_p95": np.percentile(image, 95), "test_images": float(len(image)),
-    }  # fmt: skip
+        "error_px": image.mean(),
+        "error_px_low": low,
+        "error_px_high": high,
+        "error_px_median": np.median(image),
+        "error_px_sd": image.std(ddof=1),
+        "error_px_p95": np.percentile(image, 95),
+        "test_images": float(len(image)),
+    }
     metrics |= {f"share_below_{limit:g}_px": (image < limit).mean() for limit in figures.THRESHOLDS_PX}
     metrics |= {
         name: table[name].mean()
-        for name in ("error_original_px", "along_axis_error_px", "across_axis_error_px", "symmetry_error_px", "distance_error_px",
-                     "left_right_confused")
-    }  # fmt: skip
+        for name in (
+            "error_original_px",
+            "along_axis_error_px",
+            "across_axis_error_px",
+            "symmetry_error_px",
+            "distance_error_px",
+            "left_right_confused",
+        )
+    }
     for name in sorted(set(category)):
         metrics[f"error_px_{name.replace(' ', '_')}"] = image[category == name].mean()
     metrics |= {

@@ -7,7 +7,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 from numpy.typing import NDArray
 
-from quintet.figures import learning_curves, new_figure, save
+from quintet.figures import new_figure, plot_learning_curves, save_figure
 from quintet.landmarks.anatomy import LANDMARKS, NAMES, PIXELS, Points
 from quintet.landmarks.data import Prepared
 
@@ -42,8 +42,14 @@ def draw_all(
     success_rate(folder / "sdr.png", {title: error})
     risk_and_calibration(folder / "uncertainty.png", table, title)
     if history is not None and len(history):
-        learning_curves(folder / "learning_curves.png", history, title=title, loss_unit="weighted loss", score="valid_error_px",
-                        score_label="validation error, px at 224")  # fmt: skip
+        plot_learning_curves(
+            folder / "learning_curves.png",
+            history,
+            title=title,
+            loss_unit="weighted loss",
+            score="valid_error_px",
+            score_label="validation error, px at 224",
+        )
 
 
 def overlay(axes: Axes, image: NDArray[np.uint8], points: Points, true: Points | None = None) -> None:
@@ -70,7 +76,7 @@ def overlays(path: Path, images: NDArray[np.uint8], points: Points, true: Points
         overlay(axis, image, point, truth)
         axis.set_title(label, fontsize=8)
     figure.suptitle(title, fontsize=10)
-    save(figure, path)
+    save_figure(figure, path)
 
 
 def per_landmark(path: Path, table: pd.DataFrame, title: str) -> None:
@@ -85,7 +91,7 @@ def per_landmark(path: Path, table: pd.DataFrame, title: str) -> None:
         ylabel=f"error, px at {PIXELS}",
         ylim=(0, limit),
     )
-    save(figure, path)
+    save_figure(figure, path)
 
 
 def success_rate(path: Path, errors: dict[str, NDArray[np.float64]]) -> None:
@@ -97,10 +103,15 @@ def success_rate(path: Path, errors: dict[str, NDArray[np.float64]]) -> None:
     for limit in THRESHOLDS_PX:
         axes.axvline(limit, color="#999999", linewidth=0.7, linestyle=":")
         axes.text(limit, 1, f" {limit:g}", fontsize=7, color="#666666")
-    axes.set(title="Success detection rate on the test images", xlabel=f"mean error of an image below, px at {PIXELS}",
-             ylabel="share of images, %", xlim=(0, 30), ylim=(0, 100))  # fmt: skip
+    axes.set(
+        title="Success detection rate on the test images",
+        xlabel=f"mean error of an image below, px at {PIXELS}",
+        ylabel="share of images, %",
+        xlim=(0, 30),
+        ylim=(0, 100),
+    )
     axes.legend(fontsize=8, loc="lower right")
-    save(figure, path)
+    save_figure(figure, path)
 
 
 def risk_and_calibration(path: Path, table: pd.DataFrame, title: str) -> None:
@@ -123,4 +134,4 @@ def risk_and_calibration(path: Path, table: pd.DataFrame, title: str) -> None:
     right.plot([0, limit], [0, limit], color="#999999", linewidth=0.8)
     right.set(title="Expected and observed error", xlabel="expected error of the image, px", ylabel="observed error, px")
     figure.suptitle(title, fontsize=10)
-    save(figure, path)
+    save_figure(figure, path)

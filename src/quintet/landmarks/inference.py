@@ -15,7 +15,7 @@ from quintet.landmarks.augmentation import mirror_images
 from quintet.landmarks.evaluation import Calibration, Predicted
 from quintet.landmarks.networks import LandmarkNet
 from quintet.training.hardware import resolve_device
-from quintet.training.models import rebuild
+from quintet.training.models import load_network
 
 BATCH = 32
 NO_CALIBRATION = Calibration([0.0] * 4, [1.0] * LANDMARKS)
@@ -34,10 +34,12 @@ class Model:
     def load(run: Path, device: str, **settings: Any) -> "Model":
         """Rebuild a run's network; `settings` (mirror_average, template) default to those the run was evaluated with, and with
         these comes its calibration."""
-        net, build = rebuild(
-            run / "model" / "model.pt", "landmarks", "clahe",
+        net, build = load_network(
+            run / "model" / "model.pt",
+            "landmarks",
+            "clahe",
             lambda build: LandmarkNet(**{k: build[k] for k in ("arch", "head", "attention", "width", "dropout")}),
-        )  # fmt: skip
+        )
         evaluated = run / "evaluation" / "inference.json"
         if not settings and not evaluated.is_file():
             raise InputError(

@@ -12,7 +12,7 @@ from torch.utils.data import Dataset
 
 from quintet.backbones import NOT_BACKBONE, RESNET18_URL
 from quintet.errors import InputError
-from quintet.files import whole_folder
+from quintet.files import atomic_folder
 from quintet.landmarks.anatomy import PIXELS
 from quintet.landmarks.augmentation import augment
 from quintet.landmarks.data import Prepared
@@ -20,9 +20,9 @@ from quintet.landmarks.losses import LOSSES
 from quintet.landmarks.networks import LandmarkNet
 from quintet.params import Compute, Landmarks, LandmarksChoice
 from quintet.runs import Record
-from quintet.training.batches import batches
-from quintet.training.fit import Goal, adam, fit, scheduled, set_up, warm_cosine
-from quintet.training.models import load_model, load_weights, save_model
+from quintet.training.batches import batch_loader
+from quintet.training.fit import Monitor, adam_optimizer, cosine_with_warmup, fit, set_threads_and_seed, with_step_schedule
+from quintet.training.models import load_model, load_pretrained_weights, save_model
 
 PERFECT_PX = 0.5  # below the annotation's own rounding
 
@@ -88,8 +88,8 @@ class LandmarkModule(L.LightningModule):
         groups = [{"params": [*self.net.attention.parameters(), *self.net.head.parameters()], "lr": self.choice.rate_head}]
         if self.choice.trains == "all":
             groups.insert(0, {"params": list(self.net.backbone.parameters()), "lr": self.choice.rate_backbone})
-        optimizer = adam(groups, self.shared)
-        return scheduled(optimizer, warm_cosine(optimizer, self.shared, self.steps))
+        optimizer = adam_optimizer(groups, self.shared)
+        return with_step_schedule(optimizer, cosine_with_warmup(optimizer, self.shared, self.steps))
 
 
 @dataclass(frozen=True)
@@ -102,7 +102,7 @@ class Start:
         if self.run is None:
             if weights == "none":
                 return "random"
-            return load_weights(net.backbone.net, weights, RESNET18_URL, drop=NOT_BACKBONE)
+            return load_pretrained_weights(net.backbone.net, weights, RESNET18_URL, drop=NOT_BACKBONE)
         state, _ = load_model(self.run / "model" / "model.pt")
         # a later phase may add attention: those weights stay new; everything else must be there and fit
         try:
@@ -118,23 +118,32 @@ def train(
     data: Prepared, out: Path, choice: LandmarksChoice, shared: Landmarks, compute: Compute, *, record: Record, start: Path | None
 ) -> Record:
     """Train one configuration and write `out` = {model.pt, history.csv}; returns the record with the final training metrics."""
-    set_up(compute, record.seed)
+    set_threads_and_seed(compute, record.seed)
     rows, held_out = data.rows("train"), data.rows("valid")
-    train_batches = batches(Batches(data, rows), rows, shared.batch_size, seed=record.seed, shuffle=True)
-    valid_batches = batches(Batches(data, held_out), held_out, 64, seed=0, shuffle=False)
+    train_batches = batch_loader(Batches(data, rows), rows, shared.batch_size, seed=record.seed, shuffle=True)
+    valid_batches = batch_loader(Batches(data, held_out), held_out, 64, seed=0, shuffle=False)
     steps = choice.epochs * -(-len(train_batches) // shared.accumulate)
     module = LandmarkModule(choice, shared, steps=steps, debug=compute.debug)
     weights = shared.weights if choice.arch == "resnet18" else "none"  # they are a ResNet's
     record.tags["weights"] = Start(start).fill(module.net, weights)
     fitted = fit(
-        module, train_batches, valid_batches, epochs=choice.epochs, seed=record.seed, how=shared, compute=compute,
+        module,
+        train_batches,
+        valid_batches,
+        epochs=choice.epochs,
+        seed=record.seed,
+        how=shared,
+        compute=compute,
         record=record,
-        goal=Goal("valid_error_px", lower_is_better=True, perfect=PERFECT_PX, keep="best", patience=shared.patience),
-    )  # fmt: skip
+        goal=Monitor("valid_error_px", lower_is_better=True, perfect=PERFECT_PX, keep="best", patience=shared.patience),
+    )
     build = {name: getattr(choice, name) for name in ("arch", "head", "attention")} | {
-        "width": shared.width, "dropout": shared.dropout, "size": shared.size, "clahe": shared.clahe,
-    }  # fmt: skip
-    with whole_folder(out) as folder:
+        "width": shared.width,
+        "dropout": shared.dropout,
+        "size": shared.size,
+        "clahe": shared.clahe,
+    }
+    with atomic_folder(out) as folder:
         save_model(folder / "model.pt", fitted.state, build)
         fitted.history.to_csv(folder / "history.csv", index=False)
     return record

@@ -19,9 +19,7 @@ HEADS = Registry("head")
 
 
 def conv(inputs: int, outputs: int, stride: int = 1) -> nn.Sequential:
-    return nn.Sequential(
-        nn.Conv2d(inputs, outputs, 3, stride, 1, bias=False), nn.BatchNorm2d(outputs), nn.ReLU(inplace=True)
-    )  # fmt: skip
+    return nn.Sequential(nn.Conv2d(inputs, outputs, 3, stride, 1, bias=False), nn.BatchNorm2d(outputs), nn.ReLU(inplace=True))
 
 
 ENCODERS["resnet18"] = ResNet18
@@ -74,10 +72,15 @@ class regression(nn.Module):  # noqa: N801
     def __init__(self, channels: list[int], dropout: float) -> None:
         super().__init__()
         self.layers = nn.Sequential(
-            nn.Dropout(dropout), nn.Linear(channels[-1], 512), nn.ReLU(inplace=True),
-            nn.Dropout(dropout / 2), nn.Linear(512, 256), nn.ReLU(inplace=True),
-            nn.Dropout(dropout / 4), nn.Linear(256, 2 * LANDMARKS),
-        )  # fmt: skip
+            nn.Dropout(dropout),
+            nn.Linear(channels[-1], 512),
+            nn.ReLU(inplace=True),
+            nn.Dropout(dropout / 2),
+            nn.Linear(512, 256),
+            nn.ReLU(inplace=True),
+            nn.Dropout(dropout / 4),
+            nn.Linear(256, 2 * LANDMARKS),
+        )
 
     def forward(self, features: list[Tensor]) -> tuple[Tensor, Tensor]:
         points = self.layers(features[-1].mean((2, 3))).float().sigmoid().view(-1, LANDMARKS, 2)

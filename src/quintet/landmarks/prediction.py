@@ -7,8 +7,8 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from quintet.errors import InputError, Problems
-from quintet.files import whole_file, whole_folder
+from quintet.errors import InputError, InputProblemsError
+from quintet.files import atomic_file, atomic_folder
 from quintet.imaging.pictures import DICOM, PICTURES, read_grey
 from quintet.landmarks.anatomy import LANDMARKS, PIXELS
 from quintet.landmarks.data import Prepared, preprocess, read_annotations
@@ -44,15 +44,15 @@ def predict_folder(runs: Sequence[Path], source: Path, output: Path, *, overlays
             expected.append(batch_expected)
             sizes += [(image.shape[1], image.shape[0]) for image in originals]
     if problems and (not skip or not read):
-        raise Problems(f"{source} (--skip leaves them out)", problems)
+        raise InputProblemsError(f"{source} (--skip leaves them out)", problems)
     for problem in problems:
         print(f"skipped: {problem}")
     stems = _unique_stems(read, Path(source))
     cases = pd.DataFrame({"stem": stems}).assign(width=[w for w, _ in sizes], height=[h for _, h in sizes])
-    with whole_file(Path(output)) as beside:
+    with atomic_file(Path(output)) as beside:
         write_predictions(beside, cases, np.concatenate(points))
     names = [f"expected_error_px_{k:02d}" for k in range(LANDMARKS)]
-    with whole_file(Path(f"{output}.uncertainty.csv")) as beside:
+    with atomic_file(Path(f"{output}.uncertainty.csv")) as beside:
         pd.DataFrame(np.concatenate(expected).round(2), columns=names).assign(stem=stems).to_csv(beside, index=False)
     if overlays is not None:
         _write_overlays(overlays, read, stems, np.concatenate(points))
@@ -77,14 +77,14 @@ def _unique_stems(files: list[Path], source: Path) -> list[str]:
 
 
 def _write_overlays(folder: Path, files: list[Path], stems: list[str], points: NDArray[np.float64]) -> None:
-    from quintet.figures import new_figure, save
+    from quintet.figures import new_figure, save_figure
 
-    with whole_folder(folder) as beside:
+    with atomic_folder(folder) as beside:
         for path, stem, landmarks in zip(files, stems, points, strict=True):
             figure, axes = new_figure(5, 5)
             overlay(axes, (read_grey(path) * 255).astype(np.uint8), landmarks)
             axes.set_title(stem, fontsize=8)
-            save(figure, beside / f"{stem.replace('/', '_')}.png")
+            save_figure(figure, beside / f"{stem.replace('/', '_')}.png")
 
 
 def evaluate_folder(runs: Sequence[Path], raw: Path, out: Path, *, device: str, params: Landmarks) -> dict[str, float]:
@@ -94,7 +94,7 @@ def evaluate_folder(runs: Sequence[Path], raw: Path, out: Path, *, device: str, 
     """
     rows, problems = read_annotations(raw)
     if problems:
-        raise Problems(str(raw), problems)
+        raise InputProblemsError(str(raw), problems)
     originals = [read_grey(row.file) for row in rows]
     points, expected = _ensemble([Model.load(run, device) for run in runs], originals)
     size = np.array([(image.shape[1], image.shape[0]) for image in originals])

@@ -15,9 +15,23 @@ from quintet.runs import Record, new_record
 
 # Shared by every configuration; dvc.yaml lists the same keys for the stages that train (a test compares them).
 TRAINING = (
-    "weights", "width", "dropout", "units", "wing_omega", "wing_epsilon", "loss_weights", "batch_size", "precision",
-    "weight_decay", "rate_floor", "warmup", "clip_norm", "accumulate", "patience", "augment",
-)  # fmt: skip
+    "weights",
+    "width",
+    "dropout",
+    "units",
+    "wing_omega",
+    "wing_epsilon",
+    "loss_weights",
+    "batch_size",
+    "precision",
+    "weight_decay",
+    "rate_floor",
+    "warmup",
+    "clip_norm",
+    "accumulate",
+    "patience",
+    "augment",
+)
 EVALUATION = ("mirror_average", "template")
 
 
@@ -91,7 +105,7 @@ def baseline_runs(out: Path, data: Path, shared: Landmarks) -> dict[str, dict[st
 
 def sweep_cell(out: Path, data: Path, after: Path, config: str, shared: Landmarks, compute: Compute) -> dict[str, float]:
     """Train and evaluate one configuration with each seed of the sweep, into `out`/seed<n>; returns the mean of the metrics."""
-    from quintet.training.fit import forget
+    from quintet.training.fit import delete_resume_checkpoints
 
     part = out.with_name(f".{out.name}.part")
     shutil.rmtree(part, ignore_errors=True)
@@ -108,5 +122,5 @@ def sweep_cell(out: Path, data: Path, after: Path, config: str, shared: Landmark
     shutil.rmtree(out, ignore_errors=True)
     part.rename(out)
     for record in records:
-        forget(record)
+        delete_resume_checkpoints(record)
     return pd.DataFrame(metrics).mean().to_dict()

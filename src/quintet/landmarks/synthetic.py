@@ -15,7 +15,7 @@ from numpy.random import Generator, default_rng
 from numpy.typing import NDArray
 from PIL import Image
 
-from quintet.files import whole_folder
+from quintet.files import atomic_folder
 from quintet.landmarks.drawing import BASE_PX, LEVELS, Person, Points, expose
 
 CATEGORIES = {"COVID": 306, "Normal": 468, "Viral Pneumonia": 183}  # image counts of the reference
@@ -46,11 +46,18 @@ def draw_person(rng: Generator, category: str) -> Person:
     inner = np.clip((INNER_PX * heart + turn) * offsets.mean() / 90, 12, 0.72 * offsets[:, 2:3])
     dome = np.clip(rng.normal([0.80, 0.85], 0.07), 0.62, 0.95)
     return Person(
-        category=category, top_px=np.array([middle_x - np.sin(angle) * length / 2, top_y]), length_px=float(length),
-        angle=float(angle), offsets_px=offsets, inner_px=inner, dome_t=dome, ribs=int(rng.integers(8, 11)),
-        arms_up=bool(rng.random() < (0.7 if child else 0.1)), build=tuple(rng.random(12).tolist()),
+        category=category,
+        top_px=np.array([middle_x - np.sin(angle) * length / 2, top_y]),
+        length_px=float(length),
+        angle=float(angle),
+        offsets_px=offsets,
+        inner_px=inner,
+        dome_t=dome,
+        ribs=int(rng.integers(8, 11)),
+        arms_up=bool(rng.random() < (0.7 if child else 0.1)),
+        build=tuple(rng.random(12).tolist()),
         texture=int(rng.integers(2**31)),
-    )  # fmt: skip
+    )
 
 
 def moved(person: Person, shot: Generator) -> Person:
@@ -124,7 +131,7 @@ def synthesize(folder: Path, *, images: int, size: int, seed: int, label_noise_p
     for i, (category, who) in enumerate(plan(images)):
         numbers[category] += 1
         rows.append((category, who, i, f"{category}-{numbers[category]}"))
-    with whole_folder(Path(folder)) as beside:
+    with atomic_folder(Path(folder)) as beside:
         homes = {category: beside / "images" / category.replace(" ", "_") for category in CATEGORIES}
         for home in homes.values():
             home.mkdir(parents=True)

@@ -11,17 +11,37 @@ from pydantic import ValidationError
 
 from quintet.errors import InputError
 from quintet.params.breakhis import BreakHis, BreakHisChoice, BreakHisConfig
-from quintet.params.common import AdamCosine, Compute, Optimisation, RankingParams, Section, Study
+from quintet.params.common import AdamCosine, Compute, Optimisation, RankingParams, Section, StudyName
 from quintet.params.ct import Ct, CtChoice, CtConfig
 from quintet.params.fusion import Fusion, FusionChoice, FusionConfig
 from quintet.params.landmarks import Landmarks, LandmarksChoice, LandmarksConfig, predecessor
 from quintet.params.perfusion import Perfusion, PerfusionChoice, PerfusionConfig
 
 __all__ = [
-    "AdamCosine", "BreakHis", "BreakHisChoice", "BreakHisConfig", "Compute", "Ct", "CtChoice", "CtConfig", "Fusion",
-    "FusionChoice", "FusionConfig", "Landmarks", "LandmarksChoice", "LandmarksConfig", "Optimisation", "Params", "Perfusion",
-    "PerfusionChoice", "PerfusionConfig", "Study", "load", "parse", "predecessor",
-]  # fmt: skip
+    "AdamCosine",
+    "BreakHis",
+    "BreakHisChoice",
+    "BreakHisConfig",
+    "Compute",
+    "Ct",
+    "CtChoice",
+    "CtConfig",
+    "Fusion",
+    "FusionChoice",
+    "FusionConfig",
+    "Landmarks",
+    "LandmarksChoice",
+    "LandmarksConfig",
+    "Optimisation",
+    "Params",
+    "Perfusion",
+    "PerfusionChoice",
+    "PerfusionConfig",
+    "StudyName",
+    "load",
+    "parse",
+    "predecessor",
+]
 
 
 class Params(Section):

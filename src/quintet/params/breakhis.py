@@ -4,7 +4,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from quintet.params.common import AdamCosine, Count, NonNegative, Positive, Section, Seed, Share, Sweep
+from quintet.params.common import AdamCosine, Fraction, NonNegative, Positive, PositiveInt, Section, Seed, Sweep
 
 Magnification = Literal["40X", "100X", "200X", "400X"]
 Attention = Literal["channel", "spatial", "hierarchical", "fusion"]
@@ -26,14 +26,14 @@ class BreakHisLoss(Section):
 
 
 class BreakHisAugment(Section):
-    flip: Share
-    rotation: Share
+    flip: Fraction
+    rotation: Fraction
     rotation_deg: Annotated[float, Field(ge=0, le=180)]
-    elastic: Share
-    blur: Share
-    colour: Share
+    elastic: Fraction
+    blur: Fraction
+    colour: Fraction
     colour_jitter: Annotated[float, Field(ge=0, le=0.9)]
-    erase: Share
+    erase: Fraction
 
 
 class BreakHisConfig(Section):
@@ -76,11 +76,11 @@ class BreakHis(BreakHisChoice, AdamCosine):
     backbone: Literal["small", "b0", "b1"]
     weights: str
     stochastic_depth: Annotated[float, Field(ge=0, lt=1)]
-    units: Annotated[list[Count], Field(min_length=2, max_length=2)]
+    units: Annotated[list[PositiveInt], Field(min_length=2, max_length=2)]
     dropout: Annotated[float, Field(ge=0, lt=1)]
     validation_dropout: bool
-    epochs: Count
-    samples: Count
+    epochs: PositiveInt
+    samples: PositiveInt
     batch_size: Literal["auto"] | Annotated[int, Field(ge=3)]  # batches are made even: batch norm needs two
     rate: Positive
     schedule: Literal["plateau", "cosine"]

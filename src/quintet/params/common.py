@@ -8,13 +8,13 @@ from pydantic import BaseModel, ConfigDict, Field
 
 Positive = Annotated[float, Field(gt=0)]
 NonNegative = Annotated[float, Field(ge=0)]
-Share = Annotated[float, Field(ge=0, le=1)]
-Count = Annotated[int, Field(ge=1)]
+Fraction = Annotated[float, Field(ge=0, le=1)]
+PositiveInt = Annotated[int, Field(ge=1)]
 Seed = Annotated[int, Field(ge=0)]
 PRECISIONS = Literal["auto", "bf16", 32, 16]
 
 
-class Study(StrEnum):
+class StudyName(StrEnum):
     landmarks = "landmarks"
     perfusion = "perfusion"
     breakhis = "breakhis"
@@ -45,12 +45,12 @@ class Optimisation(Section):
     precision: PRECISIONS
     weight_decay: NonNegative
     clip_norm: NonNegative
-    accumulate: Count
+    accumulate: PositiveInt
 
 
 class AdamCosine(Optimisation):
     rate_floor: NonNegative
-    warmup: Share
+    warmup: Fraction
     patience: Seed
 
 

@@ -4,7 +4,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from quintet.params.common import AdamCosine, Count, NonNegative, Positive, Section, Seed, SeedSweep, Share, check_names
+from quintet.params.common import AdamCosine, Fraction, NonNegative, Positive, PositiveInt, Section, Seed, SeedSweep, check_names
 
 LEGACY_PX = 300  # rows and columns that the legacy network is made for
 FEWEST_PX = 65  # rows and columns that leave the first 3D convolution 3 x 3
@@ -18,10 +18,10 @@ class CtSynthetic(Section):
 
 
 class CtAugment(Section):
-    affine: Share
+    affine: Fraction
     rotation_deg: Annotated[float, Field(ge=0, le=90)]
     scale: Annotated[float, Field(ge=0, lt=0.9)]
-    noise: Share
+    noise: Fraction
     noise_sd: NonNegative
 
 
@@ -58,29 +58,29 @@ class Ct(CtChoice, AdamCosine):
     split_seed: Seed
     test: Annotated[float, Field(gt=0, lt=1)]
     validation: Annotated[float, Field(gt=0, lt=1)]
-    train_eval: Share
-    input_size: Annotated[list[Count], Field(min_length=3, max_length=3)]
+    train_eval: Fraction
+    input_size: Annotated[list[PositiveInt], Field(min_length=3, max_length=3)]
     weights: str
     width: Annotated[int, Field(ge=8, le=128, multiple_of=8)]
-    units: Annotated[list[Count], Field(min_length=2, max_length=2)]
+    units: Annotated[list[PositiveInt], Field(min_length=2, max_length=2)]
     embedding: Annotated[int, Field(ge=2)]
     dropout: Annotated[float, Field(ge=0, lt=1)]
     chunk: Annotated[int, Field(ge=0)]
     centre: bool
-    epochs: Count
-    batch_size: Count
+    epochs: PositiveInt
+    batch_size: PositiveInt
     classes: Annotated[int, Field(ge=2)]
     samples: Annotated[int, Field(ge=2)]
     rate: Positive
     schedule: Literal["step", "cosine"]
-    step_epochs: Count
+    step_epochs: PositiveInt
     step_factor: Annotated[float, Field(gt=0, lt=1)]
     f1_average: Literal["samples", "micro"]
     f1_smooth: NonNegative
     cross_entropy: NonNegative
     margin: Positive
     augment: CtAugment
-    neighbours: Count
+    neighbours: PositiveInt
     index: Literal["exact", "hnsw", "ivf"]
     external: dict[str, str]
     sweep: SeedSweep

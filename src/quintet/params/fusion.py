@@ -4,7 +4,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from quintet.params.common import AdamCosine, Count, NonNegative, Positive, Section, Seed, SeedSweep, Share
+from quintet.params.common import AdamCosine, Fraction, NonNegative, Positive, PositiveInt, Section, Seed, SeedSweep
 
 CLINICAL = "clinical"  # the clinical row, as a modality beside the imaging ones
 BASELINES = ("clinical-only",)
@@ -27,8 +27,8 @@ class FusionColumns(Section):
 
 
 class FusionAugment(Section):
-    flip: Share
-    affine: Share
+    flip: Fraction
+    affine: Fraction
     rotation_deg: Annotated[float, Field(ge=0, le=90)]
     intensity: Annotated[float, Field(ge=0, lt=1)]
 
@@ -39,7 +39,7 @@ class FusionDiffusion(Section):
     steps: Annotated[int, Field(ge=10)]
     schedule: Literal["linear", "cosine"]
     predicts: Literal["noise", "sample"]
-    layers: Count
+    layers: PositiveInt
 
 
 class FusionLossWeights(Section):
@@ -95,18 +95,18 @@ class Fusion(FusionChoice, AdamCosine):
     validation: Annotated[float, Field(gt=0, lt=1)]
     encoder: Literal["small", "resnet10", "resnet18", "resnet34", "resnet50"]
     width: Annotated[int, Field(ge=8, le=128, multiple_of=8)]
-    clinical_units: Annotated[list[Count], Field(min_length=1)]
+    clinical_units: Annotated[list[PositiveInt], Field(min_length=1)]
     hidden: Annotated[int, Field(ge=8)]
-    heads: Count
-    predictor_units: list[Count]
+    heads: PositiveInt
+    predictor_units: list[PositiveInt]
     dropout: Annotated[float, Field(ge=0, lt=1)]
     recompute: bool
     diffusion: FusionDiffusion
-    sampling_steps: Count
-    samples: Count
+    sampling_steps: PositiveInt
+    samples: PositiveInt
     loss_weights: FusionLossWeights
     temperature: Positive
-    epochs: Count
+    epochs: PositiveInt
     batch_size: Annotated[int, Field(ge=2)]
     rate: Positive
     augment: FusionAugment

@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from quintet.params.common import AdamCosine, Count, NonNegative, Positive, Section, Seed, Share, check_names
+from quintet.params.common import AdamCosine, Fraction, NonNegative, Positive, PositiveInt, Section, Seed, check_names
 
 
 class LandmarksSynthetic(Section):
@@ -16,7 +16,7 @@ class LandmarksSynthetic(Section):
 
 
 class LandmarksAugment(Section):
-    flip: Share
+    flip: Fraction
     rotation_deg: Annotated[float, Field(ge=0, le=90)]
     scale: Annotated[float, Field(ge=0, lt=0.9)]
     shift: Annotated[float, Field(ge=0, le=0.5)]
@@ -41,7 +41,7 @@ class LandmarksChoice(Section):
     attention: bool
     losses: Annotated[list[LandmarksLoss], Field(min_length=1)]
     trains: Literal["all", "head"]
-    epochs: Count
+    epochs: PositiveInt
     rate_backbone: NonNegative
     rate_head: Positive
 
@@ -78,7 +78,7 @@ class Landmarks(LandmarksChoice, AdamCosine):
     on_error: Literal["raise", "skip"]
     synthetic: LandmarksSynthetic
     size: Annotated[int, Field(ge=32, le=1024, multiple_of=16)]
-    clahe: Share
+    clahe: Fraction
     split: str
     split_seed: Seed
     near_duplicate_distance: Annotated[int, Field(ge=0, le=32)]
@@ -91,7 +91,7 @@ class Landmarks(LandmarksChoice, AdamCosine):
     wing_omega: Positive
     wing_epsilon: Positive
     loss_weights: LandmarksLossWeights
-    batch_size: Count
+    batch_size: PositiveInt
     augment: LandmarksAugment
     mirror_average: bool
     template: bool

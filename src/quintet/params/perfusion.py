@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from quintet.params.common import Count, NonNegative, Optimisation, Positive, Section, Seed, Share, Sweep
+from quintet.params.common import Fraction, NonNegative, Optimisation, Positive, PositiveInt, Section, Seed, Sweep
 
 PerfusionLoss = Literal["spatial", "complementary", "multiscale", "adaptive"]
 EXCLUSIVE = ("spatial", "multiscale", "adaptive")  # three forms of one term
@@ -19,18 +19,18 @@ class PerfusionSynthetic(Section):
 class PerfusionAugment(Section):
     """Shares of the images that each transformation touches; ranges are nnU-Net's (augmentation.py)."""
 
-    rotation: Share
+    rotation: Fraction
     rotation_deg: Annotated[float, Field(ge=0, le=180)]
-    scale: Share
-    noise: Share
-    blur: Share
-    brightness: Share
-    contrast: Share
-    low_resolution: Share
-    gamma: Share
-    gamma_inverted: Share
-    mirror_left_right: Share
-    mirror_front_back: Share
+    scale: Fraction
+    noise: Fraction
+    blur: Fraction
+    brightness: Fraction
+    contrast: Fraction
+    low_resolution: Fraction
+    gamma: Fraction
+    gamma_inverted: Fraction
+    mirror_left_right: Fraction
+    mirror_front_back: Fraction
 
 
 class PerfusionLossWeights(Section):
@@ -72,16 +72,16 @@ class Perfusion(PerfusionChoice, Optimisation):
     folds: Annotated[int, Field(ge=2)]
     split: str
     split_seed: Seed
-    epochs: Count
-    iterations: Count
-    batch_size: Count
+    epochs: PositiveInt
+    iterations: PositiveInt
+    batch_size: PositiveInt
     patch: Annotated[list[Annotated[int, Field(ge=16, multiple_of=2)]], Field(min_length=2, max_length=2)]
     features: Annotated[int, Field(ge=4, le=64, multiple_of=4)]
     deep_supervision: bool
     attention_tokens: Annotated[int, Field(ge=4)]
     rate: Positive
     momentum: Annotated[float, Field(ge=0, lt=1)]
-    oversample_foreground: Share
+    oversample_foreground: Fraction
     loss_weights: PerfusionLossWeights
     augment: PerfusionAugment
     mirror_average: bool

@@ -68,12 +68,14 @@ def _folds(data: Prepared) -> Section:
 
 
 def _grids(data: Prepared) -> Section:
-    table = pd.DataFrame({
-        "original grid (x, y, z)": [" x ".join(map(str, g.grid.shape)) for g in data.geometry],
-        "spacing, mm (z, y, x)": [" x ".join(f"{round(v, 3):g}" for v in g.grid.spacing_mm) for g in data.geometry],
-        "oblique": ["yes" if _oblique(g.grid.affine) else "no" for g in data.geometry],
-        "axes": ["".join(_axes(g.grid.affine)) for g in data.geometry],
-    })  # fmt: skip
+    table = pd.DataFrame(
+        {
+            "original grid (x, y, z)": [" x ".join(map(str, g.grid.shape)) for g in data.geometry],
+            "spacing, mm (z, y, x)": [" x ".join(f"{round(v, 3):g}" for v in g.grid.spacing_mm) for g in data.geometry],
+            "oblique": ["yes" if _oblique(g.grid.affine) else "no" for g in data.geometry],
+            "axes": ["".join(_axes(g.grid.affine)) for g in data.geometry],
+        }
+    )
     counts = table.value_counts().rename("cases").reset_index()
     sizes = np.array([g.size for g in data.geometry])
     text = (

@@ -14,8 +14,14 @@ from torch import Tensor
 from quintet.params.perfusion import PerfusionAugment
 
 SCALE, NOISE_VARIANCE, BLUR_SD, BRIGHTNESS, CONTRAST, RESOLUTION, GAMMA = (
-    (0.7, 1.4), (0.0, 0.1), (0.5, 1.0), (0.75, 1.25), (0.75, 1.25), (0.5, 1.0), (0.7, 1.5),
-)  # fmt: skip
+    (0.7, 1.4),
+    (0.0, 0.1),
+    (0.5, 1.0),
+    (0.75, 1.25),
+    (0.75, 1.25),
+    (0.5, 1.0),
+    (0.7, 1.5),
+)
 
 
 def swap_sides(x: Tensor) -> Tensor:

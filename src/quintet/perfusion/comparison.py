@@ -7,7 +7,7 @@ import pandas as pd
 from scipy import stats
 
 from quintet import ranking, results
-from quintet.comparison import Runs, cells, keep_only, measured, pick, publish, recorded
+from quintet.comparison import Runs, evaluation_metrics, prune_runs, publish, select_columns, sweep_runs, training_metrics
 from quintet.pages import Section
 from quintet.params import Params, PerfusionConfig
 from quintet.perfusion.answers import difference, open_questions, recommendations
@@ -16,37 +16,50 @@ from quintet.perfusion.published import PUBLISHED
 METRIC, UNIT = "dice", "0 to 1"
 SWEEP = Path("runs/perfusion/sweep")
 DETAILS = {
-    "dice": "Dice (mean over cases)", "dice_of_subjects": "Dice (mean over people)", "hd95_mm_left": "HD95 left, mm",
-    "hd95_mm_right": "HD95 right, mm", "assd_mm_left": "ASSD left, mm", "assd_mm_right": "ASSD right, mm",
-    "volume_error_left": "relative volume error left", "volume_error_right": "right", "dice_overlap": "Dice of the overlap zone",
-    "asymmetry_error": "asymmetry error", "undefined_distances": "undefined distances",
-}  # fmt: skip
+    "dice": "Dice (mean over cases)",
+    "dice_of_subjects": "Dice (mean over people)",
+    "hd95_mm_left": "HD95 left, mm",
+    "hd95_mm_right": "HD95 right, mm",
+    "assd_mm_left": "ASSD left, mm",
+    "assd_mm_right": "ASSD right, mm",
+    "volume_error_left": "relative volume error left",
+    "volume_error_right": "right",
+    "dice_overlap": "Dice of the overlap zone",
+    "asymmetry_error": "asymmetry error",
+    "undefined_distances": "undefined distances",
+}
 COSTS = {
-    "train_seconds": "training, s", "evaluation_seconds_per_case": "prediction and scores, s a case", "parameters": "parameters",
+    "train_seconds": "training, s",
+    "evaluation_seconds_per_case": "prediction and scores, s a case",
+    "parameters": "parameters",
     "peak_memory_mb": "peak memory, MiB",
-}  # fmt: skip
+}
 COLUMNS = {(): "baseline", ("spatial",): "spatial", ("complementary",): "complementary", ("complementary", "spatial"): "combined"}
 
 
 def ranked(params: Params, sweep: Path = SWEEP) -> ranking.Ranking:
     table = results.read(
-        run / "evaluation" / "cases.csv" for group in cells(params.perfusion.sweep, sweep).values() for run in group
+        run / "evaluation" / "cases.csv" for group in sweep_runs(params.perfusion.sweep, sweep).values() for run in group
     )
     return ranking.rank(
-        table, METRIC, lower_is_better=False, alpha=params.ranking.alpha, bootstrap=params.ranking.bootstrap,
+        table,
+        METRIC,
+        lower_is_better=False,
+        alpha=params.ranking.alpha,
+        bootstrap=params.ranking.bootstrap,
         published={name: mean / 100 for name, (mean, _, _) in PUBLISHED.items()},
-    )  # fmt: skip
+    )
 
 
 def compare(params: Params, sweep: Path, out: Path, report: Path) -> str:
     """Rank what params name, write `report` and `out` = {record.json}; returns the verdict."""
     p = params.perfusion
-    runs = cells(p.sweep, sweep)
-    keep_only(sweep, [run for group in runs.values() for run in group])
+    runs = sweep_runs(p.sweep, sweep)
+    prune_runs(sweep, [run for group in runs.values() for run in group])
     table = ranked(params, sweep)
     configs = {name: p.configs[name] for name in table.table["config"]}
-    found = measured(runs, configs)
-    costs = recorded(runs, configs).join(found[["evaluation_seconds_per_case"]])
+    found = evaluation_metrics(runs, configs)
+    costs = training_metrics(runs, configs).join(found[["evaluation_seconds_per_case"]])
     sides = _sides(runs, configs)
     sections = [
         _published(table, sides, configs),
@@ -55,8 +68,8 @@ def compare(params: Params, sweep: Path, out: Path, report: Path) -> str:
         Section("Left and right", LEFT_RIGHT, sides),
         Section("The reference's open questions", "\n\n".join(open_questions(table, p))),
         Section("Recommendations", "\n\n".join(recommendations(table, costs, p))),
-        Section("Details", "Means over the cases where a figure is defined.", pick(found, DETAILS)),
-        Section("Cost", "On this machine; training includes validation.", pick(costs, COSTS)),
+        Section("Details", "Means over the cases where a figure is defined.", select_columns(found, DETAILS)),
+        Section("Cost", "On this machine; training includes validation.", select_columns(costs, COSTS)),
     ]
     publish("perfusion", table, runs, out, report, title="Perfusion territories", unit=UNIT, extra=lambda _: sections)
     return table.verdict
@@ -76,11 +89,17 @@ def _sides(runs: Runs, configs: dict[str, PerfusionConfig]) -> pd.DataFrame:
         gap = people["gap"]
         half = stats.t.ppf(0.975, len(gap) - 1) * gap.std() / np.sqrt(len(gap)) if len(gap) > 1 else np.nan
         known = PUBLISHED.get(name)
-        rows.append({
-            "config": name, "left": people["dice_left"].mean(), "right": people["dice_right"].mean(), "gap": gap.mean(),
-            "low": gap.mean() - half, "high": gap.mean() + half,
-            "published gap": (known[1] - known[2]) / 100 if known else np.nan,
-        })  # fmt: skip
+        rows.append(
+            {
+                "config": name,
+                "left": people["dice_left"].mean(),
+                "right": people["dice_right"].mean(),
+                "gap": gap.mean(),
+                "low": gap.mean() - half,
+                "high": gap.mean() + half,
+                "published gap": (known[1] - known[2]) / 100 if known else np.nan,
+            }
+        )
     return pd.DataFrame(rows)
 
 

@@ -20,8 +20,8 @@ from scipy.ndimage import binary_fill_holes
 
 from quintet import splits
 from quintet.arrays import new_array
-from quintet.errors import InputError, Problems
-from quintet.files import refuse_overlap, whole_folder, write_json
+from quintet.errors import InputError, InputProblemsError
+from quintet.files import atomic_folder, refuse_overlap, write_json
 from quintet.imaging.volumes import Grid, read_spacing
 from quintet.params import Perfusion
 from quintet.perfusion.geometry import Geometry, plan_geometry
@@ -103,7 +103,7 @@ def check(raw: Path, params: Perfusion) -> list[str]:
             problems.append(str(error))
     try:
         make_folds(raw, dataset.cases, params)
-    except Problems as error:
+    except InputProblemsError as error:
         problems += error.problems
     except InputError as error:
         problems.append(str(error))
@@ -150,7 +150,7 @@ def _read_folds(path: Path, cases: list[Case], count: int) -> list[Fold]:
     held_out = Counter(name for fold in folds for name in fold["val"])
     problems += [f"{name} is held out in {k} folds; it would count {k} times" for name, k in held_out.items() if k > 1]
     if problems:
-        raise Problems(str(path), problems)
+        raise InputProblemsError(str(path), problems)
     return folds
 
 
@@ -159,11 +159,11 @@ def prepare(raw: Path, out: Path, params: Perfusion) -> Prepared:
     refuse_overlap(raw, out)
     dataset, problems = read_dataset(raw, params.subject_pattern)
     if dataset is None:
-        raise Problems(str(raw), problems)
-    with whole_folder(out) as folder:
+        raise InputProblemsError(str(raw), problems)
+    with atomic_folder(out) as folder:
         table, ways, spacing_mm = _resample_cases(dataset, problems, folder)
         if problems:
-            raise Problems(str(raw), problems)
+            raise InputProblemsError(str(raw), problems)
         folds = make_folds(raw, dataset.cases, params)
         _join_cases(folder, table, ways, len(dataset.channels), params.patch)
         table.to_csv(folder / "cases.csv", index=False)

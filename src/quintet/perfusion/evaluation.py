@@ -12,7 +12,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from quintet import results
-from quintet.files import whole_folder, write_json
+from quintet.files import atomic_folder, write_json
 from quintet.imaging.volumes import Grid
 from quintet.perfusion import figures
 from quintet.perfusion.nnunet import SIDES
@@ -98,8 +98,16 @@ def nnunet_summary(counts: dict[str, list[dict[str, float]]]) -> dict[str, Any]:
 def confusion(predicted: Mask, true: Mask) -> dict[str, float]:
     tp, fp, fn = (int(m.sum()) for m in (predicted & true, predicted & ~true, ~predicted & true))
     iou = tp / (tp + fp + fn) if tp + fp + fn else 1.0
-    return {"Dice": dice_score(predicted, true), "IoU": iou, "TP": tp, "FP": fp, "FN": fn,
-            "TN": int(predicted.size) - tp - fp - fn, "n_pred": tp + fp, "n_ref": tp + fn}  # fmt: skip
+    return {
+        "Dice": dice_score(predicted, true),
+        "IoU": iou,
+        "TP": tp,
+        "FP": fp,
+        "FN": fn,
+        "TN": int(predicted.size) - tp - fp - fn,
+        "n_pred": tp + fp,
+        "n_ref": tp + fn,
+    }
 
 
 @dataclass(frozen=True)
@@ -126,7 +134,7 @@ def evaluate(
     and on request
     probabilities/CASE.npy: `[slices, rows, columns, 2]` float16, canonical axes of the case's own grid}."""
     rows, counts, pictures = [], {}, {}
-    with whole_folder(out) as folder:
+    with atomic_folder(out) as folder:
         for case in cases:
             masks = case.probability >= 0.5
             own_mm = tuple(np.linalg.norm(case.grid.affine[:3, :3], axis=0).tolist())  # along X, Y, Z
@@ -140,9 +148,14 @@ def evaluate(
         table = pd.DataFrame(rows)
         metrics = summary(table)
         tidy = results.tidy(
-            table.drop(columns=["case", "subject"]), record.study, record.config, fold=record.fold, seed=record.seed,
-            cases=table["case"], groups=table["subject"],
-        )  # fmt: skip
+            table.drop(columns=["case", "subject"]),
+            record.study,
+            record.config,
+            fold=record.fold,
+            seed=record.seed,
+            cases=table["case"],
+            groups=table["subject"],
+        )
         results.write(tidy.dropna(subset="value").reset_index(drop=True), folder / "cases.csv")
         write_json(folder / "metrics.json", metrics)
         write_json(folder / "validation_summary.json", nnunet_summary(counts))

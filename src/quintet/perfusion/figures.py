@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from quintet.figures import learning_curves, new_figure, save
+from quintet.figures import new_figure, plot_learning_curves, save_figure
 from quintet.imaging.volumes import Grid
 from quintet.perfusion.nnunet import SIDES
 
@@ -50,12 +50,17 @@ def draw_all(folder: Path, slices: dict[str, Slice], table: pd.DataFrame, *, tit
         ]
         _territories(pair, slices[name], captions)
     figure.suptitle(f"{title}\ngreen: drawn, red: predicted; the patient's left is on the left", fontsize=10)
-    save(figure, folder / "overlays.png")
+    save_figure(figure, folder / "overlays.png")
     if history is not None:
-        learning_curves(
-            folder / "learning_curves.png", history, title=title, loss_unit="loss", score="valid_dice",
-            score_label="Dice over all held-out pixels", lower_is_better=False,
-        )  # fmt: skip
+        plot_learning_curves(
+            folder / "learning_curves.png",
+            history,
+            title=title,
+            loss_unit="loss",
+            score="valid_dice",
+            score_label="Dice over all held-out pixels",
+            lower_is_better=False,
+        )
 
 
 def overlay(path: Path, shown: Slice, title: str) -> None:
@@ -63,7 +68,7 @@ def overlay(path: Path, shown: Slice, title: str) -> None:
     figure, axes = new_figure(7.5, 4.5, 1, 2)
     _territories(axes, shown, [f"{side} ICA, slice {shown.level}" for side in SIDES])
     figure.suptitle(f"{title}\nred: predicted; the patient's left is on the left", fontsize=10)
-    save(figure, path)
+    save_figure(figure, path)
 
 
 def panels(path: Path, slices: dict[str, Slice], title: str) -> None:
@@ -77,7 +82,7 @@ def panels(path: Path, slices: dict[str, Slice], title: str) -> None:
         for axis in pair:
             axis.set_axis_off()
     figure.suptitle(title, fontsize=10)
-    save(figure, path)
+    save_figure(figure, path)
 
 
 def _territories(axes: Any, shown: Slice, captions: list[str]) -> None:

@@ -19,7 +19,7 @@ from quintet.perfusion.evaluation import Predicted
 from quintet.perfusion.geometry import Geometry
 from quintet.perfusion.networks import TerritoryNet, build_net
 from quintet.training.hardware import resolve_device
-from quintet.training.models import rebuild
+from quintet.training.models import load_network
 
 WINDOWS = 64  # at a time
 OVERLAP = 0.5  # of neighbouring windows, weighted by a Gaussian, as nnU-Net does
@@ -35,7 +35,7 @@ class Model:
     @staticmethod
     def load(run: Path, device: str, *, mirror_average: bool | None = None) -> "Model":
         """Rebuild a run's network; `mirror_average` defaults to what the run was evaluated with (before that: on)."""
-        net, build = rebuild(run / "model" / "model.pt", "perfusion", "spacing_mm", build_net)
+        net, build = load_network(run / "model" / "model.pt", "perfusion", "spacing_mm", build_net)
         settings = run / "evaluation" / "settings.json"
         if mirror_average is None:
             saved = json.loads(settings.read_text(encoding="utf-8")) if settings.is_file() else {}

@@ -12,15 +12,15 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from quintet.errors import InputError
-from quintet.files import whole_folder
+from quintet.files import atomic_folder
 from quintet.params import Compute, Perfusion, PerfusionConfig
 from quintet.perfusion import augmentation
 from quintet.perfusion.data import Prepared
 from quintet.perfusion.losses import LOSSES, base, weight_at
 from quintet.perfusion.networks import build_net, divisor, plan
 from quintet.runs import Record
-from quintet.training.batches import batches, world
-from quintet.training.fit import Goal, fit, scheduled, set_up
+from quintet.training.batches import batch_loader, rank_and_world_size
+from quintet.training.fit import Monitor, fit, set_threads_and_seed, with_step_schedule
 from quintet.training.models import save_model
 
 POWER = 0.9  # of the polynomial decay
@@ -49,7 +49,7 @@ class PatchBatches(Sampler[tuple[Any, Any]]):
         return self.iterations
 
     def __iter__(self) -> Iterator[tuple[Any, Any]]:
-        rng = np.random.default_rng([self.seed, self.epoch, world()[0]])
+        rng = np.random.default_rng([self.seed, self.epoch, rank_and_world_size()[0]])
         for _ in range(self.iterations):
             cases = rng.integers(len(self.all), size=len(self.foreground))
             pools = [(self.filled if own else self.all)[case] for case, own in zip(cases, self.foreground, strict=True)]
@@ -78,9 +78,11 @@ class TerritoryModule(L.LightningModule):
         self.config, self.shared, self.steps, self.debug = config, shared, steps, debug
         names = ("patch", "features", "attention_tokens", "deep_supervision")
         self.build = {name: getattr(shared, name) for name in names} | {
-            "arch": config.arch, "separate_at": config.separate_at, "channels": data.channels,
+            "arch": config.arch,
+            "separate_at": config.separate_at,
+            "channels": data.channels,
             "spacing_mm": list(data.spacing_mm),
-        }  # fmt: skip
+        }
         self.net = build_net(self.build).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.patch = (shared.patch[0], shared.patch[1])
         self.multiple = divisor(plan(shared.patch, data.spacing_mm[1:], shared.features))
@@ -152,7 +154,7 @@ class TerritoryModule(L.LightningModule):
             self.net.parameters(), lr=how.rate, momentum=how.momentum, nesterov=how.momentum > 0, weight_decay=how.weight_decay
         )
         schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: max(0.0, 1 - step / self.steps) ** POWER)
-        return scheduled(optimizer, schedule)
+        return with_step_schedule(optimizer, schedule)
 
 
 def pad_to(x: Tensor, multiple: tuple[int, int]) -> Tensor:
@@ -164,22 +166,31 @@ def pad_to(x: Tensor, multiple: tuple[int, int]) -> Tensor:
 def train(data: Prepared, out: Path, config: PerfusionConfig, shared: Perfusion, compute: Compute, *, record: Record) -> Record:
     """Train one configuration on one fold and write `out` = {model.pt, history.csv}; returns the record with the final
     metrics."""
-    set_up(compute, record.seed)
+    set_threads_and_seed(compute, record.seed)
     held_out = data.part(record.fold, "val")
     sampler = PatchBatches(
-        data, data.part(record.fold, "train"), shared.batch_size, shared.iterations,
-        oversample=shared.oversample_foreground, seed=record.seed,
-    )  # fmt: skip
+        data,
+        data.part(record.fold, "train"),
+        shared.batch_size,
+        shared.iterations,
+        oversample=shared.oversample_foreground,
+        seed=record.seed,
+    )
     rows = np.concatenate([np.arange(data.slices(c).start, data.slices(c).stop) for c in held_out])
     steps = shared.epochs * -(-shared.iterations // shared.accumulate)
     module = TerritoryModule(data, config, shared, steps=steps, debug=compute.debug)
     fitted = fit(
-        module, DataLoader(Rows(data), sampler=sampler, batch_size=None),
-        batches(Rows(data), rows, VALIDATION_BATCH, seed=0, shuffle=False),
-        epochs=shared.epochs, seed=record.seed, how=shared, compute=compute, record=record,
-        goal=Goal("valid_dice", lower_is_better=False, perfect=PERFECT_DICE, keep="last"),
-    )  # fmt: skip
-    with whole_folder(out) as folder:
+        module,
+        DataLoader(Rows(data), sampler=sampler, batch_size=None),
+        batch_loader(Rows(data), rows, VALIDATION_BATCH, seed=0, shuffle=False),
+        epochs=shared.epochs,
+        seed=record.seed,
+        how=shared,
+        compute=compute,
+        record=record,
+        goal=Monitor("valid_dice", lower_is_better=False, perfect=PERFECT_DICE, keep="last"),
+    )
+    with atomic_folder(out) as folder:
         save_model(folder / "model.pt", fitted.state, module.build)
         fitted.history.to_csv(folder / "history.csv", index=False)
     return record

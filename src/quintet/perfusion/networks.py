@@ -91,10 +91,17 @@ class Decoder(nn.Module):
         super().__init__()
         levels = range(len(how.features) - 1, 0, -1)
         self.levels = nn.ModuleList(
-            UnetUpBlock(2, how.features[i], how.features[i - 1], kernel_size=how.kernels[i - 1], stride=1,
-                        upsample_kernel_size=how.strides[i], **BLOCK)
+            UnetUpBlock(
+                2,
+                how.features[i],
+                how.features[i - 1],
+                kernel_size=how.kernels[i - 1],
+                stride=1,
+                upsample_kernel_size=how.strides[i],
+                **BLOCK,
+            )
             for i in levels
-        )  # fmt: skip
+        )
 
     def forward(self, level: int, x: Tensor, skip: Tensor) -> Tensor:
         """One level up; the network walks the levels, because two decoders may attend to each other between them."""

@@ -53,10 +53,15 @@ def read_dataset(raw: Path, subject_pattern: str) -> tuple[Dataset | None, list[
     images, problems = find_images(raw / "imagesTr", len(channels))
     labels, more = _find_labels(raw / "labelsTr")
     problems += more
-    problems += [f"{raw}/imagesTr/{name}_*: no label labelsTr/{name}.nii.gz; add it or move the images to imagesTs/"
-                 for name in sorted(set(images) - set(labels))]  # fmt: skip
-    problems += [f"{labels[name]}: a label without images imagesTr/{name}_0000.nii.gz, ...; add them or remove the label"
-                 for name in sorted(set(labels) - set(images)) if not any(f"/{name}_" in p for p in problems)]  # fmt: skip
+    problems += [
+        f"{raw}/imagesTr/{name}_*: no label labelsTr/{name}.nii.gz; add it or move the images to imagesTs/"
+        for name in sorted(set(images) - set(labels))
+    ]
+    problems += [
+        f"{labels[name]}: a label without images imagesTr/{name}_0000.nii.gz, ...; add them or remove the label"
+        for name in sorted(set(labels) - set(images))
+        if not any(f"/{name}_" in p for p in problems)
+    ]
     pattern = re.compile(subject_pattern)
     both = sorted(set(images) & set(labels))
     cases = [Case(name, subject_of(name, pattern), images[name], labels[name]) for name in both]
@@ -114,10 +119,16 @@ def find_images(folder: Path, channels: int) -> tuple[dict[str, tuple[Path, ...]
         found[_name(parts)][int(parts["channel"])].append(path)
     complete = {}
     for name, files in found.items():
-        own = [f"{' and '.join(p.name for p in paths)} ({folder}): the same channel twice; keep one"
-               for paths in files.values() if len(paths) > 1]  # fmt: skip
-        own += [f"{folder}/{name}_{i:04d}.nii.gz: missing; {channels} channels are expected"
-                for i in range(channels) if i not in files]  # fmt: skip
+        own = [
+            f"{' and '.join(p.name for p in paths)} ({folder}): the same channel twice; keep one"
+            for paths in files.values()
+            if len(paths) > 1
+        ]
+        own += [
+            f"{folder}/{name}_{i:04d}.nii.gz: missing; {channels} channels are expected"
+            for i in range(channels)
+            if i not in files
+        ]
         own += [f"{files[i][0]}: one channel too many; {channels} are expected" for i in sorted(files) if i >= channels]
         problems += own
         if not own:

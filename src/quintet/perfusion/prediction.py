@@ -8,8 +8,8 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from quintet.errors import InputError, Problems
-from quintet.files import whole_folder
+from quintet.errors import InputError, InputProblemsError
+from quintet.files import atomic_folder
 from quintet.imaging.volumes import Grid, write_nifti
 from quintet.params import Perfusion
 from quintet.perfusion.data import resample
@@ -43,8 +43,8 @@ def predict_folder(runs: Sequence[Path], source: Path, output: Path, *, overlays
         raise InputError(f"{folder}: no CASE_0000.nii.gz there")
     rows = []
     with ExitStack() as folders:
-        beside = folders.enter_context(whole_folder(Path(output)))
-        pictures = folders.enter_context(whole_folder(overlays)) if overlays else None
+        beside = folders.enter_context(atomic_folder(Path(output)))
+        pictures = folders.enter_context(atomic_folder(overlays)) if overlays else None
         for name, files in sorted(found.items()):
             try:
                 images, grid = read_images(Case(name, name, files, None))
@@ -61,7 +61,7 @@ def predict_folder(runs: Sequence[Path], source: Path, output: Path, *, overlays
             if pictures:
                 overlay(pictures / f"{name}.png", fullest_slice(grid, images, None, masks), name)
         if problems and (not skip or not rows):
-            raise Problems(f"{source} (--skip leaves them out)", problems)
+            raise InputProblemsError(f"{source} (--skip leaves them out)", problems)
         pd.DataFrame(rows).round(3).to_csv(beside / "volumes.csv", index=False)
     for problem in problems:
         print(f"skipped: {problem}")
@@ -76,7 +76,7 @@ def evaluate_folder(runs: Sequence[Path], raw: Path, out: Path, *, device: str, 
     models = load_models(runs, device)
     dataset, problems = read_dataset(raw, params.subject_pattern)
     if dataset is None or problems:
-        raise Problems(str(raw), problems)
+        raise InputProblemsError(str(raw), problems)
     if len(dataset.channels) != len(models[0].build["channels"]):
         raise InputError(f"{raw}: {len(dataset.channels)} channels, the run was trained on {len(models[0].build['channels'])}")
 

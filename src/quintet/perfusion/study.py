@@ -14,9 +14,23 @@ from quintet.runs import Record, new_record
 
 # Shared by every configuration; dvc.yaml lists the same keys for the stages that train (a test compares them).
 TRAINING = (
-    "epochs", "iterations", "batch_size", "patch", "features", "deep_supervision", "attention_tokens", "precision", "rate",
-    "momentum", "weight_decay", "clip_norm", "accumulate", "oversample_foreground", "loss_weights", "augment",
-)  # fmt: skip
+    "epochs",
+    "iterations",
+    "batch_size",
+    "patch",
+    "features",
+    "deep_supervision",
+    "attention_tokens",
+    "precision",
+    "rate",
+    "momentum",
+    "weight_decay",
+    "clip_norm",
+    "accumulate",
+    "oversample_foreground",
+    "loss_weights",
+    "augment",
+)
 EVALUATION = ("mirror_average",)
 
 
@@ -56,9 +70,12 @@ def evaluate_run(run: Path, data: Path, shared: Perfusion, compute: Compute) -> 
     cases = prepared.part(record.fold, "val")
     started = time.monotonic()
     metrics = evaluate(
-        predict_prepared(model, prepared, cases), record=record, out=run / "evaluation",
-        history=pd.read_csv(run / "model" / "history.csv"), save_probabilities=shared.save_probabilities,
-    )  # fmt: skip
+        predict_prepared(model, prepared, cases),
+        record=record,
+        out=run / "evaluation",
+        history=pd.read_csv(run / "model" / "history.csv"),
+        save_probabilities=shared.save_probabilities,
+    )
     metrics["evaluation_seconds_per_case"] = (time.monotonic() - started) / len(cases)
     write_json(run / "evaluation" / "metrics.json", metrics)
     write_json(run / "evaluation" / "settings.json", settings)

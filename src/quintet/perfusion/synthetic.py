@@ -14,7 +14,7 @@ from joblib import Parallel, delayed
 from numpy.typing import NDArray
 from scipy.ndimage import binary_closing, binary_opening, gaussian_filter
 
-from quintet.files import whole_folder, write_json
+from quintet.files import atomic_folder, write_json
 from quintet.imaging.volumes import Grid, write_nifti
 
 Floats = NDArray[np.float64]
@@ -165,7 +165,7 @@ def _as_drawn(mask: NDArray[np.bool_]) -> NDArray[np.bool_]:
 def synthesize(out: Path, *, subjects: int, seed: int, workers: int = 1) -> None:
     """Write `subjects` people with 1 to 3 visits each to `out`, whole or not at all. A person depends on seed and number
     alone."""
-    with whole_folder(out) as folder:
+    with atomic_folder(out) as folder:
         for part in ("imagesTr", "labelsTr"):
             (folder / part).mkdir()
         visits = Parallel(n_jobs=workers)(delayed(_write_person)(folder, number, seed) for number in range(1, subjects + 1))

@@ -89,12 +89,22 @@ def decide(scores: Floats, *, alpha: float = 0.05, deterministic: Bools | None =
     p_holm = np.minimum(p_holm, p_holm.T)
     needed = patients_needed(len(upper[0]), alpha)
     return Decision(
-        patients=n, needed=needed, mean=by_patient.mean(-1), half_width=stats.t.ppf(1 - alpha / 2, own_df) * own_se,
-        patient_variance=np.maximum(own_spread - noise.in_patients, 0), own_run_variance=noise.own,
-        run_variance=noise.variance if noise.df > 0 or still.all() else None, run_df=noise.df, difference=difference,
-        pair_variance=np.maximum(spread - noise.in_patients[:, None] - noise.in_patients[None], 0), se=se, df=df, p=p,
-        p_holm=p_holm, separated=(p_holm <= alpha) & (n >= needed),
-    )  # fmt: skip
+        patients=n,
+        needed=needed,
+        mean=by_patient.mean(-1),
+        half_width=stats.t.ppf(1 - alpha / 2, own_df) * own_se,
+        patient_variance=np.maximum(own_spread - noise.in_patients, 0),
+        own_run_variance=noise.own,
+        run_variance=noise.variance if noise.df > 0 or still.all() else None,
+        run_df=noise.df,
+        difference=difference,
+        pair_variance=np.maximum(spread - noise.in_patients[:, None] - noise.in_patients[None], 0),
+        se=se,
+        df=df,
+        p=p,
+        p_holm=p_holm,
+        separated=(p_holm <= alpha) & (n >= needed),
+    )
 
 
 def patient_means(scores: Floats) -> Floats:

@@ -8,8 +8,8 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
-from quintet.files import whole_file
-from quintet.pages import Section, number, write_page
+from quintet.files import atomic_file
+from quintet.pages import Section, format_number, write_page
 from quintet.ranking.table import Ranking
 
 BLUE, GREY = "#2b6cb0", "#8795a5"
@@ -19,7 +19,7 @@ def write(ranking: Ranking, folder: Path, *, title: str, unit: str, extra: Seque
     """Write ranking.{csv,md,html}, means.png and differences.png into `folder`; `extra` sections end the page's body."""
     figures = [Path(folder) / "means.png", Path(folder) / "differences.png"]
     for path, draw in zip(figures, (_draw_means, _draw_differences), strict=True):
-        with whole_file(path) as beside:
+        with atomic_file(path) as beside:
             draw(ranking, title, unit).savefig(beside, dpi=120)
     table, pairs = _readable(ranking.table, ranking), _readable(ranking.pairs, ranking)
     sections = [
@@ -31,9 +31,9 @@ def write(ranking: Ranking, folder: Path, *, title: str, unit: str, extra: Seque
         Section("Verdict", ranking.verdict),
     ]
     write_page(Path(folder) / "ranking.html", title, sections, lead=ranking.verdict)
-    with whole_file(Path(folder) / "ranking.csv") as beside:
+    with atomic_file(Path(folder) / "ranking.csv") as beside:
         ranking.table.to_csv(beside, index=False, float_format="%.6g")
-    with whole_file(Path(folder) / "ranking.md") as beside:
+    with atomic_file(Path(folder) / "ranking.md") as beside:
         pictures = "\n".join(f"![{path.stem}]({path.name})" for path in figures)
         text = [f"# {title}", _legend(ranking, unit), _markdown(table), pictures, *_further(extra), "## Pairs", _markdown(pairs)]
         beside.write_text("\n\n".join(part for part in [*text, "## Verdict", ranking.verdict] if part) + "\n", encoding="utf-8")
@@ -44,7 +44,7 @@ def _further(extra: Sequence[Section]) -> Iterable[str]:
         yield f"## {section.heading}"
         yield section.text
         if section.table is not None:
-            shown = section.table.map(lambda v: "" if pd.isna(v) else number(v) if isinstance(v, float) else str(v))
+            shown = section.table.map(lambda v: "" if pd.isna(v) else format_number(v) if isinstance(v, float) else str(v))
             yield _markdown(shown)
         yield "\n".join(f"![{path.stem}]({path.name})" for path in section.figures)
 

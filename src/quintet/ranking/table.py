@@ -36,9 +36,16 @@ class Ranking:
 
 
 def rank(
-    table: pd.DataFrame, metric: str, *, lower_is_better: bool, alpha: float = 0.05, published: Mapping[str, float] | None = None,
-    bootstrap: int = 2000, seed: int = 0, deterministic: Collection[str] = (),
-) -> Ranking:  # fmt: skip
+    table: pd.DataFrame,
+    metric: str,
+    *,
+    lower_is_better: bool,
+    alpha: float = 0.05,
+    published: Mapping[str, float] | None = None,
+    bootstrap: int = 2000,
+    seed: int = 0,
+    deterministic: Collection[str] = (),
+) -> Ranking:
     """Rank the configurations of a tidy table (`results.COLUMNS`) by `metric`.
 
     `published`: configuration -> published value. `deterministic`: configurations whose training has no chance in it (they
@@ -140,22 +147,24 @@ def _table(
     by_case = scores.rows.groupby(["config", "group", "case"])["value"].mean().groupby("config").mean()
     low, high = np.quantile(ranks, [alpha / 2, 1 - alpha / 2], axis=0, method="inverted_cdf").astype(int)
     first = ranks == 1
-    return pd.DataFrame({
-        "rank": _ranks(sign * decision.mean).astype(int),
-        "config": scores.configs,
-        "mean": decision.mean,
-        "low": decision.mean - decision.half_width,
-        "high": decision.mean + decision.half_width,
-        "group": letters(decision.separated),
-        "mean_over_cases": by_case[scores.configs].to_numpy(),
-        "patient_sd": _known(np.sqrt(decision.patient_variance)),
-        "run_sd": np.where(scores.still, 0, np.sqrt(decision.own_run_variance)),
-        "rank_low": low,
-        "rank_high": high,
-        "first_share": (first / first.sum(1, keepdims=True)).mean(0),
-        "runs": (~np.isnan(scores.values)).any(-1).sum(-1),
-        "published": [float(published.get(c, np.nan)) for c in scores.configs],
-    })  # fmt: skip
+    return pd.DataFrame(
+        {
+            "rank": _ranks(sign * decision.mean).astype(int),
+            "config": scores.configs,
+            "mean": decision.mean,
+            "low": decision.mean - decision.half_width,
+            "high": decision.mean + decision.half_width,
+            "group": letters(decision.separated),
+            "mean_over_cases": by_case[scores.configs].to_numpy(),
+            "patient_sd": _known(np.sqrt(decision.patient_variance)),
+            "run_sd": np.where(scores.still, 0, np.sqrt(decision.own_run_variance)),
+            "rank_low": low,
+            "rank_high": high,
+            "first_share": (first / first.sum(1, keepdims=True)).mean(0),
+            "runs": (~np.isnan(scores.values)).any(-1).sum(-1),
+            "published": [float(published.get(c, np.nan)) for c in scores.configs],
+        }
+    )
 
 
 def _pairs(configs: list[str], decision: Decision) -> pd.DataFrame:

@@ -16,17 +16,17 @@ from pathlib import Path
 from urllib.parse import quote
 
 from quintet.errors import InputError
-from quintet.files import whole_folder
-from quintet.runs import Record, content_md5, finished
+from quintet.files import atomic_folder
+from quintet.runs import Record, content_md5, finished_runs
 from quintet.tracking.entries import now_ms
 from quintet.tracking.store import STATE, Store, checkout, client_of, first_contact, tracking_uri, transfer
 
-__all__ = ["Live", "link", "resolve", "sync", "tracking_uri", "upload"]
+__all__ = ["LiveRun", "resolve_run", "run_url", "sync", "tracking_uri", "upload"]
 
 _said: set[str] = set()  # stores whose failure was reported
 
 
-class Live:
+class LiveRun:
     """The mirror of a running training. After its first failure nothing more is tried: a dead server costs once."""
 
     def __init__(self, record: Record) -> None:
@@ -62,7 +62,7 @@ def upload(folder: Path) -> str | None:
 
 def sync(root: Path) -> tuple[int, int]:
     """Upload what the store lacks of the run folders under root/runs: (uploaded, already there)."""
-    folders = finished(Path(root))
+    folders = finished_runs(Path(root))
     stores: dict[str, tuple[Store, dict[tuple[str, str], str]]] = {}
     uploaded = 0
     try:
@@ -88,7 +88,7 @@ def sync(root: Path) -> tuple[int, int]:
     return uploaded, len(folders) - uploaded
 
 
-def link(record: Record) -> str | None:
+def run_url(record: Record) -> str | None:
     """The address of a record's run in the UI (`make ui`, or the server); by its key, which an upload anew does not change. None
     where the store cannot be asked."""
     uri = tracking_uri()
@@ -99,7 +99,7 @@ def link(record: Record) -> str | None:
     return None
 
 
-def resolve(run: str) -> Path:
+def resolve_run(run: str) -> Path:
     """The run folder that a path or an MLflow run id names."""
     if (Path(run) / "record.json").is_file():
         return Path(run)
@@ -130,7 +130,7 @@ def _artifacts(run: str) -> Path:
         raise InputError(f"{run}: this MLflow run has no files yet; choose one with the tag {STATE} = complete")
     if found.info.artifact_uri.startswith(("file:", "/")):
         return Path(client.download_artifacts(run, ""))  # a local store names its own folder, nothing is copied
-    with transfer(), whole_folder(cached) as beside:
+    with transfer(), atomic_folder(cached) as beside:
         client.download_artifacts(run, "", str(beside))
     return cached
 

@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from quintet.errors import InputError
-from quintet.files import passing, repository_root
-from quintet.params import Study
-from quintet.runs import Record, content_md5, extra_files, final_metrics, flatten
+from quintet.files import is_temporary, repository_root
+from quintet.params import StudyName
+from quintet.runs import Record, content_md5, extra_artifacts, final_metrics, flatten
 from quintet.tracking.entries import Value, accepted, batches, epochs, history, now_ms, tags_of
 
 T = TypeVar("T")
@@ -59,7 +59,7 @@ class Store:
         run = self.create(record, "uploading")
         try:
             self.log_metrics(run, values)
-            self.log_files(run, folder, extra_files(record, root), record.copies)
+            self.log_files(run, folder, extra_artifacts(record, root), record.copies)
             if content_md5(record, folder, root) != content:  # MLflow uploads what it finds, be it nothing
                 raise FileNotFoundError(errno.ENOENT, "replaced", str(folder))
             self.finish(run, content)
@@ -106,7 +106,7 @@ class Store:
                     link = Path(beside) / Path(name).name
                     link.symlink_to((folder / source).resolve())
                     self.call("log_artifact", run, str(link), name.rpartition("/")[0] or None)
-            own = {path.name: path for path in sorted(folder.iterdir()) if not passing(path.name)}
+            own = {path.name: path for path in sorted(folder.iterdir()) if not is_temporary(path.name)}
             for name, path in (own | extra).items():
                 if path.is_dir():
                     self.call("log_artifacts", run, str(path), name)
@@ -199,7 +199,7 @@ def _experiment(client: Any, uri: str, study: str) -> str:
     one order, so that their ids, which the report's links name, are the same everywhere."""
     found = client.get_experiment_by_name(study)
     if found is None:
-        for name in Study if study in list(Study) else [study]:
+        for name in StudyName if study in list(StudyName) else [study]:
             _create(client, uri, name)
         found = client.get_experiment_by_name(study)
     if found.lifecycle_stage == "deleted":

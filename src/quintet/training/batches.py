@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 
-class EpochBatches(Sampler[list[int]]):
+class EpochBatchSampler(Sampler[list[int]]):
     """Index batches whose order is a function of (seed, epoch) alone; under DDP each rank takes its share of every epoch."""
 
     def __init__(self, rows: NDArray[np.int64], batch_size: int, *, seed: int, shuffle: bool = True) -> None:
@@ -25,25 +25,25 @@ class EpochBatches(Sampler[list[int]]):
         self.epoch = epoch
 
     def __len__(self) -> int:
-        return math.ceil(len(self.rows) / world()[1] / self.batch_size)
+        return math.ceil(len(self.rows) / rank_and_world_size()[1] / self.batch_size)
 
     def __iter__(self) -> Iterator[list[int]]:
         order = self.rows
         if self.shuffle:
             order = np.random.default_rng([self.seed, self.epoch]).permutation(order)
-        rank, processes = world()
+        rank, processes = rank_and_world_size()
         order = np.resize(order, math.ceil(len(order) / processes) * processes)[rank::processes]
         for start in range(0, len(order), self.batch_size):
             yield order[start : start + self.batch_size].tolist()
 
 
-def world() -> tuple[int, int]:
+def rank_and_world_size() -> tuple[int, int]:
     if torch.distributed.is_available() and torch.distributed.is_initialized():
         return torch.distributed.get_rank(), torch.distributed.get_world_size()
     return int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))  # asked for before Lightning has started DDP
 
 
-def gathered(module: L.LightningModule, seen: Tensor) -> Tensor:
+def gather_rows(module: L.LightningModule, seen: Tensor) -> Tensor:
     """`[N, F]`, of which each rank filled some rows and left zeros in the others -> all rows; one that several filled is the same
     in each."""
     every: Any = module.all_gather(seen)
@@ -51,6 +51,6 @@ def gathered(module: L.LightningModule, seen: Tensor) -> Tensor:
     return every.gather(0, every.abs().sum(2, keepdim=True).argmax(0, keepdim=True).expand(1, *seen.shape))[0]
 
 
-def batches(data: Dataset[Any], rows: NDArray[np.int64], batch_size: int, *, seed: int, shuffle: bool) -> DataLoader[Any]:
+def batch_loader(data: Dataset[Any], rows: NDArray[np.int64], batch_size: int, *, seed: int, shuffle: bool) -> DataLoader[Any]:
     """A loader that hands `data` a whole list of indices at once: one tensor operation per batch, no workers, no collation."""
-    return DataLoader(data, sampler=EpochBatches(rows, batch_size, seed=seed, shuffle=shuffle), batch_size=None)
+    return DataLoader(data, sampler=EpochBatchSampler(rows, batch_size, seed=seed, shuffle=shuffle), batch_size=None)

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from quintet.errors import InputError
 from quintet.runs import Record
-from quintet.tracking import Live
+from quintet.tracking import LiveRun
 from quintet.training.hardware import peak_memory_mb
 
 
@@ -35,7 +35,7 @@ class History(Callback):
         self.record = record
         self.rows: list[dict[str, Any]] = []
         self.memory: list[dict[str, float]] = []
-        self.live: Live | None = None
+        self.live: LiveRun | None = None
         self.started = time.monotonic()
 
     @property
@@ -52,7 +52,7 @@ class History(Callback):
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         if trainer.is_global_zero:
-            self.live = Live(self.record)
+            self.live = LiveRun(self.record)
             for row, memory in zip(self.rows, self.memory, strict=True):
                 self._mirror(row | memory)
 
@@ -83,7 +83,7 @@ class History(Callback):
             self.live.log({k: v for k, v in row.items() if k != "epoch"}, int(row["epoch"]))
 
 
-class Patience(EarlyStopping):
+class ResumableEarlyStopping(EarlyStopping):
     """Lightning restores how long a run waited, not that it had stopped: killed after its last epoch, it would train on."""
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:

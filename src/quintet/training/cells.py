@@ -7,15 +7,18 @@ from typing import TypeVar
 
 from quintet.errors import InputError
 from quintet.runs import Record
-from quintet.training.fit import forget
+from quintet.training.fit import delete_resume_checkpoints
 
 Config = TypeVar("Config")
 
 
 def cell(
-    out: Path, configs: Mapping[str, Config], config: str, train: Callable[[Path, Config], Record],
+    out: Path,
+    configs: Mapping[str, Config],
+    config: str,
+    train: Callable[[Path, Config], Record],
     evaluate: Callable[[Path], dict[str, float]],
-) -> dict[str, float]:  # fmt: skip
+) -> dict[str, float]:
     """Train into and evaluate a folder beside `out`, which takes its name when both are done; returns the metrics."""
     if config not in configs:
         raise InputError(f"--config {config}: no such configuration; there are {', '.join(configs)}")
@@ -25,5 +28,5 @@ def cell(
     metrics = evaluate(part)
     shutil.rmtree(out, ignore_errors=True)
     part.rename(out)
-    forget(record)
+    delete_resume_checkpoints(record)
     return metrics

@@ -25,14 +25,14 @@ from quintet.errors import InputError
 from quintet.files import repository_root
 from quintet.params import AdamCosine, Compute, Optimisation
 from quintet.runs import Record
-from quintet.training.callbacks import FiniteLoss, History, Patience, Reseed
+from quintet.training.callbacks import FiniteLoss, History, Reseed, ResumableEarlyStopping
 from quintet.training.hardware import peak_memory_mb, resolve_device, resolve_precision
 
 DRIFT_EPOCHS = 5
 logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)  # no tips; warnings stay
 
 
-def set_up(compute: Compute, seed: int) -> None:
+def set_threads_and_seed(compute: Compute, seed: int) -> None:
     """Threads and seeds of this process."""
     if compute.threads:
         torch.set_num_threads(compute.threads)
@@ -41,7 +41,7 @@ def set_up(compute: Compute, seed: int) -> None:
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
 
 
-def adam(groups: list[dict[str, Any]], how: AdamCosine, *, decoupled: bool = False) -> torch.optim.Optimizer:
+def adam_optimizer(groups: list[dict[str, Any]], how: AdamCosine, *, decoupled: bool = False) -> torch.optim.Optimizer:
     """Adam, or with decoupled weight decay AdamW."""
     on_cpu = groups[0]["params"][0].device.type == "cpu"
     # fused: 14 -> 3 ms a step of a ResNet-18 on 2 cores; on GPUs it would forbid clipping under float16
@@ -54,12 +54,12 @@ def adam(groups: list[dict[str, Any]], how: AdamCosine, *, decoupled: bool = Fal
     return optimizer
 
 
-def scheduled(optimizer: torch.optim.Optimizer, schedule: torch.optim.lr_scheduler.LRScheduler) -> dict[str, Any]:
+def with_step_schedule(optimizer: torch.optim.Optimizer, schedule: torch.optim.lr_scheduler.LRScheduler) -> dict[str, Any]:
     """What configure_optimizers returns for a schedule that is stepped per batch."""
     return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
 
-def warm_cosine(optimizer: torch.optim.Optimizer, how: AdamCosine, steps: int) -> torch.optim.lr_scheduler.LRScheduler:
+def cosine_with_warmup(optimizer: torch.optim.Optimizer, how: AdamCosine, steps: int) -> torch.optim.lr_scheduler.LRScheduler:
     """A linear warm-up over `how.warmup` of the steps, then cosine annealing to `how.rate_floor`, stepped per batch."""
     warm = max(1, round(how.warmup * steps))
 
@@ -78,7 +78,7 @@ def warm_cosine(optimizer: torch.optim.Optimizer, how: AdamCosine, steps: int) -
 
 
 @dataclass(frozen=True)
-class Goal:
+class Monitor:
     """The validation metric that is watched. `perfect`: a value this good or better is too good to be true and is warned of.
 
     `keep`: the weights of the best or of the last epoch. Where the validation cases are those that are reported (a fold's),
@@ -95,7 +95,7 @@ class Goal:
 
 
 @dataclass(frozen=True)
-class Fitted:
+class FitResult:
     """Of the module's `net`: the weights that `goal` keeps, and those of the last epoch."""
 
     history: pd.DataFrame
@@ -114,8 +114,8 @@ def fit(
     how: Optimisation,
     compute: Compute,
     record: Record,
-    goal: Goal,
-) -> Fitted:
+    goal: Monitor,
+) -> FitResult:
     """Train `module`, whose network is its `net`, resuming where a killed run of the same record left off.
 
     The record gets device, precision, peak memory and the final metrics.
@@ -147,7 +147,7 @@ def fit(
         if torch.cuda.is_available():
             metrics["peak_gpu_memory_mb"] = torch.cuda.max_memory_allocated() / 2**20
         record.metrics |= metrics
-        return Fitted(table, metrics, state, final)
+        return FitResult(table, metrics, state, final)
 
 
 def _weights(checkpoint: Path) -> dict[str, Tensor]:
@@ -155,7 +155,7 @@ def _weights(checkpoint: Path) -> dict[str, Tensor]:
     return {name.removeprefix("net."): value for name, value in state.items() if name.startswith("net.")}
 
 
-def forget(record: Record) -> None:
+def delete_resume_checkpoints(record: Record) -> None:
     """Remove the resume checkpoints of a finished stage; called when its outputs are in place."""
     for folder in (repository_root() / ".checkpoints").glob(f"{record.stage}-{record.config}-{record.seed}-{record.key}*"):
         shutil.rmtree(folder) if folder.is_dir() else folder.unlink(missing_ok=True)
@@ -181,25 +181,30 @@ def _only_one(folder: Path) -> Iterator[None]:
         lock.release()
 
 
-def _callbacks(folder: Path, record: Record, *, seed: int, goal: Goal) -> tuple[list[Callback], ModelCheckpoint, History]:
+def _callbacks(folder: Path, record: Record, *, seed: int, goal: Monitor) -> tuple[list[Callback], ModelCheckpoint, History]:
     mode = "min" if goal.lower_is_better else "max"
     best = ModelCheckpoint(
-        folder, "best", monitor=goal.metric, mode=mode, save_weights_only=True, save_on_train_epoch_end=True,
+        folder,
+        "best",
+        monitor=goal.metric,
+        mode=mode,
+        save_weights_only=True,
+        save_on_train_epoch_end=True,
         enable_version_counter=False,
-    )  # fmt: skip
+    )
     last = ModelCheckpoint(folder, "last", save_top_k=1, save_on_train_epoch_end=True, enable_version_counter=False)
     history = History(record)
     callbacks: list[Callback] = [Reseed(seed), FiniteLoss(), history, best, last]
     if sys.stderr.isatty():
         callbacks.append(TQDMProgressBar(leave=False))
     if goal.patience:
-        callbacks.append(Patience(goal.metric, mode=mode, patience=goal.patience, check_on_train_epoch_end=True))
+        callbacks.append(ResumableEarlyStopping(goal.metric, mode=mode, patience=goal.patience, check_on_train_epoch_end=True))
     return callbacks, best, history
 
 
 def _trainer(
     callbacks: list[Callback], device: str, precision: str, *, epochs: int, how: Optimisation, compute: Compute, folder: Path
-) -> L.Trainer:  # fmt: skip
+) -> L.Trainer:
     logger: Any = False
     if compute.tensorboard:
         from lightning.pytorch.loggers import TensorBoardLogger
@@ -228,7 +233,7 @@ def _trainer(
     )
 
 
-def _summary(history: pd.DataFrame, goal: Goal) -> dict[str, float]:
+def _summary(history: pd.DataFrame, goal: Monitor) -> dict[str, float]:
     """Best value and epoch, and the two warnings the field has learnt to want (also printed)."""
     watched = history[goal.metric]
     best = int(watched.idxmin() if goal.lower_is_better else watched.idxmax())

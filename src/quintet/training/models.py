@@ -32,7 +32,7 @@ def load_model(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
         raise InputError(f"{path}: not a model of ours, or damaged ({str(error).splitlines()[0]}); train it again") from None
 
 
-def rebuild(path: Path, study: str, key: str, make: Callable[[dict[str, Any]], Net]) -> tuple[Net, dict[str, Any]]:
+def load_network(path: Path, study: str, key: str, make: Callable[[dict[str, Any]], Net]) -> tuple[Net, dict[str, Any]]:
     """The network that `make` builds from the build values of a saved model, with its weights, evaluating; and these values.
 
     `key`: a build value that models of `study` alone have.
@@ -48,7 +48,7 @@ def rebuild(path: Path, study: str, key: str, make: Callable[[dict[str, Any]], N
     return net.eval(), build
 
 
-def load_weights(module: nn.Module, path: str, url: str, *, drop: Sequence[str] = ()) -> str:
+def load_pretrained_weights(module: nn.Module, path: str, url: str, *, drop: Sequence[str] = ()) -> str:
     """Fill `module` from `imagenet` (downloaded from `url`, hash checked), or from a local state dict; returns origin and hash.
 
     Never a silent fallback: a missing file, a machine without internet or a foreign state dict is an error that says what to do.
