@@ -24,13 +24,13 @@ from PIL import Image
 from torch import Tensor
 from turns import take_turns
 
-from quintet.breakhis import data
-from quintet.breakhis.augmentation import Augmentation
-from quintet.breakhis.losses import focal_loss
-from quintet.breakhis.module import Quadruples
-from quintet.breakhis.networks import MagnificationNet, normalise
-from quintet.breakhis.sampling import Item, QuadrupleBatches
-from quintet.breakhis.tree import MAGNIFICATIONS
+from quintet.breakhis.data import prepared as data
+from quintet.breakhis.data.sampling import Item, QuadrupleBatches
+from quintet.breakhis.data.tree import MAGNIFICATIONS
+from quintet.breakhis.model.augmentation import Augmentation
+from quintet.breakhis.model.losses import focal_loss
+from quintet.breakhis.model.module import Quadruples
+from quintet.breakhis.model.networks import MagnificationNet, normalise
 from quintet.params import BreakHis, load
 from quintet.training.fit import adam_optimizer
 from quintet.training.hardware import peak_memory_mb, resolve_precision

@@ -177,7 +177,7 @@ def input_path(variant: str, options: argparse.Namespace) -> dict[str, float]:
     rng = np.random.default_rng(0)
     advance: Callable[[], object]
     if variant == "ours":
-        from quintet.ct.augmentation import Augmentation
+        from quintet.ct.model.augmentation import Augmentation
 
         augment = Augmentation(how)
         advance = lambda: augment(  # noqa: E731
@@ -209,8 +209,8 @@ def input_path(variant: str, options: argparse.Namespace) -> dict[str, float]:
 
 def memory(variant: str, options: argparse.Namespace) -> dict[str, float]:
     """Resize, forward, loss, backward and Adam at batch 1, with the preset paper's sizes."""
-    from quintet.ct.losses import micro_f1_loss
-    from quintet.ct.networks import Proximity, see
+    from quintet.ct.model.losses import micro_f1_loss
+    from quintet.ct.model.networks import Proximity, see
 
     torch.manual_seed(0)
     net = Proximity(

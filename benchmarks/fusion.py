@@ -27,10 +27,10 @@ STEPS, ALL = 20, 1000
 def sampling(run: Path, data: Path) -> None:
     import pandas as pd
 
-    from quintet.fusion.data import load as load_data
-    from quintet.fusion.evaluation import headline, pairs_of
-    from quintet.fusion.inference import Model, of_prepared
-    from quintet.fusion.networks import noise_for
+    from quintet.fusion.data.prepared import load as load_data
+    from quintet.fusion.evaluation.inference import Model, of_prepared
+    from quintet.fusion.evaluation.scores import headline, pairs_of
+    from quintet.fusion.model.networks import noise_for
     from quintet.resampling import bootstrap_concordance, bootstrap_weights, percentile_interval
 
     model, prepared = Model.load(run, "auto"), load_data(data)
@@ -68,9 +68,9 @@ def memory(patients: int, folder: Path) -> dict[str, float]:
     import monai.networks.nets  # noqa: F401
 
     from quintet.fusion import analysis, inference, module  # noqa: F401
-    from quintet.fusion.data import load as load_data
-    from quintet.fusion.data import prepare
-    from quintet.fusion.segmentation import segment
+    from quintet.fusion.data.prepared import load as load_data
+    from quintet.fusion.data.prepared import prepare
+    from quintet.fusion.data.segmentation import segment
     from quintet.fusion.study import train_run
     from quintet.fusion.synthetic import synthesize
 

@@ -21,12 +21,12 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 from turns import take_turns
 
-from quintet.landmarks import data
-from quintet.landmarks.anatomy import SWAPPED
-from quintet.landmarks.augmentation import augment
-from quintet.landmarks.losses import wing
-from quintet.landmarks.module import Batches
-from quintet.landmarks.networks import LandmarkNet
+from quintet.landmarks.data.anatomy import SWAPPED
+from quintet.landmarks.data import prepared as data
+from quintet.landmarks.model.augmentation import augment
+from quintet.landmarks.model.losses import wing
+from quintet.landmarks.model.module import Batches
+from quintet.landmarks.model.networks import LandmarkNet
 from quintet.params import Landmarks, load
 from quintet.training.batches import batch_loader
 from quintet.training.hardware import peak_memory_mb, resolve_precision

@@ -1,18 +1,19 @@
-"""The perfusion study against nnU-Net v2: preprocessing, seconds a training iteration, memory, and Dice after equal iterations.
+"""The perfusion study compared with nnU-Net v2: preprocessing, seconds per iteration, memory, and Dice after equal training.
 
     python3.11 -m venv ../nnunet-env
     ../nnunet-env/bin/pip install -c constraints.txt torch
     ../nnunet-env/bin/pip install -c constraints.txt --no-deps nnunetv2==2.8.1 dynamic-network-architectures==0.4.4
     ../nnunet-env/bin/pip install -c constraints.txt acvl-utils==0.2.6 batchgenerators==0.25.5 batchgeneratorsv2==0.3.6 \\
         blosc2==4.14.1 SimpleITK==2.5.7 einops graphviz imagecodecs matplotlib nibabel pandas psutil requests scikit-image \\
-        scikit-learn scipy seaborn tifffile tqdm yacs   # no timm: only nnU-Net's transformers want it, and it brings torchvision
+        scikit-learn scipy seaborn tifffile tqdm yacs   # without timm, which only nnU-Net's transformers need
     python benchmarks/perfusion.py --nnunet ../nnunet-env/bin/python
 
 Both train the same network (`shared`, features 8, 72 x 56, batch 26) on the same phantoms of 60 people, 12 of them held out, for
-the same number of iterations, one after the other with the same threads, and predict with fourfold mirroring; nnU-Net's side is
-perfusion_nnunet.py, its default trainer. `ours-plain` is our code with nnU-Net's memory layout and norm, for the shares.
-Exit code 1 where ours needs more than half of nnU-Net's seconds an iteration, or where Dice may be more than 2 points lower (95 %
-interval of the paired difference, people as clusters). Expected: 9 minutes on 2 cores.
+the same number of iterations and with the same number of threads, one after the other. Both average predictions over the four
+mirror images. nnU-Net runs its default trainer (perfusion_nnunet.py). `ours-plain` is our code with nnU-Net's memory layout and
+norm: it shows how much of the speed comes from these two.
+The exit code is 1 if ours needs more than half of nnU-Net's seconds per iteration, or if Dice may be more than 2 points lower
+(95 % interval of the paired difference, people as clusters). Expected: 9 minutes on 2 cores.
 """
 
 import argparse
@@ -34,27 +35,28 @@ MARGIN = 0.02
 SPEED = 2.0
 
 
-def prepare(options: argparse.Namespace) -> dict[str, Any]:
-    from quintet.perfusion import data
+def preprocess(options: argparse.Namespace) -> dict[str, Any]:
+    from quintet.perfusion.data.prepare import prepare
     from quintet.training.hardware import peak_memory_mb
 
     started = time.monotonic()
-    data.prepare(options.work / "raw", options.work / "prepared", parameters(options).perfusion)
+    prepare(options.work / "raw", options.work / "prepared", parameters(options).perfusion)
     return {"preprocess_seconds": time.monotonic() - started, "preprocess_peak_mb": peak_memory_mb()}
 
 
 def train(options: argparse.Namespace) -> dict[str, Any]:
-    """Train, and predict the held-out cases; clocks stand around each epoch's training part."""
+    """Train, and predict the held-out cases; the training part of each epoch is timed."""
     import torch
 
     if options.part == "ours-plain":
-        from quintet.perfusion import networks
+        from quintet.perfusion.model import networks
 
         networks._as_group_norm = lambda module: None
         torch.channels_last = torch.contiguous_format
-    from quintet.perfusion import augmentation, study
-    from quintet.perfusion.module import TerritoryModule
-    from quintet.training.fit import delete_resume_checkpoints
+    from quintet.experiment import run_sweep_entry
+    from quintet.perfusion.model import augmentation
+    from quintet.perfusion.model.module import TerritoryModule
+    from quintet.runs import Record
 
     epochs: list[float] = []
     inputs: list[float] = []
@@ -78,39 +80,37 @@ def train(options: argparse.Namespace) -> dict[str, Any]:
 
     for name, hook in (("on_train_epoch_start", begin), ("on_validation_start", end)):
         setattr(TerritoryModule, name, hook)
-    for name in ("place", "draw", "transform"):
+    for name in ("place", "draw_params", "transform"):
         setattr(augmentation, name, timed(getattr(augmentation, name)))
-    params = parameters(options)
-    run, data = options.work / options.part, options.work / "prepared"
-    settings = {"stage": options.part, "config": "shared", "fold": 0, "seed": 0}
-    record = study.train_run(run, data, params.perfusion.configs["shared"], params.perfusion, params.compute, **settings)
-    study.evaluate_run(run, data, params.perfusion, params.compute)
-    delete_resume_checkpoints(record)
+    run = options.work / options.part
+    run_sweep_entry("perfusion", parameters(options), options.work / "prepared", run, "shared", fold=0, seed=0)
+    metrics = Record.load(run).metrics
     table = pd.read_csv(run / "evaluation" / "cases.csv").pivot(index="case", columns="metric", values="value")
     return {
         "iteration_seconds": [seconds / options.iterations for seconds in epochs[1:]],  # the first is warm-up
         "input_seconds": sum(inputs) / (len(epochs) * options.iterations),
-        "train_peak_mb": record.metrics["peak_memory_mb"],
-        "parameters": record.metrics["parameters"],
+        "train_peak_mb": metrics["peak_memory_mb"],
+        "parameters": metrics["parameters"],
         "cases": {case: {"left": row["dice_left"], "right": row["dice_right"]} for case, row in table.iterrows()},
     }
 
 
 def parameters(options: argparse.Namespace) -> Any:
-    """params.yaml with the benchmark's lengths and nnU-Net's published rate."""
+    """params.yaml with the benchmark's length of training and nnU-Net's published learning rate."""
     from quintet.params import load
 
     params = load(Path(__file__).parents[1] / "params.yaml")
     names = ("epochs", "iterations", "features")
     changed = {name: getattr(options, name) for name in names} | {"batch_size": options.batch, "rate": 0.01, "precision": 32}
     if options.part != "ours":
-        changed["epochs"] = min(4, options.epochs)  # for the clock alone
+        changed["epochs"] = min(4, options.epochs)  # enough for timing
     compute = params.compute.model_copy(update={"threads": options.threads, "device": "cpu"})
-    return params.model_copy(update={"perfusion": params.perfusion.model_copy(update=changed), "compute": compute})
+    training = params.perfusion.training.model_copy(update=changed)
+    return params.model_copy(update={"perfusion": params.perfusion.model_copy(update={"training": training}), "compute": compute})
 
 
 def in_own_process(part: str, options: argparse.Namespace) -> dict[str, Any]:
-    """A part of ours; a process of its own has a memory peak of its own."""
+    """Run a part of ours in a new process, so that its peak memory is its own."""
     command = [sys.executable, __file__, "--part", part, "--work", str(options.work), "--nnunet", str(options.nnunet)]
     for name in ("epochs", "iterations", "features", "batch", "threads", "subjects"):
         command += [f"--{name}", str(getattr(options, name))]
@@ -141,15 +141,15 @@ def compare(ours: dict[str, Any], peer: dict[str, Any]) -> tuple[float, float, f
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--nnunet", type=Path, required=True, help="python of the environment that holds nnunetv2")
+    parser.add_argument("--nnunet", type=Path, required=True, help="the python of the environment with nnunetv2")
     parser.add_argument("--part", choices=["prepare", "ours", "ours-again", "ours-plain"], help=argparse.SUPPRESS)
     parser.add_argument("--work", type=Path, help=argparse.SUPPRESS)
     for name, default in (("subjects", 60), ("epochs", 10), ("iterations", 50), ("features", 8), ("batch", 26), ("threads", 2)):
         parser.add_argument(f"--{name}", type=int, default=default)
-    parser.add_argument("--workers", type=int, default=2, help="of nnU-Net's augmentation; 2 is its own choice on 2 cores")
+    parser.add_argument("--workers", type=int, default=2, help="for nnU-Net's augmentation; nnU-Net itself chooses 2 on 2 cores")
     options = parser.parse_args()
     if options.part:
-        print(json.dumps(prepare(options) if options.part == "prepare" else train(options)))
+        print(json.dumps(preprocess(options) if options.part == "prepare" else train(options)))
         return
     with tempfile.TemporaryDirectory() as folder:
         from quintet.perfusion.synthetic import synthesize
@@ -162,7 +162,10 @@ def main() -> None:
         plain = in_own_process("ours-plain", options)
         ours |= in_own_process("ours", options)
         peer = nnunet(options)
-        for side, part in ((plain, "ours-plain"), (ours, "ours-again")):  # before and after: the machine's own ups and downs
+        for side, part in (
+            (plain, "ours-plain"),
+            (ours, "ours-again"),
+        ):  # before and after nnU-Net: evens out the machine's fluctuations
             side["iteration_seconds"] += in_own_process(part, options)["iteration_seconds"]
             side["seconds_per_iteration"] = statistics.median(side["iteration_seconds"])
     speed = peer["seconds_per_iteration"] / ours["seconds_per_iteration"]
@@ -184,9 +187,9 @@ def main() -> None:
     print(pd.DataFrame(rows, index=["ours", "nnU-Net"]).T.to_string(float_format=lambda v: f"{v:.4g}", na_rep=""))
     layout, rest = (a["seconds_per_iteration"] / b["seconds_per_iteration"] for a, b in ((plain, ours), (peer, plain)))
     print(
-        f"\nan iteration is {speed:.2f}x as fast. Shares: precision none (float32 both), memory layout and norm {layout:.2f}x, "
-        f"input path and its contention for the cores {rest:.2f}x "
-        f"(our augmentation: {1e3 * ours['input_seconds']:.0f} ms a batch)"
+        f"\nAn iteration is {speed:.2f}x as fast. Precision adds nothing (both float32), memory layout and norm {layout:.2f}x, "
+        f"the input path and its contention for the cores {rest:.2f}x "
+        f"(our augmentation: {1e3 * ours['input_seconds']:.0f} ms per batch)."
     )
     print(f"Dice, ours - nnU-Net: {100 * difference:+.2f} points [{100 * low:+.2f}, {100 * high:+.2f}], {people} people held out")
     raise SystemExit(0 if speed >= SPEED and low > -MARGIN else 1)

@@ -1,26 +1,26 @@
-"""nnU-Net v2 on one fold of the perfusion data, measured: preprocessing, training iterations, memory, Dice of held-out cases.
+"""Measure nnU-Net v2 on one fold of the perfusion data: preprocessing, training iterations, memory, Dice of held-out cases.
 
     python benchmarks/perfusion_nnunet.py --raw RAW --work WORK --fold 0 --epochs 20 --iterations 100 --features 8 --batch 26 \\
         --patch 72 56 --threads 2 --workers 2 --out result.json
 
-Runs in an environment of its own that holds nnunetv2 and the CPU build of torch (benchmarks/perfusion.py says how to make it).
-RAW is a raw nnU-Net v2 folder with region labels and splits_final.json; everything written lies below WORK, where the folders of
-an earlier run are replaced. Of the plans of "2d" only patch size, batch size and network width change; strides and number of
-stages follow by nnU-Net's own rule for that patch. nnUNetTrainer itself is trained, with its own augmentation, loss, sampling,
-optimiser and schedule; only its lengths are set and clocks are put around its methods. Initial weights follow --seed; with
---workers above 0 the augmentation processes draw their own seeds, as nnU-Net leaves them, with 0 --seed covers all of it.
+It runs in a separate environment with nnunetv2 and the CPU build of torch (benchmarks/perfusion.py explains how to create it).
+RAW is a raw nnU-Net v2 folder with region labels and splits_final.json. All output is below WORK; folders of an earlier run there
+are replaced. Only patch size, batch size and network width of the "2d" plans are changed; strides and number of stages follow
+nnU-Net's own rule for that patch. The trainer is nnUNetTrainer with its own augmentation, loss, sampling, optimiser and schedule:
+only the number of epochs and iterations is set, and some methods are timed. Initial weights follow --seed. With --workers above 0
+the augmentation processes draw their own seeds, as nnU-Net does by default; with 0, --seed determines them too.
 
-What result.json holds, beside what its names say:
-    seconds_per_iteration  wall time of an epoch's training part / iterations, data included: median without the first epoch;
-                           step_seconds (forward, backward, optimiser) and wait_seconds (for data) are its two parts
-    sustained_seconds_per_iteration  the same wall time / batches made in it. The workers fill a queue (of about 12 batches)
-                           between epochs, outside the clock; here the batches taken out of that stock do not count. With few
-                           iterations this is the honest number, with many the two agree
-    *_peak_mb              proportional set size (private pages and a share of the shared ones), this process and all its
-                           children summed, the highest of samples every 0.2 to 1 s; the imported libraries are included
-    train_seconds          all of run_training: workers started, epochs with their short validation, plots, checkpoints
-    validate_seconds       perform_actual_validation with its defaults: sliding window, 4-fold mirroring, files written
-    cases                  3D Dice of each region (probability at least 0.5 on the file's own grid); 1 where both are empty
+Entries of result.json that need an explanation:
+    seconds_per_iteration  wall time of an epoch's training part / iterations, including data; median without the first epoch.
+                           It is the sum of step_seconds (forward, backward, optimiser) and wait_seconds (for data)
+    sustained_seconds_per_iteration  the same wall time / batches produced in it. Between epochs, outside the measured time, the
+                           workers fill a queue of about 12 batches; batches taken from it are not counted here. With few
+                           iterations this is the fair number; with many, the two agree
+    *_peak_mb              proportional set size (private pages and a share of the shared ones) of this process and all its
+                           children, the highest of samples every 0.2 to 1 s; it includes the imported libraries
+    train_seconds          all of run_training: start of the workers, epochs with their short validation, plots, checkpoints
+    validate_seconds       perform_actual_validation with its defaults: sliding window, 4-fold mirroring, written files
+    cases                  3D Dice of each region (probability at least 0.5 on the file's own grid); 1 if both are empty
 """
 
 import argparse
@@ -45,7 +45,7 @@ NUMBER, DATASET = 501, "Dataset501_Perfusion"
 PACKAGES = ("nnunetv2", "dynamic_network_architectures", "batchgenerators", "batchgeneratorsv2", "torch", "numpy", "SimpleITK")
 
 
-class Watch:
+class ResourceMonitor:
     """Seconds and peak memory (MB, this process and its children) of a with block."""
 
     def __init__(self) -> None:
@@ -60,10 +60,10 @@ class Watch:
             for process in [this, *this.children(recursive=True)]:
                 try:
                     total += process.memory_full_info().pss
-                except psutil.Error:  # it has just ended
+                except psutil.Error:  # the process has just ended
                     continue
             self.peak_mb = max(self.peak_mb, total / 2**20)
-            pause = min(1.0, max(0.2, 30 * (time.thread_time() - started)))  # looking shall take little of a core
+            pause = min(1.0, max(0.2, 30 * (time.thread_time() - started)))  # sampling must not take much of a core
 
     def __enter__(self) -> Self:
         self.started = time.perf_counter()
@@ -76,8 +76,8 @@ class Watch:
         self.thread.join()
 
 
-class Clocks:
-    """Clocks around a trainer's own methods; what they do stays the same."""
+class EpochTimer:
+    """Times a trainer's methods without changing what they do."""
 
     def __init__(self, trainer: Any) -> None:
         self.epochs: list[dict[str, float]] = []
@@ -90,7 +90,7 @@ class Clocks:
         trainer.on_train_epoch_start, trainer.on_train_epoch_end, trainer.train_step = self.begin, self.end, self.timed_step
 
     def ready(self) -> int:
-        """Batches that wait in the two queues between the augmentation workers and the trainer."""
+        """Batches in the two queues between the augmentation workers and the trainer."""
         queues = [getattr(self.trainer.dataloader_train, name, None) for name in ("_queue", "results_loop_queue")]
         return sum(queue.qsize() for queue in queues if queue is not None)
 
@@ -106,13 +106,13 @@ class Clocks:
 
     def end(self, outputs: Any) -> None:
         wall, count = time.perf_counter() - self.started, len(outputs)
-        made = max(1, min(count, count - self.stock + self.ready()))
+        produced = max(1, min(count, count - self.stock + self.ready()))
         self.epochs.append(
             {
                 "seconds_per_iteration": wall / count,
                 "step_seconds": self.step_seconds / count,
                 "wait_seconds": (wall - self.step_seconds) / count,
-                "sustained_seconds_per_iteration": wall / made,
+                "sustained_seconds_per_iteration": wall / produced,
             }
         )
         self.epoch_end(outputs)
@@ -122,34 +122,34 @@ class Clocks:
         return {name: statistics.median(epoch[name] for epoch in counted) for name in counted[0]}
 
 
-def set_up(options: argparse.Namespace) -> Path:
-    """nnU-Net's three folders below WORK, with RAW linked into the first. Comes before any import of nnunetv2."""
+def make_folders(options: argparse.Namespace) -> Path:
+    """Create nnU-Net's three folders below WORK, with RAW linked into the first. Must run before any import of nnunetv2."""
     for name in ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results"):
         os.environ[name] = str(options.work / name)
         shutil.rmtree(options.work / name / DATASET, ignore_errors=True)
         (options.work / name).mkdir(parents=True, exist_ok=True)
-    # the first: processes that preprocess and export, 8 without this; the second: the planner cannot do with 0
+    # the first: processes for preprocessing and export, 8 by default; the second: the planner fails with 0
     os.environ.update(nnUNet_def_n_proc=str(options.threads), nnUNet_n_proc_DA=str(options.workers or 1), nnUNet_compile="f")
     raw: Path = options.work / "nnUNet_raw" / DATASET
     raw.mkdir()
     for name in ("imagesTr", "labelsTr"):
         (raw / name).symlink_to(options.raw / name, target_is_directory=True)
     shutil.copyfile(options.raw / "splits_final.json", raw / "splits_final.json")
-    about = json.loads((options.raw / "dataset.json").read_text())
-    about |= {"file_ending": ".nii.gz", "numTraining": len(list((options.raw / "labelsTr").glob("*.nii.gz")))}
-    (raw / "dataset.json").write_text(json.dumps(about, indent=2))
+    description = json.loads((options.raw / "dataset.json").read_text())
+    description |= {"file_ending": ".nii.gz", "numTraining": len(list((options.raw / "labelsTr").glob("*.nii.gz")))}
+    (raw / "dataset.json").write_text(json.dumps(description, indent=2))
     return raw
 
 
-def overwrite_plans(file: Path, options: argparse.Namespace) -> dict[str, Any]:
-    """Patch, batch and width of configuration 2d as asked for; returns what nnU-Net planned and what is used."""
+def change_plans(file: Path, options: argparse.Namespace) -> dict[str, Any]:
+    """Set patch, batch and width of configuration 2d; returns what nnU-Net planned and what is used."""
     from nnunetv2.experiment_planning.experiment_planners.network_topology import get_pool_and_conv_props
 
     plans = json.loads(file.read_text())
     plan = plans["configurations"]["2d"]
     network = plan["architecture"]["arch_kwargs"]
 
-    def shown():
+    def summary() -> dict[str, Any]:
         return {
             "patch_size": plan["patch_size"],
             "batch_size": plan["batch_size"],
@@ -158,12 +158,12 @@ def overwrite_plans(file: Path, options: argparse.Namespace) -> dict[str, Any]:
             "spacing": plan["spacing"],
         }
 
-    planned = shown()
+    planned = summary()
     if planned["patch_size"] != options.patch and planned["patch_size"] == options.patch[::-1]:
-        sys.exit(f"--patch {options.patch} lies across the slices, nnU-Net planned {planned['patch_size']}: rows come first")
+        sys.exit(f"--patch {options.patch}: nnU-Net planned {planned['patch_size']}; give rows first, then columns")
     _, strides, kernels, patch, _ = get_pool_and_conv_props(plan["spacing"], options.patch, 4, 999999)
     if list(patch) != options.patch:
-        sys.exit(f"--patch {options.patch}: the nearest patch that this network can halve is {[int(side) for side in patch]}")
+        sys.exit(f"--patch {options.patch}: the nearest patch that this network can process is {[int(side) for side in patch]}")
     stages = len(strides)
     plan |= {"patch_size": options.patch, "batch_size": options.batch}
     network |= {
@@ -175,11 +175,11 @@ def overwrite_plans(file: Path, options: argparse.Namespace) -> dict[str, Any]:
         "n_conv_per_stage_decoder": [2] * (stages - 1),
     }
     file.write_text(json.dumps(plans, indent=2))
-    return {"planned": planned, "used": shown()}
+    return {"planned": planned, "used": summary()}
 
 
 def held_out_dice(folder: Path, raw: Path, names: list[str]) -> dict[str, dict[str, float]]:
-    """Dice of every region of every case from the probabilities that nnU-Net saved, `[region, z, y, x]`."""
+    """Dice of every region of every case, from the probabilities `[region, z, y, x]` that nnU-Net saved."""
     import SimpleITK
 
     labels = json.loads((raw / "dataset.json").read_text())["labels"]
@@ -190,7 +190,7 @@ def held_out_dice(folder: Path, raw: Path, names: list[str]) -> dict[str, dict[s
         with np.load(folder / f"{name}.npz") as saved:
             found = saved["probabilities"] >= 0.5
         if found.shape != (len(regions), *truth.shape):
-            sys.exit(f"{name}: probabilities {found.shape} do not lie on the label's grid {truth.shape}")
+            sys.exit(f"{name}: probabilities of shape {found.shape} are not on the label's grid {truth.shape}")
         cases[name] = {}
         for predicted, (region, values) in zip(found, regions.items(), strict=True):
             true = np.isin(truth, values)
@@ -200,16 +200,16 @@ def held_out_dice(folder: Path, raw: Path, names: list[str]) -> dict[str, dict[s
 
 
 def measure(options: argparse.Namespace) -> dict[str, Any]:
-    raw = set_up(options)
+    raw = make_folders(options)
     from nnunetv2.experiment_planning import plan_and_preprocess_api as api
     from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 
     processes, preprocessed = options.threads, options.work / "nnUNet_preprocessed" / DATASET
     torch.set_num_threads(options.threads)
-    with Watch() as preparing:
+    with ResourceMonitor() as preparing:
         api.extract_fingerprint_dataset(NUMBER, num_processes=processes, verbose=False, show_progress_bar=False)
         _, name = api.plan_experiment_dataset(NUMBER)
-        plan = overwrite_plans(preprocessed / f"{name}.json", options)
+        plan = change_plans(preprocessed / f"{name}.json", options)
         api.preprocess_dataset(NUMBER, name, ["2d"], [processes], show_progress_bar=False)
 
     os.environ.update(nnUNet_n_proc_DA=str(options.workers))
@@ -217,21 +217,21 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
     np.random.seed(options.seed)
     torch.manual_seed(options.seed)
     plans = json.loads((preprocessed / f"{name}.json").read_text()) | {"continue_training": False}
-    about = json.loads((preprocessed / "dataset.json").read_text())
-    trainer = nnUNetTrainer(plans, "2d", options.fold, about, torch.device("cpu"))
+    description = json.loads((preprocessed / "dataset.json").read_text())
+    trainer = nnUNetTrainer(plans, "2d", options.fold, description, torch.device("cpu"))
     if not trainer.label_manager.has_regions:
-        sys.exit(f"{options.raw}/dataset.json: labels must be regions, as left: [1, 3]")
+        sys.exit(f"{options.raw}/dataset.json: labels must be regions, such as left: [1, 3]")
     trainer.num_epochs, trainer.num_iterations_per_epoch = options.epochs, options.iterations
     trainer.num_val_iterations_per_epoch = options.val_iterations
-    clocks = Clocks(trainer)
-    with Watch() as training:
+    timer = EpochTimer(trainer)
+    with ResourceMonitor() as training:
         trainer.run_training()
-    with Watch() as validating:
+    with ResourceMonitor() as validating:
         trainer.perform_actual_validation(save_probabilities=True)
 
     held_out = json.loads((raw / "splits_final.json").read_text())[options.fold]["val"]
     cases = held_out_dice(Path(trainer.output_folder) / "validation", raw, held_out)
-    return clocks.medians() | {
+    return timer.medians() | {
         "preprocess_seconds": preparing.seconds,
         "preprocess_peak_mb": preparing.peak_mb,
         "train_seconds": training.seconds,
@@ -242,7 +242,7 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
         "versions": {package: version(package) for package in PACKAGES} | {"python": sys.version.split()[0]},
         "options": {name: str(value) if isinstance(value, Path) else value for name, value in vars(options).items()},
         "plan": plan,
-        "epochs": clocks.epochs,
+        "epochs": timer.epochs,
         "cases": cases,
     }
 

@@ -1,4 +1,4 @@
-"""Measure the selected configuration on the test patients of its fold.
+"""Evaluate the selected configuration on the test patients of its fold.
 
 python stages/breakhis_evaluate.py --data data/processed/breakhis --run runs/breakhis/selected
   --metrics reports/breakhis/selected.json
@@ -6,22 +6,16 @@ python stages/breakhis_evaluate.py --data data/processed/breakhis --run runs/bre
 
 from pathlib import Path
 
+from quintet.experiment import evaluate_selected
 from quintet.params import Params
 from quintet.stage import run_stage
 
 
 def main(params: Params, data: Path, run: Path, metrics: Path) -> str:
-    from quintet.breakhis.study import evaluate_run
-    from quintet.results import write_scores
-    from quintet.tracking import upload
-
-    reached = evaluate_run(run, data, params.compute, pictures=True)
-    write_scores(reached, metrics)
-    upload(run)
-    return (
-        f"balanced accuracy {reached['balanced_accuracy']:.3f} of {reached['patients']:.0f} patients, figures in {run}/evaluation"
-    )
+    scores = evaluate_selected("breakhis", params, data, run, metrics)
+    accuracy = f"balanced accuracy {scores['balanced_accuracy']:.3f} of {scores['patients']:.0f} patients"
+    return f"{accuracy}, figures in {run}/evaluation"
 
 
 if __name__ == "__main__":
-    run_stage(main, imports="quintet.breakhis.inference")
+    run_stage(main, imports="quintet.breakhis.evaluation.run")

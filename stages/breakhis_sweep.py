@@ -6,18 +6,15 @@ python stages/breakhis_sweep.py --config mmnet --fold 0 --seed 0 --data data/pro
 
 from pathlib import Path
 
+from quintet.experiment import run_sweep_entry
 from quintet.params import Params
 from quintet.stage import run_stage
 
 
 def main(params: Params, config: str, fold: int, seed: int, data: Path, out: Path) -> str:
-    from quintet.breakhis.study import sweep_cell
-    from quintet.tracking import upload
-
-    reached = sweep_cell(out, data, config, fold, seed, params.breakhis, params.compute)
-    upload(out)
-    return f"{config}, fold {fold}, seed {seed}: balanced accuracy {reached['balanced_accuracy']:.3f}, in {out}"
+    metrics = run_sweep_entry("breakhis", params, data, out, config, fold=fold, seed=seed)
+    return f"{config}, fold {fold}, seed {seed}: balanced accuracy {metrics['balanced_accuracy']:.3f}, in {out}"
 
 
 if __name__ == "__main__":
-    run_stage(main, imports="quintet.breakhis.module")
+    run_stage(main, imports=("quintet.breakhis.model.module", "quintet.breakhis.evaluation.run"))

@@ -14,9 +14,10 @@ def main(params: Params, out: Path) -> str:
 
     from quintet.breakhis.synthetic import synthesize
 
-    how = params.breakhis.synthetic
-    synthesize(out, patients=how.patients, width=how.width, seed=how.seed, workers=params.compute.threads or cpu_count())
-    return f"{how.patients} patients in {out}"
+    synthetic = params.breakhis.synthetic
+    workers = params.compute.threads or cpu_count()
+    synthesize(out, patients=synthetic.patients, width=synthetic.width, seed=synthetic.seed, workers=workers)
+    return f"{synthetic.patients} patients in {out}"
 
 
 if __name__ == "__main__":

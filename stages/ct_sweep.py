@@ -6,18 +6,15 @@ python stages/ct_sweep.py --config adaptive-micro-f1 --seed 0 --data data/proces
 
 from pathlib import Path
 
+from quintet.experiment import run_sweep_entry
 from quintet.params import Params
 from quintet.stage import run_stage
 
 
 def main(params: Params, config: str, seed: int, data: Path, out: Path) -> str:
-    from quintet.ct.study import sweep_cell
-    from quintet.tracking import upload
-
-    reached = sweep_cell(out, data, config, seed, params.ct, params.compute)
-    upload(out)
-    return f"{config}, seed {seed}: mAP@5 {reached['map_at_5']:.3f}, in {out}"
+    metrics = run_sweep_entry("ct", params, data, out, config, seed=seed)
+    return f"{config}, seed {seed}: mAP@5 {metrics['map_at_5']:.3f}, in {out}"
 
 
 if __name__ == "__main__":
-    run_stage(main, imports="quintet.ct.module")
+    run_stage(main, imports=("quintet.ct.model.module", "quintet.ct.evaluation.inference"))

@@ -1,4 +1,4 @@
-"""Draw chest phantoms as DICOM series and NIfTI files.
+"""Simulate chest phantoms as DICOM series and NIfTI files.
 
 python stages/ct_synthesize.py --out data/synthetic/ct
 """
@@ -14,9 +14,9 @@ def main(params: Params, out: Path) -> str:
 
     from quintet.ct.synthetic import synthesize
 
-    how = params.ct.synthetic
-    synthesize(out, scans=how.scans, matrix=how.matrix, seed=how.seed, workers=params.compute.threads or cpu_count())
-    return f"{how.scans} studies in {out}"
+    synthetic, workers = params.ct.synthetic, params.compute.threads or cpu_count()
+    synthesize(out, scans=synthetic.scans, matrix=synthetic.matrix, seed=synthetic.seed, workers=workers)
+    return f"{synthetic.scans} scans in {out}"
 
 
 if __name__ == "__main__":

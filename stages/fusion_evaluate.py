@@ -5,21 +5,16 @@ python stages/fusion_evaluate.py --data data/processed/fusion --run runs/fusion/
 
 from pathlib import Path
 
+from quintet.experiment import evaluate_selected
 from quintet.params import Params
 from quintet.stage import run_stage
 
 
 def main(params: Params, data: Path, run: Path, metrics: Path) -> str:
-    from quintet.fusion.study import evaluate_run
-    from quintet.results import write_scores
-    from quintet.tracking import upload
-
-    reached = evaluate_run(run, data, params.fusion, params.compute, curves=True)
-    write_scores(reached, metrics)
-    upload(run)
-    score = "auc" if "auc/recorded" in reached else "concordance"
-    return f"{score} {reached[f'{score}/recorded']:.3f} with everything recorded, figures in {run}/evaluation"
+    scores = evaluate_selected("fusion", params, data, run, metrics)
+    score = "auc" if "auc/recorded" in scores else "concordance"
+    return f"{score} {scores[f'{score}/recorded']:.3f} from all recorded modalities, figures in {run}/evaluation"
 
 
 if __name__ == "__main__":
-    run_stage(main, imports="quintet.fusion.inference")
+    run_stage(main, imports="quintet.fusion.evaluation.run")

@@ -5,19 +5,16 @@ python stages/fusion_sweep.py --config diffusion --seed 0 --data data/processed/
 
 from pathlib import Path
 
+from quintet.experiment import run_sweep_entry
 from quintet.params import Params
 from quintet.stage import run_stage
 
 
 def main(params: Params, config: str, seed: int, data: Path, out: Path) -> str:
-    from quintet.fusion.study import sweep_cell
-    from quintet.tracking import upload
-
-    reached = sweep_cell(out, data, config, seed, params.fusion, params.compute)
-    upload(out)
-    score = "auc" if "auc/recorded" in reached else "concordance"
-    return f"{config}, seed {seed}: {score} {reached[f'{score}/recorded']:.3f} with everything recorded, in {out}"
+    metrics = run_sweep_entry("fusion", params, data, out, config, seed=seed)
+    score = "auc" if "auc/recorded" in metrics else "concordance"
+    return f"{config}, seed {seed}: {score} {metrics[f'{score}/recorded']:.3f} from all recorded modalities, in {out}"
 
 
 if __name__ == "__main__":
-    run_stage(main, imports="quintet.fusion.module")
+    run_stage(main, imports=("quintet.fusion.model.module", "quintet.fusion.evaluation.run"))

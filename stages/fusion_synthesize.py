@@ -14,9 +14,9 @@ def main(params: Params, out: Path) -> str:
 
     from quintet.fusion.synthetic import synthesize
 
-    how = params.fusion.synthetic
-    synthesize(out, patients=how.patients, seed=how.seed, workers=params.compute.threads or cpu_count())
-    return f"{how.patients} patients in {out}"
+    synthetic = params.fusion.synthetic
+    synthesize(out, patients=synthetic.patients, seed=synthetic.seed, workers=params.compute.threads or cpu_count())
+    return f"{synthetic.patients} patients in {out}"
 
 
 if __name__ == "__main__":

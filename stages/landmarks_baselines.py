@@ -5,21 +5,15 @@ python stages/landmarks_baselines.py --data data/processed/landmarks --out runs/
 
 from pathlib import Path
 
-from quintet.files import atomic_folder
+from quintet.experiment import run_baselines
 from quintet.params import Params
 from quintet.stage import run_stage
 
 
 def main(params: Params, data: Path, out: Path) -> str:
-    from quintet.landmarks.study import baseline_runs
-    from quintet.tracking import upload
-
-    with atomic_folder(out) as folder:
-        metrics = baseline_runs(folder, data, params.landmarks)
-    for name in metrics:
-        upload(out / name / "seed0")
-    return ", ".join(f"{name} {m['error_px']:.2f} px" for name, m in metrics.items()) + f" in {out}"
+    metrics = run_baselines("landmarks", params, data, out)
+    return ", ".join(f"{name} {scores['error_px']:.2f} px" for name, scores in metrics.items()) + f" in {out}"
 
 
 if __name__ == "__main__":
-    run_stage(main, imports="quintet.landmarks.study")
+    run_stage(main, imports="quintet.landmarks.baselines")

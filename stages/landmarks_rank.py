@@ -6,17 +6,13 @@ python stages/landmarks_rank.py --sweep runs/landmarks/sweep --baselines runs/la
 
 from pathlib import Path
 
+from quintet.experiment import rank_runs
 from quintet.params import Params
 from quintet.stage import run_stage
 
 
 def main(params: Params, sweep: Path, baselines: Path, out: Path, report: Path) -> str:
-    from quintet.landmarks.comparison import compare
-    from quintet.tracking import upload
-
-    verdict = compare(params, sweep, baselines, out, report)
-    upload(out)
-    return verdict
+    return rank_runs("landmarks", params, sweep, baselines, out, report).verdict
 
 
 if __name__ == "__main__":

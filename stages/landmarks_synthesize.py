@@ -14,10 +14,10 @@ def main(params: Params, out: Path) -> str:
 
     from quintet.landmarks.synthetic import synthesize
 
-    how = params.landmarks.synthetic
-    workers = params.compute.threads or cpu_count()  # an image depends on its number alone, whoever draws it
-    synthesize(out, images=how.images, size=how.size, seed=how.seed, label_noise_px=how.label_noise_px, workers=workers)
-    return f"{how.images} phantoms in {out}"
+    synthetic = params.landmarks.synthetic
+    workers = params.compute.threads or cpu_count()  # an image depends on its number only, not on who draws it
+    synthesize(out, **synthetic.model_dump(), workers=workers)
+    return f"{synthetic.images} phantoms in {out}"
 
 
 if __name__ == "__main__":

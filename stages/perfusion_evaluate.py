@@ -1,4 +1,4 @@
-"""Measure the selected configuration on the held-out subjects of its fold, in 3D.
+"""Evaluate the selected configuration on the held-out people of its fold, in 3D.
 
 python stages/perfusion_evaluate.py --data data/processed/perfusion --run runs/perfusion/selected
   --metrics reports/perfusion/selected.json
@@ -6,21 +6,16 @@ python stages/perfusion_evaluate.py --data data/processed/perfusion --run runs/p
 
 from pathlib import Path
 
+from quintet.experiment import evaluate_selected
 from quintet.params import Params
 from quintet.stage import run_stage
 
 
 def main(params: Params, data: Path, run: Path, metrics: Path) -> str:
-    from quintet.perfusion.study import evaluate_run
-    from quintet.results import write_scores
-    from quintet.tracking import upload
-
-    reached = evaluate_run(run, data, params.perfusion, params.compute)
-    write_scores(reached, metrics)
-    upload(run)
-    sides = f"left {reached['dice_left']:.4f}, right {reached['dice_right']:.4f}"
-    return f"Dice {reached['dice']:.4f} ({sides}), figures in {run}/evaluation"
+    scores = evaluate_selected("perfusion", params, data, run, metrics)
+    sides = f"left {scores['dice_left']:.4f}, right {scores['dice_right']:.4f}"
+    return f"Dice {scores['dice']:.4f} ({sides}), figures in {run}/evaluation"
 
 
 if __name__ == "__main__":
-    run_stage(main, imports="quintet.perfusion.inference")
+    run_stage(main, imports="quintet.perfusion.evaluation.inference")

@@ -1,7 +1,7 @@
-"""Raw folder to arrays, folds by subject and the data-set page.
+"""Turn a raw folder into arrays and folds by person, and describe it on the data page.
 
-python stages/perfusion_prepare.py --raw data/synthetic/perfusion --out data/processed/perfusion --page
-reports/perfusion/data.html
+python stages/perfusion_prepare.py --raw data/synthetic/perfusion --out data/processed/perfusion
+  --page reports/perfusion/data.html
 """
 
 from pathlib import Path
@@ -12,12 +12,12 @@ from quintet.stage import run_stage
 
 def main(params: Params, raw: Path, out: Path, page: Path) -> str:
     from quintet.perfusion.analysis import write_data_page
-    from quintet.perfusion.data import prepare
+    from quintet.perfusion.data.prepare import prepare
 
-    prepared = prepare(raw, out, params.perfusion)
-    write_data_page(page, prepared)
-    subjects = prepared.cases["subject"].nunique()
-    return f"{len(prepared.cases)} cases of {subjects} subjects, {len(prepared.folds)} folds in {out}, described in {page}"
+    data, skipped = prepare(raw, out, params.perfusion)
+    write_data_page(page, data, skipped, params.perfusion)
+    people = data.table["subject"].nunique()
+    return f"{len(data.table)} cases of {people} people ({len(skipped)} skipped), {data.fold_count} folds in {out}, see {page}"
 
 
 if __name__ == "__main__":

@@ -1,21 +1,18 @@
 """Rank the configurations: ranking.csv, .md, .html and figures.
 
-python stages/perfusion_rank.py --sweep runs/perfusion/sweep --out runs/perfusion/rank --report reports/perfusion/ranking
+python stages/perfusion_rank.py --sweep runs/perfusion/sweep --baselines runs/perfusion/baselines --out runs/perfusion/rank
+  --report reports/perfusion/ranking
 """
 
 from pathlib import Path
 
+from quintet.experiment import rank_runs
 from quintet.params import Params
 from quintet.stage import run_stage
 
 
-def main(params: Params, sweep: Path, out: Path, report: Path) -> str:
-    from quintet.perfusion.comparison import compare
-    from quintet.tracking import upload
-
-    verdict = compare(params, sweep, out, report)
-    upload(out)
-    return verdict
+def main(params: Params, sweep: Path, baselines: Path, out: Path, report: Path) -> str:
+    return rank_runs("perfusion", params, sweep, baselines, out, report).verdict
 
 
 if __name__ == "__main__":

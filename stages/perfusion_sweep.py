@@ -6,18 +6,15 @@ python stages/perfusion_sweep.py --config shared --fold 0 --seed 0 --data data/p
 
 from pathlib import Path
 
+from quintet.experiment import run_sweep_entry
 from quintet.params import Params
 from quintet.stage import run_stage
 
 
 def main(params: Params, config: str, fold: int, seed: int, data: Path, out: Path) -> str:
-    from quintet.perfusion.study import sweep_cell
-    from quintet.tracking import upload
-
-    reached = sweep_cell(out, data, config, fold, seed, params.perfusion, params.compute)
-    upload(out)
-    return f"{config}, fold {fold}, seed {seed}: Dice {reached['dice']:.4f}, in {out}"
+    metrics = run_sweep_entry("perfusion", params, data, out, config, fold=fold, seed=seed)
+    return f"{config}, fold {fold}, seed {seed}: Dice {metrics['dice']:.4f}, in {out}"
 
 
 if __name__ == "__main__":
-    run_stage(main, imports="quintet.perfusion.module")
+    run_stage(main, imports=("quintet.perfusion.model.module", "quintet.perfusion.evaluation.inference"))

@@ -14,9 +14,9 @@ def main(params: Params, out: Path) -> str:
 
     from quintet.perfusion.synthetic import synthesize
 
-    how = params.perfusion.synthetic
-    synthesize(out, subjects=how.subjects, seed=how.seed, workers=params.compute.threads or cpu_count())
-    return f"{how.subjects} people in {out}"
+    synthetic = params.perfusion.synthetic
+    synthesize(out, subjects=synthetic.subjects, seed=synthetic.seed, workers=params.compute.threads or cpu_count())
+    return f"{synthetic.subjects} people in {out}"
 
 
 if __name__ == "__main__":

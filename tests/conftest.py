@@ -27,7 +27,7 @@ def values() -> dict[str, Any]:
 
 @pytest.fixture
 def make_params(values: dict[str, Any]) -> Callable[..., Params]:
-    """`make_params({"landmarks.size": 32})`: params.yaml with some values changed."""
+    """`make_params({"landmarks.data.size": 32})`: params.yaml with some values changed."""
 
     return lambda changes=None: parse(with_changes(values, changes or {}))
 
@@ -43,9 +43,18 @@ def with_changes(values: dict[str, Any], changes: dict[str, Any]) -> dict[str, A
     return changed
 
 
+def merged(values: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
+    """Nested dictionaries, the second over the first."""
+    both = {
+        key: merged(values[key], value) if isinstance(value, dict) and isinstance(values.get(key), dict) else value
+        for key, value in changes.items()
+    }
+    return values | both
+
+
 @pytest.fixture
 def checkout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A working folder that commands take for the repository."""
+    """A working folder that looks like the repository to commands."""
     for name in ("params.yaml", "dvc.yaml"):
         shutil.copy(ROOT / name, tmp_path)
     shutil.copytree(ROOT / "presets", tmp_path / "presets")

@@ -8,7 +8,7 @@ from typer.testing import CliRunner
 
 from quintet.cli import app
 from quintet.errors import InputError
-from quintet.stage import _note_time
+from quintet.stage import append_time
 from tests.conftest import ROOT
 
 run = CliRunner().invoke
@@ -78,31 +78,15 @@ def test_evaluate_and_predict_agree_on_a_foreign_folder(checkout, raw, make_para
     """`quintet evaluate` on a labelled folder measures exactly what `quintet predict` writes."""
     import numpy as np
     import pandas as pd
+    from quintet.landmarks.data.prepare import prepare
 
-    from quintet.landmarks import data, study
+    from quintet import experiment
     from tests.landmarks.test_study import SMALL
 
     params = make_params(SMALL)
-    data.prepare(raw, checkout / "data", params.landmarks)
-    record = study.train_run(
-        checkout / "runs" / "x",
-        checkout / "data",
-        params.landmarks,
-        params.landmarks,
-        params.compute,
-        stage="landmarks_train",
-        config="selected",
-        seed=0,
-        start=None,
-    )
-    study.evaluate_run(
-        checkout / "runs/x",
-        checkout / "data",
-        params.landmarks,
-        params.compute,
-        all_figures=False,
-    )
-    assert record.metrics["parameters"] > 0
+    prepare(raw, checkout / "data", params.landmarks)
+    experiment.train_selected("landmarks", params, checkout / "data", checkout / "runs" / "x")
+    experiment.evaluate_selected("landmarks", params, checkout / "data", checkout / "runs" / "x", checkout / "scores.json")
     evaluated = run(app, ["evaluate", "landmarks", "--model", "runs/x", "--data", str(raw), "--output", "e"])
     assert evaluated.exit_code == 0, evaluated.output
     predicted = run(
@@ -129,7 +113,7 @@ def test_stage_counts_its_time_from_the_process_start_and_times_adds_up(checkout
     assert 0 < float(start_up) < float(seconds)
     with (checkout / "logs/stages.csv").open("a") as file:
         file.write("landmarks_tr")  # killed as it wrote
-    _note_time("landmarks_train", 1.0, 2.0, 3.0)
+    append_time("landmarks_train", 1.0, 2.0, 3.0)
     shown = run(app, ["times"]).output
     assert "landmarks_train " in shown
     assert "all 2 processes" in shown

@@ -1,4 +1,4 @@
-"""`quintet doctor --cache`: a damaged object of DVC's cache is named, with the outputs that hold it."""
+"""`quintet doctor --cache` names each damaged object of DVC's cache and the outputs that contain it."""
 
 import hashlib
 import subprocess
@@ -8,7 +8,7 @@ import yaml
 from quintet.doctor import examine_cache
 
 
-def test_a_damaged_object_is_named_with_what_holds_it(tmp_path, monkeypatch):
+def test_a_damaged_object_is_named_with_the_outputs_that_contain_it(tmp_path, monkeypatch):
     from dvc.repo import Repo
 
     monkeypatch.chdir(tmp_path)
@@ -27,7 +27,7 @@ def test_a_damaged_object_is_named_with_what_holds_it(tmp_path, monkeypatch):
     path.write_bytes(b"3\n")
     line, damaged = examine_cache(tmp_path)
     assert "3 objects, 1 damaged" in line
-    assert damaged == [f"{path} is damaged; `rm -rf {path} {tmp_path / 'one'}`, then `dvc pull` or `dvc repro` makes it again"]
+    assert damaged == [f"{path} is damaged; run `rm -rf {path} {tmp_path / 'one'}`, then `dvc pull` or `dvc repro` to restore it"]
     listing = next(path.parent.parent.glob("*/*.dir"))
     listing.chmod(0o644)
     listing.write_text('[{"md4": 1}]')

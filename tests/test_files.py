@@ -9,7 +9,7 @@ from quintet.files import atomic_file, atomic_folder, md5, refuse_overlap
 from quintet.registry import Registry
 
 
-def test_a_folder_is_replaced_whole_or_not_at_all(tmp_path):
+def test_a_folder_is_replaced_atomically(tmp_path):
     target = tmp_path / "out"
     with atomic_folder(target) as folder:
         (folder / "old").write_text("1")
@@ -23,7 +23,7 @@ def test_a_folder_is_replaced_whole_or_not_at_all(tmp_path):
     assert [p.name for p in tmp_path.iterdir()] == ["out"]
 
 
-def test_what_a_killed_process_left_is_removed_and_what_a_living_one_writes_is_not(tmp_path):
+def test_leftovers_of_killed_processes_are_removed_and_those_of_running_ones_are_kept(tmp_path):
     child = subprocess.Popen([sys.executable, "-c", ""])
     child.wait()
     (tmp_path / f".out.{child.pid}.part").mkdir()
@@ -34,20 +34,20 @@ def test_what_a_killed_process_left_is_removed_and_what_a_living_one_writes_is_n
     assert {p.name for p in tmp_path.iterdir()} == {"out", "table.csv", f".out.{os.getppid()}.part"}
 
 
-def test_a_file_is_replaced_whole_or_not_at_all(tmp_path):
+def test_a_file_is_replaced_atomically(tmp_path):
     target = tmp_path / "deep" / "table.csv"
-    with atomic_file(target) as beside:
-        beside.write_text("one")
-        assert beside.suffix == ".csv"
+    with atomic_file(target) as temporary:
+        temporary.write_text("one")
+        assert temporary.suffix == ".csv"
         assert not target.exists()
-    with pytest.raises(RuntimeError), atomic_file(target) as beside:
-        beside.write_text("half")
+    with pytest.raises(RuntimeError), atomic_file(target) as temporary:
+        temporary.write_text("half")
         raise RuntimeError
     assert target.read_text() == "one"
     assert len(list(target.parent.iterdir())) == 1
 
 
-def test_md5_of_a_folder_sees_names_and_contents(tmp_path):
+def test_md5_of_a_folder_depends_on_names_and_contents(tmp_path):
     for name in ("a", "b"):
         (tmp_path / name).mkdir()
         (tmp_path / name / "x").write_text("1")
@@ -56,19 +56,20 @@ def test_md5_of_a_folder_sees_names_and_contents(tmp_path):
     assert md5(tmp_path / "a") != md5(tmp_path / "b")
 
 
-def test_registry_lists_what_exists_and_refuses_doubles():
+def test_registry_lists_its_names_and_refuses_duplicates():
     registry = Registry("loss")
 
-    @registry.register
-    def dice() -> None: ...
+    @registry.register("dice")
+    def dice_loss() -> None: ...
 
+    assert registry["dice"] is dice_loss
     with pytest.raises(InputError, match=r"unknown loss 'dicee'; there are: dice"):
         registry["dicee"]
     with pytest.raises(ValueError, match="twice"):
-        registry.register(dice)
+        registry.register("dice")(dice_loss)
 
 
-def test_the_current_folder_and_things_of_the_wrong_kind_are_not_replaced(tmp_path, monkeypatch):
+def test_the_current_folder_and_targets_of_the_wrong_kind_are_not_replaced(tmp_path, monkeypatch):
     (tmp_path / "work").mkdir()
     (tmp_path / "file").write_text("mine")
     monkeypatch.chdir(tmp_path / "work")

@@ -1,4 +1,4 @@
-"""The page about all studies: it holds every ranking with its verdict and needs nothing beside it."""
+"""The page about all studies: it has every ranking with its verdict and is self-contained."""
 
 import json
 import re
@@ -27,7 +27,7 @@ def ranked(tmp_path, monkeypatch) -> dict[StudyName, ranking.Ranking]:
         values = np.random.default_rng(number).normal(size=(3, 2, 12)) + np.arange(3)[:, None, None]
         found[study] = ranking.rank(tidy(values), "dice", lower_is_better=False, bootstrap=100)
         out, report = Path("runs") / study.value / "rank", Path("reports") / study.value / "ranking"
-        publish(study.value, found[study], {}, out, report, title=f"Title of {study}", unit="points", extra=lambda _: [])
+        publish(study.value, found[study], {}, out, report, title=f"Title of {study}", unit="points", sections=lambda _: [])
         selected = Path("runs") / study.value / "selected"
         selected.mkdir(parents=True)
         Record(study.value, f"{study}_train", "selected", 0, {"rate": 0.5}, {"arrays": "d41d8"}).save(selected)
@@ -50,7 +50,7 @@ class Addresses(HTMLParser):
         assert self.open.pop() == tag
 
 
-def test_holds_every_ranking_and_needs_nothing_beside_it(ranked, make_params):
+def test_has_every_ranking_and_is_self_contained(ranked, make_params):
     lead = write_report(make_params({"ct.raw": "/data/ct"}), Path("runs"), Path("reports"), Path("reports/index.html"))
     assert lead == f"{len(StudyName)} studies, {3 * len(StudyName)} ranked configurations; own data: ct."
     page = Path("reports/index.html").read_text()
@@ -66,11 +66,11 @@ def test_holds_every_ranking_and_needs_nothing_beside_it(ranked, make_params):
     assert all(address.startswith("data:") or re.fullmatch(r"\w+/[\w/]+\.html", address) for address in parsed.found)
 
 
-def test_says_who_is_not_separated_from_the_first(ranked, make_params):
+def test_counts_the_configurations_that_are_not_significantly_different_from_the_first(ranked, make_params):
     write_report(make_params(), Path("runs"), Path("reports"), Path("index.html"))
     groups = list(ranked[StudyName.ct].table["group"])
-    together = sum(bool(set(groups[0]) & set(group)) for group in groups[1:])
-    assert f"<td>{together} of 2 others</td>" in Path("index.html").read_text()
+    tied = sum(bool(set(groups[0]) & set(group)) for group in groups[1:])
+    assert f"<td>{tied} of 2 others</td>" in Path("index.html").read_text()
 
 
 def test_a_missing_ranking_is_named(ranked, make_params):

@@ -1,4 +1,4 @@
-"""Draws of patients and what is computed in each."""
+"""Bootstrap draws of patients, and the statistics computed in each draw."""
 
 import numpy as np
 import pytest
@@ -7,19 +7,19 @@ from sklearn.metrics import roc_auc_score
 from quintet.resampling import bootstrap_concordance, bootstrap_means, bootstrap_weights, percentile_interval
 
 
-def test_a_patients_rows_are_drawn_together_within_its_stratum():
+def test_the_rows_of_a_patient_are_drawn_together_within_its_stratum() -> None:
     groups, strata = np.array(list("aabbbcdd")), np.array([0, 0, 0, 0, 0, 1, 1, 1])
     weights = bootstrap_weights(groups, strata, draws=500)
     for name in "abd":
-        own = weights[:, groups == name]
-        assert (own == own[:, :1]).all()
-    first = [np.flatnonzero(groups == name)[0] for name in "abcd"]
-    assert (weights[:, first[:2]].sum(1) == 2).all()
-    assert (weights[:, first[2:]].sum(1) == 2).all()
+        group_weights = weights[:, groups == name]
+        assert (group_weights == group_weights[:, :1]).all()
+    first_rows = [np.flatnonzero(groups == name)[0] for name in "abcd"]
+    assert (weights[:, first_rows[:2]].sum(1) == 2).all()
+    assert (weights[:, first_rows[2:]].sum(1) == 2).all()
     assert weights.mean(0) == pytest.approx(np.ones(8), abs=0.1)
 
 
-def test_means_and_orders_of_a_draw_are_those_of_repeated_rows():
+def test_mean_and_concordance_of_a_draw_equal_those_of_repeated_rows() -> None:
     rng = np.random.default_rng(0)
     labels, score = rng.integers(0, 2, 40), rng.normal(size=40).round(1)
     weights = bootstrap_weights(np.arange(40), draws=20)
@@ -31,7 +31,7 @@ def test_means_and_orders_of_a_draw_are_those_of_repeated_rows():
         assert means[k] == pytest.approx(score[rows].mean())
 
 
-def test_interval_of_a_mean():
+def test_percentile_interval_of_a_mean() -> None:
     values = np.random.default_rng(0).normal(0.3, 1, 400)
     low, high = percentile_interval(bootstrap_means(values, bootstrap_weights(np.arange(400))))
     assert high - low == pytest.approx(2 * 1.96 * values.std() / 20, rel=0.1)

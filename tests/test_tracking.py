@@ -1,12 +1,11 @@
-"""The MLflow mirror: complete, never appended to, and never in a training's way."""
+"""MLflow mirrors run folders completely, never appends to a run and never stops a training run."""
 
 import multiprocessing
 import os
 import shutil
 import sqlite3
 import sys
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +15,7 @@ from quintet import tracking
 from quintet.errors import InputError
 from quintet.runs import Record, new_record
 from quintet.tracking import store
+from quintet.training.models import weight_files
 
 DEAD = "http://127.0.0.1:9"
 HISTORY = "epoch,train/loss,val/recall@5\n0,1.5,\n1,1.0,0.25\n2,0.5,0.75\n"
@@ -23,25 +23,24 @@ HISTORY = "epoch,train/loss,val/recall@5\n0,1.5,\n1,1.0,0.25\n2,0.5,0.75\n"
 
 @pytest.fixture(scope="session")
 def migrated(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A database whose tables exist: 3 s once instead of per test."""
+    """A database with tables: its migration takes 3 s once instead of in every test."""
     path = tmp_path_factory.mktemp("mlflow") / "mlflow.db"
-    store.client_of(f"sqlite:///{path}").search_experiments()
+    store.create_client(f"sqlite:///{path}").search_experiments()
     return path
 
 
 @pytest.fixture
-def bare(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """A repository without a database, as the working directory; its name needs quoting in URIs."""
+def bare(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A repository without a database, as the working directory; its name must be quoted in URIs."""
     root = tmp_path / "my repo ü"
     root.mkdir()
     (root / "dvc.yaml").touch()
     for name in ("MLFLOW_TRACKING_URI", "DVC_ROOT"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.chdir(root)
-    tracking._said.clear()
-    store.silent.clear()
-    yield root
-    store.silent.clear()
+    monkeypatch.setattr(tracking, "reported_stores", set())
+    monkeypatch.setattr(store, "cooldown_until", {})
+    return root
 
 
 @pytest.fixture
@@ -72,7 +71,7 @@ def test_changed_weights_under_one_name_make_another_run(tmp_path: Path) -> None
     path = tmp_path / "weights.pt"
 
     def record(weights: str) -> Record:
-        return new_record("toy", "train", "base", seed=0, params={"weights": weights}, inputs={})
+        return new_record("toy", "train", "base", seed=0, params={"weights": weights}, inputs=weight_files(weights))
 
     assert record("none").inputs == record(str(path)).inputs == {}
     keys = set()
@@ -83,7 +82,7 @@ def test_changed_weights_under_one_name_make_another_run(tmp_path: Path) -> None
 
 
 def runs(study: str = "toy") -> list[Any]:
-    client = store.client_of(tracking.tracking_uri())
+    client = store.create_client(tracking.tracking_uri())
     return list(client.search_runs([client.get_experiment_by_name(study).experiment_id]))
 
 
@@ -96,14 +95,14 @@ def contact(barrier: Any, results: Any) -> None:
     live = tracking.LiveRun(make_record(seed=os.getpid()))
     live.log({"loss": 1.0}, step=0)
     live.close()
-    results.put(len(tracking._said))
+    results.put(len(tracking.reported_stores))
 
 
 def test_four_processes_open_a_fresh_database(bare: Path, migrated: Path) -> None:
-    """`migrated` has imported mlflow before the fork, once instead of four times."""
-    ways = multiprocessing.get_context("fork" if sys.platform == "linux" else "spawn")
-    barrier, results = ways.Barrier(4), ways.Queue()
-    processes = [ways.Process(target=contact, args=(barrier, results)) for _ in range(4)]
+    """`migrated` imports mlflow before the fork, once instead of four times."""
+    context = multiprocessing.get_context("fork" if sys.platform == "linux" else "spawn")
+    barrier, results = context.Barrier(4), context.Queue()
+    processes = [context.Process(target=contact, args=(barrier, results)) for _ in range(4)]
     for process in processes:
         process.start()
     assert [results.get(timeout=60) for _ in processes] == [0, 0, 0, 0]
@@ -113,21 +112,23 @@ def test_four_processes_open_a_fresh_database(bare: Path, migrated: Path) -> Non
 
 
 def test_memory_per_epoch_and_files_under_a_second_name(repo: Path) -> None:
-    copies = {"model/model.pt": "checkpoints/microf1_20260101_epoch=002_metric=0.7500.pt"}
-    record = make_record(epochs=[{"peak_memory_mb": 10.0}, {"peak_memory_mb": 30.0}], copies=copies)
+    checkpoint = "checkpoints/microf1_20260101_epoch=002_metric=0.7500.pt"
+    artifacts = {checkpoint: "model/model.pt", "figures": "evaluation"}
+    record = make_record(epochs=[{"peak_memory_mb": 10.0}, {"peak_memory_mb": 30.0}], artifacts=artifacts)
     run_id = tracking.upload(make_run(repo / "runs/toy/selected", record, weights="these"))
-    client = store.client_of(tracking.tracking_uri())
+    client = store.create_client(tracking.tracking_uri())
     assert [(m.step, m.value) for m in client.get_metric_history(run_id, "peak_memory_mb")] == [(0, 10.0), (1, 30.0)]
-    path = client.download_artifacts(run_id, copies["model/model.pt"])
-    assert Path(path).read_text() == "these"
+    assert Path(client.download_artifacts(run_id, checkpoint)).read_text() == "these"
+    assert [a.path for a in client.list_artifacts(run_id, "figures")] == ["figures/metrics.json"]
     assert [a.path for a in client.list_artifacts(run_id, "model")] == ["model/history.csv", "model/model.pt"]
 
 
-def test_a_finished_run_is_mirrored_whole(repo: Path) -> None:
+def test_a_finished_run_is_mirrored_completely(repo: Path) -> None:
     (repo / "reports/toy").mkdir(parents=True)
     (repo / "reports/toy/ranking.csv").write_text("rank\n1\n")
     (repo / "reports/note.md").write_text("note")
-    record = make_record(metrics={"peak_memory_mb": 12.0}, artifacts=["reports/toy", "reports/note.md", "reports/absent"])
+    artifacts = {"reports/toy": "reports/toy", "notes/summary.md": "reports/note.md", "absent": "reports/absent"}
+    record = make_record(metrics={"peak_memory_mb": 12.0}, artifacts=artifacts)
     run_id = tracking.upload(make_run(repo / "runs/toy/selected", record))
     (run,) = runs()
     assert run.info.run_id == run_id
@@ -143,8 +144,8 @@ def test_a_finished_run_is_mirrored_whole(repo: Path) -> None:
         "evaluation/metrics.json",
         "model/history.csv",
         "model/model.pt",
+        "notes/summary.md",
         "record.json",
-        "reports/note.md",
         "reports/toy/ranking.csv",
     ]
     assert sorted(p.name for p in repo.iterdir() if p.name not in ("dvc.yaml", "runs", "reports")) == [
@@ -156,7 +157,7 @@ def test_a_finished_run_is_mirrored_whole(repo: Path) -> None:
 
 def test_history_becomes_steps_with_increasing_times(repo: Path) -> None:
     run_id = tracking.upload(make_run(repo / "runs/toy/selected", make_record()))
-    client = store.client_of(tracking.tracking_uri())
+    client = store.create_client(tracking.tracking_uri())
     loss = client.get_metric_history(run_id, "train/loss")
     assert [(m.step, m.value) for m in loss] == [(0, 1.5), (1, 1.0), (2, 0.5)]
     assert loss[0].timestamp < loss[1].timestamp < loss[2].timestamp
@@ -168,10 +169,10 @@ def test_many_parameters_and_epochs_go_in_batches(repo: Path) -> None:
     (folder / "model/history.csv").write_text("epoch,loss\n" + "".join(f"{i},{i}\n" for i in range(2500)))
     run_id = tracking.upload(folder)
     assert len(runs()[0].data.params) == 250
-    assert len(store.client_of(tracking.tracking_uri()).get_metric_history(run_id, "loss")) == 2500
+    assert len(store.create_client(tracking.tracking_uri()).get_metric_history(run_id, "loss")) == 2500
 
 
-def test_the_same_key_replaces_its_run_and_the_same_content_does_nothing(repo: Path) -> None:
+def test_the_same_key_replaces_its_run_and_the_same_content_is_not_uploaded_again(repo: Path) -> None:
     folder = make_run(repo / "runs/toy/selected", make_record())
     first = tracking.upload(folder)
     assert tracking.upload(folder) == first
@@ -181,19 +182,19 @@ def test_the_same_key_replaces_its_run_and_the_same_content_does_nothing(repo: P
     assert [run.info.run_id for run in runs()] == [second]
 
 
-def test_changed_parameters_are_two_runs(repo: Path) -> None:
+def test_changed_parameters_make_another_run(repo: Path) -> None:
     tracking.upload(make_run(repo / "runs/toy/selected", make_record()))
     tracking.upload(make_run(repo / "runs/toy/selected", make_record(params={"lr": 0.01})))
     assert sorted(run.data.params["lr"] for run in runs()) == ["0.001", "0.01"]
 
 
-def test_a_live_run_shows_epochs_and_gives_way_to_the_complete_one(repo: Path) -> None:
+def test_a_live_run_shows_epochs_and_is_replaced_by_the_complete_one(repo: Path) -> None:
     killed = tracking.LiveRun(make_record())
     killed.log({"train/loss": 9.0}, step=0)
     live = tracking.LiveRun(make_record())
     for epoch in range(3):
         live.log({"train/loss": 1.0 / (epoch + 1), "val/recall@5": 0.5}, step=epoch)
-    (shown,) = runs()  # the killed one is gone
+    (shown,) = runs()  # the killed one is deleted
     assert shown.info.status == "RUNNING"
     assert shown.data.tags["quintet.state"] == "live"
     assert shown.data.metrics == pytest.approx({"train/loss": 1 / 3, "val/recall_at_5": 0.5})
@@ -202,42 +203,48 @@ def test_a_live_run_shows_epochs_and_gives_way_to_the_complete_one(repo: Path) -
     assert states() == ["complete"]
 
 
-def test_a_new_live_run_leaves_the_complete_one_until_it_is_done(repo: Path) -> None:
+def test_a_new_live_run_keeps_the_complete_one(repo: Path) -> None:
     tracking.upload(make_run(repo / "runs/toy/selected", make_record()))
     tracking.LiveRun(make_record()).close(failed=True)
     assert states() == ["complete", "live"]
     assert {run.info.status for run in runs()} == {"FINISHED", "FAILED"}
 
 
-def test_a_run_deleted_meanwhile_stops_only_the_mirror(repo: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_deleting_a_live_run_stops_only_its_mirroring(repo: Path, capsys: pytest.CaptureFixture[str]) -> None:
     live = tracking.LiveRun(make_record())
-    store.client_of(tracking.tracking_uri()).delete_run(runs()[0].info.run_id)
+    store.create_client(tracking.tracking_uri()).delete_run(runs()[0].info.run_id)
     for epoch in range(3):
         live.log({"loss": 1.0}, step=epoch)
     assert capsys.readouterr().err.count("quintet sync") == 1
     assert tracking.upload(make_run(repo / "runs/toy/selected", make_record()))
 
 
-def test_a_dead_server_costs_seconds_and_one_line(
+def test_an_unreachable_server_is_tried_once_and_reported_in_one_line(
     bare: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://user:secret@127.0.0.1:9")
-    start = time.monotonic()
+    hosts: list[Any] = []
+
+    def refuse(address: Any, *_: Any, **__: Any) -> None:
+        hosts.append(address)
+        raise ConnectionRefusedError("Connection refused")
+
+    monkeypatch.setattr("urllib3.util.connection.create_connection", refuse)
     live = tracking.LiveRun(make_record())
     for epoch in range(50):
         live.log({"loss": 1.0}, step=epoch)
     live.close()
     assert tracking.upload(make_run(bare / "runs/toy/selected", make_record())) is None
-    assert time.monotonic() - start < 15
+    assert hosts == [("127.0.0.1", 9)] * 2  # one request, and MLFLOW_HTTP_REQUEST_MAX_RETRIES is 1
     (line,) = capfd.readouterr().err.splitlines()
     assert "quintet sync" in line
     assert "refused" in line
     assert "secret" not in line
 
 
-def test_sync_says_that_the_server_is_dead(bare: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_sync_reports_an_unreachable_server(bare: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MLFLOW_TRACKING_URI", DEAD)
-    assert tracking.sync(bare) == (0, 0)  # nothing to upload, nobody to ask
+    assert tracking.sync(bare) == (0, 0)  # nothing to upload, so the server is not contacted
     make_run(bare / "runs/toy/selected", make_record())
     with pytest.raises(InputError, match=r"127\.0\.0\.1:9.*refused.*MLFLOW_TRACKING_URI"):
         tracking.sync(bare)
@@ -259,7 +266,7 @@ def test_sync_fills_an_empty_store_once(repo: Path) -> None:
 
 
 def meanwhile(monkeypatch: pytest.MonkeyPatch, act: Callable[[], Any]) -> None:
-    """Let another process act once, between the start of an upload and its files."""
+    """Call `act` once, between the start of an upload and the upload of its files, as another process could."""
     original = store.Store.log_files
 
     def log_files(*args: Any) -> None:
@@ -270,7 +277,7 @@ def meanwhile(monkeypatch: pytest.MonkeyPatch, act: Callable[[], Any]) -> None:
     monkeypatch.setattr(store.Store, "log_files", log_files)
 
 
-def test_of_two_uploads_at_once_the_later_stands(repo: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_of_two_concurrent_uploads_the_later_remains(repo: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     make_run(repo / "runs/toy/selected", make_record())
     again = make_run(repo / "elsewhere", make_record(), weights="trained again")
     later: list[str | None] = []
@@ -283,9 +290,9 @@ def test_of_two_uploads_at_once_the_later_stands(repo: Path, monkeypatch: pytest
 def test_a_folder_that_a_stage_replaces_during_sync(repo: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = make_run(repo / "runs/toy/selected", make_record())
     (repo / "runs/toy/gone").mkdir()
-    (repo / "runs/toy/gone/record.json").symlink_to("nowhere")  # listed, but not there when it is read
+    (repo / "runs/toy/gone/record.json").symlink_to("nowhere")  # found, but missing when it is read
     meanwhile(monkeypatch, lambda: shutil.rmtree(folder))
-    with pytest.raises(InputError, match=r"runs/toy/selected.*a stage replaces it just now; run `quintet sync` again"):
+    with pytest.raises(InputError, match=r"runs/toy/selected.*a stage is replacing it. Run `quintet sync` again"):
         tracking.sync(repo)
     assert runs() == []
     make_run(folder, make_record())
@@ -293,7 +300,7 @@ def test_a_folder_that_a_stage_replaces_during_sync(repo: Path, monkeypatch: pyt
     (folder / ".evaluation.77.part/cases.csv").touch()  # of a killed stage
     assert tracking.sync(repo) == (1, 0)
     assert states() == ["complete"]
-    files = store.client_of(tracking.tracking_uri()).list_artifacts(runs()[0].info.run_id)
+    files = store.create_client(tracking.tracking_uri()).list_artifacts(runs()[0].info.run_id)
     assert sorted(file.path for file in files) == ["evaluation", "model", "record.json"]
     shutil.rmtree(folder / ".evaluation.77.part")
     assert tracking.sync(repo) == (0, 1)
@@ -321,18 +328,18 @@ def test_a_broken_file_is_named(repo: Path) -> None:
         tracking.sync(repo)
 
 
-def test_an_experiment_deleted_by_the_user_comes_back_without_replaced_runs(repo: Path) -> None:
+def test_an_experiment_deleted_by_the_user_is_restored_without_replaced_runs(repo: Path) -> None:
     folder = make_run(repo / "runs/toy/selected", make_record(), weights="old")
     tracking.upload(folder)
     make_run(folder, make_record(), weights="new")
     second = tracking.upload(folder)
-    client = store.client_of(tracking.tracking_uri())
+    client = store.create_client(tracking.tracking_uri())
     client.delete_experiment(client.get_experiment_by_name("toy").experiment_id)
     assert tracking.sync(repo) == (0, 1)
     assert [run.info.run_id for run in runs()] == [second]
 
 
-def test_a_moved_checkout_is_told_what_to_do(repo: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_moved_checkout_is_an_error_with_a_remedy(repo: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     tracking.upload(make_run(repo / "runs/toy/selected", make_record()))
     shutil.copytree(repo, tmp_path / "copy")
     monkeypatch.chdir(tmp_path / "copy")
@@ -340,7 +347,7 @@ def test_a_moved_checkout_is_told_what_to_do(repo: Path, tmp_path: Path, monkeyp
         tracking.sync(Path())
 
 
-def test_resolve_takes_a_folder_or_an_id(repo: Path) -> None:
+def test_resolve_run_accepts_a_folder_or_an_id(repo: Path) -> None:
     folder = make_run(repo / "runs/toy/selected", make_record())
     run_id = tracking.upload(folder)
     assert tracking.resolve_run(str(folder)) == folder
@@ -350,20 +357,18 @@ def test_resolve_takes_a_folder_or_an_id(repo: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["runs/absent", "0" * 32])
-def test_resolve_names_both_possibilities(repo: Path, name: str) -> None:
+def test_resolve_run_names_both_possibilities(repo: Path, name: str) -> None:
     with pytest.raises(InputError, match=f"{name}: neither a run folder .* nor an MLflow run id"):
         tracking.resolve_run(name)
 
 
-def test_a_live_run_has_no_folder_yet(repo: Path) -> None:
+def test_a_live_run_cannot_be_resolved(repo: Path) -> None:
     tracking.LiveRun(make_record())
     with pytest.raises(InputError, match="complete"):
         tracking.resolve_run(runs()[0].info.run_id)
 
 
-def test_dvc_root_and_the_environment_decide_where_the_store_is(
-    bare: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_dvc_root_and_the_environment_determine_the_store(bare: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     inside = bare / "stages"
     inside.mkdir()
     monkeypatch.chdir(inside)
@@ -374,23 +379,23 @@ def test_dvc_root_and_the_environment_decide_where_the_store_is(
     assert tracking.tracking_uri() == DEAD
 
 
-def test_outside_a_repository_work_goes_on(tmp_path: Path, bare: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_outside_a_repository_nothing_is_mirrored(tmp_path: Path, bare: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     live = tracking.LiveRun(make_record())
     live.log({"loss": 1.0}, step=0)
     assert tracking.upload(make_run(tmp_path / "run", make_record())) is None
 
 
-def test_writers_wait_for_a_locked_database(repo: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_locked_database_is_tried_again(repo: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(store.time, "sleep", lambda seconds: None)
     answers: list[Callable[[], str]] = [locked, locked, lambda: "written"]
-    assert store.unlocked(lambda: answers.pop(0)()) == "written"
+    assert store.retry_if_locked(lambda: answers.pop(0)()) == "written"
 
 
 def locked() -> str:
     raise sqlite3.OperationalError("database is locked")
 
 
-def test_importing_the_module_leaves_mlflow_alone() -> None:
+def test_importing_the_package_does_not_import_mlflow() -> None:
     code = "import sys, quintet.tracking; sys.exit('mlflow' in sys.modules)"
     assert os.spawnv(os.P_WAIT, sys.executable, [sys.executable, "-c", code]) == 0

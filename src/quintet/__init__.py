@@ -1,6 +1,6 @@
 """Quintet: five medical-imaging studies in one tracked pipeline.
 
-Importing the package switches every library's usage reporting off: medical data is sensitive, nothing leaves the machine.
+Importing the package turns off usage reporting in every library: medical data is sensitive, so nothing leaves the machine.
 """
 
 import os
@@ -14,7 +14,7 @@ for _name, _value in {
     "HF_HUB_OFFLINE": "1",
     "RAY_USAGE_STATS_ENABLED": "0",
     "PYTORCH_LIGHTNING_NO_ANALYTICS": "1",
-    # A dead tracking server costs seconds, not minutes (see tracking.py).
+    # An unreachable tracking server costs seconds, not minutes (see quintet/tracking).
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "5",
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",
     "MLFLOW_ENABLE_ASYNC_LOGGING": "false",

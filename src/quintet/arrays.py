@@ -1,4 +1,4 @@
-"""Large arrays in .npy files, filled row by row."""
+"""Large arrays in memory-mapped .npy files, filled row by row."""
 
 import os
 from pathlib import Path
@@ -8,8 +8,11 @@ from numpy.typing import DTypeLike
 
 
 def new_array(path: Path, dtype: DTypeLike, shape: tuple[int, ...]) -> np.memmap:
-    """A .npy file of zeros, mapped into memory. Its whole space is reserved first: writing to a mapped file on a full disk ends
-    the process without a word (SIGBUS), where reserving raises OSError."""
+    """Create a memory-mapped .npy file of zeros.
+
+    Its disk space is reserved first, which raises OSError on a full disk; writing to a mapped file on a full disk would kill the
+    process with SIGBUS instead.
+    """
     array = np.lib.format.open_memmap(path, "w+", dtype, shape)
     if hasattr(os, "posix_fallocate"):
         with path.open("r+b") as file:

@@ -1,12 +1,10 @@
 """The `quintet` command."""
 
-import importlib
 import os
 import sys
 from enum import StrEnum
 from pathlib import Path
-from types import ModuleType
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
@@ -14,6 +12,7 @@ from quintet import params as parameters
 from quintet.errors import InputError, InputProblemsError, exit_on_user_error
 from quintet.files import refuse_overlap, repository_root
 from quintet.params import StudyName
+from quintet.study import load_study
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help=__doc__)
 
@@ -26,41 +25,38 @@ class Preset(StrEnum):
     smoke = "smoke"
 
 
-Data = Annotated[Path | None, typer.Option(help="The raw folder; default: the study's `raw` in params.yaml.")]
-Runs = Annotated[list[str], typer.Option("--model", help="A folder under runs/ or an MLflow run id; several are averaged.")]
+Data = Annotated[Path | None, typer.Option(help="A raw folder; default: the study's `raw` in params.yaml.")]
+Runs = Annotated[
+    list[str], typer.Option("--model", help="A folder under runs/ or an MLflow run id; repeat it to average several runs.")
+]
 
 
 class Retrieval(StrEnum):
-    """The study that scans can be searched by."""
+    """The study whose scans can be searched."""
 
     ct = "ct"
 
 
-def room(study: StudyName, door: str) -> ModuleType:
-    """A study's module; imported when asked for, because torch alone costs seconds."""
-    return importlib.import_module(f"quintet.{study.value}.{door}")
-
-
-def section(study: StudyName) -> Any:
-    return getattr(parameters.load(repository_root() / "params.yaml"), study.value)
+def load_params() -> parameters.Params:
+    return parameters.load(repository_root() / "params.yaml")
 
 
 def raw_folder(study: StudyName, data: Path | None) -> Path:
-    return data if data else repository_root() / section(study).raw
+    return data if data else repository_root() / load_params().of(study).raw
 
 
-def fresh(*folders: Path | None) -> None:
-    """Results replace a folder as a whole: refuse one that holds something, which may be the user's own."""
-    for folder in folders:
-        if folder and folder.is_dir() and any(folder.iterdir()):
-            raise InputError(f"{folder} is there already and not empty; name another folder or delete it")
-        if folder and folder.is_file():
-            raise InputError(f"{folder} is there already; name another file or delete it")
+def require_empty(*outputs: Path | None) -> None:
+    """Results replace a folder as a whole: refuse one with content, which may be the user's own."""
+    for output in outputs:
+        if output and output.is_dir() and any(output.iterdir()):
+            raise InputError(f"{output} exists and is not empty; choose another folder or delete it")
+        if output and output.is_file():
+            raise InputError(f"{output} exists; choose another file or delete it")
 
 
 @app.command()
 def doctor(cache: Annotated[bool, typer.Option("--cache", help="Read every object of DVC's cache as well.")] = False) -> None:
-    """Show environment, device, precision and versions, and what is missing or damaged."""
+    """Show environment, device, precision and versions, and report what is missing or damaged."""
     from quintet.doctor import examine, examine_cache
 
     root = repository_root()
@@ -79,21 +75,21 @@ def doctor(cache: Annotated[bool, typer.Option("--cache", help="Read every objec
 def check(study: StudyName, data: Data = None) -> None:
     """Run every input check of a study on a raw folder and list all problems at once."""
     raw = raw_folder(study, data)
-    if problems := room(study, "data").check(raw, section(study)):
+    if problems := load_study(study).check(raw, load_params().of(study)):
         raise InputProblemsError(str(raw), problems)
     print(f"{raw}: no problem found")
 
 
 @app.command()
 def analyze(study: StudyName, data: Data = None, page: Path = Path("data.html")) -> None:
-    """Describe a raw folder as an HTML page: cases, classes, splits, duplicates, what limits the score."""
-    room(study, "analysis").analyze(raw_folder(study, data), page, section(study))
+    """Describe a raw folder as an HTML page: cases, classes, splits, duplicates, and what limits the score."""
+    load_study(study).analyze(raw_folder(study, data), page, load_params().of(study))
     print(f"written: {page}")
 
 
 @app.command()
 def preset(name: Preset, study: Annotated[StudyName | None, typer.Argument()] = None) -> None:
-    """Lay presets/NAME.yaml over params.yaml (one study's part of it) and show what changed."""
+    """Apply a preset to params.yaml, or to one study's section, and show what changed; `demo` restores the committed values."""
     from quintet.presets import apply_preset
 
     changed = apply_preset(repository_root(), name.value, study.value if study else None)
@@ -107,23 +103,26 @@ def predict(
     input: Annotated[Path, typer.Option(help="Folder of new cases.")],
     output: Annotated[Path, typer.Option(help="The file (landmarks, breakhis, ct, fusion) or folder (perfusion) to write.")],
     overlays: Annotated[
-        Path | None, typer.Option(help="Folder for one picture per case (breakhis: Grad-CAM; fusion: its cubes).")
+        Path | None, typer.Option(help="Folder for one figure per case (breakhis: Grad-CAM; fusion: image cubes).")
     ] = None,
-    skip: Annotated[bool, typer.Option(help="Leave unreadable cases out instead of stopping.")] = False,
-    ttt: Annotated[bool, typer.Option(help="fusion: train on each patient before predicting it (test-time training).")] = False,
+    skip: Annotated[bool, typer.Option(help="Skip unreadable cases instead of stopping.")] = False,
+    ttt: Annotated[
+        bool, typer.Option(help="fusion: adapt the network to each patient before predicting (test-time training).")
+    ] = False,
     device: str = "auto",
 ) -> None:
-    """Predict a folder of new cases with one trained run, or with the mean of several."""
+    """Apply a trained run to new cases; repeat `--model` to average several runs. Outputs must not already exist."""
+    from quintet.experiment import predict_folder
     from quintet.tracking import resolve_run
 
-    fresh(output, overlays)
+    require_empty(output, overlays)
     if overlays:
         refuse_overlap(output, overlays)
     if ttt and study is not StudyName.fusion:
-        raise InputError(f"--ttt: {study.value} has no test-time training; fusion has")
+        raise InputError(f"--ttt: {study.value} has no test-time training; only fusion does")
     runs = [resolve_run(run) for run in model]
-    extra = {"ttt": True} if ttt else {}
-    count = room(study, "prediction").predict_folder(runs, input, output, overlays=overlays, device=device, skip=skip, **extra)
+    options = {"ttt": True} if ttt else {}
+    count = predict_folder(study, runs, input, output, overlays=overlays, device=device, skip=skip, **options)
     print(f"{count} cases predicted: {output}" + (f", overlays in {overlays}" if overlays else ""))
 
 
@@ -135,17 +134,16 @@ def evaluate(
     output: Annotated[Path, typer.Option(help="Folder for tables and figures.")] = Path("evaluation"),
     device: str = "auto",
 ) -> None:
-    """Evaluate a saved run on every case of a labelled raw folder (of --data; default: the study's own).
+    """Evaluate a trained run on every case of a labelled raw folder.
 
     ct also takes a .npz or .parquet file of ids and vectors as --model: embeddings from elsewhere.
     """
+    from quintet.experiment import evaluate_folder
     from quintet.tracking import resolve_run
 
-    fresh(output)
+    require_empty(output)
     runs = [Path(run) if study is StudyName.ct and Path(run).is_file() else resolve_run(run) for run in model]
-    metrics = room(study, "prediction").evaluate_folder(
-        runs, raw_folder(study, data), output, device=device, params=section(study)
-    )
+    metrics = evaluate_folder(study, runs, raw_folder(study, data), output, load_params(), device=device)
     print("\n".join(f"{name:40} {value:10.3f}" for name, value in metrics.items()) + f"\nwritten: {output}")
 
 
@@ -153,21 +151,18 @@ def evaluate(
 def index(
     study: Retrieval,
     model: Runs,
-    input: Annotated[
-        Path, typer.Option(help="Folder with one entry a study; its labels.csv, if there is one, names the findings.")
-    ],
-    output: Annotated[Path, typer.Option(help="Folder of the index to write.")],
-    skip: Annotated[bool, typer.Option(help="Leave unreadable studies out instead of stopping.")] = False,
+    input: Annotated[Path, typer.Option(help="Folder with one entry per scan; its labels.csv, if any, gives the findings.")],
+    output: Annotated[Path, typer.Option(help="Folder for the index.")],
+    skip: Annotated[bool, typer.Option(help="Skip unreadable scans instead of stopping.")] = False,
     device: str = "auto",
 ) -> None:
-    """Embed a folder of scans once, so that `search` finds similar ones (ct.index: exact, hnsw or ivf)."""
+    """Embed a folder of scans once, so that `search` can find similar ones (ct.index: exact, hnsw or ivf)."""
+    from quintet.ct.search import build
     from quintet.tracking import resolve_run
 
-    fresh(output)
-    kind = section(StudyName(study.value)).index
-    about = room(StudyName(study.value), "search").build(
-        [resolve_run(run) for run in model], input, output, kind=kind, device=device, skip=skip
-    )
+    require_empty(output)
+    runs = [resolve_run(run) for run in model]
+    about = build(runs, input, output, kind=load_params().ct.index, device=device, skip=skip)
     print(", ".join(f"{name} {value:.3f}" if isinstance(value, float) else f"{name} {value}" for name, value in about.items()))
     print(f"written: {output}")
 
@@ -175,30 +170,33 @@ def index(
 @app.command()
 def search(
     study: Retrieval,
-    index: Annotated[Path, typer.Option(help="A folder that `quintet index` wrote.")],
-    query: Annotated[str, typer.Option(help="A study of the index, or the path of another (series folder or NIfTI file).")],
-    k: Annotated[int, typer.Option("-k", min=1, help="How many.")] = 10,
-    montage: Annotated[Path | None, typer.Option(help="A PNG of the query beside its neighbours.")] = None,
+    index: Annotated[Path, typer.Option(help="A folder written by `quintet index`.")],
+    query: Annotated[str, typer.Option(help="The name of a scan in the index, or a path (DICOM series folder or NIfTI file).")],
+    k: Annotated[int, typer.Option("-k", min=1, help="How many scans to return.")] = 10,
+    montage: Annotated[Path | None, typer.Option(help="PNG file for the query beside its neighbours.")] = None,
     device: str = "auto",
 ) -> None:
-    """The scans of an index that are most like one: similarity, findings, and a montage."""
-    fresh(montage)
-    found = room(StudyName(study.value), "search").search(index, query, k, picture=montage, device=device)
+    """Find the scans of an index that are most similar to one: similarity, findings and a montage."""
+    from quintet.ct.search import search as search_index
+
+    require_empty(montage)
+    found = search_index(index, query, k, picture=montage, device=device)
     print(found.to_string(index=False) + (f"\nwritten: {montage}" if montage else ""))
 
 
 @app.command()
 def plan(
     study: StudyName,
-    difference: Annotated[float | None, typer.Option(min=0, help="A difference worth finding; default: as measured.")] = None,
+    difference: Annotated[float | None, typer.Option(min=0, help="The difference to detect; default: as measured.")] = None,
     run_sd: Annotated[float | None, typer.Option(min=0, help="SD between training runs; default: as measured.")] = None,
-    power: Annotated[float, typer.Option(help="The chance of separating the pair.")] = 0.8,
+    power: Annotated[float, typer.Option(help="The probability of detecting the difference.")] = 0.8,
 ) -> None:
-    """How many patients and seeds would separate a study's first configuration (values in its metric's unit)."""
+    """How many patients and seeds would establish a difference from the first configuration (in the metric's unit)."""
     from quintet import ranking
+    from quintet.experiment import rank_finished
 
     os.chdir(repository_root())
-    ranked = room(study, "comparison").ranked(parameters.load())
+    ranked = rank_finished(study, load_params(), Path("runs"))
     planned = ranking.plan(ranked, power=power, difference=difference, run_sd=run_sd)
     print(planned.table.to_string(index=False), planned.basis, planned.verdict, sep="\n\n")
 
@@ -210,24 +208,23 @@ class Engine(StrEnum):
 
 @app.command()
 def repro(
-    targets: Annotated[list[str] | None, typer.Argument(help="Stages, or sweeps; default: all.")] = None,
-    jobs: Annotated[int, typer.Option(min=1, help="Stages at a time.")] = os.cpu_count() or 1,
-    threads: Annotated[int, typer.Option(min=0, help="Of each stage; 0: compute.threads, else the cores divided by jobs.")] = 0,
+    targets: Annotated[list[str] | None, typer.Argument(help="Stages or sweeps; default: all stages.")] = None,
+    jobs: Annotated[int, typer.Option(min=1, help="Maximum number of stages at a time.")] = os.cpu_count() or 1,
+    threads: Annotated[int, typer.Option(min=0, help="Threads per stage; 0: compute.threads, if set, else cores / jobs.")] = 0,
     engine: Engine = Engine.local,
 ) -> None:
-    """Run stale stages in parallel; equal threads give results equal to `dvc repro`'s."""
-    from quintet.engines import Local, Ray
-    from quintet.repro import repro as run
-    from quintet.repro import summary
+    """Run independent stages concurrently; with the same number of threads, results are equal to those of `dvc repro`."""
+    from quintet.pipeline import Local, Ray, reproduce, summary
 
     root = repository_root().resolve()
     os.chdir(root)  # DVC names stages relative to the current folder
-    own = parameters.load(root / "params.yaml").compute.threads
-    threads = threads or own or (max(1, (os.cpu_count() or 1) // jobs) if engine is Engine.local else 1)
+    default = parameters.load(root / "params.yaml").compute.threads
+    threads = threads or default or (max(1, (os.cpu_count() or 1) // jobs) if engine is Engine.local else 1)
     try:
-        outcome = run(root, Ray(threads) if engine is Engine.ray else Local(jobs), targets or [], jobs=jobs, threads=threads)
+        runner = Ray(threads) if engine is Engine.ray else Local(jobs)
+        outcome = reproduce(root, runner, targets or [], jobs=jobs, threads=threads)
     except KeyboardInterrupt:
-        print("stopped; what ended is recorded, the same command goes on from there", file=sys.stderr)
+        print("stopped; finished stages are recorded, run the same command again to continue", file=sys.stderr)
         raise SystemExit(130) from None
     print(summary(outcome))
     if outcome.failed:
@@ -236,18 +233,18 @@ def repro(
 
 @app.command()
 def sync() -> None:
-    """Upload to MLflow what it lacks of the runs under runs/."""
+    """Upload to MLflow the runs under runs/ that it does not have yet."""
     from quintet import tracking
 
     root = repository_root()
     os.chdir(root)
-    uploaded, there = tracking.sync(root)
-    print(f"MLflow {tracking.tracking_uri()}: {uploaded} uploaded, {there} already there")
+    uploaded, existing = tracking.sync(root)
+    print(f"MLflow {tracking.tracking_uri()}: {uploaded} uploaded, {existing} already there")
 
 
 @app.command()
 def times() -> None:
-    """How long the newest run of each stage took, start-up and imports counted."""
+    """Show how long the newest run of each stage took, including start-up and imports."""
     from quintet.stage import times_table
 
     print(times_table(repository_root()))

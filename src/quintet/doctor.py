@@ -1,4 +1,4 @@
-"""What this machine and environment are, and what is missing: `quintet doctor`."""
+"""Describe this machine and environment, and find what is missing or damaged: `quintet doctor`."""
 
 import importlib.util
 import json
@@ -9,14 +9,13 @@ import shutil
 from contextlib import suppress
 from importlib import metadata
 from pathlib import Path
-from typing import Any
 
 from quintet.files import md5
 from quintet.runs import PACKAGES
 
 
 def examine(root: Path) -> tuple[str, list[str]]:
-    """A report of several lines, and one sentence per missing thing."""
+    """A report of several lines, and one sentence per missing item. Raises InputError if params.yaml is not valid."""
     import torch
 
     from quintet import params, tracking
@@ -28,7 +27,7 @@ def examine(root: Path) -> tuple[str, list[str]]:
         try:
             lines.append(f"  {name} {metadata.version(name)}")
         except metadata.PackageNotFoundError:
-            missing.append(f"{name} (make repro installs it)")
+            missing.append(f"{name} (`make repro` installs it)")
     device = resolve_device("auto")
     lines.append(f"device {device}, automatic precision {resolve_precision('auto', device)}, {torch.get_num_threads()} threads")
     if device == "cuda":
@@ -37,10 +36,10 @@ def examine(root: Path) -> tuple[str, list[str]]:
     lines.append(f"MLflow store {tracking.tracking_uri()}")
     for command in ("dvc", "git"):
         if not shutil.which(command):
-            missing.append(f"the command {command} (make puts the environment's programs on PATH; or activate .venv)")
+            missing.append(f"the command {command} (activate .venv, or use make, which puts the environment's programs on PATH)")
     if importlib.util.find_spec("torchvision") is not None:
         missing.append(
-            "a clean environment: torchvision is installed, and a broken one stops lightning (pip uninstall torchvision)"
+            "an environment without torchvision: Lightning fails if torchvision is broken (run `pip uninstall torchvision`)"
         )
     params.load(root / "params.yaml")
     lines.append("params.yaml is valid")
@@ -48,32 +47,34 @@ def examine(root: Path) -> tuple[str, list[str]]:
 
 
 def examine_cache(root: Path) -> tuple[str, list[str]]:
-    """A line on DVC's cache, and a sentence for each object whose content is not what its name says. DVC itself does not look
-    again at an object that is write-protected: a disk's fault there would reach the results unseen."""
-    from dvc.repo import Repo
+    """A line about DVC's cache, and one sentence per object whose content does not match its name.
 
-    repo = Repo(str(root))
-    cache = Path(repo.cache.local.path)
+    DVC itself does not check write-protected objects again, so that a disk fault would reach the results unnoticed.
+    """
+    from quintet.pipeline.dvc import cache_folder
+
+    cache = cache_folder(root)
     objects = sorted(cache.glob("??/*"))
-    wrong = [path for path in objects if md5(path) != path.parent.name + path.name.removesuffix(".dir")]
-    holders = _holders(repo, cache) if wrong else {}
-    said = []
-    for path in wrong:
-        remedy = shlex.join(["rm", "-rf", str(path), *holders.get(path.parent.name + path.name, [])])
-        said.append(f"{path} is damaged; `{remedy}`, then `dvc pull` or `dvc repro` makes it again")
-    return f"DVC's cache {cache}: {len(objects)} objects, {len(wrong)} damaged", said
+    damaged = [path for path in objects if md5(path) != path.parent.name + path.name.removesuffix(".dir")]
+    outputs = _outputs_by_object(root, cache) if damaged else {}
+    problems = []
+    for path in damaged:
+        remedy = shlex.join(["rm", "-rf", str(path), *outputs.get(path.parent.name + path.name, [])])
+        problems.append(f"{path} is damaged; run `{remedy}`, then `dvc pull` or `dvc repro` to restore it")
+    return f"DVC's cache {cache}: {len(objects)} objects, {len(damaged)} damaged", problems
 
 
-def _holders(repo: Any, cache: Path) -> dict[str, list[str]]:
-    """md5 -> outputs that are it or, folders, hold it; not those that no stage makes again (frozen, `dvc add`)."""
-    found: dict[str, list[str]] = {}
-    for out in (out for stage in repo.index.stages if stage.cmd and not stage.frozen for out in stage.outs if out.hash_info):
-        digest = out.hash_info.value
+def _outputs_by_object(root: Path, cache: Path) -> dict[str, list[str]]:
+    """MD5 of an object -> the reproducible outputs that consist of it or, for folders, contain it."""
+    from quintet.pipeline.dvc import reproducible_outputs
+
+    outputs: dict[str, list[str]] = {}
+    for digest, path in reproducible_outputs(root):
         listing = cache / digest[:2] / digest[2:]
-        inside = []
+        contents = []
         if listing.suffix == ".dir" and listing.is_file():
-            with suppress(ValueError, KeyError, TypeError):  # the listing itself is damaged
-                inside = [entry["md5"] for entry in json.loads(listing.read_bytes())]
-        for name in {digest, *inside}:
-            found.setdefault(name, []).append(out.fs_path)
-    return found
+            with suppress(ValueError, KeyError, TypeError):  # the folder's listing itself is damaged
+                contents = [entry["md5"] for entry in json.loads(listing.read_bytes())]
+        for name in {digest, *contents}:
+            outputs.setdefault(name, []).append(path)
+    return outputs

@@ -1,11 +1,11 @@
-"""What a user's input or machine may cause: printed without a traceback, exit code 2."""
+"""Errors that the user can fix: printed without a traceback, exit code 2."""
 
 import errno
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-STORAGE = {
+STORAGE_ERRORS = {
     errno.ENOSPC: "the disk is full; make room",
     errno.EDQUOT: "your quota is used up; make room",
     errno.EROFS: "the file system is read-only; remount it, or work in a clone elsewhere",
@@ -15,11 +15,11 @@ STORAGE = {
 
 
 class InputError(Exception):
-    """What is wrong, in which file or row, and what to do about it."""
+    """An input that the user must correct. The message states what is wrong, in which file or row, and what to do."""
 
 
 class InputProblemsError(InputError):
-    """Several problems of one data set, each a full sentence, all listed at once."""
+    """Every problem found in one data set, listed together (the first 50 in the message, all in `problems`)."""
 
     def __init__(self, where: str, problems: list[str]) -> None:
         self.problems = problems
@@ -30,17 +30,17 @@ class InputProblemsError(InputError):
 
 @contextmanager
 def exit_on_user_error(where: str = "") -> Iterator[None]:
-    """End the program with one clear line where the input or the storage is at fault; `where` stands for a file that the system
-    does not name. Any other error is a fault of ours and keeps its traceback."""
+    """Exit with status 2 and a one-line message on an input or storage error; `where` is the path to report if the operating
+    system does not name one. Every other error is a bug and keeps its traceback."""
     try:
         yield
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)
     except OSError as error:
-        code = errno.ENOSPC if error.errno is None and "requested and" in str(error) else error.errno  # NumPy's short write
-        if code not in STORAGE:
+        code = errno.ENOSPC if error.errno is None and "requested and" in str(error) else error.errno  # NumPy on a full disk
+        if code not in STORAGE_ERRORS:
             raise
-        print(f"error: {error.filename or where}: {STORAGE[code]}, then run the same command again", file=sys.stderr)
+        print(f"error: {error.filename or where}: {STORAGE_ERRORS[code]}, then run the same command again", file=sys.stderr)
     else:
         return
     raise SystemExit(2)

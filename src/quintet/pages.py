@@ -1,4 +1,4 @@
-"""Self-contained HTML pages (data sets, rankings): a title, and sections of text, tables and pictures."""
+"""Self-contained HTML pages (data sets, rankings): a title and sections of text, tables and figures."""
 
 import base64
 from dataclasses import dataclass, field
@@ -37,20 +37,22 @@ summary{cursor:pointer;color:#2b6cb0;margin:.6rem 0}
 
 
 def format_number(value: float) -> str:
-    """1234.57, 7.125, 0.9083; two significant digits of what is smaller still."""
+    """Format as 1234.57, 7.125 or 0.9083, and with two significant digits below 0.001."""
     size = abs(value)
     return f"{value:.2f}" if size >= 10 else f"{value:.3f}" if size >= 1 else f"{value:.4f}" if size >= 1e-3 else f"{value:.2g}"
 
 
 @dataclass
 class Section:
+    """One section of a page. Blank lines in `text` separate paragraphs; text is escaped, not interpreted as HTML."""
+
     heading: str = ""
     text: str = ""
     table: pd.DataFrame | None = None
     figures: list[Path] = field(default_factory=list)
-    lead: str = ""  # set off, above the text
-    links: dict[str, str] = field(default_factory=dict)  # text -> address
-    folded: bool = False  # shown by a click on its heading
+    lead: str = ""  # highlighted, above the text
+    links: dict[str, str] = field(default_factory=dict)  # link text -> URL
+    folded: bool = False  # collapsed until its heading is clicked
 
     @property
     def paragraphs(self) -> list[str]:
@@ -68,6 +70,6 @@ class Section:
 
 
 def write_page(path: Path, title: str, sections: list[Section], *, lead: str = "") -> None:
-    """Write one HTML file that needs nothing beside it (pictures are embedded)."""
-    with atomic_file(path) as beside:
-        beside.write_text(TEMPLATE.render(title=title, lead=lead, sections=sections), encoding="utf-8")
+    """Write one HTML file that needs no other files: figures are embedded."""
+    with atomic_file(path) as temporary:
+        temporary.write_text(TEMPLATE.render(title=title, lead=lead, sections=sections), encoding="utf-8")

@@ -2,13 +2,13 @@
 
     LOSSES = Registry("loss")
 
-    @LOSSES.register
+    @LOSSES.register("wing")
     def wing(...): ...
 
     LOSSES["wing"]
 
-The legal names stand once more as `Literal`s in params.py, so that a wrong one is answered before torch is imported;
-a test holds both against each other.
+The legal names are repeated as `Literal`s in params/, so that a wrong one is reported before torch is imported; a test compares
+the two.
 """
 
 from collections.abc import Callable
@@ -24,12 +24,16 @@ class Registry(dict[str, Callable[..., Any]]):
         super().__init__()
         self.kind = kind
 
-    def register(self, function: F) -> F:
-        """Register under the function's (or class's) own name."""
-        if function.__name__ in self:
-            raise ValueError(f"{self.kind} {function.__name__!r} is registered twice")
-        self[function.__name__] = function
-        return function
+    def register(self, name: str) -> Callable[[F], F]:
+        """Register a function or class under a name; raises ValueError for a name that is taken."""
+
+        def decorate(function: F) -> F:
+            if name in self:
+                raise ValueError(f"{self.kind} {name!r} is registered twice")
+            self[name] = function
+            return function
+
+        return decorate
 
     def __missing__(self, name: str) -> Callable[..., Any]:
         raise InputError(f"unknown {self.kind} {name!r}; there are: {', '.join(sorted(self))}")

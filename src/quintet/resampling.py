@@ -1,4 +1,4 @@
-"""Intervals by drawing patients again: a patient's cases go together. What one draw means is a weight for each row."""
+"""Bootstrap intervals clustered by patient: all rows of a patient are drawn together. A draw is represented by row weights."""
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -9,16 +9,18 @@ PERCENTILES = (2.5, 97.5)
 
 
 def bootstrap_weights(groups: ArrayLike, strata: ArrayLike | None = None, *, draws: int = DRAWS) -> Floats:
-    """How often each row counts `[draws, rows]` when groups (patients) are drawn with replacement, within their stratum where one
-    is given for each row."""
-    names, first, own = np.unique(np.asarray(groups), return_index=True, return_inverse=True)
-    kinds = np.zeros(len(names)) if strata is None else np.asarray(strata)[first]
+    """Row weights `[draws, rows]`: how often each row's group (patient) is drawn, with replacement.
+
+    `groups` and `strata` have one entry per row; with `strata`, groups are drawn within their stratum.
+    """
+    names, first_rows, group_of_row = np.unique(np.asarray(groups), return_index=True, return_inverse=True)
+    stratum_of_group = np.zeros(len(names)) if strata is None else np.asarray(strata)[first_rows]
     rng = np.random.default_rng(0)
-    times = np.zeros((draws, len(names)))
-    for kind in np.unique(kinds):
-        members = np.flatnonzero(kinds == kind)
-        times[:, members] = rng.multinomial(len(members), np.full(len(members), 1 / len(members)), size=draws)
-    return times[:, own.ravel()]
+    counts = np.zeros((draws, len(names)))
+    for stratum in np.unique(stratum_of_group):
+        members = np.flatnonzero(stratum_of_group == stratum)
+        counts[:, members] = rng.multinomial(len(members), np.full(len(members), 1 / len(members)), size=draws)
+    return counts[:, group_of_row.ravel()]
 
 
 def bootstrap_means(values: Floats, weights: Floats) -> Floats:
@@ -27,13 +29,15 @@ def bootstrap_means(values: Floats, weights: Floats) -> Floats:
 
 
 def bootstrap_concordance(score: Floats, comparable: NDArray[np.bool_], weights: Floats) -> Floats:
-    """The share of comparable pairs (i, j) with score i above score j, ties counting half, in each draw: the AUC where i is of
-    the one class and j of the other, the concordance index where j outlived i."""
-    right = ((score[:, None] > score[None, :]) + 0.5 * (score[:, None] == score[None, :])) * comparable
-    return np.asarray(((weights @ right) * weights).sum(1) / np.maximum(((weights @ comparable) * weights).sum(1), 1e-12))
+    """In each draw, the share of `comparable` `[rows, rows]` pairs (i, j) with score i above score j; ties count half.
+
+    This is the AUC if i is positive and j negative, and the concordance index if j survived longer than i.
+    """
+    concordant = ((score[:, None] > score[None, :]) + 0.5 * (score[:, None] == score[None, :])) * comparable
+    return np.asarray(((weights @ concordant) * weights).sum(1) / np.maximum(((weights @ comparable) * weights).sum(1), 1e-12))
 
 
 def percentile_interval(draws: Floats) -> tuple[float, float]:
-    """95 % interval."""
+    """The central 95 % of `draws`."""
     low, high = np.percentile(draws, PERCENTILES)
     return float(low), float(high)

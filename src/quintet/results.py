@@ -1,6 +1,6 @@
-"""The tidy per-case table that every evaluation writes and that ranking alone reads.
+"""The tidy per-case table: every evaluation writes one, the ranking reads nothing else.
 
-One row per measured value: study, config, fold, seed, group (patient), case, metric, value.
+One row per value: study, config, fold, seed, group (patient), case, metric, value.
 """
 
 from collections.abc import Iterable, Mapping
@@ -26,29 +26,29 @@ def tidy(
 
 
 def write(table: pd.DataFrame, path: Path) -> None:
-    """Write a tidy table; a double row, a wrong column or an empty table is our own mistake and raises."""
+    """Write a tidy table. Raises ValueError, a programming error, for a duplicate row, wrong columns or an empty table."""
     if list(table.columns) != COLUMNS or table.empty:
         raise ValueError(f"expected the columns {COLUMNS} and at least one row, got {list(table.columns)}")
-    if (double := table.duplicated(KEY)).any():
-        raise ValueError(f"a value stands twice: {table.loc[double, KEY].iloc[0].to_dict()}")
-    with atomic_file(path) as beside:
-        table.to_csv(beside, index=False)
+    if (duplicated := table.duplicated(KEY)).any():
+        raise ValueError(f"duplicate row: {table.loc[duplicated, KEY].iloc[0].to_dict()}")
+    with atomic_file(path) as temporary:
+        table.to_csv(temporary, index=False)
 
 
 def write_scores(metrics: Mapping[str, float], path: Path) -> None:
-    """The metrics that git keeps: four digits, without what is timed."""
+    """Write the metrics that are committed to git: four decimals, without timings."""
     write_json(path, {name: round(value, 4) for name, value in metrics.items() if "seconds" not in name})
 
 
 def read(paths: Iterable[Path]) -> pd.DataFrame:
-    """Read and join tidy tables, checking their columns."""
+    """Read and concatenate tidy tables. Raises InputError for a missing file or wrong columns."""
     tables = []
     for path in paths:
         if not Path(path).is_file():
             raise InputError(f"{path}: no such result table; run the stage that writes it (`dvc repro`)")
-        table = pd.read_csv(
-            path, dtype={"group": str, "case": str, "config": str}, keep_default_na=False, na_values={"value": [""]}
-        )  # a patient may be called NA
+        # Only an empty value is missing: a patient may be called NA.
+        dtypes = {"group": str, "case": str, "config": str}
+        table = pd.read_csv(path, dtype=dtypes, keep_default_na=False, na_values={"value": [""]})
         if list(table.columns) != COLUMNS:
             raise InputError(f"{path}: expected the columns {COLUMNS}, got {list(table.columns)}")
         tables.append(table)

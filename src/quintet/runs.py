@@ -1,12 +1,12 @@
 """A run folder: what one trained (or fitted) configuration leaves behind, and the record that identifies it.
 
     RUN/record.json          study, stage, config, fold, seed, key, parameters, input hashes, environment
-    RUN/model/               model.pt (weights + everything that rebuilds the model), history.csv (metrics per epoch)
+    RUN/model/               model.pt (weights and everything that rebuilds the model), history.csv (metrics per epoch)
     RUN/evaluation/          cases.csv (tidy table), metrics.json (flat, final), settings.json (evaluation parameters),
-                             inference.json (what was set on validation and prediction needs), predictions, figures/*.png
+                             inference.json (values set on the validation part that prediction needs), predictions, figures/*.png
 
-A ranking's folder holds record.json alone, with `artifacts` naming the report folders. The files are the truth;
-MLflow mirrors them (tracking.py).
+The folder of a ranking holds only record.json, whose `artifacts` name the report. The files are the truth; MLflow mirrors
+them (tracking/).
 """
 
 import hashlib
@@ -15,7 +15,8 @@ import os
 import platform
 import subprocess
 import time
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field, replace
 from importlib import metadata
 from pathlib import Path
@@ -39,74 +40,90 @@ class Record:
     key: str = ""
     tags: dict[str, str] = field(default_factory=dict)
     metrics: dict[str, float] = field(default_factory=dict)
-    artifacts: list[str] = field(default_factory=list)  # further files and folders, relative to the repository
-    copies: dict[str, str] = field(default_factory=dict)  # a file of the run folder -> the name MLflow gets it under as well
-    epochs: list[dict[str, float]] = field(default_factory=list)  # what differs from run to run, so not in history.csv: memory
+    artifacts: dict[str, str] = field(default_factory=dict)  # name in MLflow -> path in the run folder, or in the repository
+    epochs: list[dict[str, float]] = field(default_factory=list)  # memory per epoch: not reproducible, so not in history.csv
 
     def __post_init__(self) -> None:
         if not self.key:
-            cell = [self.study, self.stage, self.config, self.fold, self.seed, self.params, self.inputs]
-            self.key = hashlib.sha256(json.dumps(cell, sort_keys=True).encode()).hexdigest()[:16]
+            self.key = _hash([self.study, self.stage, self.config, self.fold, self.seed, self.params, self.inputs])
 
     @property
     def name(self) -> str:
-        """The name people see: `heatmap fold 0 seed 0`, `selected fold 0 seed 0 (moody-crib)`, `ranking`."""
+        """The name that people see: `heatmap fold 0 seed 0`, `selected fold 0 seed 0 (moody-crib)`, `ranking`."""
         if self.stage == "rank":
             return self.config
         experiment = self.tags.get("dvc_exp_name")
         return f"{self.config} fold {self.fold} seed {self.seed}" + (f" ({experiment})" if experiment else "")
 
     def save(self, folder: Path) -> None:
-        with atomic_file(Path(folder) / "record.json") as beside:
-            beside.write_text(json.dumps(asdict(self), indent=1, sort_keys=True) + "\n", encoding="utf-8")
+        with atomic_file(Path(folder) / "record.json") as path:
+            path.write_text(json.dumps(asdict(self), indent=1, sort_keys=True) + "\n", encoding="utf-8")
 
     @staticmethod
     def load(folder: Path) -> "Record":
-        try:
-            return Record._read(Path(folder))
-        except (FileNotFoundError, NotADirectoryError):
-            raise InputError(f"{folder}: no record.json there; give a run folder such as runs/landmarks/selected") from None
+        """Read what `save` wrote."""
+        with _missing_run_is_input_error(folder):
+            return _read_record(Path(folder))
 
-    @staticmethod
-    def _read(folder: Path) -> "Record":
-        path = folder / "record.json"
-        try:
-            record = Record(**json.loads(path.read_text(encoding="utf-8")))
-            path = folder / "evaluation" / "settings.json"
-            return record.evaluated_with(json.loads(path.read_text(encoding="utf-8"))) if path.is_file() else record
-        except (TypeError, ValueError) as error:
-            raise InputError(f"{path} cannot be read ({error}); delete the folder or run `dvc checkout` on it") from None
 
-    def evaluated_with(self, settings: dict[str, Any]) -> "Record":
-        """The same trained run under evaluation parameters: another key, so that two evaluations of one model are two runs."""
-        key = hashlib.sha256(json.dumps([self.key, settings], sort_keys=True).encode()).hexdigest()[:16]
-        return replace(self, params=self.params | settings, key=key, tags=self.tags | {"trained_key": self.key})
+def load_evaluated(folder: Path) -> Record:
+    """The record of a run as it was evaluated: the evaluation's settings join the parameters and change the key, so that two
+    evaluations of one model are two runs."""
+    with _missing_run_is_input_error(folder):
+        return _read_evaluated(Path(folder))
+
+
+def _read_evaluated(folder: Path) -> Record:
+    record = _read_record(folder)
+    if not (folder / "evaluation" / "settings.json").is_file():
+        return record
+    settings = _read_json(folder / "evaluation" / "settings.json")
+    key = _hash([record.key, settings])
+    return replace(record, params=record.params | settings, key=key, tags=record.tags | {"trained_key": record.key})
 
 
 def new_record(
     study: str, stage: str, config: str, *, seed: int, params: dict[str, Any], inputs: dict[str, Path], fold: int = 0
 ) -> Record:
-    """A record of what is about to run: hashes the inputs, notes commit, experiment name and versions.
-
-    A file of pretrained weights, `params["weights"]`, is an input: changed under the same name it makes another run.
-    """
-    weights = Path(params.get("weights", ""))
-    hashes = {name: md5(path) for name, path in (inputs | ({"weights": weights} if weights.is_file() else {})).items()}
-    versions = {f"version.{name}": metadata.version(name) for name in PACKAGES}
-    tags = versions | {
+    """A record of what is about to run: hashes the inputs, notes commit, experiment name and versions."""
+    tags = {f"version.{name}": metadata.version(name) for name in PACKAGES} | {
         "version.python": platform.python_version(),
         "machine": f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores",
         "git_commit": _git_commit(),
         "dvc_exp_name": os.environ.get("DVC_EXP_NAME", ""),
         "started": time.strftime("%Y-%m-%dT%H:%M:%S"),
     }
+    hashes = {name: md5(path) for name, path in inputs.items()}
     return Record(study, stage, config, seed, params, hashes, fold=fold, tags=tags)
+
+
+def _hash(values: list[Any]) -> str:
+    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:16]
+
+
+@contextmanager
+def _missing_run_is_input_error(folder: Path) -> Iterator[None]:
+    try:
+        yield
+    except (FileNotFoundError, NotADirectoryError):
+        raise InputError(f"{folder}: no record.json there; give a run folder such as runs/landmarks/selected") from None
+
+
+def _read_record(folder: Path) -> Record:
+    return _read_json(folder / "record.json", lambda values: Record(**values))
+
+
+def _read_json(path: Path, make: Callable[[dict[str, Any]], Any] = dict) -> Any:
+    try:
+        return make(json.loads(path.read_text(encoding="utf-8")))
+    except (TypeError, ValueError) as error:
+        raise InputError(f"{path} cannot be read ({error}); delete the folder or run `dvc checkout` on it") from None
 
 
 def _git_commit() -> str:
     try:
         return subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=True).stdout.strip()
-    except (OSError, subprocess.CalledProcessError):  # no git here, or no commit yet
+    except (OSError, subprocess.CalledProcessError):  # no git, or no commit yet
         return "none"
 
 
@@ -122,24 +139,29 @@ def flatten(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def finished_runs(root: Path) -> list[tuple[Record, Path]]:
-    """One folder a key: of two copies of a run, the one written last. A folder that a stage replaces just now is left out."""
+    """One folder per key: of two copies of a run, the one written last. A folder that a stage is replacing is left out."""
     found = []
-    for name, folders, files in os.walk(root / "runs"):  # unlike rglob it bears folders that vanish
+    for name, folders, files in os.walk(root / "runs"):  # unlike rglob, it copes with folders that vanish
         folders[:] = [child for child in folders if not is_temporary(child)]
         if "record.json" in files:
             folder = Path(name)
             with suppress(FileNotFoundError):
-                found.append(((folder / "record.json").stat().st_mtime, folder, Record._read(folder)))
+                modified = (folder / "record.json").stat().st_mtime
+                found.append((modified, folder, _read_evaluated(folder)))
     newest = {record.key: (record, folder) for _, folder, record in sorted(found, key=lambda entry: entry[:2])}
     return sorted(newest.values(), key=lambda pair: pair[1])
 
 
-def extra_artifacts(record: Record, root: Path) -> dict[str, Path]:
-    return {Path(name).as_posix(): root / name for name in record.artifacts if (root / name).exists()}
+def extra_artifacts(record: Record, folder: Path, root: Path) -> dict[str, Path]:
+    """Name in MLflow -> existing file or folder, looked up in the run folder first, then in the repository."""
+    places = {name: (folder / path, root / path) for name, path in record.artifacts.items()}
+    return {name: next(p for p in paths if p.exists()) for name, paths in places.items() if any(p.exists() for p in paths)}
 
 
 def content_md5(record: Record, folder: Path, root: Path) -> str:
-    parts = [md5(folder)] + [f"{name} {md5(path)}" for name, path in extra_artifacts(record, root).items()]
+    """A hash of everything that is uploaded for a run."""
+    outside = {n: p for n, p in extra_artifacts(record, folder, root).items() if not p.is_relative_to(folder)}
+    parts = [md5(folder)] + [f"{name} {md5(path)}" for name, path in outside.items()]
     return parts[0] if len(parts) == 1 else hashlib.md5("\n".join(parts).encode(), usedforsecurity=False).hexdigest()
 
 

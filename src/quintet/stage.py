@@ -1,4 +1,4 @@
-"""What every script in stages/ does around its work: read parameters, say what was reached, end with one clear error."""
+"""What every script in stages/ does around its work: read parameters, print a summary, end with one clear error."""
 
 import argparse
 import csv
@@ -21,11 +21,11 @@ from quintet.files import repository_root
 TIMES = Path("logs") / "stages.csv"
 
 
-def run_stage(main: Callable[..., str], *, imports: str) -> None:
-    """Run `main(params, **paths)` as a script: its further arguments become required --options, its result is the final line.
+def run_stage(main: Callable[..., str], *, imports: str | tuple[str, ...]) -> None:
+    """Run `main(params, ...)` as a script: its other arguments become required --options, its result is the final line.
 
-    The module `imports` is imported, and its cost counted, only after the parameters are valid: a wrong one is answered before
-    torch is there. Bad input ends with exit code 2 and no traceback.
+    The modules `imports` are imported, and the time it takes reported, only after the parameters are valid: a wrong value is
+    reported before torch is imported. Bad input ends with exit code 2 and no traceback.
     """
     parser = argparse.ArgumentParser(description=inspect.getdoc(main))
     for name, argument in list(inspect.signature(main).parameters.items())[1:]:
@@ -33,32 +33,33 @@ def run_stage(main: Callable[..., str], *, imports: str) -> None:
     options = vars(parser.parse_args())
     started = psutil.Process().create_time()
     with exit_on_user_error("an output of this stage"):
-        values = _with_threads(parameters.load())
-        with _without_collecting():
-            importlib.import_module(imports)
+        params = _with_threads(parameters.load())
+        with _garbage_collection_off():
+            for name in (imports,) if isinstance(imports, str) else imports:
+                importlib.import_module(name)
         ready = time.time()
-        reached = main(values, **options)
+        summary = main(params, **options)
     name = os.environ.get("DVC_STAGE") or Path(sys.argv[0]).stem
     seconds = time.time() - started
-    print(f"{name}: {reached} ({seconds:.1f} s, of which {ready - started:.1f} s start-up and imports)", flush=True)
-    with suppress(OSError):  # what is trained is not lost over a line of times
-        _note_time(name, started, ready - started, seconds)
+    print(f"{name}: {summary} ({seconds:.1f} s, of which {ready - started:.1f} s start-up and imports)", flush=True)
+    with suppress(OSError):  # a finished stage is not lost over a line of times
+        append_time(name, started, ready - started, seconds)
 
 
-def _with_threads(values: parameters.Params) -> parameters.Params:
-    """`quintet repro` gives each process its threads; BLAS and OpenMP, which count for themselves, are told before imports."""
-    said = os.environ.get("QUINTET_THREADS", str(values.compute.threads))
-    if not said.isdecimal():
-        raise InputError(f"QUINTET_THREADS={said}: expected a number of threads (0: all cores); unset it to use compute.threads")
-    threads = int(said)
+def _with_threads(params: parameters.Params) -> parameters.Params:
+    """`quintet repro` sets the number of threads per process; BLAS and OpenMP must know it before they are imported."""
+    value = os.environ.get("QUINTET_THREADS", str(params.compute.threads))
+    if not value.isdecimal():
+        raise InputError(f"QUINTET_THREADS={value}: expected a number of threads (0: all cores); unset it to use compute.threads")
+    threads = int(value)
     if threads:
         os.environ |= dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), str(threads))
-    return values.model_copy(update={"compute": values.compute.model_copy(update={"threads": threads})})
+    return params.model_copy(update={"compute": params.compute.model_copy(update={"threads": threads})})
 
 
 @contextmanager
-def _without_collecting() -> Iterator[None]:
-    """Garbage collection costs 1.4 s of 7 s of imports and, over what they leave, 1.6 s again at the interpreter's end."""
+def _garbage_collection_off() -> Iterator[None]:
+    """Garbage collection costs 1.4 s of 7 s of imports and, for what they leave behind, another 1.6 s at exit."""
     gc.disable()
     try:
         yield
@@ -67,7 +68,7 @@ def _without_collecting() -> Iterator[None]:
         gc.enable()
 
 
-def _note_time(name: str, started: float, start_up: float, seconds: float) -> None:
+def append_time(name: str, started: float, start_up: float, seconds: float) -> None:
     """Append to logs/stages.csv, which `quintet times` adds up."""
     path = repository_root() / TIMES
     path.parent.mkdir(exist_ok=True)
@@ -78,7 +79,7 @@ def _note_time(name: str, started: float, start_up: float, seconds: float) -> No
 
 
 def newest_times(root: Path) -> dict[str, tuple[float, float, float]]:
-    """Stage -> when its newest run here began, its start-up and its whole time (s)."""
+    """Stage -> start time, start-up time and total time (s) of its newest run here."""
     path = root / TIMES
     if not path.is_file():
         return {}
@@ -86,8 +87,8 @@ def newest_times(root: Path) -> dict[str, tuple[float, float, float]]:
     with path.open(newline="", encoding="utf-8") as file:
         for row in csv.reader(file):
             with suppress(ValueError):  # a line cut short
-                name, start, up, whole = row
-                times[name] = (float(start), float(up), float(whole))
+                name, started, start_up, total = row
+                times[name] = (float(started), float(start_up), float(total))
     return times
 
 
@@ -96,7 +97,10 @@ def times_table(root: Path) -> str:
     rows = newest_times(root)
     if not rows:
         raise InputError(f"{root / TIMES}: no stage has run here yet")
-    lines = [f"{name:32} {up:8.1f} {total:8.1f}" for name, (_, up, total) in sorted(rows.items(), key=lambda item: item[1][0])]
+    lines = [
+        f"{name:32} {start_up:8.1f} {total:8.1f}"
+        for name, (_, start_up, total) in sorted(rows.items(), key=lambda item: item[1][0])
+    ]
     sums = [sum(r[i] for r in rows.values()) for i in (1, 2)]
     header = f"{'stage':32} {'start-up':>8} {'all':>8}  seconds"
     return "\n".join([header, *lines, f"{'all ' + str(len(rows)) + ' processes':32} {sums[0]:8.1f} {sums[1]:8.1f}"])

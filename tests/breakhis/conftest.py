@@ -31,7 +31,7 @@ def slides(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="session")
 def slide_arrays(slides, tmp_path_factory, values) -> Path:
-    from quintet.breakhis.data import prepare
+    from quintet.breakhis.data.prepared import prepare
     from quintet.params import parse
 
     folder = tmp_path_factory.mktemp("prepared") / "breakhis"

@@ -7,8 +7,8 @@ import pytest
 from PIL import Image
 
 from quintet.breakhis.analysis import analyze
-from quintet.breakhis.data import check, load, prepare, refuse_overlapping_parts
-from quintet.breakhis.tree import MAGNIFICATIONS, picture_files
+from quintet.breakhis.data.prepared import check, load, prepare, refuse_overlapping_parts
+from quintet.breakhis.data.tree import MAGNIFICATIONS, picture_files
 from quintet.errors import InputError, InputProblemsError
 from tests.breakhis.conftest import SMALL
 

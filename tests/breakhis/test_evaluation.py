@@ -3,9 +3,7 @@ import pandas as pd
 import pytest
 
 from quintet.breakhis.comparison import balanced, balanced_interval
-from quintet.breakhis.evaluation import _judged as judged
-from quintet.breakhis.evaluation import by_patient, summary
-from quintet.breakhis.metrics import (
+from quintet.breakhis.evaluation.metrics import (
     Predicted,
     balanced_accuracy,
     classification,
@@ -14,6 +12,8 @@ from quintet.breakhis.metrics import (
     reliability,
     subsets,
 )
+from quintet.breakhis.evaluation.scores import _judged as judged
+from quintet.breakhis.evaluation.scores import by_patient, summary
 from quintet.resampling import bootstrap_weights
 
 LABELS = np.array([0, 0, 1, 1, 1])

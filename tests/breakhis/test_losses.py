@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from quintet.breakhis.losses import focal_loss, mixup, soft_targets
+from quintet.breakhis.model.losses import focal_loss, mixup, soft_targets
 
 
 def test_focal_loss_against_hand_values():

@@ -3,7 +3,8 @@ import pytest
 import torch
 from torch import nn
 
-from quintet.breakhis.networks import (
+from quintet.breakhis.data.tree import MAGNIFICATIONS
+from quintet.breakhis.model.networks import (
     ChannelAttention,
     HierarchicalAttention,
     MagnificationFusion,
@@ -12,7 +13,6 @@ from quintet.breakhis.networks import (
     build_backbone,
     normalise,
 )
-from quintet.breakhis.tree import MAGNIFICATIONS
 from quintet.errors import InputError
 from quintet.training.models import load_pretrained_weights
 

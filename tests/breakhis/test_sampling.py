@@ -5,10 +5,8 @@ import numpy as np
 import pytest
 from torch.utils.data import DataLoader
 
-from quintet.breakhis import sampling
-from quintet.breakhis.data import load
-from quintet.breakhis.module import Quadruples
-from quintet.breakhis.sampling import (
+from quintet.breakhis.data.prepared import load, sampling
+from quintet.breakhis.data.sampling import (
     NONE,
     Patients,
     QuadrupleBatches,
@@ -18,7 +16,8 @@ from quintet.breakhis.sampling import (
     samples_of,
     utilisation,
 )
-from quintet.breakhis.tree import MAGNIFICATIONS
+from quintet.breakhis.data.tree import MAGNIFICATIONS
+from quintet.breakhis.model.module import Quadruples
 
 
 def patients(counts=((12, 9, 10, 11), (4, 4, 20, 6), (30, 0, 25, 28))):
@@ -69,7 +68,7 @@ def test_every_image_is_scored():
 
 def test_the_same_in_another_process_with_another_hash_seed():
     code = (
-        "import numpy as np; from quintet.breakhis.sampling import *;"
+        "import numpy as np; from quintet.breakhis.data.sampling import *;"
         "p = Patients(['14-1', '14-22549AB'], [[np.arange(9)] * 4, [np.arange(17)] * 4]);"
         "print([item[0].tolist() + item[2].tolist() for item in QuadrupleBatches(p, 3, 5, seed=3)])"
     )

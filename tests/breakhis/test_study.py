@@ -12,12 +12,12 @@ import torch
 from quintet import results
 from quintet.breakhis import study
 from quintet.breakhis.comparison import compare
-from quintet.breakhis.data import load, prepare
-from quintet.breakhis.inference import Model, predict_prepared
-from quintet.breakhis.module import MagnificationModule, class_weights
-from quintet.breakhis.networks import MagnificationNet
+from quintet.breakhis.data.prepared import load, prepare
+from quintet.breakhis.data.tree import MAGNIFICATIONS, TYPES
+from quintet.breakhis.evaluation.inference import Model, predict_prepared
+from quintet.breakhis.model.module import MagnificationModule, class_weights
+from quintet.breakhis.model.networks import MagnificationNet
 from quintet.breakhis.prediction import evaluate_folder, predict_folder
-from quintet.breakhis.tree import MAGNIFICATIONS, TYPES
 from quintet.errors import InputError
 from quintet.params import parse
 from tests.breakhis.conftest import SMALL
@@ -69,7 +69,7 @@ def test_a_run_folder_has_everything(trained, slide_arrays):
 
 def test_threshold_comes_from_the_validation_patients(trained, slide_arrays):
     run, metrics, _ = trained
-    from quintet.breakhis.metrics import lock_threshold
+    from quintet.breakhis.evaluation.metrics import lock_threshold
 
     data = load(slide_arrays)
     held_out, _, _ = predict_prepared(Model.load(run, "cpu"), data, data.patients(0, "valid"))
@@ -77,7 +77,7 @@ def test_threshold_comes_from_the_validation_patients(trained, slide_arrays):
 
 
 def test_a_patients_score_is_the_mean_over_quadruples_of_all_images(trained, slide_arrays):
-    from quintet.breakhis.networks import normalise
+    from quintet.breakhis.model.networks import normalise
 
     data = load(slide_arrays)
     model = Model.load(trained[0], "cpu")

@@ -3,9 +3,9 @@ import pandas as pd
 import pytest
 from PIL import Image
 
-from quintet.breakhis.data import load
+from quintet.breakhis.data.prepared import load
+from quintet.breakhis.data.tree import MAGNIFICATIONS, read_tree
 from quintet.breakhis.synthetic import Biopsy, field, synthesize
-from quintet.breakhis.tree import MAGNIFICATIONS, read_tree
 from quintet.files import md5
 
 

@@ -3,7 +3,7 @@ import shutil
 import pytest
 from PIL import Image
 
-from quintet.breakhis.tree import MAGNIFICATIONS, TYPES, case_number, missing_magnifications, parse_name, read_tree
+from quintet.breakhis.data.tree import MAGNIFICATIONS, TYPES, case_number, missing_magnifications, parse_name, read_tree
 
 
 @pytest.mark.parametrize(

@@ -1,13 +1,13 @@
 import pytest
 import torch
 
-from quintet.ct.augmentation import Augmentation
-from quintet.ct.networks import see
+from quintet.ct.model.augmentation import Augmentation
+from quintet.ct.model.networks import network_input
 
 
 @pytest.fixture
-def how(make_params):
-    return make_params().ct.augment
+def params(make_params):
+    return make_params().ct.training.augment
 
 
 def cubes():
@@ -16,28 +16,28 @@ def cubes():
     return (torch.nn.functional.interpolate(coarse, size=(16, 16, 16), mode="trilinear")[:, 0] * 255).to(torch.uint8)
 
 
-def test_turning_equals_kornias_own(how):
-    augment = Augmentation(how.model_copy(update={"rotation_deg": 20.0, "scale": 0.2}))
+def test_transform_equals_kornia(params):
+    augment = Augmentation(params.model_copy(update={"rotation_deg": 20.0, "scale": 0.2}))
     volumes = cubes()
     torch.manual_seed(1)
-    ours = augment.turn(see(volumes, (16, 16, 16)), 16)
+    ours = augment.transform(network_input(volumes, (16, 16, 16)), 16)
     torch.manual_seed(1)
     theirs = augment.affine(volumes[:, None] / 255)[:, 0]
     torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=0)
     assert (ours - volumes / 255).abs().mean() > 0.01
 
 
-def test_nothing_drawn_is_the_input_and_everything_drawn_is_not(how):
-    none = Augmentation(how.model_copy(update={"affine": 0.0, "noise": 0.0}))
-    assert torch.equal(none(cubes(), (8, 16, 16)), see(cubes(), (8, 16, 16)))
-    still = Augmentation(how.model_copy(update={"affine": 1.0, "noise": 0.0, "rotation_deg": 0.0, "scale": 0.0}))
-    torch.testing.assert_close(still(cubes(), (8, 16, 16)), see(cubes(), (8, 16, 16)), atol=1e-3, rtol=0)
-    noisy = Augmentation(how.model_copy(update={"affine": 0.0, "noise": 1.0, "noise_sd": 0.05}))
-    assert (noisy(cubes(), (16, 16, 16)) - see(cubes(), (16, 16, 16))).std().item() == pytest.approx(0.05, rel=0.05)
+def test_probability_zero_changes_nothing_and_one_changes_everything(params):
+    none = Augmentation(params.model_copy(update={"affine": 0.0, "noise": 0.0}))
+    assert torch.equal(none(cubes(), (8, 16, 16)), network_input(cubes(), (8, 16, 16)))
+    identity = Augmentation(params.model_copy(update={"affine": 1.0, "noise": 0.0, "rotation_deg": 0.0, "scale": 0.0}))
+    torch.testing.assert_close(identity(cubes(), (8, 16, 16)), network_input(cubes(), (8, 16, 16)), atol=1e-3, rtol=0)
+    noisy = Augmentation(params.model_copy(update={"affine": 0.0, "noise": 1.0, "noise_sd": 0.05}))
+    assert (noisy(cubes(), (16, 16, 16)) - network_input(cubes(), (16, 16, 16))).std().item() == pytest.approx(0.05, rel=0.05)
 
 
-def test_same_draws_same_numbers(how):
-    augment = Augmentation(how)
+def test_same_seed_same_result(params):
+    augment = Augmentation(params)
     results = []
     for _ in range(2):
         torch.manual_seed(7)

@@ -1,4 +1,4 @@
-"""From raw studies to cubes, labels and split; every kind of bad input; interrupted and run again."""
+"""From raw scans to cubes, labels and split; every kind of bad input; interrupted and run again."""
 
 import os
 import shutil
@@ -13,8 +13,9 @@ import pandas as pd
 import pytest
 import yaml
 
-from quintet.ct.data import check, load, make_split, prepare
-from quintet.ct.raw import read_cube, read_labels
+from quintet.ct.data.prepare import check, make_split, prepare
+from quintet.ct.data.prepared import load
+from quintet.ct.data.raw import read_cube, read_labels
 from quintet.errors import InputError, InputProblemsError
 from tests.conftest import ROOT, with_changes
 from tests.ct.conftest import SMALL
@@ -29,49 +30,49 @@ def labels_of(raw):
     return pd.read_csv(raw / "labels.csv", dtype=str)
 
 
-def test_prepared_holds_every_study(scans, cubes):
+def test_every_scan_is_prepared(scans, cubes):
     data = load(cubes)
     table = labels_of(scans)
     assert data.findings == ["consolidation", "nodules", "cysts"]
-    assert list(data.index["study"]) == sorted(table["study"])
+    assert list(data.table["study"]) == sorted(table["study"])
     assert data.volumes.shape == (40, 32, 32, 32)
     assert data.volumes.dtype == np.uint8
-    own = table.set_index("study").loc[data.index["study"]]
+    own = table.set_index("study").loc[data.table["study"]]
     assert (own[data.findings].astype(float).to_numpy() == data.labels).all()
-    assert set(data.index["format"]) == {"DICOM", "NIfTI"}
+    assert set(data.table["format"]) == {"DICOM", "NIfTI"}
     for row in (0, 3, 7):
-        name = data.index["study"][row]
+        name = data.table["study"][row]
         path = scans / name if (scans / name).is_dir() else scans / f"{name}.nii.gz"
         assert (read_cube(path, 32, (-1000, 400))[0] == data.volumes[row]).all()
 
 
 def test_patients_stay_together_and_every_part_has_patients(cubes):
     data = load(cubes)
-    assert (data.index.groupby("patient")["split"].nunique() == 1).all()
-    assert (data.index["patient"].value_counts() > 1).any()
-    assert set(data.index["split"]) == {"train", "valid", "test"}
-    assert set(data.index["split"].iloc[data.train_eval]) == {"train"}
+    assert (data.table.groupby("patient")["split"].nunique() == 1).all()
+    assert (data.table["patient"].value_counts() > 1).any()
+    assert set(data.table["split"]) == {"train", "valid", "test"}
+    assert set(data.table["split"].iloc[data.train_eval_rows]) == {"train"}
     parts = pd.read_csv(cubes / "split.csv")
     assert list(parts["study"]) == sorted(parts["study"])
 
 
-def test_split_file_wins_and_a_patient_on_both_sides_is_refused(scans, small, tmp_path):
+def test_a_split_file_is_used_and_a_patient_in_two_parts_is_refused(scans, small, tmp_path):
     table = labels_of(scans)
     table["split"] = np.resize(["train", "train", "valid", "test"], len(table))
     people = table.drop_duplicates("patient").set_index("patient")["split"]
     table["split"] = table["patient"].map(people)
     table[["study", "split"]].to_csv(tmp_path / "mine.csv", index=False)
-    p = small.ct.model_copy(update={"split": str(tmp_path / "mine.csv")})
+    params = small.ct.data.model_copy(update={"split": str(tmp_path / "mine.csv")})
     labels = read_labels(scans).table.reset_index()
-    assert list(make_split(labels, p)["split"]) == list(table.set_index("study").loc[labels["study"], "split"])
+    assert list(make_split(labels, params)["split"]) == list(table.set_index("study").loc[labels["study"], "split"])
     double = table[table["patient"].duplicated(keep=False)].index[0]
     table.loc[double, "split"] = "test" if table["split"][double] != "test" else "train"
     table[["study", "split"]].to_csv(tmp_path / "mine.csv", index=False)
     with pytest.raises(InputProblemsError, match=str(table["patient"][double])):
-        make_split(labels, p)
+        make_split(labels, params)
 
 
-def test_without_patients_every_study_is_its_own(raw, small):
+def test_without_a_patient_column_every_scan_is_a_patient(raw, small):
     labels_of(raw).drop(columns="patient").to_csv(raw / "labels.csv", index=False)
     found = read_labels(raw).table
     assert (found["patient"] == found.index).all()
@@ -82,9 +83,9 @@ def test_rare_label_sets_do_not_stop_the_split(small):
     table = pd.DataFrame(sets, columns=list("abc"))
     table.insert(0, "study", [f"s{i}" for i in range(20)])
     table.insert(1, "patient", table["study"])
-    assert set(make_split(table, small.ct)["split"]) == {"train", "valid", "test"}
+    assert set(make_split(table, small.ct.data)["split"]) == {"train", "valid", "test"}
     with pytest.raises(InputError, match="needs 6"):
-        make_split(table.head(5), small.ct)
+        make_split(table.head(5), small.ct.data)
 
 
 def _label(raw, change):
@@ -110,61 +111,64 @@ def _constant(raw):
 LABELS = {
     "a value": (lambda t: t.__setitem__("nodules", ["2", *t["nodules"][1:]]), "nodules of study-0000 is '2', expected 0 or 1"),
     "blank": (lambda t: t.__setitem__("cysts", ["", *t["cysts"][1:]]), "row 2: cysts of study-0000 is ''"),
-    "twice": (lambda t: t.__setitem__("study", ["study-0001", *t["study"][1:]]), "study-0001 stands twice"),
-    "no study column": (lambda t: t.rename(columns={"study": "scan"}, inplace=True), "no column `study`"),
-    "no finding": (lambda t: t.drop(columns=["consolidation", "nodules", "cysts"], inplace=True), "no column of a finding"),
-    "no row": (lambda t: t.drop(index=t.index, inplace=True), "no row"),
-    "no patient": (lambda t: t.__setitem__("patient", ["", *t["patient"][1:]]), "row 2: no patient of study-0000"),
+    "twice": (lambda t: t.__setitem__("study", ["study-0001", *t["study"][1:]]), "row 3: study study-0001 is listed twice"),
+    "no study column": (lambda t: t.rename(columns={"study": "scan"}, inplace=True), "there is no column `study`"),
+    "no finding": (
+        lambda t: t.drop(columns=["consolidation", "nodules", "cysts"], inplace=True),
+        "no column of a finding",
+    ),
+    "no row": (lambda t: t.drop(index=t.index, inplace=True), "there is no row"),
+    "no patient": (lambda t: t.__setitem__("patient", ["", *t["patient"][1:]]), "row 2: patient of study-0000 is empty"),
 }
 
 
 @pytest.mark.parametrize("kind", LABELS)
 def test_bad_labels(raw, kind):
-    change, says = LABELS[kind]
+    change, message = LABELS[kind]
     _label(raw, change)
     with pytest.raises(InputError) as caught:
         read_labels(raw)
-    assert says in str(caught.value)
+    assert message in str(caught.value)
     assert "labels.csv" in str(caught.value)
 
 
-STUDIES = {
-    "no folder": (lambda r: shutil.rmtree(r / "study-0000"), "labels.csv: study study-0000 has neither a folder"),
-    "no label": (lambda r: _label(r, lambda t: t.drop(index=0, inplace=True)), "study study-0000 stands not in labels.csv"),
-    "missing slice": (lambda r: sorted((r / "study-0000").iterdir())[3].unlink(), "study study-0000: "),
+SCANS = {
+    "no folder": (lambda r: shutil.rmtree(r / "study-0000"), "labels.csv: scan study-0000 has neither a folder"),
+    "no label": (lambda r: _label(r, lambda t: t.drop(index=0, inplace=True)), "scan study-0000 is not in labels.csv"),
+    "missing slice": (lambda r: sorted((r / "study-0000").iterdir())[3].unlink(), "scan study-0000: "),
     "truncated nifti": (lambda r: next(r.glob("*.nii.gz")).write_bytes(b"\x1f\x8b123"), "corrupt or truncated"),
     "NaN": (_nan, "NaN"),
     "constant": (_constant, "every voxel is 40 HU"),
 }
 
 
-@pytest.mark.parametrize("kind", STUDIES)
-def test_a_bad_study_is_listed_and_costs_only_itself(raw, small, kind, tmp_path):
-    damage, says = STUDIES[kind]
+@pytest.mark.parametrize("kind", SCANS)
+def test_a_bad_scan_is_listed_and_does_not_stop_the_others(raw, small, kind, tmp_path):
+    damage, message = SCANS[kind]
     damage(raw)
-    if kind != "missing slice" or len(list((raw / "study-0000").iterdir())) > 5:
-        assert any(says in problem for problem in check(raw, small.ct))
-        with pytest.raises(InputProblemsError, match="1 problem") as caught:
-            prepare(raw, tmp_path / "out", small.ct)
-        assert says in str(caught.value)
-        assert "ct.on_error=skip" in str(caught.value)
-        assert not (tmp_path / "out").exists()
-        data, skipped = prepare(raw, tmp_path / "out", small.ct.model_copy(update={"on_error": "skip"}))
-        assert len(data.index) == len(data.volumes) == 39
-        assert len(skipped) == 1
-        assert data.volumes.reshape(39, -1).max(1).min() > 0  # no empty row
-        assert not list((tmp_path / ".checkpoints").glob("*"))
+    assert any(message in problem for problem in check(raw, small.ct))
+    with pytest.raises(InputProblemsError, match="1 problem") as caught:
+        prepare(raw, tmp_path / "out", small.ct)
+    assert message in str(caught.value)
+    assert "ct.data.on_error=skip" in str(caught.value)
+    assert not (tmp_path / "out").exists()
+    skipping = small.ct.data.model_copy(update={"on_error": "skip"})
+    data, skipped = prepare(raw, tmp_path / "out", small.ct.model_copy(update={"data": skipping}))
+    assert len(data.table) == len(data.volumes) == 39
+    assert len(skipped) == 1
+    assert data.volumes.reshape(39, -1).max(1).min() > 0  # no empty row
+    assert not list((tmp_path / ".checkpoints").glob("*"))
 
 
-def test_nothing_there(small, tmp_path):
+def test_a_missing_or_empty_folder_is_refused(small, tmp_path):
     with pytest.raises(InputError, match="no such folder"):
         prepare(tmp_path / "none", tmp_path / "out", small.ct)
     (tmp_path / "empty").mkdir()
-    with pytest.raises(InputError, match="no study in it"):
+    with pytest.raises(InputError, match="contains no scan"):
         prepare(tmp_path / "empty", tmp_path / "out", small.ct)
 
 
-def test_finished_studies_are_not_read_again_and_changed_ones_are(raw, small, tmp_path, monkeypatch):
+def test_finished_scans_are_not_read_again_but_changed_ones_are(raw, small, tmp_path, monkeypatch):
     bad = sorted((raw / "study-0001").iterdir())[0]
     whole = bad.read_bytes()
     bad.write_bytes(whole[:300])
@@ -175,7 +179,7 @@ def test_finished_studies_are_not_read_again_and_changed_ones_are(raw, small, tm
     for path in again.iterdir():
         os.utime(path, (1, 1))
     seen = []
-    from quintet.ct import data as module
+    from quintet.ct.data import prepare as module
 
     real = module.read_cube
     monkeypatch.setattr(module, "read_cube", lambda path, *a, **k: (seen.append(path.name), real(path, *a, **k))[1])
@@ -184,7 +188,7 @@ def test_finished_studies_are_not_read_again_and_changed_ones_are(raw, small, tm
 
 
 def test_killed_in_the_middle_and_run_again(raw, values, tmp_path, cubes):
-    """kill -9 of the stage after some studies: the second run goes on, and its result is that of a run left alone."""
+    """kill -9 after some scans: the second run continues, and its result is that of an uninterrupted run."""
     (tmp_path / "params.yaml").write_text(yaml.safe_dump(with_changes(values, SMALL | {"ct.raw": str(raw)})))
     command = [sys.executable, str(ROOT / "stages/ct_prepare.py"), "--raw", str(raw), "--out", "out", "--page", "page.html"]
     process = subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
@@ -197,14 +201,14 @@ def test_killed_in_the_middle_and_run_again(raw, values, tmp_path, cubes):
     process.wait()
     assert not (tmp_path / "out").exists()
     with done[0].open("a") as file:
-        file.write("study-0039,half")  # a line that the kill cut off
+        file.write("study-0039,half")  # a line that the kill cut short
     finished = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=True)
-    assert "of 40 studies are there already" in finished.stdout
+    assert "of 40 scans were finished before" in finished.stdout
     for name in ("volumes.npy", "index.csv", "split.csv"):
         assert (tmp_path / "out" / name).read_bytes() == (cubes / name).read_bytes(), name
 
 
-def test_real_studies(real_scans, small, tmp_path):
+def test_real_scans(real_scans, small, tmp_path):
     """The DICOM series (8 mm slices) and the NIfTI file, with labels that this test makes up."""
     raw = tmp_path / "real"
     raw.mkdir()

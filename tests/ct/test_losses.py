@@ -1,4 +1,4 @@
-"""Losses by hand, selectors against brute force, degenerate batches."""
+"""Losses against hand-computed values, selectors against brute force, degenerate batches."""
 
 import itertools
 
@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from quintet.ct.losses import SELECTORS, micro_f1_loss, shares_finding, triplet_loss
+from quintet.ct.model.losses import SELECTORS, micro_f1_loss, shares_finding, triplet_loss
 
 MARGIN = 0.2
 
@@ -16,13 +16,16 @@ def unit(rng, count, size=4):
     return torch.nn.functional.normalize(x, dim=1)
 
 
+def shared(one, other):
+    return bool(one & other) or (not one and not other)
+
+
 def brute_force(x, labels):
-    """anchor, positive, negative -> violation, by loops."""
+    """(anchor, positive, negative) -> violation, by loops."""
     found = {}
     sets = [frozenset(np.flatnonzero(row)) for row in labels.numpy()]
     for a, p, n in itertools.product(range(len(x)), repeat=3):
-        near = lambda i, j: bool(sets[i] & sets[j]) or (not sets[i] and not sets[j])  # noqa: E731
-        if a != p and near(a, p) and not near(a, n):
+        if a != p and shared(sets[a], sets[p]) and not shared(sets[a], sets[n]):
             found[a, p, n] = float(((x[a] - x[p]) ** 2).sum() - ((x[a] - x[n]) ** 2).sum()) + MARGIN
     return found
 
@@ -56,7 +59,7 @@ def test_selectors_against_brute_force(selector, seed):
 
 @pytest.mark.parametrize("selector", SELECTORS)
 @pytest.mark.parametrize("labels", [[[1, 0]] * 4, [[1, 0], [0, 1]], [[1, 1]]], ids=["no negative", "no positive", "one scan"])
-def test_batches_without_a_triplet_give_zero_with_a_graph(selector, labels):
+def test_a_batch_without_a_triplet_has_loss_zero_and_gradient_zero(selector, labels):
     x = torch.randn(len(labels), 4, requires_grad=True)
     loss = triplet_loss(x, torch.tensor(labels), margin=MARGIN, selector=selector)
     loss.backward()
@@ -70,44 +73,44 @@ def test_a_negative_shares_no_finding():
     assert shares_finding(labels).int().tolist() == expected
 
 
-def test_f1_by_hand():
-    scores = torch.logit(torch.tensor([[0.8, 0.3, 0.1], [0.6, 0.5, 0.9]]))
+def test_f1_against_hand_computed_values():
+    logits = torch.logit(torch.tensor([[0.8, 0.3, 0.1], [0.6, 0.5, 0.9]]))
     targets = torch.tensor([[1, 0, 0], [0, 1, 1.0]])
     first, second = 1.6 / (1.6 + 0.4 + 0.2), 2.8 / (2.8 + 0.6 + 0.6)
-    assert micro_f1_loss(scores, targets).item() == pytest.approx(1 - (first + second) / 2, abs=1e-6)
+    assert micro_f1_loss(logits, targets).item() == pytest.approx(1 - (first + second) / 2, abs=1e-6)
     both = (1.6 + 2.8) / (1.6 + 2.8 + 0.4 + 0.2 + 0.6 + 0.6)
-    assert micro_f1_loss(scores, targets, average="micro").item() == pytest.approx(1 - both, abs=1e-6)
+    assert micro_f1_loss(logits, targets, average="micro").item() == pytest.approx(1 - both, abs=1e-6)
     smooth = [(1.6 + 1) / (1.6 + 0.6 + 1), (2.8 + 1) / (2.8 + 1.2 + 1)]
-    assert micro_f1_loss(scores, targets, smooth=1).item() == pytest.approx(1 - np.mean(smooth), abs=1e-6)
+    assert micro_f1_loss(logits, targets, smooth=1).item() == pytest.approx(1 - np.mean(smooth), abs=1e-6)
 
 
-def test_cross_entropy_by_hand_reaches_what_f1_does_not():
-    scores, targets = torch.tensor([[-20.0, 20.0]], requires_grad=True), torch.tensor([[1.0, 0.0]])
-    f1 = micro_f1_loss(scores, targets)
-    assert torch.autograd.grad(f1, scores)[0].abs().max() < 1e-6  # denied and claimed for certain: flat
-    both = micro_f1_loss(scores, targets, cross_entropy=0.5)
+def test_cross_entropy_has_a_gradient_where_f1_is_flat():
+    logits, targets = torch.tensor([[-20.0, 20.0]], requires_grad=True), torch.tensor([[1.0, 0.0]])
+    f1 = micro_f1_loss(logits, targets)
+    assert torch.autograd.grad(f1, logits)[0].abs().max() < 1e-6  # confident in both directions: flat
+    both = micro_f1_loss(logits, targets, cross_entropy=0.5)
     assert both.item() == pytest.approx(f1.item() + 0.5 * 20, abs=1e-4)
-    assert torch.autograd.grad(both, scores)[0][0].tolist() == pytest.approx([-0.25, 0.25], abs=1e-4)
+    assert torch.autograd.grad(both, logits)[0][0].tolist() == pytest.approx([-0.25, 0.25], abs=1e-4)
 
 
 def test_graded_targets():
-    """Of targets in [0, 1], F1 is best where the probability is on the right side, and is symmetric in counts."""
+    """Targets in [0, 1]: soft counts by their definitions."""
     p, t = torch.tensor([[0.7, 0.2]]), torch.tensor([[0.5, 0.25]])
     tp, fp, fn = (p * t).sum(), (p * (1 - t)).sum(), ((1 - p) * t).sum()
     assert micro_f1_loss(torch.logit(p), t).item() == pytest.approx((1 - 2 * tp / (2 * tp + fp + fn)).item(), abs=1e-6)
 
 
 @pytest.mark.parametrize("average", ["samples", "micro"])
-def test_scans_without_findings_are_finite_and_teach_with_smoothing(average):
+def test_scans_without_findings_have_a_finite_loss_and_a_gradient_with_smoothing(average):
     for smooth in (0.0, 1.0):
-        scores = torch.zeros(3, 2, requires_grad=True)
-        loss = micro_f1_loss(scores, torch.zeros(3, 2), average=average, smooth=smooth)
+        logits = torch.zeros(3, 2, requires_grad=True)
+        loss = micro_f1_loss(logits, torch.zeros(3, 2), average=average, smooth=smooth)
         loss.backward()
         assert torch.isfinite(loss)
-        assert torch.isfinite(scores.grad).all()
-        assert (scores.grad > 0).all() == (smooth > 0)  # descending lowers the scores
+        assert torch.isfinite(logits.grad).all()
+        assert (logits.grad > 0).all() == (smooth > 0)  # a descent step lowers the logits
 
 
-def test_perfect_scores_have_no_loss():
+def test_perfect_logits_have_loss_zero():
     targets = torch.tensor([[1.0, 0], [1, 1]])
     assert micro_f1_loss((targets * 2 - 1) * 50, targets).item() == pytest.approx(0, abs=1e-6)

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from quintet.backbones import NOT_BACKBONE, RESNET18_URL, ResNet18
-from quintet.ct.networks import VARIANTS, Proximity, see
+from quintet.ct.model.networks import VARIANTS, Proximity, network_input
 from quintet.errors import InputError
 from quintet.training.models import load_pretrained_weights
 
@@ -29,12 +29,12 @@ def test_embeddings_have_length_one_and_the_head_is_optional():
     out = small()(torch.rand(2, 6, 65, 65))
     assert out.embedding.shape == (2, 5)
     assert out.embedding.norm(dim=1).tolist() == pytest.approx([1, 1])
-    assert out.scores.shape == (2, 3)
-    assert small(findings=0)(torch.rand(1, 6, 65, 65)).scores is None
+    assert out.logits.shape == (2, 3)
+    assert small(findings=0)(torch.rand(1, 6, 65, 65)).logits is None
 
 
 def test_published_sizes_of_the_adaptive_network():
-    """270 x 150 x 150: 90 groups, 512 x 5 x 5 features, three convolutions, 4096 (2592 are there), 2048, 1024."""
+    """270 x 150 x 150: 90 groups, 512 x 5 x 5 features, three convolutions, 4096 (only 2592 are available), 2048, 1024."""
     net = small(input_size=[270, 150, 150], width=64, units=[4096, 2048], embedding=1024)
     convolutions = [m for m in net.volume if isinstance(m, torch.nn.Conv3d)]
     assert [(c.in_channels, c.out_channels, c.kernel_size, c.stride) for c in convolutions] == [
@@ -48,7 +48,7 @@ def test_published_sizes_of_the_adaptive_network():
     assert net.embed.out_features == 1024
 
 
-def test_the_first_layer_sizes_agree_with_what_arrives():
+def test_any_input_size_and_width_passes_through():
     for size in ([3, 65, 65], [6, 96, 70], [9, 129, 97]):
         for width in (8, 16):
             small(input_size=size, width=width)(torch.rand(2, *size))
@@ -70,7 +70,7 @@ def test_chunks_give_the_same_embedding_and_gradients(training):
         net.train(training)
         before = {n: b.clone() for n, b in net.backbone.named_buffers()}
         out = net(images)
-        (out.embedding[:, 0].sum() + out.scores.square().sum()).backward()
+        (out.embedding[:, 0].sum() + out.logits.square().sum()).backward()
         grads = {n: p.grad.clone() for n, p in net.named_parameters()}
         assert all(torch.equal(before[n], b) for n, b in net.backbone.named_buffers())
         states.append((out, grads))
@@ -80,16 +80,16 @@ def test_chunks_give_the_same_embedding_and_gradients(training):
         torch.testing.assert_close(grad, chunked_grads[name], atol=2e-4, rtol=2e-3, msg=name)
 
 
-def test_centred_embeddings_differ_and_one_scan_takes_the_running_statistics():
+def test_centred_embeddings_differ_and_a_single_scan_gets_the_running_statistics():
     torch.manual_seed(1)
     images = torch.rand(8, 6, 65, 65)
     plain, centred = (small(centre=centre).train()(images).embedding for centre in (False, True))
-    assert (plain @ plain.T).mean() > 0.9 > 0.3 > (centred @ centred.T).mean().abs()  # an untrained network says one thing
+    assert (plain @ plain.T).mean() > 0.9 > 0.3 > (centred @ centred.T).mean().abs()  # an untrained network gives similar vectors
     net = small().train()
     net.centre.running_mean.fill_(0.3)
     before = {name: value.clone() for name, value in net.centre.state_dict().items()}
-    alone = net(images[:1]).embedding
-    assert torch.isfinite(alone).all()
+    single = net(images[:1]).embedding
+    assert torch.isfinite(single).all()
     assert all(torch.equal(before[name], value) for name, value in net.centre.state_dict().items())
 
 
@@ -108,25 +108,25 @@ def test_one_training_step_of_the_legacy_network_at_300():
     assert [m.out_features for m in net.layers if isinstance(m, torch.nn.Linear)][1] == 256
     optimizer = torch.optim.Adam(net.parameters(), lr=1e-3)
     before = net.backbone.net.conv1.weight.clone()
-    out = net(see(torch.randint(0, 255, (2, 12, 12, 12), dtype=torch.uint8), net.input_size))
+    out = net(network_input(torch.randint(0, 255, (2, 12, 12, 12), dtype=torch.uint8), net.input_size))
     assert out.embedding.shape == (2, 512)
-    (out.scores.square().sum() + out.embedding.sum()).backward()
+    (out.logits.square().sum() + out.embedding.sum()).backward()
     optimizer.step()
     assert not torch.equal(before, net.backbone.net.conv1.weight)
 
 
-def test_what_the_network_sees_is_resized_and_scaled():
-    """Against PyTorch's antialiased interpolation, which knows two axes at a time."""
+def test_network_input_is_resized_and_scaled():
+    """Against PyTorch's antialiased interpolation, which supports two axes at a time."""
 
     def plane(x, size):
         return torch.nn.functional.interpolate(x, size=size, mode="bilinear", antialias=True, align_corners=False)
 
     cube = torch.randint(0, 256, (2, 12, 12, 12), dtype=torch.uint8)
-    assert torch.equal(see(cube, (12, 12, 12)), cube / 255)
+    assert torch.equal(network_input(cube, (12, 12, 12)), cube / 255)
     for depth, rows, columns in ((4, 12, 7), (12, 9, 9), (3, 20, 12)):
         theirs = plane(plane(cube / 255, (rows, columns)).transpose(1, 2), (depth, columns)).transpose(1, 2)
-        with torch.autocast("cpu", torch.bfloat16):  # grey levels survive mixed precision
-            torch.testing.assert_close(see(cube, (depth, rows, columns)), theirs, atol=1e-6, rtol=0)
+        with torch.autocast("cpu", torch.bfloat16):  # mixed precision does not coarsen grey levels
+            torch.testing.assert_close(network_input(cube, (depth, rows, columns)), theirs, atol=1e-6, rtol=0)
 
 
 def test_backbone_weights_from_a_file(tmp_path):

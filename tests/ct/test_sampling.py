@@ -4,7 +4,7 @@ import sys
 import numpy as np
 import pytest
 
-from quintet.ct.sampling import BalancedBatches
+from quintet.ct.model.sampling import BalancedBatches
 from quintet.errors import InputError
 
 SETS = np.array([(0, 0, 0), (1, 0, 0), (0, 1, 0), (0, 0, 1), (1, 1, 0), (1, 1, 1)], np.float32)
@@ -15,20 +15,20 @@ def sampler(labels, **options):
     return BalancedBatches(rows, labels, **{"classes": 2, "samples": 3, "seed": 0} | options)
 
 
-def test_batches_hold_classes_that_share_no_finding():
+def test_classes_of_a_batch_have_no_common_finding():
     labels = np.repeat(SETS, 7, axis=0)
-    own = sampler(labels)
-    batches = list(own)
-    assert len(batches) == len(own) == 7
+    whole = sampler(labels)
+    batches = list(whole)
+    assert len(batches) == len(whole) == 7
     for batch in batches:
         assert all(100 <= row < 142 for row in batch)
         rows = labels[np.array(batch) - 100].reshape(2, 3, 3)
-        assert (rows == rows[:, :1]).all()  # samples of one set each
+        assert (rows == rows[:, :1]).all()  # the samples of a class have the same set
         assert not (rows[0, 0] * rows[1, 0]).any()
         assert (rows[0, 0] != rows[1, 0]).any()
 
 
-def test_every_scan_of_a_set_comes_before_one_comes_again():
+def test_every_scan_of_a_set_is_drawn_before_one_is_drawn_again():
     labels = np.repeat(SETS[:2], 6, axis=0)
     drawn = np.concatenate(list(sampler(labels)))
     assert sorted(drawn) == list(range(100, 112))
@@ -52,15 +52,14 @@ def test_ranks_share_the_batches(monkeypatch):
     whole = list(sampler(labels))
     parts = []
     for rank in range(2):
-        monkeypatch.setattr("quintet.ct.sampling.rank_and_world_size", lambda rank=rank: (rank, 2))
+        monkeypatch.setattr("quintet.ct.model.sampling.rank_and_world_size", lambda rank=rank: (rank, 2))
         parts.append(list(sampler(labels)))
     assert [batch for pair in zip(*parts, strict=True) for batch in pair] == whole
 
 
-def test_three_classes_and_a_set_without_partner():
-    own = sampler(np.repeat(SETS, 4, axis=0), classes=4)
-    for batch in own:
+def test_more_classes_and_sets_without_a_disjoint_one():
+    for batch in sampler(np.repeat(SETS, 4, axis=0), classes=4):
         sets = {tuple(row) for row in np.repeat(SETS, 4, axis=0)[np.array(batch) - 100]}
         assert sets == {tuple(row) for row in SETS[:4].tolist()}  # the only four
-    with pytest.raises(InputError, match=r"no 2 label sets .* lower ct.classes"):
+    with pytest.raises(InputError, match=r"needs 2 label sets .* lower ct.training.classes"):
         sampler(np.repeat(SETS[[1, 4]], 4, axis=0))

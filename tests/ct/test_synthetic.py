@@ -2,7 +2,7 @@ import numpy as np
 import pandas as pd
 import pydicom
 
-from quintet.ct.synthetic import FINDINGS, SETS, Patient, Space, cohort, draw_scan
+from quintet.ct.synthetic import FINDINGS, SETS, Patient, Space, cohort, simulate_scan
 from quintet.files import md5
 
 
@@ -11,7 +11,7 @@ def space(matrix=48, slices=40):
     return Space(*(((np.arange(n) - (n - 1) / 2) * mm).astype(np.float32) for n, mm in zip(counts, steps, strict=True)))
 
 
-def test_series_are_valid_dicom_in_several_ways_of_lying_and_storing(scans):
+def test_series_are_valid_dicom_with_varied_positions_and_encodings(scans):
     facts = []
     for folder in sorted(p for p in scans.iterdir() if p.is_dir()):
         slices = [pydicom.dcmread(path) for path in folder.iterdir()]
@@ -37,7 +37,7 @@ def test_series_are_valid_dicom_in_several_ways_of_lying_and_storing(scans):
     assert len(list(scans.glob("*.nii.gz"))) == 10
 
 
-def test_labels_hold_all_sets_and_some_patients_several_scans(scans):
+def test_labels_have_all_sets_and_some_patients_have_several_scans(scans):
     table = pd.read_csv(scans / "labels.csv")
     assert set(map(tuple, table[list(FINDINGS)].to_numpy().tolist())) == set(SETS)
     assert (table["patient"].value_counts() > 1).any()
@@ -47,11 +47,11 @@ def test_labels_hold_all_sets_and_some_patients_several_scans(scans):
 
 
 def test_findings_are_in_the_voxels():
-    """Consolidation and nodules make lung denser, cysts make it emptier; the same patient otherwise."""
-    patient = Patient.draw(np.random.default_rng(4))
+    """In the same patient, consolidation and nodules raise the density of the lung, and cysts lower it."""
+    patient = Patient.sample(np.random.default_rng(4))
     hu = {}
     for findings in ((0, 0, 0), (1, 0, 0), (0, 1, 0), (0, 0, 1)):
-        hu[findings] = draw_scan(patient, findings, space(), np.random.default_rng(5)).astype(float)
+        hu[findings] = simulate_scan(patient, findings, space(), np.random.default_rng(5)).astype(float)
     lung = (hu[0, 0, 0] > -850) & (hu[0, 0, 0] < -550)
     assert lung.mean() > 0.05
     soft = {f: (v[lung] > -300).mean() for f, v in hu.items()}
@@ -71,14 +71,14 @@ def test_same_seed_same_files(tmp_path):
     assert md5(tmp_path / "a") == md5(tmp_path / "b")
 
 
-def test_a_patient_is_like_itself(cubes):
-    """Scans of one patient are nearer to each other than to others', so leaving them out of the gallery matters."""
-    from quintet.ct.data import load
+def test_scans_of_a_patient_are_similar(cubes):
+    """Scans of one patient resemble each other more than those of others, so excluding them from the gallery matters."""
+    from quintet.ct.data.prepared import load
 
     data = load(cubes)
     volumes = data.volumes.reshape(len(data.volumes), -1).astype(np.float32)
-    apart = np.abs(volumes[:, None] - volumes[None]).mean(2)
-    patients = data.index["patient"].to_numpy()
+    difference = np.abs(volumes[:, None] - volumes[None]).mean(2)
+    patients = data.table["patient"].to_numpy()
     own = (patients[:, None] == patients[None]) & ~np.eye(len(patients), dtype=bool)
     assert own.sum() > 10
-    assert apart[own].mean() < 0.9 * apart[patients[:, None] != patients[None]].mean()
+    assert difference[own].mean() < 0.9 * difference[patients[:, None] != patients[None]].mean()

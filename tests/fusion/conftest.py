@@ -5,30 +5,31 @@ from pathlib import Path
 
 import pytest
 
-from quintet.fusion.data import prepare
-from quintet.fusion.segmentation import segment
+from quintet import experiment
+from quintet.fusion.data.prepare import prepare
+from quintet.fusion.data.segmentation import segment
 from quintet.fusion.synthetic import synthesize
 from quintet.params import parse
 from tests.conftest import REAL, with_changes
 
 SMALL = {
-    "fusion.size": 12,
-    "fusion.epochs": 2,
-    "fusion.batch_size": 8,
-    "fusion.hidden": 16,
-    "fusion.clinical_units": [8, 16],
-    "fusion.predictor_units": [8],
-    "fusion.sampling_steps": 4,
-    "fusion.samples": 2,
-    "fusion.ttt.steps": 2,
-    "fusion.diffusion.layers": 1,
-    "fusion.diffusion.steps": 20,
+    "fusion.data.size": 12,
+    "fusion.training.epochs": 2,
+    "fusion.training.batch_size": 8,
+    "fusion.training.hidden": 16,
+    "fusion.training.clinical_units": [8, 16],
+    "fusion.training.predictor_units": [8],
+    "fusion.training.sampling_steps": 4,
+    "fusion.training.diffusion.layers": 1,
+    "fusion.training.diffusion.steps": 20,
+    "fusion.evaluation.samples": 2,
+    "fusion.evaluation.ttt.steps": 2,
     "ranking.bootstrap": 100,
     "fusion.configs": {
-        "attention": {"method": "attention", "dropping": 0.3},
-        "diffusion": {"method": "diffusion", "dropping": 0.3},
-        "concat": {"method": "concat", "dropping": 0.3},
-        "late": {"method": "late", "dropping": 0.0},
+        "attention": {"method": "attention", "modality_dropout": 0.3},
+        "diffusion": {"method": "diffusion", "modality_dropout": 0.3},
+        "concat": {"method": "concat", "modality_dropout": 0.3},
+        "late": {"method": "late", "modality_dropout": 0.0},
     },
 }
 
@@ -58,6 +59,21 @@ def prepared(heads, values, tmp_path_factory) -> Path:
     finally:
         os.chdir(before)
     return folder / "data"
+
+
+@pytest.fixture(scope="session")
+def trained(prepared, tmp_path_factory, values):
+    """The selected configuration (diffusion) after two epochs, evaluated: its run folder, metrics and record."""
+    params = parse(with_changes(values, SMALL))
+    folder = tmp_path_factory.mktemp("trained")
+    before = Path.cwd()
+    os.chdir(folder)
+    try:
+        record = experiment.train_selected("fusion", params, prepared, folder / "run")
+        metrics = experiment.evaluate_selected("fusion", params, prepared, folder / "run", folder / "scores.json")
+    finally:
+        os.chdir(before)
+    return folder / "run", metrics, record
 
 
 @pytest.fixture(scope="session")

@@ -1,11 +1,12 @@
-"""Test-time training: nothing stays behind, nobody else matters, zero steps are none, a loss that does not fall is refused."""
+"""Test-time training: the network does not change, other patients do not matter, adaptation without a falling loss is undone."""
 
 import pytest
 import torch
 
-from quintet.fusion.adaptation import adapt, adapted_names
-from quintet.fusion.losses import contrast_with_bank
-from quintet.fusion.networks import Draw, noise_for, seeds_of
+from quintet.fusion.evaluation.adaptation import adapt, adapted_names
+from quintet.fusion.model.losses import contrast_with_bank
+from quintet.fusion.model.methods import DiffusionNoise
+from quintet.fusion.model.networks import initial_noise, patient_seeds
 from quintet.params.fusion import FusionLossWeights, FusionTtt
 from tests.fusion.test_networks import batch, make
 
@@ -16,18 +17,18 @@ NAMES = [f"p{i}" for i in range(6)]
 def run(net, rows, *, steps=3, rate=1e-2, parameters="fusion"):
     volumes, clinical, present = (x[rows] for x in batch())
     features = net.encoders.features(volumes, clinical, present)
-    given = [f.detach() for f in features] if parameters == "fusion" else [volumes, clinical]
+    inputs = [f.detach() for f in features] if parameters == "fusion" else [volumes, clinical]
     names = [NAMES[i] for i in rows]
     return adapt(
         net,
-        given,
+        inputs,
         present,
-        noise_for(names, 2, 16),
-        how=FusionTtt(steps=steps, rate=rate, parameters=parameters),
+        initial_noise(names, 2, 16),
+        ttt=FusionTtt(steps=steps, rate=rate, parameters=parameters),
         weights=WEIGHTS,
         temperature=0.2,
         sampling_steps=3,
-        seeds=seeds_of(names),
+        seeds=patient_seeds(names),
     )
 
 
@@ -51,31 +52,31 @@ def test_weights_are_untouched_and_results_repeat(net, parameters):
 @pytest.mark.parametrize("parameters", ["fusion", "all"])
 def test_order_and_batch_size_do_not_matter(net, parameters):
     whole = run(net, [0, 1, 2, 3, 4, 5], parameters=parameters)
-    turned = run(net, [5, 2, 0, 4, 3, 1], parameters=parameters)
-    torch.testing.assert_close(turned.scores, whole.scores[[5, 2, 0, 4, 3, 1]], atol=1e-4, rtol=1e-3)
+    reordered = run(net, [5, 2, 0, 4, 3, 1], parameters=parameters)
+    torch.testing.assert_close(reordered.scores, whole.scores[[5, 2, 0, 4, 3, 1]], atol=1e-4, rtol=1e-3)
     for i in range(6):
         torch.testing.assert_close(run(net, [i], parameters=parameters).scores[0], whole.scores[i], atol=1e-4, rtol=1e-3)
 
 
-def test_zero_steps_are_no_adaptation(net):
+def test_zero_steps_do_not_adapt(net):
     found = run(net, [0, 1, 2], steps=0)
     volumes, clinical, present = (x[:3] for x in batch())
     tokens = net.encoders.tokens(net.encoders.features(volumes, clinical, present), present)
-    plain = net(tokens, present, noise_for(NAMES[:3], 2, 16), steps=3).transpose(0, 1)
+    plain = net(tokens, present, initial_noise(NAMES[:3], 2, 16), steps=3).transpose(0, 1)
     torch.testing.assert_close(found.scores, plain, atol=1e-5, rtol=1e-4)
     assert not found.adapted.any()
 
 
-def test_a_loss_that_does_not_fall_is_refused(net):
-    """With a rate that destroys the weights, predictions are those of the trained ones."""
-    wild, plain = run(net, [0, 1, 2], rate=1e3), run(net, [0, 1, 2], steps=0)
-    assert not wild.adapted.any()
-    torch.testing.assert_close(wild.scores, plain.scores, atol=1e-5, rtol=1e-4)
+def test_adaptation_is_undone_if_the_loss_does_not_fall(net):
+    """With a rate that destroys the weights, predictions come from the trained weights."""
+    diverged, plain = run(net, [0, 1, 2], rate=1e3), run(net, [0, 1, 2], steps=0)
+    assert not diverged.adapted.any()
+    torch.testing.assert_close(diverged.scores, plain.scores, atol=1e-5, rtol=1e-4)
     assert not torch.equal(run(net, [0, 1, 2]).scores, plain.scores)
 
 
-def test_mapped_steps_are_those_of_one_patient_alone():
-    """Against torch's SGD on a copy of the network that really is written to."""
+def test_mapped_steps_equal_those_of_a_single_patient():
+    """Against torch's SGD on a network that is changed in place."""
     net = make("attention")
     net.bank.normal_()
     net.known.fill_(True)
@@ -87,10 +88,12 @@ def test_mapped_steps_are_those_of_one_patient_alone():
     optimizer = torch.optim.SGD([p for name, p in net.named_parameters() if name in names], lr=1e-2)
     for _ in range(2):
         tokens = net.encoders.tokens(features, present)
-        learnt = net.learn(features, tokens, present, present, tokens[:, 0], Draw(torch.zeros(0), torch.zeros(0)))
+        output = net.training_output(
+            features, tokens, present, present, tokens[:, 0], DiffusionNoise(torch.zeros(0), torch.zeros(0))
+        )
         contrast = contrast_with_bank(tokens[0], present[0], net.bank, net.known, temperature=0.2)
         optimizer.zero_grad()
-        (learnt.reconstruction + 0.5 * contrast).backward()
+        (output.reconstruction_loss + 0.5 * contrast).backward()
         optimizer.step()
     with torch.no_grad():
         by_hand = net(net.encoders.tokens(features, present), present)

@@ -1,4 +1,4 @@
-"""From raw patients to cubes: places, gaps, bad input, nothing half-written, a kill in the middle."""
+"""From raw patients to cubes: alignment, missing modalities, bad input, nothing half-written, a kill while preparing."""
 
 import gzip
 import shutil
@@ -16,8 +16,9 @@ import yaml
 
 from quintet.errors import InputError, InputProblemsError
 from quintet.fusion.analysis import analyze
-from quintet.fusion.data import check, load, prepare
-from quintet.fusion.segmentation import segment
+from quintet.fusion.data.prepare import check, prepare
+from quintet.fusion.data.prepared import load
+from quintet.fusion.data.segmentation import segment
 from tests.conftest import ROOT, with_changes
 from tests.fusion.conftest import SMALL
 
@@ -27,10 +28,14 @@ def raw(heads, tmp_path):
     return shutil.copytree(heads, tmp_path / "raw")
 
 
-def run(raw, small, **changes):
-    p = small.fusion.model_copy(update=changes)
-    segment(raw, Path("masks"), p)
-    return prepare(raw, Path("masks"), Path("prepared"), p)
+def run(raw, small, *, survival_loss="cox", **changes):
+    """Segment and prepare with some values of `fusion.data` changed."""
+    fusion = small.fusion
+    data = fusion.data.model_copy(update=changes)
+    training = fusion.training.model_copy(update={"survival_loss": survival_loss})
+    params = fusion.model_copy(update={"data": data, "training": training})
+    segment(raw, Path("masks"), params)
+    return prepare(raw, Path("masks"), Path("prepared"), params)
 
 
 def first_with(raw, modality):
@@ -41,7 +46,7 @@ def first_with(raw, modality):
     )
 
 
-def test_what_is_there_and_what_is_not(prepared, heads):
+def test_present_and_missing_modalities(prepared, heads):
     data = load(prepared)
     assert data.volumes.dtype == np.float16
     assert isinstance(data.volumes, np.memmap)
@@ -63,17 +68,17 @@ def test_what_is_there_and_what_is_not(prepared, heads):
 
 
 def test_a_patients_images_share_one_cube(prepared):
-    """The lesion stands at one place in all of a patient's modalities, whatever their grids."""
+    """The lesion is at the same place in all of a patient's modalities, whatever their grids."""
     data = load(prepared)
-    whole = np.flatnonzero(data.present[:, :3].all(1))
-    apart = []
-    for row in whole:
+    complete = np.flatnonzero(data.present[:, :3].all(1))
+    distance = []
+    for row in complete:
         peaks = [np.array(np.unravel_index(np.argmax(data.volumes[row, k]), (12,) * 3)) for k in (1, 2)]
-        apart.append(np.abs(peaks[0] - peaks[1]).max())
-    assert np.mean(np.array(apart) <= 3) > 0.8
+        distance.append(np.abs(peaks[0] - peaks[1]).max())
+    assert np.mean(np.array(distance) <= 3) > 0.8
 
 
-def test_splits_are_those_of_a_file(raw, small, tmp_path):
+def test_a_split_file_is_used(raw, small, tmp_path):
     names = sorted(p.name for p in raw.iterdir() if p.is_dir())
     parts = ["train"] * 40 + ["valid"] * 10 + ["test"] * 10
     pd.DataFrame({"patient": names, "split": parts}).to_csv("mine.csv", index=False)
@@ -107,18 +112,18 @@ DAMAGES = {
 
 
 @pytest.mark.parametrize("kind", DAMAGES)
-def test_a_damaged_image_is_named_and_costs_no_other(raw, small, kind):
+def test_a_damaged_image_is_named_and_does_not_affect_the_others(raw, small, kind):
     path = first_with(raw, "pet")
-    damage, says = DAMAGES[kind]
+    damage, message = DAMAGES[kind]
     damage(path)
-    assert any(str(path) in text and says in text for text in check(raw, small.fusion))
+    assert any(str(path) in text and message in text for text in check(raw, small.fusion))
     with pytest.raises(InputProblemsError) as caught:
         run(raw, small)
-    assert says in str(caught.value)
+    assert message in str(caught.value)
     assert path.name in str(caught.value)
     assert not Path("prepared").exists()
     data, problems = run(raw, small, on_error="skip")
-    assert any(says in text for text in problems)
+    assert any(message in text for text in problems)
     row = int(np.flatnonzero(data.table["patient"] == path.parent.name)[0])
     assert not data.present[row, 2]
     assert len(data.table) == 60
@@ -129,22 +134,22 @@ def edit(raw, function):
     function(pd.read_csv(path, dtype=str, keep_default_na=False)).to_csv(path, index=False)
 
 
-def label_gone(table):
+def without_label(table):
     table.loc[3, "outcome"] = ""
     return table
 
 
 TABLES = {
-    "label missing": (label_gone, "no outcome in clinical_data.csv"),
+    "label missing": (without_label, "no outcome in clinical_data.csv"),
     "row missing": (lambda t: t.drop(index=3), "no outcome in clinical_data.csv"),
 }
 
 
 @pytest.mark.parametrize("kind", TABLES)
 def test_a_patient_without_a_label_is_named(raw, small, kind):
-    function, says = TABLES[kind]
+    function, message = TABLES[kind]
     edit(raw, function)
-    assert any(says in text for text in check(raw, small.fusion))
+    assert any(message in text for text in check(raw, small.fusion))
     with pytest.raises(InputProblemsError, match="patient_003"):
         run(raw, small)
     data, problems = run(raw, small, on_error="skip")
@@ -165,7 +170,7 @@ def test_a_patient_without_any_modality(raw, small):
             }
         ),
     )
-    with pytest.raises(InputProblemsError, match="patient patient_003: no modality at all"):
+    with pytest.raises(InputProblemsError, match="patient patient_003: no modality"):
         run(raw, small)
     assert len(run(raw, small, on_error="skip")[0].table) == 59
 
@@ -175,12 +180,12 @@ def test_a_patient_without_any_modality(raw, small):
     [("final_outcome", lambda t: t["age"]), ("code", lambda t: t["outcome"].map({"stable": "7", "progression": "8"}))],
     ids=["name", "values"],
 )
-def test_a_column_that_leaks_is_refused_until_it_is_dropped(raw, small, column, given):
+def test_a_column_that_reveals_the_label_is_refused_until_it_is_dropped(raw, small, column, given):
     edit(raw, lambda t: t.assign(**{column: given(t)}))
-    with pytest.raises(InputError, match=rf"'{column}'.*fusion.drop="):
+    with pytest.raises(InputError, match=rf"'{column}'.*fusion.data.drop="):
         run(raw, small)
     assert any(column in text for text in check(raw, small.fusion))
-    data, _ = run(raw, small, drop=[column])  # an experiment's -S fusion.drop
+    data, _ = run(raw, small, drop=[column])  # an experiment's -S fusion.data.drop
     assert column not in [own.name for own in data.encoder.columns]
 
 
@@ -192,13 +197,13 @@ def test_mse_of_censored_times_is_refused(raw, small):
     assert data.target[:, 1].min() == 0
 
 
-def test_one_class_is_no_classification(raw, small):
+def test_a_single_class_is_refused(raw, small):
     edit(raw, lambda t: t.assign(outcome="stable"))
     with pytest.raises(InputError, match="needs two classes"):
         run(raw, small)
 
 
-def test_prepare_killed_and_run_again_equals_left_alone(raw, small, values, tmp_path):
+def test_a_killed_prepare_leaves_nothing_and_can_be_repeated(raw, small, values, tmp_path):
     segment(raw, Path("masks"), small.fusion)
     (tmp_path / "params.yaml").write_text(yaml.safe_dump(with_changes(values, SMALL | {"compute.threads": 1})))
     command = [
@@ -223,10 +228,10 @@ def test_prepare_killed_and_run_again_equals_left_alone(raw, small, values, tmp_
     alone, _ = prepare(raw, Path("masks"), Path("alone"), small.fusion)
     assert np.array_equal(load(Path("out")).volumes, alone.volumes)
     assert (tmp_path / "out/patients.csv").read_bytes() == Path("alone/patients.csv").read_bytes()
-    assert "Missing, by the clinical row" in Path("p.html").read_text()
+    assert "Missing modalities and clinical features" in Path("p.html").read_text()
 
 
-def test_analyze_describes_what_it_can_read(raw, small):
+def test_analyze_describes_the_readable_patients(raw, small):
     path = first_with(raw, "pet")
     path.write_bytes(gzip.compress(b"nothing"))
     analyze(raw, Path("page.html"), small.fusion)

@@ -1,14 +1,15 @@
-"""Losses by hand and by loops; what teaches nothing gives zero with a graph."""
+"""Losses by hand and by loops; a batch that defines no loss gives a differentiable zero."""
 
 import numpy as np
 import pytest
 import torch
 
-from quintet.fusion.losses import contrast_with_bank, contrastive_loss, prediction_loss, reconstruction_loss, standardised
+from quintet.fusion.model.losses import contrast_with_bank, contrastive_loss, prediction_loss, reconstruction_loss, standardised
 
 
 def test_cox_by_hand():
-    """Breslow and Efron agree where no two times are equal: the mean over events of log sum of hazards at risk minus the own."""
+    """Breslow and Efron agree where no two times are equal: the mean over events of the log of the summed hazards at risk, minus
+    the event's own log hazard."""
     risk, time, event = torch.tensor([0.3, -0.5, 1.2, 0.1]), torch.tensor([5.0, 8.0, 2.0, 9.0]), torch.tensor([1.0, 0, 1, 1])
     terms = []
     for i in range(4):
@@ -18,7 +19,7 @@ def test_cox_by_hand():
     assert loss.item() == pytest.approx(torch.stack(terms).mean().item(), abs=1e-5)
 
 
-def test_squared_error_of_log_times_points_the_right_way():
+def test_squared_error_of_log_times_is_small_for_good_predictions():
     target = torch.tensor([[100.0, 1], [900.0, 1]])
     good = prediction_loss(torch.tensor([[1.4], [-0.8]]), target, survival_loss="mse")
     bad = prediction_loss(torch.tensor([[-0.8], [1.4]]), target, survival_loss="mse")
@@ -26,7 +27,7 @@ def test_squared_error_of_log_times_points_the_right_way():
 
 
 @pytest.mark.parametrize("event", [0.0, 1.0])
-def test_survival_batches_that_teach_nothing(event):
+def test_survival_batches_without_a_comparison_give_zero(event):
     risk = torch.randn(1 if event else 5, 1, requires_grad=True)
     target = torch.stack([torch.arange(1.0, len(risk) + 1), torch.full((len(risk),), event)], 1)
     loss = prediction_loss(risk, target, survival_loss="cox")
@@ -76,7 +77,7 @@ def test_contrast_by_loops():
 
 
 @pytest.mark.parametrize("present", [[[1, 0], [0, 1], [1, 0]], [[1, 1], [0, 0], [0, 1]]], ids=["no pair", "one patient"])
-def test_contrast_without_a_pair_is_zero_with_a_graph(present):
+def test_contrast_without_a_pair_is_a_differentiable_zero(present):
     tokens = torch.randn(3, 2, 4, requires_grad=True)
     loss = contrastive_loss(tokens, torch.tensor(present).bool(), temperature=0.1)
     loss.backward()
@@ -98,5 +99,5 @@ def test_contrast_with_the_bank_by_loops():
     assert contrast_with_bank(tokens, present, bank, known, temperature=temperature).item() == pytest.approx(
         np.mean(terms), abs=1e-5
     )
-    alone = contrast_with_bank(tokens, torch.tensor([1, 0, 0]).bool(), bank, known, temperature=temperature)
-    assert alone.item() == 0
+    single = contrast_with_bank(tokens, torch.tensor([1, 0, 0]).bool(), bank, known, temperature=temperature)
+    assert single.item() == 0

@@ -1,4 +1,4 @@
-"""Encoders, ways to join, schedules and samplers against formulas and diffusers, collapse."""
+"""Encoders, fusion methods, schedules and samplers against formulas and diffusers, collapse."""
 
 from typing import get_args
 
@@ -6,9 +6,11 @@ import numpy as np
 import pytest
 import torch
 
-from quintet.fusion.encoders import ENCODERS, ImageEncoder, RunningNorm
-from quintet.fusion.networks import METHODS, Draw, FusionNet, mean_of, noise_for, seeds_of
-from quintet.params import Fusion, FusionConfig
+from quintet.fusion.model.encoders import ENCODERS, ImageEncoder, RunningNorm
+from quintet.fusion.model.methods import METHODS, DiffusionNoise, masked_mean
+from quintet.fusion.model.networks import FusionNet, initial_noise, patient_seeds
+from quintet.params import FusionConfig
+from quintet.params.fusion import FusionTraining
 
 
 def make(method="diffusion", *, target="mean", predicts="sample", schedule="cosine", steps=1000, images=2, outputs=2, hidden=16):
@@ -43,15 +45,15 @@ def tokens_of(net, volumes, clinical, present):
 
 def test_registry_and_params_have_the_same_names():
     assert set(METHODS) == set(get_args(FusionConfig.model_fields["method"].annotation))
-    assert set(ENCODERS) == set(get_args(Fusion.model_fields["encoder"].annotation))
+    assert set(ENCODERS) == set(get_args(FusionTraining.model_fields["encoder"].annotation))
 
 
-@pytest.mark.parametrize("kind", ENCODERS)
-def test_encoders_do_not_mix_patients(kind):
-    """At test time a patient's features are its own; in training no gradient goes from one patient to another, nor is a batch of
-    one refused."""
+@pytest.mark.parametrize("name", ENCODERS)
+def test_encoders_do_not_mix_patients(name):
+    """In evaluation mode a patient's features do not depend on the batch. In training no gradient flows from one patient to
+    another, and a batch of one works."""
     torch.manual_seed(0)
-    net = ImageEncoder(kind, 8).train()
+    net = ImageEncoder(name, 8).train()
     x = torch.rand(3, 1, 16, 16, 16, requires_grad=True)
     features = net(x)
     assert features.shape == (3, net.features)
@@ -60,11 +62,11 @@ def test_encoders_do_not_mix_patients(kind):
     assert not x.grad[1:].any()
     net(x[:1])
     net.eval()
-    torch.testing.assert_close(net(x[1:2]), net(x)[1:2], atol=1e-3, rtol=5e-3)  # another order of the same sums
+    torch.testing.assert_close(net(x[1:2]), net(x)[1:2], atol=1e-3, rtol=5e-3)  # the same sums in another order
     assert not any(isinstance(m, torch.nn.BatchNorm3d) for m in net.modules())
 
 
-def test_running_norm_is_batch_norm_once_the_statistics_are_there():
+def test_running_norm_equals_batch_norm_with_the_same_statistics():
     torch.manual_seed(0)
     ours, theirs = RunningNorm(3), torch.nn.BatchNorm3d(3, momentum=None)
     batches = [torch.randn(5, 3, 2, 2, 2) * torch.tensor([1.0, 4, 9]).view(3, 1, 1, 1) + 2 for _ in range(8)]
@@ -76,10 +78,10 @@ def test_running_norm_is_batch_norm_once_the_statistics_are_there():
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_what_is_missing_has_no_influence_and_no_gradient(method):
+def test_missing_modalities_have_no_influence_and_no_gradient(method):
     net = make(method)
     volumes, clinical, present = batch()
-    start = noise_for([str(i) for i in range(6)], 3, 16)
+    start = initial_noise([str(i) for i in range(6)], 3, 16)
 
     def scores():
         return net(tokens_of(net, volumes, clinical, present), present, start, steps=3)
@@ -95,35 +97,34 @@ def test_what_is_missing_has_no_influence_and_no_gradient(method):
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_batch_mates_and_their_order_do_not_matter(method):
+def test_other_patients_and_their_order_do_not_matter(method):
     net = make(method)
     volumes, clinical, present = batch()
     names = [f"p{i}" for i in range(6)]
     tokens = tokens_of(net, volumes, clinical, present)
-    whole = net(tokens, present, noise_for(names, 2, 16), steps=3)
+    whole = net(tokens, present, initial_noise(names, 2, 16), steps=3)
     order = [3, 0, 5]
-    some = net(tokens[order], present[order], noise_for([names[i] for i in order], 2, 16), steps=3)
+    some = net(tokens[order], present[order], initial_noise([names[i] for i in order], 2, 16), steps=3)
     torch.testing.assert_close(some, whole[:, order], atol=1e-5, rtol=1e-4)
 
 
-def test_seeds_are_fixed():
-    assert seeds_of(["a", "b"]) == seeds_of(["a", "b"]) != seeds_of(["b", "a"])
-    assert seeds_of(["patient_001"]) == [205281486226612] or seeds_of(["patient_001"])[0] < 2**48
+def test_seeds_are_the_same_on_every_machine():
+    assert patient_seeds(["patient_001", "a", "b"]) == [106232500028325, 30554707826634, 62672547095358]
 
 
-def test_late_is_the_mean_of_what_each_modality_says():
+def test_late_is_the_mean_of_the_single_modality_predictions():
     net = make("late")
     volumes, clinical, present = batch()
     tokens = tokens_of(net, volumes, clinical, present)
-    said = net(tokens, present)[0].softmax(-1)
+    p = net(tokens, present)[0].softmax(-1)
     for row in range(6):
-        alone = [net.predict[k](tokens[row, k]).softmax(-1) for k in range(3) if present[row, k]]
-        torch.testing.assert_close(said[row], torch.stack(alone).mean(0))
+        single = [net.predict[k](tokens[row, k]).softmax(-1) for k in range(3) if present[row, k]]
+        torch.testing.assert_close(p[row], torch.stack(single).mean(0))
     only = torch.tensor([[True, False, False]])
     torch.testing.assert_close(net(tokens[:1], only)[0].softmax(-1)[0], net.predict[0](tokens[0, 0]).softmax(-1))
 
 
-def test_concat_sees_zeros_where_something_is_missing():
+def test_concat_gets_zeros_for_missing_modalities():
     net = make("concat")
     volumes, clinical, present = batch()
     tokens = tokens_of(net, volumes, clinical, torch.ones_like(present))
@@ -152,28 +153,28 @@ def test_schedule_by_its_formula(schedule):
 @pytest.mark.parametrize("predicts", ["noise", "sample"])
 @pytest.mark.parametrize("schedule", ["linear", "cosine"])
 def test_sampler_by_its_formula(schedule, predicts):
-    """DDIM without noise (Song et al. 2021, equation 12), in float64 and loops of our own."""
+    """DDIM without noise (Song et al. 2021, equation 12), in float64 with a loop."""
     net = make(schedule=schedule, predicts=predicts, target="unguarded")
     tokens, present, noise = torch.randn(4, 3, 16), torch.ones(4, 3).bool(), torch.randn(4, 16)
     with torch.no_grad():
         found = net.fuse.sample(tokens, present, noise, steps=5)
-        signal, condition, x = closed_form(schedule, 1000), net.fuse.condition(mean_of(tokens, present)), noise.double()
+        signal, condition, x = closed_form(schedule, 1000), net.fuse.condition(masked_mean(tokens, present)), noise.double()
         for time in range(800, -1, -200):
-            said = net.fuse.denoise(x.float(), torch.full((4,), time), condition).double()
-            now, after = signal[time], signal[time - 200] if time >= 200 else signal[0] if False else 1.0
-            x0 = said if predicts == "sample" else (x - np.sqrt(1 - now) * said) / np.sqrt(now)
+            output = net.fuse.denoise(x.float(), torch.full((4,), time), condition).double()
+            now, after = signal[time], signal[time - 200] if time >= 200 else 1.0
+            x0 = output if predicts == "sample" else (x - np.sqrt(1 - now) * output) / np.sqrt(now)
             eps = (x - np.sqrt(now) * x0) / np.sqrt(1 - now)
             x = np.sqrt(after) * x0 + np.sqrt(1 - after) * eps
     torch.testing.assert_close(found.double(), x, atol=1e-4 * float(x.abs().max()), rtol=0)
 
 
 @pytest.mark.parametrize("predicts", ["noise", "sample"])
-def test_one_step_with_a_perfect_denoiser_gives_the_target_back(predicts, monkeypatch):
+def test_one_step_with_a_perfect_denoiser_returns_the_target(predicts, monkeypatch):
     net = make(predicts=predicts)
     x0 = net.fuse.scaled(torch.randn(4, 16))
-    draw = Draw(torch.tensor([0, 100, 500, 800]), torch.randn(4, 16))
-    monkeypatch.setattr(net.fuse.denoise, "forward", lambda *_: x0 if predicts == "sample" else draw.noise)
-    estimate, loss = net.fuse.one_step(torch.randn(4, 3, 16), torch.ones(4, 3).bool(), x0, draw)
+    noise = DiffusionNoise(torch.tensor([0, 100, 500, 800]), torch.randn(4, 16))
+    monkeypatch.setattr(net.fuse.denoise, "forward", lambda *_: x0 if predicts == "sample" else noise.noise)
+    estimate, loss = net.fuse.one_step(torch.randn(4, 3, 16), torch.ones(4, 3).bool(), x0, noise)
     torch.testing.assert_close(estimate, x0, atol=1e-3, rtol=0)
     assert (loss == 0).all()
 
@@ -187,7 +188,7 @@ def test_no_gradient_flows_into_the_target():
 
 
 def feature_variance(target: str, steps: int = 100) -> float:
-    """Variance of the fused target between patients, mean of the second half of a training on the diffusion's loss alone."""
+    """Variance of the fused target between patients: mean over the second half of a training on the diffusion loss alone."""
     net = make(target=target).train()
     volumes, clinical, present = batch()
     everything = torch.ones_like(present)
@@ -198,19 +199,19 @@ def feature_variance(target: str, steps: int = 100) -> float:
         tokens = tokens_of(net, volumes, clinical, everything)
         x0 = net.fuse.target(tokens, everything)
         found.append(x0.detach().var(0, correction=0).mean().item())
-        draw = Draw(torch.randint(1000, (6,)), torch.randn(6, 16))
-        _, loss = net.fuse.one_step(tokens, present, x0, draw)
+        noise = DiffusionNoise(torch.randint(1000, (6,)), torch.randn(6, 16))
+        _, loss = net.fuse.one_step(tokens, present, x0, noise)
         optimizer.zero_grad()
         loss.mean().backward()
         optimizer.step()
     return float(np.mean(found[steps // 2 :]))
 
 
-def test_collapses_without_the_guard_and_not_with_it():
-    """As the reference describes it, the diffusion wins by shrinking every patient to one point; ours must stay far above the
-    floor. A mean of many steps, as one step's value depends on the CPU. (On this loss alone, which no training of ours is, ours
-    shrinks as well, but slowly: after 300 steps one found 0.04 to 0.9.)"""
-    from quintet.fusion.module import COLLAPSED
+def test_the_target_collapses_if_gradient_flows_into_it():
+    """As the reference describes it, the loss is lowest if all patients shrink to one point; ours must stay far above that. The
+    mean of many steps is tested, because a single step depends on the CPU. (On this loss alone, with which we never train, our
+    target shrinks as well, but slowly: its variance is 0.04 to 0.9 after 300 steps.)"""
+    from quintet.fusion.model.module import COLLAPSED
 
     unguarded, guarded = feature_variance("unguarded"), feature_variance("mean")
     assert unguarded < COLLAPSED
@@ -218,7 +219,7 @@ def test_collapses_without_the_guard_and_not_with_it():
 
 
 def test_gradient_checkpointing_changes_nothing():
-    """Gradients, and statistics that count a batch once."""
+    """Equal gradients, and running statistics that count a batch once."""
     plain, saving = make("attention"), make("attention")
     saving.encoders.recompute = True
     volumes, clinical, present = batch()

@@ -5,8 +5,9 @@ import pandas as pd
 import pytest
 
 from quintet.errors import InputError
-from quintet.fusion.clinical import Category, Encoder, Numeric, refuse_leaks
-from quintet.fusion.raw import find_patients, read_table, targets
+from quintet.fusion.data.clinical import Category, Encoder, Numeric, refuse_leaks
+from quintet.fusion.data.preparation import Preparation
+from quintet.fusion.data.raw import find_patients, read_table, targets
 
 ALL = ["mri_t1", "mri_t1ce", "mri_t2", "mri_flair", "ct", "pet"]
 
@@ -26,13 +27,13 @@ def test_every_naming_scheme_at_once(make_params, tmp_path, names, expected):
     (tmp_path / "p").mkdir()
     for name in names:
         (tmp_path / "p" / f"{name}.nii.gz").touch()
-    patients, problems = find_patients(tmp_path, make_params().fusion.names, ALL)
+    patients, problems = find_patients(tmp_path, make_params().fusion.data.names, ALL)
     assert not problems
     assert sorted(patients["p"]) == sorted(expected)
 
 
 def test_real_folders_are_detected(make_params, real_fusion):
-    patients, problems = find_patients(real_fusion, make_params().fusion.names, ALL)
+    patients, problems = find_patients(real_fusion, make_params().fusion.data.names, ALL)
     assert not problems
     assert {name: len(files) for name, files in patients.items()} == {
         "BraTS-case-001": 4,
@@ -46,17 +47,17 @@ def test_ambiguous_files_are_named(make_params, tmp_path):
     (tmp_path / "p").mkdir()
     for name in ("a_t1", "b_t1"):
         (tmp_path / "p" / f"{name}.nii.gz").touch()
-    _, problems = find_patients(tmp_path, make_params().fusion.names, ALL)
+    _, problems = find_patients(tmp_path, make_params().fusion.data.names, ALL)
     assert len(problems) == 1
     assert "a_t1.nii.gz and b_t1.nii.gz are both mri_t1" in problems[0]
     _, problems = find_patients(tmp_path, {"x": ["*_t1"], "y": ["a_*"]}, ["x", "y"])
-    assert "a_t1.nii.gz fits the patterns of x and y" in problems[0]
+    assert "a_t1.nii.gz matches the patterns of x and y" in problems[0]
 
 
 BAD_TABLES = {
-    "twice": ("patient,age\na,1\na,2\n", "row 3: patient a stands twice"),
-    "nobody": ("patient,age\n,1\n", "row 2: no patient"),
-    "column twice": ("patient,age,age\na,1,2\n", "the column 'age' stands twice"),
+    "twice": ("patient,age\na,1\na,2\n", "row 3: patient a is listed twice"),
+    "no name": ("patient,age\n,1\n", "row 2: no patient"),
+    "column twice": ("patient,age,age\na,1,2\n", "the column 'age' is listed twice"),
     "too many fields": ("patient,age\na,1,2,3\n", "a row has more fields than the header"),
     "bytes": (b"patient,age\n\xff\xfe,1\n", "cannot be read as a CSV"),
 }
@@ -64,29 +65,26 @@ BAD_TABLES = {
 
 @pytest.mark.parametrize("kind", BAD_TABLES)
 def test_bad_tables(make_params, tmp_path, kind):
-    text, says = BAD_TABLES[kind]
+    text, message = BAD_TABLES[kind]
     (tmp_path / "clinical_data.csv").write_bytes(text if isinstance(text, bytes) else text.encode())
-    p = make_params().fusion
-    if says is None:  # pandas renames the second one; it is a feature of its own
-        assert "age.1" in read_table(tmp_path, p.tables, p.columns).table
-        return
+    data = make_params().fusion.data
     with pytest.raises(InputError) as caught:
-        read_table(tmp_path, p.tables, p.columns)
-    assert says in str(caught.value)
+        read_table(tmp_path, data.tables, data.columns)
+    assert message in str(caught.value)
     assert "clinical_data.csv" in str(caught.value)
 
 
 def test_targets_name_the_patient(make_params, tmp_path):
     (tmp_path / "clinical_data.csv").write_text("patient,outcome,survival_days,event\na,yes,10,1\nb,NA,0,1\nc,no,x,2\n")
-    p = make_params().fusion
+    p = Preparation.of(make_params().fusion)
     table, problems = targets(read_table(tmp_path, p.tables, p.columns), ["a", "b", "c", "d"], p)
     assert [problem.split(":")[0] for problem in problems] == ["patient b", "patient d"]
     assert table.loc["c", "label"] == "no"
-    p = make_params({"fusion.task": "survival"}).fusion
+    p = Preparation.of(make_params({"fusion.data.task": "survival"}).fusion)
     _, problems = targets(read_table(tmp_path, p.tables, p.columns), ["a", "b", "c"], p)
     assert any("survival_days is '0', expected days above 0" in text for text in problems)
     assert any("event is '2'" in text for text in problems)
-    p = make_params({"fusion.columns.label": "grade"}).fusion
+    p = Preparation.of(make_params({"fusion.data.columns.label": "grade"}).fusion)
     with pytest.raises(InputError, match="no column grade"):
         targets(read_table(tmp_path, p.tables, p.columns), ["a"], p)
 
@@ -95,7 +93,7 @@ def table(**columns):
     return pd.DataFrame(columns, index=[f"p{i}" for i in range(len(next(iter(columns.values()))))])
 
 
-def test_encoder_is_fitted_on_training_and_flags_what_is_missing():
+def test_encoder_is_fitted_on_training_and_flags_missing_values():
     train = table(age=["50", "70", ""], sex=["f", "m", "f"], empty=["", "", ""])
     encoder = Encoder.fit(train)
     assert encoder.columns == [Numeric("age", 60.0, 10.0), Category("sex", ["f", "m"])]
@@ -104,7 +102,7 @@ def test_encoder_is_fitted_on_training_and_flags_what_is_missing():
     assert known.tolist() == [True, False, False, False]
     assert len(notes) == 2
     assert "patient p2: age is 'old'" in notes[0]
-    again = Encoder.from_plain(encoder.plain())
+    again = Encoder.from_dicts(encoder.to_dicts())
     assert again == encoder
     lacking, known, _ = encoder(pd.DataFrame(index=["q"]))
     assert lacking.tolist() == [[0, 1, 0, 0, 1]]
@@ -119,23 +117,23 @@ def test_a_column_of_free_text_is_refused():
 @pytest.mark.parametrize(
     ("columns", "leaks"),
     [
-        ({"code": ["1", "2", "1", "2"]}, True),  # one value a class
-        ({"outcome_code": ["1", "1", "2", "2"]}, True),  # named like it
+        ({"code": ["1", "2", "1", "2"]}, True),  # one value per class
+        ({"outcome_code": ["1", "1", "2", "2"]}, True),  # named like the label
         ({"age": ["1", "2", "3", "4"]}, False),
-        ({"same": ["1", "1", "1", "1"]}, False),  # tells nothing
+        ({"same": ["1", "1", "1", "1"]}, False),  # the same in all classes
     ],
 )
-def test_columns_that_give_the_answer_away(columns, leaks):
+def test_columns_that_reveal_the_label(columns, leaks):
     labels = pd.Series(["a", "b", "a", "b"], index=[f"p{i}" for i in range(4)])
     if leaks:
-        with pytest.raises(InputError, match=r"fusion.drop="):
+        with pytest.raises(InputError, match=r"fusion.data.drop="):
             refuse_leaks(table(**columns), labels, "outcome")
     else:
         refuse_leaks(table(**columns), labels, "outcome")
 
 
 def test_phantoms_in_both_layouts(heads, make_params):
-    patients, problems = find_patients(heads, make_params().fusion.names, ["mri_t1ce", "mri_flair", "pet"])
+    patients, problems = find_patients(heads, make_params().fusion.data.names, ["mri_t1ce", "mri_flair", "pet"])
     assert not problems
     assert len(patients) == 60
     assert {name.split("-")[0].split("_")[0] for name in patients} == {"patient", "BraTS", "Brats20"}

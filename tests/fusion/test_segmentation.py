@@ -1,5 +1,5 @@
-"""The cache of masks: hits start nothing, damage is found, kills cost one case, processes do not meet; a stand-in for
-TotalSegmentator."""
+"""The cache of masks: hits start no segmenter, damage is found, a kill loses one image, processes do not interfere; a stand-in
+for TotalSegmentator."""
 
 import json
 import os
@@ -17,14 +17,14 @@ import pytest
 import yaml
 
 from quintet.errors import InputError, InputProblemsError
-from quintet.fusion import segmentation
-from quintet.fusion.segmentation import Segmenter, mask_of, segment, segmenter_for, stored_masks
+from quintet.fusion.data import segmentation
+from quintet.fusion.data.segmentation import Segmenter, mask_of, segment, segmenter_for, stored_masks
 from quintet.imaging.volumes import Grid, write_nifti
 from tests.conftest import ROOT, with_changes
 from tests.fusion.conftest import SMALL
 
 THRESHOLD = Segmenter("threshold", "", False, "1", "")
-# The options and tasks of TotalSegmentator 2.18's own command line that ours relies on (its --help).
+# The options of TotalSegmentator 2.18 that we use, as its --help documents them.
 DOCUMENTED = {"-i", "-o", "--ml", "--task", "--fast", "--version"}
 STAND_IN = """#!{python}
 import argparse, json, os, sys, time
@@ -50,7 +50,7 @@ nibabel.save(nibabel.Nifti1Image((data > data.mean()).astype("uint8") * 3, image
 @pytest.fixture
 def here(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(segmentation, "_versions", {})
+    segmentation.program_version.cache_clear()
     return tmp_path
 
 
@@ -76,15 +76,15 @@ def stand_in(here, make_params):
     program.chmod(program.stat().st_mode | stat.S_IEXEC)
     params = make_params(
         {
-            "fusion.segmenter": "totalsegmentator",
-            "fusion.totalsegmentator": str(program),
-            "fusion.modalities": ["mri_flair", "pet"],
+            "fusion.segmentation.segmenter": "totalsegmentator",
+            "fusion.segmentation.totalsegmentator": str(program),
+            "fusion.data.modalities": ["mri_flair", "pet"],
         }
     ).fusion
     return params, lambda: [json.loads(line) for line in calls.read_text().splitlines()] if calls.exists() else []
 
 
-def test_threshold_finds_the_largest_thing(raw):
+def test_threshold_finds_the_largest_component(raw):
     mask, hit = mask_of(raw / "a" / "mri_flair.nii.gz", THRESHOLD)
     at = np.indices((16,) * 3) - 8
     assert not hit
@@ -104,7 +104,8 @@ def test_a_second_run_starts_no_segmenter_and_one_change_starts_one(raw, stand_i
     write_ball(raw / "a" / "mri_flair.nii.gz", radius=3)
     assert segment(raw, Path("masks"), params)[1] == 1
     assert len(calls()) == 3
-    segment(raw, Path("masks"), params.model_copy(update={"fast": False}))
+    slow = params.segmentation.model_copy(update={"fast": False})
+    segment(raw, Path("masks"), params.model_copy(update={"segmentation": slow}))
     assert len(calls()) == 5
     assert [c["args"].count("--fast") for c in calls()] == [1, 1, 1, 0, 0]
 
@@ -113,7 +114,7 @@ def test_another_version_starts_again_and_statistics_are_off(raw, stand_in, monk
     params, calls = stand_in
     segment(raw, Path("masks"), params)
     monkeypatch.setenv("STAND_IN_VERSION", "2.19.0")
-    segmentation._versions.clear()
+    segmentation.program_version.cache_clear()
     segment(raw, Path("masks"), params)
     assert len(calls()) == 4
     assert not any(call["stats"] for call in calls())
@@ -123,7 +124,7 @@ def test_another_version_starts_again_and_statistics_are_off(raw, stand_in, monk
 
 
 def test_options_are_those_of_the_real_program():
-    """Where TotalSegmentator is installed, ours are among what it documents."""
+    """Where TotalSegmentator is installed, its --help documents the options that we use."""
     import shutil
 
     if not (program := shutil.which("TotalSegmentator")):
@@ -145,35 +146,40 @@ def test_a_damaged_entry_is_found_and_made_again(raw):
         assert entry.read_bytes() == data
 
 
-def test_a_failed_case_is_recorded_and_costs_no_other(raw, stand_in):
+def test_a_failed_image_is_recorded_and_does_not_affect_the_others(raw, stand_in):
     params, _ = stand_in
     (raw / "broken").mkdir()
     write_ball(raw / "broken" / "mri_flair.nii.gz", radius=3)
-    with pytest.raises(InputProblemsError, match=r"no weights found.*run it once by hand"):
+    with pytest.raises(
+        InputProblemsError, match=r"no weights found; its weights are downloaded at first use, so run it once by hand"
+    ):
         segment(raw, Path("masks"), params)
     assert not Path("masks").exists()
-    assert len(list(segmentation.cache_folder().iterdir())) == 4  # what was made stays
-    table, made = segment(raw, Path("masks"), params.model_copy(update={"on_error": "skip"}))
+    assert len(list(segmentation.cache_folder().iterdir())) == 4  # finished masks stay
+    skipping = params.data.model_copy(update={"on_error": "skip"})
+    table, made = segment(raw, Path("masks"), params.model_copy(update={"data": skipping}))
     assert made == 0
     assert (table["status"] == "ok").sum() == 4
-    assert stored_masks(Path("masks"), "broken", params.modalities) == {}
-    assert set(stored_masks(Path("masks"), "a", params.modalities)) == {"mri_flair", "pet"}
+    assert stored_masks(Path("masks"), "broken", params.data.modalities) == {}
+    assert set(stored_masks(Path("masks"), "a", params.data.modalities)) == {"mri_flair", "pet"}
 
 
-def test_without_the_program_it_says_what_to_do(here, make_params):
-    params = make_params({"fusion.segmenter": "totalsegmentator", "fusion.totalsegmentator": "/no/such/program"}).fusion
+def test_without_the_program_the_error_says_how_to_install_it(here, make_params):
+    params = make_params(
+        {"fusion.segmentation.segmenter": "totalsegmentator", "fusion.segmentation.totalsegmentator": "/no/such/program"}
+    ).fusion
     with pytest.raises(InputError, match=r"no such program; install TotalSegmentator in an environment of its own"):
-        segmenter_for(params, "mri_t1ce")
+        segmenter_for(params.segmentation, "mri_t1ce")
 
 
-def test_brain_structures_knows_no_fast_mode(make_params):
+def test_brain_structures_has_no_fast_mode(make_params):
     changes = {
-        "fusion.segmenter": "totalsegmentator",
-        "fusion.segmenter_tasks": {"mri_t1ce": "brain_structures", "mri_flair": "total_mr", "pet": "none"},
+        "fusion.segmentation.segmenter": "totalsegmentator",
+        "fusion.segmentation.segmenter_tasks": {"mri_t1ce": "brain_structures", "mri_flair": "total_mr", "pet": "none"},
     }
-    with pytest.raises(InputError, match="knows no fast mode"):
+    with pytest.raises(InputError, match="no fast mode"):
         make_params(changes)
-    make_params(changes | {"fusion.fast": False})
+    make_params(changes | {"fusion.segmentation.fast": False})
 
 
 def test_none_is_the_whole_image(raw):
@@ -194,17 +200,17 @@ def stage(work, raw, params, **environment):
     )
 
 
-def test_killed_in_the_middle_loses_at_most_the_case_in_flight(raw, stand_in, values, here):
+def test_a_kill_loses_at_most_the_image_in_progress(raw, stand_in, values, here):
     params, calls = stand_in
     changed = with_changes(
         values,
         SMALL
         | {
-            "fusion.segmenter": "totalsegmentator",
-            "fusion.totalsegmentator": params.totalsegmentator,
+            "fusion.segmentation.segmenter": "totalsegmentator",
+            "fusion.segmentation.totalsegmentator": params.segmentation.totalsegmentator,
             "compute.threads": 1,
-            "fusion.modalities": ["mri_flair", "pet"],
-            "fusion.segmenter_tasks": {"mri_flair": "total_mr", "pet": "total"},
+            "fusion.data.modalities": ["mri_flair", "pet"],
+            "fusion.segmentation.segmenter_tasks": {"mri_flair": "total_mr", "pet": "total"},
         },
     )
     process = stage(here, raw, changed, STAND_IN_SECONDS="1.5")
@@ -216,12 +222,12 @@ def test_killed_in_the_middle_loses_at_most_the_case_in_flight(raw, stand_in, va
     done = stage(here, raw, changed)
     output, _ = done.communicate()
     assert done.returncode == 0, output
-    assert len(calls()) == 5  # four images; the third was in flight
-    assert "4 images, 2 masks made now" in output
+    assert len(calls()) == 5  # four images; the third was in progress
+    assert "4 images, 2 new masks" in output
 
 
 def test_two_processes_at_once(raw, values, here):
-    changed = with_changes(values, SMALL | {"fusion.modalities": ["mri_flair", "pet"], "compute.threads": 1})
+    changed = with_changes(values, SMALL | {"fusion.data.modalities": ["mri_flair", "pet"], "compute.threads": 1})
     works = [here / "one", here / "two"]
     for work in works:
         work.mkdir()
@@ -235,8 +241,8 @@ def test_two_processes_at_once(raw, values, here):
 
 
 def test_masks_are_of_the_images(raw, make_params):
-    params = make_params({"fusion.modalities": ["mri_flair", "pet"]}).fusion
+    params = make_params({"fusion.data.modalities": ["mri_flair", "pet"]}).fusion
     segment(raw, Path("masks"), params)
-    for name, mask in stored_masks(Path("masks"), "b", params.modalities).items():
+    for name, mask in stored_masks(Path("masks"), "b", params.data.modalities).items():
         image = np.asarray(nib.load(raw / "b" / f"{name}.nii.gz").dataobj)
         assert np.array_equal(mask, image > 50)

@@ -1,4 +1,4 @@
-"""Scans to cubes: against a plain evaluation of the same interpolation, and independence of how a scan was stored."""
+"""Cubes equal a plain evaluation of the same interpolation and do not depend on how the scan was stored."""
 
 import numpy as np
 import pytest
@@ -12,7 +12,6 @@ from quintet.imaging.dicom import read_series
 from quintet.imaging.volumes import Grid
 
 WINDOW = (-1000.0, 400.0)
-LEVEL = 1400 / 255  # HU of one grey level
 
 
 def blobs(points_mm):
@@ -29,7 +28,7 @@ def scan(shape, affine):
 
 
 def centred(shape, directions_mm):
-    """The affine of a grid whose middle is the origin; columns of `directions_mm` are its steps."""
+    """The affine of a grid centred at the origin; the columns of `directions_mm` are its steps."""
     affine = np.eye(4)
     affine[:3, :3] = directions_mm
     affine[:3, 3] = -affine[:3, :3] @ ((np.array(shape) - 1) / 2)
@@ -39,16 +38,17 @@ def centred(shape, directions_mm):
 CLEAN = scan((80, 80, 64), centred((80, 80, 64), np.diag([2.5, 2.5, 3.0])))
 
 
-def grey(one, other):
-    return np.abs(one.astype(int) - other.astype(int)).mean()
+def mean_difference(first, second):
+    """In grey levels."""
+    return np.abs(first.astype(int) - second.astype(int)).mean()
 
 
 def test_equals_linear_interpolation_at_every_voxel():
-    """Cube voxels of 2 mm from a scan of 2.5 x 2.5 x 3 mm: no averaging; computed the slow way."""
+    """Cube voxels of 2 mm from scan voxels of 2.5 x 2.5 x 3 mm, so nothing is averaged; compared with SciPy."""
     size, target = 100, 2.0
     cube = to_cube(CLEAN, size, WINDOW)
-    at = (np.arange(size) - (size - 1) / 2) * target
-    z, y, x = np.meshgrid(at, at, at, indexing="ij")
+    offset = (np.arange(size) - (size - 1) / 2) * target
+    z, y, x = np.meshgrid(offset, offset, offset, indexing="ij")
     index = [v / step + (n - 1) / 2 for v, step, n in zip((x, y, z), (2.5, 2.5, 3.0), CLEAN.grid.shape, strict=True)]
     outside = np.any([(i < -0.5 - 1e-6) | (i > n - 0.5 + 1e-6) for i, n in zip(index, CLEAN.grid.shape, strict=True)], axis=0)
     clipped = [np.clip(i, 0, n - 1) for i, n in zip(index, CLEAN.grid.shape, strict=True)]
@@ -59,7 +59,7 @@ def test_equals_linear_interpolation_at_every_voxel():
 
 
 def test_blocks_are_averaged_where_the_scan_is_finer():
-    """Four voxels of the scan along each axis for one of the cube's: means of whole blocks."""
+    """Four voxels of the scan along each axis for one voxel of the cube: means of whole blocks."""
     rng = np.random.default_rng(0)
     array = rng.uniform(-900, 300, (32, 32, 32)).astype(np.float32)
     cube = to_cube(Volume(array, Grid((32, 32, 32), np.diag([1.0, 1, 1, 1]))), 8, WINDOW)
@@ -87,29 +87,29 @@ def test_any_order_and_direction_of_the_files_axes_gives_the_same_cube(order, si
     for axis, (to, sign) in enumerate(zip(order, signs, strict=True)):
         steps[to, axis] = sign * spacing[to]
     shape = tuple(int(counts[to]) for to in order)
-    one, other = to_cube(scan(shape, centred(shape, steps)), 64, WINDOW), to_cube(CLEAN, 64, WINDOW)
-    assert np.abs(one.astype(int) - other).max() <= (order != (0, 1, 2))  # interpolated in another order: last bits
-    assert grey(one, other) < 1e-4
+    reordered, original = to_cube(scan(shape, centred(shape, steps)), 64, WINDOW), to_cube(CLEAN, 64, WINDOW)
+    assert np.abs(reordered.astype(int) - original).max() <= (order != (0, 1, 2))  # another order of interpolation: rounding
+    assert mean_difference(reordered, original) < 1e-4
 
 
 @pytest.mark.parametrize("angles", [(12, 0, 0), (-8, 15, 5)])
 def test_an_oblique_scan_gives_the_volume_of_the_straight_one(angles):
     steps = Rotation.from_euler("xyz", angles, degrees=True).as_matrix() @ np.diag([2.5, 2.5, 3.0])
     turned = scan((80, 80, 64), centred((80, 80, 64), steps))
-    one, other = to_cube(turned, 64, WINDOW), to_cube(CLEAN, 64, WINDOW)
-    assert grey(one, other) < 1
-    core = (slice(14, 50),) * 3  # what both scans hold
-    assert np.abs(one[core].astype(int) - other[core]).max() <= 6
+    oblique, straight = to_cube(turned, 64, WINDOW), to_cube(CLEAN, 64, WINDOW)
+    assert mean_difference(oblique, straight) < 1
+    core = (slice(14, 50),) * 3  # inside both scans
+    assert np.abs(oblique[core].astype(int) - straight[core]).max() <= 6
 
 
 def test_another_spacing_gives_the_same_volume():
     finer = scan((100, 160, 128), centred((100, 160, 128), np.diag([2.0, 1.25, 1.5])))
-    assert grey(to_cube(finer, 64, WINDOW), to_cube(CLEAN, 64, WINDOW)) < 1
+    assert mean_difference(to_cube(finer, 64, WINDOW), to_cube(CLEAN, 64, WINDOW)) < 1
 
 
 @pytest.mark.parametrize("position", POSITIONS)
 def test_dicom_of_every_patient_position_equals_the_array(tmp_path, position):
-    """File names and instance numbers in orders of their own, too."""
+    """With shuffled file names and instance numbers."""
     hu = CLEAN.array.transpose(2, 1, 0).round().astype(np.int16)
     write_series(tmp_path / "s", hu, (3.0, 2.5, 2.5), position=position, rng=np.random.default_rng(1))
     expected = to_cube(Volume(hu.transpose(2, 1, 0).astype(np.float32), CLEAN.grid), 64, WINDOW)
@@ -126,13 +126,13 @@ def test_an_oblique_dicom_series(tmp_path):
     corner = -steps @ ((np.array([80, 80, 64]) - 1) / 2)
     body = scan((80, 80, 64), np.vstack([np.c_[np.diag([-1, -1, 1]) @ steps, np.diag([-1, -1, 1]) @ corner], [0, 0, 0, 1]]))
     for path in (tmp_path / "s").iterdir():
-        one = pydicom.dcmread(path)
-        k = int(one.InstanceNumber) - 1
-        one.ImageOrientationPatient = [*(steps[:, 0] / 2.5), *(steps[:, 1] / 2.5)]
-        one.ImagePositionPatient = list((corner + k * steps[:, 2]).round(5))
-        one.PixelData = body.array[:, :, k].T.round().astype("<i2").tobytes()
-        one.save_as(path)
-    assert grey(to_cube(read_series(tmp_path / "s"), 64, WINDOW), to_cube(CLEAN, 64, WINDOW)) < 1
+        dataset = pydicom.dcmread(path)
+        k = int(dataset.InstanceNumber) - 1
+        dataset.ImageOrientationPatient = [*(steps[:, 0] / 2.5), *(steps[:, 1] / 2.5)]
+        dataset.ImagePositionPatient = list((corner + k * steps[:, 2]).round(5))
+        dataset.PixelData = body.array[:, :, k].T.round().astype("<i2").tobytes()
+        dataset.save_as(path)
+    assert mean_difference(to_cube(read_series(tmp_path / "s"), 64, WINDOW), to_cube(CLEAN, 64, WINDOW)) < 1
 
 
 def test_constant_and_broken_volumes_are_refused():
@@ -143,5 +143,5 @@ def test_constant_and_broken_volumes_are_refused():
     broken[3, 3, 3] = np.nan
     with pytest.raises(InputError, match="NaN"):
         to_cube(Volume(broken, grid), 8, WINDOW)
-    with pytest.raises(InputError, match="no volume"):
+    with pytest.raises(InputError, match="not a volume"):
         to_cube(Volume(broken[:, :, :1], Grid((8, 8, 1), np.eye(4))), 8, WINDOW)

@@ -1,6 +1,6 @@
 import numpy as np
 
-from quintet.landmarks.anatomy import LEVELS, MIDLINE, PAIRS, SWAPPED, axis_frame, mirror, project_on_template
+from quintet.landmarks.data.anatomy import LEVELS, MIDLINE, PAIRS, SWAPPED, axis_frame, mirror, project_on_template
 
 
 def test_mirror_is_an_involution_and_exchanges_the_pairs():

@@ -5,8 +5,8 @@ import math
 import pytest
 import torch
 
-from quintet.landmarks.anatomy import LANDMARKS, SWAPPED
-from quintet.landmarks.augmentation import augment, mirror_images, transform
+from quintet.landmarks.data.anatomy import LANDMARKS, SWAPPED
+from quintet.landmarks.model.augmentation import augment, mirror_images, transform
 
 SIZE = 96
 
@@ -56,7 +56,7 @@ def test_two_flips_are_the_identity():
 
 
 def test_same_seed_same_batch(make_params):
-    how = make_params().landmarks.augment
+    how = make_params().landmarks.training.augment
     images, points = torch.rand(8, 1, SIZE, SIZE), torch.rand(8, LANDMARKS, 2)
     results = []
     for seed in (1, 1, 2):
@@ -70,7 +70,7 @@ def test_same_seed_same_batch(make_params):
 
 def test_flip_share_and_range_of_the_draws(make_params):
     """Share of flips and the largest rotation are the parameters'."""
-    how = make_params({"landmarks.augment.scale": 0.0, "landmarks.augment.shift": 0.0}).landmarks.augment
+    how = make_params({"landmarks.training.augment.scale": 0.0, "landmarks.training.augment.shift": 0.0}).landmarks.training.augment
     torch.manual_seed(0)
     count = 2000
     points = torch.zeros(count, LANDMARKS, 2)

@@ -1,4 +1,4 @@
-"""Raw folder to arrays, and all of the bad input that the study knows."""
+"""Raw folder to arrays, and every kind of bad input that the study reports."""
 
 import shutil
 
@@ -8,10 +8,10 @@ import pytest
 from PIL import Image
 
 from quintet.errors import InputError, InputProblemsError
-from quintet.landmarks import data
 from quintet.landmarks.analysis import label_grid, write_data_page
+from quintet.landmarks.data import prepare as data
 
-SMALL = {"landmarks.size": 32, "landmarks.clahe": 0.0}
+SMALL = {"landmarks.data.size": 32, "landmarks.data.clahe": 0.0}
 
 
 @pytest.fixture
@@ -41,7 +41,7 @@ def damage_missing(folder, rows):
 
 def damage_stem_twice(folder, rows):
     write_rows(folder, [*rows, rows[2]])
-    return ["row 41", rows[2][-1], "stands in row 3 already"]
+    return ["row 41", rows[2][-1], "is also in row 3"]
 
 
 def damage_image_twice(folder, rows):
@@ -103,20 +103,20 @@ DAMAGES = [value for name, value in sorted(globals().items()) if name.startswith
 
 @pytest.mark.parametrize("damage", DAMAGES, ids=lambda f: f.__name__)
 def test_bad_input_is_named_with_row_and_file(broken, tmp_path, make_params, damage):
-    says = damage(broken, rows_of(broken))
+    expected = damage(broken, rows_of(broken))
     problems = data.check(broken, make_params().landmarks)
     assert len(problems) == 1
-    for part in says:
+    for part in expected:
         assert part in problems[0]
     out = tmp_path / "out"
     with pytest.raises(InputProblemsError):
         data.prepare(broken, out, make_params(SMALL).landmarks)
     assert not out.exists()
-    prepared, skipped = data.prepare(broken, out, make_params(SMALL | {"landmarks.on_error": "skip"}).landmarks)
+    prepared, skipped = data.prepare(broken, out, make_params(SMALL | {"landmarks.data.on_error": "skip"}).landmarks)
     assert skipped == problems
-    assert len(prepared.cases) == (40 if damage is damage_stem_twice else 39)
-    write_data_page(tmp_path / "data.html", prepared, skipped)
-    assert says[0] in (tmp_path / "data.html").read_text()
+    assert len(prepared.table) == (40 if damage is damage_stem_twice else 39)
+    write_data_page(tmp_path / "data.html", prepared, skipped, make_params(SMALL).landmarks)
+    assert expected[0] in (tmp_path / "data.html").read_text()
 
 
 def test_all_problems_are_listed_at_once(broken, make_params):
@@ -141,7 +141,7 @@ def test_category_seen_once_under_a_stratified_split(broken, tmp_path, make_para
     viral = [row for row in rows if row[-1].startswith("Viral")]
     write_rows(broken, [row for row in rows if row not in viral[1:]])
     with pytest.raises(InputError, match="'Viral Pneumonia' has 1 image"):
-        data.prepare(broken, tmp_path / "out", make_params(SMALL | {"landmarks.split": "stratified"}).landmarks)
+        data.prepare(broken, tmp_path / "out", make_params(SMALL | {"landmarks.data.split": "stratified"}).landmarks)
 
 
 def test_prepare_is_reproducible_and_keeps_near_duplicates_together(raw, tmp_path, make_params):
@@ -151,7 +151,7 @@ def test_prepare_is_reproducible_and_keeps_near_duplicates_together(raw, tmp_pat
     assert one.images.shape == (40, 32, 32)
     for name in ("images.npy", "cases.csv", "split.csv"):
         assert (tmp_path / "one" / name).read_bytes() == (tmp_path / "other" / name).read_bytes()
-    assert (one.cases.groupby("group")["split"].nunique() == 1).all()
+    assert (one.table.groupby("group")["split"].nunique() == 1).all()
     np.testing.assert_array_equal(one.points, other.points)
 
 
@@ -162,9 +162,9 @@ def test_hand_made_split_wins_after_the_leak_check(raw, tmp_path, make_params):
     parts = ["train"] * 20 + ["valid"] * 10 + ["test"] * 10
     table = pd.DataFrame({"stem": [row[-1] for row in rows], "split": parts})
     table.to_csv(tmp_path / "mine.csv", index=False)
-    changes = SMALL | {"landmarks.split": str(tmp_path / "mine.csv"), "landmarks.near_duplicate_distance": 0}
+    changes = SMALL | {"landmarks.data.split": str(tmp_path / "mine.csv"), "landmarks.data.near_duplicate_distance": 0}
     prepared, _ = data.prepare(tmp_path / "raw", tmp_path / "out", make_params(changes).landmarks)
-    assert list(prepared.cases["split"]) == parts
+    assert list(prepared.table["split"]) == parts
     shutil.copy(first, second)  # the same picture under two names: one in train, one in valid
     parts[1] = "valid"
     table.assign(split=parts).to_csv(tmp_path / "mine.csv", index=False)
@@ -219,9 +219,9 @@ def write_dicom(path, pixels, photometric):
 
 def test_label_grid_is_found():
     rng = np.random.default_rng(0)
-    cells = rng.integers(0, 65, (50, 15, 2))
+    positions = rng.integers(0, 65, (50, 15, 2))
     sides = np.full((50, 15, 2), 299.0)
-    assert label_grid(np.round(cells * 299 / 64), sides) == 64
+    assert label_grid(np.round(positions * 299 / 64), sides) == 64
     assert label_grid(rng.integers(0, 299, (50, 15, 2)).astype(float), sides) is None
 
 
@@ -233,13 +233,13 @@ def test_real_folder_has_no_problem_and_the_references_structure(real_landmarks)
     assert label_grid(points, np.full_like(points, 299.0)) == 64
 
 
-def test_check_says_what_the_split_would(raw, tmp_path, make_params):
+def test_check_reports_the_problems_of_the_split(raw, tmp_path, make_params):
     path = tmp_path / "split.csv"
     path.write_text("stem,split\nnobody,train\n")
-    params = make_params().landmarks.model_copy(update={"split": str(path)})
-    with pytest.raises(InputError) as told:
+    params = make_params({"landmarks.data.split": str(path)}).landmarks
+    with pytest.raises(InputError) as caught:
         data.prepare(raw, tmp_path / "out", params)
     assert data.check(raw, make_params().landmarks) == []
     problems = data.check(raw, params)
     assert problems
-    assert all(problem in str(told.value) for problem in problems)
+    assert all(problem in str(caught.value) for problem in problems)

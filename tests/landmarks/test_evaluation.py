@@ -4,8 +4,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from quintet.landmarks import evaluation
-from quintet.landmarks.anatomy import DISTANCES, MIDLINE, MIDLINE_WEIGHTS, PAIRS
+from quintet.landmarks.data.anatomy import DISTANCES, MIDLINE, MIDLINE_WEIGHTS, PAIRS
+from quintet.landmarks.evaluation import scores as evaluation
 
 
 @pytest.fixture

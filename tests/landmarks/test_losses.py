@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from quintet.landmarks.anatomy import DISTANCES, MIDLINE, MIDLINE_WEIGHTS, PAIRS
-from quintet.landmarks.losses import LOSSES, distance, symmetry, wing
+from quintet.landmarks.data.anatomy import DISTANCES, MIDLINE, MIDLINE_WEIGHTS, PAIRS
+from quintet.landmarks.model.losses import LOSSES, distance, symmetry, wing
 
 HOW = {"omega": 10.0, "epsilon": 2.0}
 

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from quintet.landmarks.networks import CoordinateAttention, LandmarkNet, soft_argmax
+from quintet.landmarks.model.networks import CoordinateAttention, LandmarkNet, soft_argmax
 
 CHOICES = [("resnet18", "regression"), ("resnet18", "heatmap"), ("unet", "heatmap")]
 

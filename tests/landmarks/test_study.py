@@ -1,4 +1,4 @@
-"""The study end to end, with a configuration shrunk to seconds: train, evaluate, rank, predict, resume, repeat."""
+"""The study end to end, with a configuration shrunk to seconds: train, evaluate, rank, predict."""
 
 import json
 from pathlib import Path
@@ -9,23 +9,24 @@ import pytest
 import torch
 from PIL import Image
 
-from quintet import results
+from quintet import experiment, results
 from quintet.errors import InputError
-from quintet.landmarks import data, study
-from quintet.landmarks.anatomy import mirror
-from quintet.landmarks.evaluation import Calibration, Predicted, calibration_error, pixel_errors, risk_coverage
-from quintet.landmarks.figures import overlays
-from quintet.landmarks.inference import Model
-from quintet.landmarks.prediction import predict_folder
-from tests.conftest import assert_killed_equals_alone, equal, state_of, with_changes
+from quintet.landmarks.data import prepare as data
+from quintet.landmarks.data.anatomy import mirror
+from quintet.landmarks.data.prepared import load
+from quintet.landmarks.evaluation.figures import overlays
+from quintet.landmarks.evaluation.inference import Model
+from quintet.landmarks.evaluation.scores import Calibration, Predicted, calibration_error, pixel_errors, risk_coverage
+from quintet.runs import Record
+from tests.conftest import state_of
 from tests.landmarks.test_data import write_dicom
 
 SMALL = {
-    "landmarks.size": 32,
-    "landmarks.width": 8,
+    "landmarks.data.size": 32,
+    "landmarks.training.width": 8,
     "landmarks.epochs": 3,
-    "landmarks.clahe": 0.0,
-    "landmarks.near_duplicate_distance": 0,
+    "landmarks.data.clahe": 0.0,
+    "landmarks.data.near_duplicate_distance": 0,
     "compute.device": "cpu",
     "compute.threads": 1,
 }
@@ -43,19 +44,24 @@ def prepared(raw, small, tmp_path):
     return tmp_path / "data"
 
 
-def train(params, prepared, run: Path, *, choice=None, start=None, seed=0):
-    p = params.landmarks
-    return study.train_run(
-        run, prepared, choice or p, p, params.compute, stage="landmarks_train", config="selected", seed=seed, start=start
-    )
+def train(params, prepared, run: Path):
+    return experiment.train_selected("landmarks", params, prepared, run)
+
+
+def evaluate(params, prepared, run: Path):
+    return experiment.evaluate_selected("landmarks", params, prepared, run, run.parent / "selected.json")
+
+
+def predict(runs, source, output, *, overlays=None, skip=False):
+    return experiment.predict_folder("landmarks", runs, source, output, overlays=overlays, device="cpu", skip=skip)
 
 
 @pytest.mark.parametrize("changes", [{}, {"landmarks.head": "heatmap"}, {"landmarks.arch": "unet", "landmarks.head": "heatmap"}])
 def test_train_evaluate_predict(changes, make_params, prepared, raw, tmp_path):
-    params = make_params(SMALL | changes)
+    params = make_params(SMALL | {"landmarks.figures": "all"} | changes)
     run = tmp_path / "run"
     record = train(params, prepared, run)
-    metrics = study.evaluate_run(run, prepared, params.landmarks, params.compute, all_figures=True)
+    metrics = evaluate(params, prepared, run)
     history = pd.read_csv(run / "model" / "history.csv")
     assert list(history["epoch"]) == [0, 1, 2]
     assert record.metrics["best_valid_error_px"] == history["valid_error_px"].min()
@@ -71,7 +77,7 @@ def test_train_evaluate_predict(changes, make_params, prepared, raw, tmp_path):
         "learning_curves.png",
     } <= figures
     # the shipped prediction of the raw images equals what was evaluated
-    count = predict_folder([run], raw / "images", tmp_path / "p.csv", overlays=None, device="cpu", skip=False)
+    count = predict([run], raw / "images", tmp_path / "p.csv")
     assert count == 40
     predicted = pd.read_csv(tmp_path / "p.csv", header=None)
     evaluated = pd.read_csv(run / "evaluation" / "predictions.csv", header=None)
@@ -83,33 +89,19 @@ def test_train_evaluate_predict(changes, make_params, prepared, raw, tmp_path):
     assert len(pd.read_csv(tmp_path / "p.csv.uncertainty.csv")) == 40
 
 
-def test_same_seed_same_numbers_and_another_seed_others(small, prepared, tmp_path):
-    from quintet.training.fit import delete_resume_checkpoints
-
-    for name, seed in (("one", 0), ("two", 0), ("three", 1)):
-        delete_resume_checkpoints(train(small, prepared, tmp_path / name, seed=seed))
-    assert equal(state_of(tmp_path / "one"), state_of(tmp_path / "two"))
-    assert not equal(state_of(tmp_path / "one"), state_of(tmp_path / "three"))
-    assert not list((tmp_path / ".checkpoints").glob("*"))
-
-
-def test_killed_training_resumes_to_the_same_result(prepared, values, tmp_path):
-    params = with_changes(values, SMALL | {"landmarks.epochs": 6})
-    assert_killed_equals_alone("landmarks_train.py", prepared, params, tmp_path, kill_after="3/6")
-
-
 def test_a_phase_continues_from_the_one_before(small, prepared, tmp_path, make_params):
     first = make_params(SMALL | {"landmarks.trains": "head", "landmarks.epochs": 1})
     train(first, prepared, tmp_path / "first")
     untrained = [name for name in state_of(tmp_path / "first") if "backbone" in name and name.endswith("conv1.weight")]
-    second = make_params(SMALL | {"landmarks.attention": True, "landmarks.epochs": 1})
-    record = train(second, prepared, tmp_path / "second", start=tmp_path / "first")
+    start = {"landmarks.start_from": str(tmp_path / "first")}
+    second = make_params(SMALL | start | {"landmarks.attention": True, "landmarks.epochs": 1})
+    record = train(second, prepared, tmp_path / "second")
     assert untrained
     assert record.tags["weights"] == str(tmp_path / "first")
     assert "start" in record.inputs
-    other = make_params(SMALL | {"landmarks.width": 16})
+    other = make_params(SMALL | start | {"landmarks.training.width": 16})
     with pytest.raises(InputError, match="does not fit the network"):
-        train(other, prepared, tmp_path / "third", start=tmp_path / "first")
+        train(other, prepared, tmp_path / "third")
 
 
 def test_head_phase_leaves_the_backbone_alone(prepared, tmp_path, make_params):
@@ -125,24 +117,24 @@ def test_head_phase_leaves_the_backbone_alone(prepared, tmp_path, make_params):
 
 
 def test_local_weights_are_loaded_and_named_and_wrong_ones_refused(prepared, tmp_path, make_params):
-    from quintet.landmarks.networks import LandmarkNet
+    from quintet.landmarks.model.networks import LandmarkNet
 
     torch.manual_seed(5)
     net = LandmarkNet(arch="resnet18", head="regression", attention=False, width=64, dropout=0.1)
     state = net.backbone.net.state_dict() | {"fc.weight": torch.zeros(1000, 512), "fc.bias": torch.zeros(1000)}
     torch.save(state, tmp_path / "resnet18.pt")
-    changes = SMALL | {"landmarks.width": 64, "landmarks.trains": "head", "landmarks.epochs": 1}
-    params = make_params(changes | {"landmarks.weights": str(tmp_path / "resnet18.pt")})
+    changes = SMALL | {"landmarks.training.width": 64, "landmarks.trains": "head", "landmarks.epochs": 1}
+    params = make_params(changes | {"landmarks.training.weights": str(tmp_path / "resnet18.pt")})
     record = train(params, prepared, tmp_path / "run")
     assert "md5" in record.tags["weights"]
     assert torch.equal(state_of(tmp_path / "run")["backbone.net.conv1.weight"], state["conv1.weight"])
-    unet = {"landmarks.arch": "unet", "landmarks.head": "heatmap", "landmarks.weights": str(tmp_path / "resnet18.pt")}
+    unet = {"landmarks.arch": "unet", "landmarks.head": "heatmap", "landmarks.training.weights": str(tmp_path / "resnet18.pt")}
     assert train(make_params(changes | unet), prepared, tmp_path / "unet").tags["weights"] == "random"
     torch.save({"other": torch.zeros(1)}, tmp_path / "wrong.pt")
     with pytest.raises(InputError, match="do not fit the network"):
-        train(make_params(changes | {"landmarks.weights": str(tmp_path / "wrong.pt")}), prepared, tmp_path / "run2")
+        train(make_params(changes | {"landmarks.training.weights": str(tmp_path / "wrong.pt")}), prepared, tmp_path / "run2")
     with pytest.raises(InputError, match="no such file"):
-        train(make_params(changes | {"landmarks.weights": "nowhere.pt"}), prepared, tmp_path / "run3")
+        train(make_params(changes | {"landmarks.training.weights": "nowhere.pt"}), prepared, tmp_path / "run3")
 
 
 def test_imagenet_without_internet_says_how_to_give_a_file(prepared, tmp_path, make_params, monkeypatch):
@@ -150,22 +142,22 @@ def test_imagenet_without_internet_says_how_to_give_a_file(prepared, tmp_path, m
         raise OSError("Name or service not known")
 
     monkeypatch.setattr(torch.hub, "load_state_dict_from_url", offline)
-    params = make_params(SMALL | {"landmarks.width": 64, "landmarks.weights": "imagenet"})
+    params = make_params(SMALL | {"landmarks.training.width": 64, "landmarks.training.weights": "imagenet"})
     with pytest.raises(InputError, match="give a local file instead"):
         train(params, prepared, tmp_path / "run")
 
 
 def test_loss_that_is_not_finite_stops_with_step_and_cases(prepared, tmp_path, make_params):
-    params = make_params(SMALL | {"landmarks.rate_head": 1.0e30, "landmarks.rate_backbone": 1.0e30, "landmarks.clip_norm": 0.0})
+    params = make_params(
+        SMALL | {"landmarks.rate_head": 1.0e30, "landmarks.rate_backbone": 1.0e30, "landmarks.training.clip_norm": 0.0}
+    )
     with pytest.raises(InputError, match=r"step \d+ .*cases: .*(COVID|Normal|Viral)"):
         train(params, prepared, tmp_path / "run")
     assert not (tmp_path / "run" / "model").exists()
 
 
 def test_sweep_and_ranking(prepared, tmp_path, make_params, values):
-    """Two chained phases with two seeds and the baselines, ranked; a removed configuration's cell disappears."""
-    from quintet.landmarks.comparison import compare
-
+    """Two chained phases with two seeds and the baselines, ranked; the runs of a removed configuration disappear."""
     configs = values["landmarks"]["configs"]
     chain = {
         "frozen": configs["frozen"] | {"epochs": 1, "after": str(prepared)},
@@ -173,16 +165,19 @@ def test_sweep_and_ranking(prepared, tmp_path, make_params, values):
     }
     params = make_params(SMALL | {"landmarks.configs": chain, "landmarks.sweep": {"seeds": [0, 1]}, "ranking.bootstrap": 100})
     sweep, base = Path("runs/landmarks/sweep"), Path("runs/landmarks/baselines")
-    study.sweep_cell(sweep / "frozen", prepared, prepared, "frozen", params.landmarks, params.compute)
-    study.sweep_cell(sweep / "finetune", prepared, sweep / "frozen", "finetune", params.landmarks, params.compute)
-    study.baseline_runs(base, prepared, params.landmarks)
+    for config in chain:
+        metrics = experiment.run_sweep_seeds("landmarks", params, prepared, sweep / config, config, [0, 1])
+        assert len(metrics) == 2
+    record = Record.load(sweep / "finetune" / "seed1")
+    assert record.tags["weights"] == "runs/landmarks/sweep/frozen/seed1"  # seed by seed
+    experiment.run_baselines("landmarks", params, prepared, base)
     (sweep / "removed").mkdir()
-    verdict = compare(params, sweep, base, Path("runs/landmarks/rank"), Path("reports/ranking"))
+    ranking = experiment.rank_runs("landmarks", params, sweep, base, Path("runs/landmarks/rank"), Path("reports/ranking"))
     assert not (sweep / "removed").exists()
     table = pd.read_csv("reports/ranking/ranking.csv")
     assert list(table.columns[:6]) == ["rank", "config", "mean", "low", "high", "group"]
     assert set(table["config"]) == {"frozen", "finetune", "ridge", "mean_shape"}
-    assert verdict in Path("reports/ranking/ranking.html").read_text().replace("&#39;", "'").replace("&amp;", "&")
+    assert ranking.verdict in Path("reports/ranking/ranking.html").read_text().replace("&#39;", "'").replace("&amp;", "&")
     record = json.loads(Path("runs/landmarks/rank/record.json").read_text())
     assert record["stage"] == "rank"
     assert (sweep / "finetune" / "seed1" / "evaluation" / "metrics.json").is_file()
@@ -193,7 +188,7 @@ def test_mirrored_image_gives_mirrored_landmarks(small, prepared, tmp_path):
     """With mirror averaging the prediction is exactly equivariant under the flip with exchanged pairs."""
     train(small, prepared, tmp_path / "run")
     model = Model.load(tmp_path / "run", "cpu", mirror_average=True, template=False)
-    images = data.load(prepared).images[:6]
+    images = load(prepared).images[:6]
     one, other = model(images), model(images[..., ::-1])
     np.testing.assert_allclose(other.points, mirror(one.points), atol=1e-5)
 
@@ -203,7 +198,7 @@ def test_prediction_of_a_folder_of_many_formats(small, prepared, tmp_path, capsy
     train(small, prepared, run)
     with pytest.raises(InputError, match="not evaluated"):
         Model.load(run, "cpu")
-    study.evaluate_run(run, prepared, small.landmarks, small.compute, all_figures=False)
+    evaluate(small, prepared, run)
     source = tmp_path / "in"
     (source / "sub").mkdir(parents=True)
     pixels = np.random.default_rng(0).integers(0, 256, (80, 60)).astype(np.uint8)
@@ -211,7 +206,7 @@ def test_prediction_of_a_folder_of_many_formats(small, prepared, tmp_path, capsy
     Image.fromarray(np.stack([pixels] * 3, -1)).save(source / "b.jpg")
     Image.fromarray(pixels.astype(np.uint16) * 257).save(source / "sub" / "a.png")
     write_dicom(source / "d.dcm", pixels.astype(np.uint16), "MONOCHROME1")
-    predict_folder([tmp_path / "run"], source, tmp_path / "p.csv", overlays=tmp_path / "o", device="cpu", skip=False)
+    predict([run], source, tmp_path / "p.csv", overlays=tmp_path / "o")
     table = pd.read_csv(tmp_path / "p.csv", header=None)
     assert set(table[31]) == {"a.png", "b", "sub/a.png", "d"}
     assert len(list((tmp_path / "o").glob("*.png"))) == 4
@@ -219,19 +214,19 @@ def test_prediction_of_a_folder_of_many_formats(small, prepared, tmp_path, capsy
     assert "MARKED" not in (tmp_path / "p.csv").read_text() + capsys.readouterr().out
     (source / "bad.png").write_bytes(b"no picture")
     with pytest.raises(InputError, match=r"bad\.png"):
-        predict_folder([tmp_path / "run"], source, tmp_path / "q.csv", overlays=None, device="cpu", skip=False)
-    assert not (tmp_path / "q.csv").exists()
-    assert predict_folder([tmp_path / "run"], source, tmp_path / "q.csv", overlays=None, device="cpu", skip=True) == 4
+        predict([run], source, tmp_path / "q.csv")
+    assert not list(tmp_path.glob("q.csv*"))
+    assert predict([run], source, tmp_path / "q.csv", skip=True) == 4
 
 
 def test_calibration_is_right_on_the_data_it_was_fitted_to():
     rng = np.random.default_rng(0)
     true = rng.random((200, 15, 2))
-    signs = rng.uniform(1, 10, (200, 3))  # the error follows the second sign alone, and landmark 0 is twice as hard
-    scale = signs[:, 1, None, None] / 224 * np.r_[2, np.ones(14)][None, :, None]
-    predicted = Predicted(true + rng.normal(0, 1, true.shape) * scale, signs)
+    features = rng.uniform(1, 10, (200, 3))  # the error follows the second feature only, and landmark 0 is twice as hard
+    scale = features[:, 1, None, None] / 224 * np.r_[2, np.ones(14)][None, :, None]
+    predicted = Predicted(true + rng.normal(0, 1, true.shape) * scale, features)
     calibration = Calibration.fit(predicted, true)
-    expected = calibration(signs)
+    expected = calibration(features)
     error = pixel_errors(predicted.points, true)
     assert np.argmax(calibration.weights) == 2
     assert calibration.share[0] == pytest.approx(2 * 15 / 16, rel=0.1)
@@ -255,18 +250,11 @@ def test_real_images_prepare_train_and_predict(real_landmarks, tmp_path, make_pa
         (raw / "images" / image.parent.name).mkdir(parents=True, exist_ok=True)
         shutil.copy(image, raw / "images" / image.parent.name)
     (raw / "annotations.csv").write_text("\n".join(rows))
-    params = make_params(SMALL | {"landmarks.split": "grouped", "landmarks.near_duplicate_distance": 6})
+    params = make_params(SMALL | {"landmarks.data.split": "grouped", "landmarks.data.near_duplicate_distance": 6})
     data.prepare(raw, tmp_path / "data", params.landmarks)
     train(params, tmp_path / "data", tmp_path / "run")
-    metrics = study.evaluate_run(tmp_path / "run", tmp_path / "data", params.landmarks, params.compute, all_figures=False)
+    metrics = evaluate(params, tmp_path / "data", tmp_path / "run")
     assert 0 < metrics["error_px"] < 60
-
-
-def test_a_run_of_another_study_is_refused(tmp_path):
-    (tmp_path / "model").mkdir()
-    torch.save({"state_dict": {}, "build": {"arch": "adaptive"}}, tmp_path / "model" / "model.pt")
-    with pytest.raises(InputError, match="another study"):
-        Model.load(tmp_path, "cpu")
 
 
 def test_a_page_of_one_image(tmp_path):

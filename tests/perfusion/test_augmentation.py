@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from quintet.params.perfusion import PerfusionAugment
-from quintet.perfusion.augmentation import Draws, draw, mirror, place, swap_sides, transform
+from quintet.perfusion.model.augmentation import AugmentationParams, draw_params, mirror, place, swap_sides, transform
 
 PATCH = (24, 16)
 EVERYTHING = PerfusionAugment(
@@ -35,9 +35,9 @@ def batch(count=8, channels=3, size=(32, 20)):
     return images, masks
 
 
-def drawn(how=EVERYTHING, count=8, channels=3, shift=None) -> Draws:
+def draw(augment=EVERYTHING, count=8, channels=3, shift=None) -> AugmentationParams:
     torch.manual_seed(2)
-    return draw(torch.zeros(count, 2) if shift is None else shift, channels, PATCH, how)
+    return draw_params(torch.zeros(count, 2) if shift is None else shift, channels, PATCH, augment)
 
 
 def test_mirror_is_an_involution_and_exchanges_the_sides():
@@ -50,19 +50,19 @@ def test_mirror_is_an_involution_and_exchanges_the_sides():
 
 
 def test_the_whole_augmentation_is_equivariant_under_the_mirror():
-    """Mirroring before (with mirrored draws) equals mirroring after, for images, masks and every transformation at once."""
+    """Mirroring before (with mirrored params) equals mirroring after, for images, masks and every transformation at once."""
     images, masks = batch()
-    draws = drawn(shift=torch.tensor([[2.0, -3.0]]).expand(8, 2))
-    one = transform(mirror(images), mirror(masks), draws.mirrored(), PATCH)
-    other = (mirror(x) for x in transform(images, masks, draws, PATCH))
+    params = draw(shift=torch.tensor([[2.0, -3.0]]).expand(8, 2))
+    one = transform(mirror(images), mirror(masks), params.mirrored(), PATCH)
+    other = (mirror(x) for x in transform(images, masks, params, PATCH))
     for a, b in zip(one, other, strict=True):
         torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-3)
-    assert not torch.equal(draws.mirrored().blur, draws.blur)
+    assert not torch.equal(params.mirrored().blur, params.blur)
 
 
 def test_a_drawn_left_right_mirror_is_the_mirror():
     images, masks = batch()
-    plain = drawn(NOTHING)
+    plain = draw(NOTHING)
     flipped = replace(plain, flip_x=torch.ones(8, dtype=torch.bool))
     for a, b in zip(transform(images, masks, flipped, PATCH), transform(images, masks, plain, PATCH), strict=True):
         torch.testing.assert_close(a, mirror(b), rtol=1e-4, atol=1e-5)
@@ -70,10 +70,10 @@ def test_a_drawn_left_right_mirror_is_the_mirror():
 
 def test_nothing_drawn_cuts_the_patch_and_changes_nothing():
     images, masks = batch()
-    moved, moved_masks = transform(images, masks, drawn(NOTHING), PATCH)
+    moved, moved_masks = transform(images, masks, draw(NOTHING), PATCH)
     torch.testing.assert_close(moved, images[:, :, 4:28, 2:18], rtol=1e-4, atol=1e-4)
     assert torch.equal(moved_masks, masks[:, :, 4:28, 2:18])
-    shifted, _ = transform(images, masks, drawn(NOTHING, shift=torch.tensor([[2.0, -3.0]]).expand(8, 2)), PATCH)
+    shifted, _ = transform(images, masks, draw(NOTHING, shift=torch.tensor([[2.0, -3.0]]).expand(8, 2)), PATCH)
     torch.testing.assert_close(shifted, images[:, :, 1:25, 4:20], rtol=1e-4, atol=1e-4)
 
 
@@ -83,15 +83,15 @@ def test_masks_move_with_the_images():
     images = torch.cat([masks, masks[:, :1]], dim=1)
     moves = {"rotation": 1.0, "rotation_deg": 180.0, "scale": 1.0, "mirror_left_right": 0.5, "mirror_front_back": 0.5}
     geometric = NOTHING.model_copy(update=moves)
-    moved, moved_masks = transform(images, masks, drawn(geometric), PATCH)
+    moved, moved_masks = transform(images, masks, draw(geometric), PATCH)
     assert torch.equal((moved[:, :2] >= 0.5).float(), moved_masks)
     assert moved_masks.sum((1, 2, 3)).std() > 0
 
 
 def test_a_quarter_turn_turns_the_image():
     images, masks = batch(size=(20, 20))
-    draws = replace(drawn(NOTHING), angle=torch.full((8,), torch.pi / 2))
-    moved, _ = transform(images, masks, replace(draws, noise=torch.zeros(8, 3, 20, 20)), (20, 20))
+    params = replace(draw(NOTHING), angle=torch.full((8,), torch.pi / 2))
+    moved, _ = transform(images, masks, replace(params, noise=torch.zeros(8, 3, 20, 20)), (20, 20))
     turned = torch.rot90(images, 1, (2, 3)), torch.rot90(images, -1, (2, 3))
     assert min((moved - t).abs().max() for t in turned) < 1e-3
 
@@ -99,16 +99,16 @@ def test_a_quarter_turn_turns_the_image():
 def test_twice_the_field_of_view_halves_the_territory():
     images, masks = torch.zeros(1, 2, 40, 40), torch.zeros(1, 2, 40, 40)
     masks[:, :, 10:30, 10:30] = 1
-    draws = replace(drawn(NOTHING, 1, 2), scale=torch.tensor([2.0]), noise=torch.zeros(1, 2, 40, 40))
-    assert transform(images, masks, draws, (40, 40))[1].sum() == 2 * 10 * 10
+    params = replace(draw(NOTHING, 1, 2), scale=torch.tensor([2.0]), noise=torch.zeros(1, 2, 40, 40))
+    assert transform(images, masks, params, (40, 40))[1].sum() == 2 * 10 * 10
 
 
 @pytest.mark.parametrize("name", ["noise", "blur", "brightness", "contrast", "low_resolution", "gamma", "gamma_inverted"])
 def test_each_transformation_changes_images_and_never_masks(name):
     images, masks = batch(count=40)
-    how = NOTHING.model_copy(update={name: 1.0})
-    changed, changed_masks = transform(images, masks, drawn(how, 40), PATCH)
-    plain, plain_masks = transform(images, masks, drawn(NOTHING, 40), PATCH)
+    augment = NOTHING.model_copy(update={name: 1.0})
+    changed, changed_masks = transform(images, masks, draw(augment, 40), PATCH)
+    plain, plain_masks = transform(images, masks, draw(NOTHING, 40), PATCH)
     assert torch.equal(changed_masks, plain_masks)
     assert torch.isfinite(changed).all()
     assert (changed - plain).abs().amax((1, 2, 3)).gt(1e-3).float().mean() > 0.5
@@ -124,13 +124,13 @@ def test_each_transformation_changes_images_and_never_masks(name):
 
 def test_shares_are_kept():
     torch.manual_seed(0)
-    how = NOTHING.model_copy(update={"rotation": 0.2, "rotation_deg": 180.0, "gamma": 0.3, "mirror_left_right": 0.5})
-    draws = draw(torch.zeros(4000, 2), 2, (2, 2), how)
-    assert (draws.angle != 0).float().mean().item() == pytest.approx(0.2, abs=0.03)
-    assert (draws.gamma[:, 0] != 1).float().mean().item() == pytest.approx(0.3, abs=0.03)
-    assert draws.flip_x.float().mean().item() == pytest.approx(0.5, abs=0.03)
-    assert not draws.flip_y.any()
-    assert draws.noise.abs().max() == 0
+    augment = NOTHING.model_copy(update={"rotation": 0.2, "rotation_deg": 180.0, "gamma": 0.3, "mirror_left_right": 0.5})
+    params = draw_params(torch.zeros(4000, 2), 2, (2, 2), augment)
+    assert (params.angle != 0).float().mean().item() == pytest.approx(0.2, abs=0.03)
+    assert (params.gamma[:, 0] != 1).float().mean().item() == pytest.approx(0.3, abs=0.03)
+    assert params.flip_x.float().mean().item() == pytest.approx(0.5, abs=0.03)
+    assert not params.flip_y.any()
+    assert params.noise.abs().max() == 0
 
 
 def test_patches_lie_inside_and_show_the_foreground_they_were_asked_for():
@@ -140,7 +140,7 @@ def test_patches_lie_inside_and_show_the_foreground_they_were_asked_for():
     torch.manual_seed(0)
     wanted = place(masks, sizes, (10, 10), torch.ones(200, dtype=torch.bool))
     assert (wanted == wanted[0]).all()
-    _, cut = transform(torch.zeros(200, 2, 40, 30), masks, drawn_at(wanted), (10, 10))
+    _, cut = transform(torch.zeros(200, 2, 40, 30), masks, params_at(wanted), (10, 10))
     assert (cut.sum((1, 2, 3)) == 1).all()
     free = place(masks, sizes, (10, 10), torch.zeros(200, dtype=torch.bool))
     assert free[:, 0].abs().max() <= 10
@@ -149,5 +149,5 @@ def test_patches_lie_inside_and_show_the_foreground_they_were_asked_for():
     assert (place(masks, sizes, (40, 30), torch.ones(200, dtype=torch.bool)) == 0).all()
 
 
-def drawn_at(shift):
-    return replace(draw(shift, 2, (10, 10), NOTHING))
+def params_at(shift):
+    return draw_params(shift, 2, (10, 10), NOTHING)

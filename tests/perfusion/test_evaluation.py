@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 
 from quintet.imaging.volumes import Grid
-from quintet.perfusion.evaluation import (
+from quintet.perfusion.evaluation.scores import (
     Predicted,
     asymmetry,
     case_scores,
@@ -75,8 +75,8 @@ def test_scores_of_a_case_by_hand():
     assert row["dice_overlap"] == pytest.approx(2 / 3)
     assert row["asymmetry"] == asymmetry(9, 8) == pytest.approx(1 / 17)
     assert row["asymmetry_error"] == pytest.approx(1 / 17)
-    alone = case_scores(np.stack([box(2, 9), box(9, 17)]), np.stack([box(2, 9), box(9, 17)]), SPACING)
-    assert np.isnan(alone["dice_overlap"])
+    without_overlap = case_scores(np.stack([box(2, 9), box(9, 17)]), np.stack([box(2, 9), box(9, 17)]), SPACING)
+    assert np.isnan(without_overlap["dice_overlap"])
 
 
 def cases():
@@ -84,7 +84,7 @@ def cases():
     for number in range(4):
         true = np.stack([box(2, 10), box(9, 17)])
         if number == 3:
-            true[1] = False  # an artery that feeds nothing
+            true[1] = False  # an artery that supplies nothing
         flow = rng.normal(size=(2, *GRID.shape)).astype(np.float32)
         probability = np.where(np.stack([box(2, 10 + number), box(9, 17)]), 0.9, 0.1).astype(np.float32)
         yield Predicted(f"P{number // 2}-v{number % 2 + 1}", f"P{number // 2}", GRID, flow, probability, true)
@@ -92,8 +92,8 @@ def cases():
 
 def test_what_is_written_and_that_undefined_distances_are_counted(tmp_path):
     record = Record("perfusion", "test", "shared", 0, {}, {})
-    metrics = evaluate(cases(), record=record, out=tmp_path / "out", save_probabilities=True)
-    tidy = pd.read_csv(tmp_path / "out/cases.csv")
+    metrics = evaluate(cases(), record=record, out=tmp_path, save_probabilities=True)
+    tidy = pd.read_csv(tmp_path / "cases.csv")
     assert metrics["undefined_distances"] == 1
     assert metrics["cases"] == 4
     assert metrics["subjects"] == 2
@@ -103,20 +103,20 @@ def test_what_is_written_and_that_undefined_distances_are_counted(tmp_path):
     assert metrics["dice_of_subjects"] == pytest.approx(wide["dice"].groupby("group").mean().mean())
     assert wide.loc[("P1", "P1-v2"), "dice_right"] == 0
     assert wide["hd95_mm_right"].isna().sum() == 1
-    described = json.loads((tmp_path / "out/validation_summary.json").read_text())
+    described = json.loads((tmp_path / "validation_summary.json").read_text())
     assert len(described["metric_per_case"]) == 4
     assert described["mean"]["left"]["Dice"] == pytest.approx(metrics["dice_left"])
     assert described["foreground_mean"]["Dice"] == pytest.approx(metrics["dice"])
     first = described["metric_per_case"][0]["metrics"]["left"]
     assert first["TP"] + first["FP"] + first["FN"] + first["TN"] == np.prod(GRID.shape)
-    saved = np.load(tmp_path / "out/probabilities/P0-v1.npy")
+    saved = np.load(tmp_path / "probabilities/P0-v1.npy")
     assert saved.shape == (6, 20, 20, 2)
-    assert (tmp_path / "out/figures/overlays.png").stat().st_size > 10_000
+    assert (tmp_path / "figures/overlays.png").stat().st_size > 10_000
 
 
 def test_summary_leaves_out_what_is_undefined_everywhere():
-    apart = np.stack([box(2, 9), box(9, 17)])
-    table = pd.DataFrame([{"case": "a", "subject": "a", **case_scores(apart, apart, SPACING)}])
+    masks = np.stack([box(2, 9), box(9, 17)])
+    table = pd.DataFrame([{"case": "a", "subject": "a", **case_scores(masks, masks, SPACING)}])
     metrics = summary(table)
     assert "dice_overlap" not in metrics
     assert metrics["cases_without_overlap_zone"] == 1

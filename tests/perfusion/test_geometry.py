@@ -7,9 +7,9 @@ from nibabel.orientations import apply_orientation, inv_ornt_aff
 
 from quintet.errors import InputError
 from quintet.imaging.volumes import Grid, read_nifti, write_nifti
-from quintet.perfusion.data import resample
-from quintet.perfusion.evaluation import dice_score
-from quintet.perfusion.geometry import plan_geometry
+from quintet.perfusion.data.geometry import plan_geometry
+from quintet.perfusion.data.prepare import resample
+from quintet.perfusion.evaluation.scores import dice_score
 
 AFFINE = np.array([[2.6, 0, 0, -40], [0, 2.6, 0, -50], [0, 0, 6.6, -20], [0, 0, 0, 1]])
 

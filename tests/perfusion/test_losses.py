@@ -6,15 +6,15 @@ import pytest
 import torch
 
 from quintet.params.perfusion import PerfusionLoss, PerfusionLossWeights
-from quintet.perfusion.losses import LOSSES, base, complementary, multiscale, spatial, weight_at
+from quintet.perfusion.model.losses import LOSSES, base, complementary, multiscale, spatial, weight_at
 
-# one image of 1 x 4 pixels: nothing there, left alone, right alone, both
+# one image of 1 x 4 pixels: background, left only, right only, both
 T = torch.tensor([[[[0.0, 1.0, 0.0, 1.0]], [[0.0, 0.0, 1.0, 1.0]]]])
 P = torch.tensor([[[[0.2, 0.9, 0.4, 0.8]], [[0.5, 0.3, 0.6, 0.7]]]])
 
 
 def test_base_by_hand():
-    """Logit 0 everywhere: BCE ln 2 a pixel; soft Dice over both channels 2 * 4 * 0.5 / (8 * 0.5 + 4)."""
+    """Logit 0 everywhere: BCE ln 2 per pixel; soft Dice over both channels 2 * 4 * 0.5 / (8 * 0.5 + 4)."""
     assert base(torch.zeros(1, 2, 1, 4), T).item() == pytest.approx(math.log(2) + 1 - 4 / 8, abs=1e-5)
 
 
@@ -40,7 +40,7 @@ def test_complementary_by_hand():
 
 
 def test_multiscale_is_the_mean_over_three_scales():
-    """Constant images stay what they are at every scale."""
+    """Constant images are the same at every scale."""
     p, t = torch.full((1, 2, 8, 8), 0.25), torch.zeros(1, 2, 8, 8)
     assert multiscale(p, t).item() == pytest.approx(spatial(p, t).item())
     corner = torch.zeros(1, 2, 8, 8)
@@ -70,7 +70,7 @@ def test_terms_vanish_at_the_truth_and_have_finite_gradients(name):
     assert q.grad.abs().max() > 0
 
 
-def test_nothing_there_and_nothing_found_costs_nothing():
+def test_an_empty_image_predicted_empty_costs_nothing():
     logits = torch.full((2, 2, 4, 4), -40.0, requires_grad=True)
     loss = base(logits, torch.zeros(2, 2, 4, 4))
     loss.sum().backward()
@@ -78,11 +78,11 @@ def test_nothing_there_and_nothing_found_costs_nothing():
     assert torch.isfinite(logits.grad).all()
 
 
-def test_images_of_a_batch_do_not_touch_each_other():
+def test_images_of_a_batch_are_independent():
     p, t = torch.rand(3, 2, 8, 8), (torch.rand(3, 2, 8, 8) > 0.5).float()
     for term in (lambda a, b: base(torch.logit(a), b), *LOSSES.values()):
-        alone = torch.cat([term(p[i : i + 1], t[i : i + 1]) for i in range(3)])
-        torch.testing.assert_close(term(p, t), alone)
+        one_by_one = torch.cat([term(p[i : i + 1], t[i : i + 1]) for i in range(3)])
+        torch.testing.assert_close(term(p, t), one_by_one)
 
 
 def test_names_in_params_are_the_registry():

@@ -8,26 +8,26 @@ import torch
 from monai.networks.nets import DynUNet
 
 from quintet.params import PerfusionConfig
-from quintet.perfusion.networks import ARCHITECTURES, CrossAttention, TerritoryNet, divisor, plan
+from quintet.perfusion.model.networks import ARCHITECTURES, CrossAttention, TerritoryNet, divisor, plan_stages
 
-HOW = plan([32, 32], (2.6, 2.6), 8)
+PLAN = plan_stages([32, 32], (2.6, 2.6), 8)
 
 
-def make(arch="shared", separate_at="decoder", channels=2, how=HOW, deep=True):
+def make(arch="shared", separate_at="decoder", channels=2, plan=PLAN, deep=True):
     torch.manual_seed(0)
-    return TerritoryNet(channels, how, arch=arch, separate_at=separate_at, attention_tokens=16, deep_supervision=deep)
+    return TerritoryNet(channels, plan, arch=arch, separate_at=separate_at, attention_tokens=16, deep_supervision=deep)
 
 
 def test_plan_follows_nnunets_rules():
-    published = plan([72, 56], (2.625, 2.625), 32)
+    published = plan_stages([72, 56], (2.625, 2.625), 32)
     assert published.strides == [(1, 1), (2, 2), (2, 2), (2, 2)]
     assert published.features == [32, 64, 128, 256]
     assert divisor(published) == (8, 8)
-    thick = plan([64, 64], (6.0, 2.0), 32)  # the coarse axis waits until the other has caught up
+    thick = plan_stages([64, 64], (6.0, 2.0), 32)  # the coarse axis waits until the other has caught up
     assert thick.strides[1] == (1, 2)
     assert thick.kernels[0] == (1, 3)
     assert (2, 2) in thick.strides
-    assert plan([512, 512], (1, 1), 32).features[-1] == 512
+    assert plan_stages([512, 512], (1, 1), 32).features[-1] == 512
 
 
 def test_shared_is_monais_dynunet():
@@ -37,10 +37,10 @@ def test_shared_is_monais_dynunet():
         2,
         2,
         2,
-        kernel_size=HOW.kernels,
-        strides=HOW.strides,
-        upsample_kernel_size=HOW.strides[1:],
-        filters=HOW.features,
+        kernel_size=PLAN.kernels,
+        strides=PLAN.strides,
+        upsample_kernel_size=PLAN.strides[1:],
+        filters=PLAN.features,
         norm_name=("INSTANCE", {"affine": True}),
         deep_supervision=False,
     ).eval()
@@ -73,11 +73,11 @@ def test_separate_at_head_with_tied_weights_is_shared():
         torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-6)
 
 
-def test_separate_decoders_do_not_touch_each_other():
+def test_separate_decoders_are_independent():
     net = make("separate")
     net(torch.randn(1, 2, 32, 32))[0][:, 0].sum().backward()
-    touched = [any(p.grad is not None and p.grad.abs().sum() > 0 for p in decoder.parameters()) for decoder in net.decoders]
-    assert touched == [True, False]
+    reached = [any(p.grad is not None and p.grad.abs().sum() > 0 for p in decoder.parameters()) for decoder in net.decoders]
+    assert reached == [True, False]
     crossed = make("crossattention")
     crossed(torch.randn(1, 2, 32, 32))[0][:, 0].sum().backward()
     assert all(any(p.grad is not None and p.grad.abs().sum() > 0 for p in d.parameters()) for d in crossed.decoders)
@@ -88,7 +88,7 @@ def test_separate_decoders_do_not_touch_each_other():
 def test_shapes_in_training_and_evaluation(arch, channels):
     net = make(arch, channels=channels)
     scales = net(torch.randn(1, channels, 40, 24))
-    assert [tuple(s.shape) for s in scales] == [(1, 2, 40 // 2**i, 24 // 2**i) for i in range(len(HOW.features) - 2)]
+    assert [tuple(s.shape) for s in scales] == [(1, 2, 40 // 2**i, 24 // 2**i) for i in range(len(PLAN.features) - 2)]
     assert len(net.eval()(torch.randn(1, channels, 40, 24))) == 1
 
 
@@ -99,11 +99,11 @@ def test_names_in_params_are_the_registry():
 def test_attention_at_its_limit_takes_no_more_tokens():
     attention = CrossAttention(8, tokens=16)
     for height, width in ((4, 4), (5, 4), (17, 9), (40, 3)):
-        side = attention.square(height, width)
+        side = attention.pooling(height, width)
         assert math.ceil(height / side) * math.ceil(width / side) <= 16
         left, right = attention(torch.randn(1, 8, height, width), torch.randn(1, 8, height, width))
         assert left.shape == right.shape == (1, 8, height, width)
-    assert attention.square(4, 4) == 1
+    assert attention.pooling(4, 4) == 1
 
 
 def test_attention_goes_both_ways_with_the_same_weights():

@@ -1,4 +1,4 @@
-"""Tidy tables for the tests, drawn from the model that the decision rule assumes."""
+"""Simulated scores and tidy tables, drawn from the model that the decision rule assumes."""
 
 import numpy as np
 import pandas as pd
@@ -19,16 +19,16 @@ def draw(
     shift: float = 0.0,
 ) -> np.ndarray:
     """Scores [configs, folds * seeds, patients], NaN outside a patient's fold; configuration 0 is `shift` better."""
-    own = rng.normal(0, 8, patients) + rng.normal(0, patient_sd, (configs, 1, patients)) + 60
-    run = rng.normal(0, run_sd, (configs, folds * seeds, 1))
-    scores = own + run + rng.normal(0, noise_sd, (configs, folds * seeds, patients))
+    patient_effect = rng.normal(0, 8, patients) + rng.normal(0, patient_sd, (configs, 1, patients)) + 60
+    run_effect = rng.normal(0, run_sd, (configs, folds * seeds, 1))
+    scores = patient_effect + run_effect + rng.normal(0, noise_sd, (configs, folds * seeds, patients))
     scores[0] += shift
-    of_run, of_patient = np.repeat(np.arange(folds), seeds), np.arange(patients) % folds
-    return np.where(of_run[:, None] == of_patient, scores, np.nan)
+    run_fold, patient_fold = np.repeat(np.arange(folds), seeds), np.arange(patients) % folds
+    return np.where(run_fold[:, None] == patient_fold, scores, np.nan)
 
 
 def tidy(scores: np.ndarray, *, seeds: int | None = None, cases: int = 1, metric: str = "dice") -> pd.DataFrame:
-    """The tidy table of [configs, runs, patients]; runs are fold-major with `seeds` each (default: one fold)."""
+    """The tidy table of scores [configs, runs, patients]; runs are ordered by fold, `seeds` per fold (default: one fold)."""
     seeds = seeds or scores.shape[1]
     rows = [
         ("s", "ABCDEFGHIJKLMNOPQRST"[c], r // seeds, r % seeds, f"p{i:03d}", f"p{i:03d}-{k}", metric, value + k - (cases - 1) / 2)

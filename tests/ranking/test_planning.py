@@ -1,5 +1,5 @@
+import shutil
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -13,8 +13,10 @@ from quintet.ranking.planning import Plan, patients_for, plan, power_of
 
 from .tables import draw, tidy
 
+ROOT = Path(__file__).parents[2]
 
-def ranked(scores: np.ndarray, *, seeds: int | None = None, deterministic: tuple[str, ...] = ()) -> Ranking:
+
+def rank_scores(scores: np.ndarray, *, seeds: int | None = None, deterministic: tuple[str, ...] = ()) -> Ranking:
     return rank(tidy(scores, seeds=seeds), "dice", lower_is_better=False, bootstrap=100, deterministic=deterministic)
 
 
@@ -22,7 +24,7 @@ def numbers(planned: Plan, row: int = 0) -> list[str]:
     return planned.table.filter(like=" seed").iloc[row].tolist()
 
 
-def test_without_runs_it_is_the_power_of_the_paired_t_test() -> None:
+def test_without_run_variance_it_is_the_power_of_the_paired_t_test() -> None:
     rng = np.random.default_rng(0)
     p = stats.ttest_1samp(rng.normal(1, 2, (20000, 25)), 0, axis=1).pvalue
     assert power_of(25, 1, 2, 0, 0, 0.01) == pytest.approx((p <= 0.01).mean(), abs=0.01)
@@ -55,7 +57,7 @@ def test_the_planned_number_has_the_planned_power_in_simulated_studies(folds: in
     ]
     first_step = np.mean([d.p[0, 1:] <= 0.05 / pairs for d in decisions])
     assert first_step == pytest.approx(0.8, abs=0.04)
-    assert first_step <= np.mean([d.separated[0, 1:] for d in decisions]) < 0.9
+    assert first_step <= np.mean([d.significant[0, 1:] for d in decisions]) < 0.9
 
 
 def test_the_smallest_number_and_what_raises_it() -> None:
@@ -82,20 +84,20 @@ def test_a_tie_and_too_large_a_run_variance_have_no_number() -> None:
 
 
 def test_plan_of_a_measured_ranking() -> None:
-    ranking = ranked(draw(np.random.default_rng(2), configs=5, shift=2))
+    ranking = rank_scores(draw(np.random.default_rng(2), configs=5, shift=2))
     planned = plan(ranking)
     first, second, *_, last = ranking.table["config"]
     assert planned.table["pair"].tolist() == [f"{first} vs {other}" for other in (second, "the median of the others", last)]
     assert planned.table["difference"][0] == f"{ranking.pairs['difference'][0]:.3g}"
     one, *more = numbers(planned)
-    assert one == "cannot decide"
+    assert one == "not possible"
     counts = [int(n) for n in more if n != "more seeds"]
     assert counts == sorted(counts, reverse=True)
     assert counts[-1] >= ranking.patients_needed
     assert "(measured)" in planned.basis
     assert numbers(plan(ranking, difference=100))[1:] == [str(ranking.patients_needed)] * 4
-    assert "patients at hand are enough with 2 seeds" in plan(ranking, difference=100).verdict
-    assert "more seeds would be needed" in plan(ranking, run_sd=50).verdict
+    assert "available patients are enough with 2 seeds" in plan(ranking, difference=100).verdict
+    assert "more seeds are needed" in plan(ranking, run_sd=50).verdict
     assert numbers(plan(ranking, run_sd=50))[1:] == ["more seeds"] * 4
     fewer, more_power = (int(numbers(plan(ranking, difference=2, run_sd=0.1, power=p))[-1]) for p in (0.6, 0.95))
     assert fewer < more_power
@@ -103,7 +105,7 @@ def test_plan_of_a_measured_ranking() -> None:
 
 def test_plan_is_made_for_either_direction_and_with_the_folds_of_the_study() -> None:
     scores = draw(np.random.default_rng(3), folds=5, seeds=2, patients=30, run_sd=1.5)
-    higher = ranked(scores, seeds=2)
+    higher = rank_scores(scores, seeds=2)
     lower = rank(tidy(-scores, seeds=2), "dice", lower_is_better=True, bootstrap=100)
     assert numbers(plan(higher)) == numbers(plan(lower))
     runs = patients_for(0.8, 2, higher.pairs["patient_sd"][0], 2 * 0.5**2 / 10, 4 * 5, 0.05 / 6, 8)
@@ -112,51 +114,51 @@ def test_plan_is_made_for_either_direction_and_with_the_folds_of_the_study() -> 
 
 
 def test_one_seed_gives_a_lower_bound_unless_a_run_sd_is_given() -> None:
-    ranking = ranked(draw(np.random.default_rng(4), seeds=1))
+    ranking = rank_scores(draw(np.random.default_rng(4), seeds=1))
     planned = plan(ranking, difference=2)
-    assert "not known" in planned.basis
+    assert "unknown" in planned.basis
     assert "lower bounds" in planned.basis
     assert "more if training runs differ" in planned.verdict
-    assert numbers(planned)[0] == "cannot decide"
+    assert numbers(planned)[0] == "not possible"
     assert all(n.startswith(">= ") for n in numbers(planned)[1:])
     given = plan(ranking, difference=2, run_sd=0.3)
     assert "(given)" in given.basis
     assert int(numbers(given)[1]) > int(numbers(planned)[1].removeprefix(">= "))
 
 
-def test_configurations_without_chance_need_no_seeds() -> None:
+def test_deterministic_configurations_need_no_repeated_seeds() -> None:
     scores = draw(np.random.default_rng(5), configs=3, seeds=1, patient_sd=3)
     scores[0] += 3
-    still = plan(ranked(scores, deterministic=("A", "B", "C")))
-    assert len(set(numbers(still))) == 1
-    mixed = ranked(scores, deterministic=("A", "B"))
+    deterministic = plan(rank_scores(scores, deterministic=("A", "B", "C")))
+    assert len(set(numbers(deterministic))) == 1
+    mixed = rank_scores(scores, deterministic=("A", "B"))
     against = dict(zip(mixed.table["config"][1:], (0, 2), strict=True))
     assert numbers(plan(mixed, run_sd=1), against["B"])[0].isdigit()
-    assert numbers(plan(mixed, run_sd=1), against["C"])[0] == "cannot decide"
+    assert numbers(plan(mixed, run_sd=1), against["C"])[0] == "not possible"
 
 
 def test_ties_and_studies_without_a_comparison() -> None:
     one = draw(np.random.default_rng(6), configs=1)
-    tied = plan(ranked(np.repeat(one, 2, axis=0)))
+    tied = plan(rank_scores(np.repeat(one, 2, axis=0)))
     assert len(tied.table) == 1
-    assert numbers(tied)[1:] == ["no number"] * 4
-    assert "separates a tie" in tied.verdict
+    assert numbers(tied)[1:] == ["tie"] * 4
+    assert "makes a tie significant" in tied.verdict
     with pytest.raises(InputError, match="nothing to plan"):
-        plan(ranked(one))
+        plan(rank_scores(one))
     with pytest.raises(InputError, match="at least two patients"):
-        plan(ranked(np.ones((2, 1, 1))))
+        plan(rank_scores(np.ones((2, 1, 1))))
     with pytest.raises(InputError, match="power 1"):
-        plan(ranked(np.repeat(one, 2, axis=0)), power=1)
+        plan(rank_scores(np.repeat(one, 2, axis=0)), power=1)
 
 
 def test_the_command_prints_table_basis_and_verdict(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    ranking = ranked(draw(np.random.default_rng(7), configs=3))
+    ranking = rank_scores(draw(np.random.default_rng(7), configs=3))
     (tmp_path / "dvc.yaml").touch()
+    shutil.copy(ROOT / "params.yaml", tmp_path)
     (tmp_path / "deeper").mkdir()
     monkeypatch.delenv("DVC_ROOT", raising=False)
     monkeypatch.chdir(tmp_path / "deeper")
-    monkeypatch.setattr(cli, "room", lambda study, door: SimpleNamespace(ranked=lambda params: ranking))
-    monkeypatch.setattr(cli.parameters, "load", lambda: None)
+    monkeypatch.setattr("quintet.experiment.rank_finished", lambda study, params, runs: ranking)
     done = CliRunner().invoke(cli.app, ["plan", "landmarks", "--difference", "2", "--run-sd", "0.3", "--power", "0.9"])
     assert done.exit_code == 0, done.output
     planned = plan(ranking, difference=2, run_sd=0.3, power=0.9)

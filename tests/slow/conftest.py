@@ -1,4 +1,4 @@
-"""Clones of the project at the smoke scale, on which commands are run as a user would."""
+"""Clones of the project at the smoke scale, in which commands are run as a user would."""
 
 import hashlib
 import json
@@ -22,7 +22,7 @@ NO_NETWORK = "unshare --net --"  # a network namespace whose only device, lo, is
 
 
 def sh(command: str, cwd: Path, *, status: int | None = 0, timeout_s: float = 1200, **more: str) -> str:
-    """Run a shell command, its environment widened by `more`; both streams. `status`: the one expected, None: any."""
+    """Run a shell command with `more` environment variables; returns both streams. `status` is the expected one, None: any."""
     process = subprocess.Popen(
         command,
         shell=True,
@@ -48,9 +48,9 @@ def can(command: str) -> bool:
 
 
 def clone(target: Path) -> Path:
-    """A clone of this checkout, what is not committed included, with the smoke preset committed."""
+    """A clone of this checkout, including uncommitted changes, with the smoke preset committed."""
     sh(f"git clone -q '{ROOT}' '{target}'", ROOT)
-    changed = sh("git ls-files -m -o -d --exclude-standard", ROOT).splitlines()
+    changed = sh("git diff --no-renames --name-only HEAD; git ls-files --others --exclude-standard", ROOT).splitlines()
     for name in changed:
         (target / name).parent.mkdir(parents=True, exist_ok=True)
         if (ROOT / name).is_file():
@@ -64,7 +64,7 @@ def clone(target: Path) -> Path:
 
 @pytest.fixture(scope="session")
 def finished(tmp_path_factory) -> Path:
-    """A clone in which `quintet repro` has run every stage, without a network where the kernel lets us take it away."""
+    """A clone in which `quintet repro` has run every stage, without a network if the kernel allows it."""
     root = clone(tmp_path_factory.mktemp("finished") / "quintet")
     text = sh(f"{NO_NETWORK if can(f'{NO_NETWORK} true') else ''} quintet repro --jobs 2", root)
     assert "FAILED" not in text
@@ -74,20 +74,20 @@ def finished(tmp_path_factory) -> Path:
 
 @pytest.fixture
 def copy(finished, tmp_path) -> Path:
-    """The finished clone to do with as a test likes; its MLflow is empty, as a store does not survive being moved."""
+    """A copy of the finished clone that a test may change. Its MLflow store is empty, because a store cannot be moved."""
     root = tmp_path / "quintet"
     shutil.copytree(finished, root, symlinks=True, ignore=shutil.ignore_patterns("mlflow.db*", "mlartifacts", ".mlflow*"))
     return root
 
 
-# what says when and how fast a run was: its record, and the tables, pages and figures that show it
-TIMED = {"record.json", "ranking.md", "ranking.html", "index.html", "curves.csv", "steps.png"}
+# these contain times: a run's record, and the tables, pages and figures that show it
+FILES_WITH_TIMES = {"record.json", "ranking.md", "ranking.html", "index.html", "curves.csv", "steps.png"}
 
 
 def results(root: Path, *folders: str) -> dict[str, str]:
-    """File -> md5, of all that must not differ between two runs of the same thing."""
+    """File -> MD5 of every file that must be equal in two runs of the same stages."""
     files = [path for folder in folders for path in sorted((root / folder).rglob("*")) if path.is_file()]
-    return {path.relative_to(root).as_posix(): _digest(path) for path in files if path.name not in TIMED}
+    return {path.relative_to(root).as_posix(): _digest(path) for path in files if path.name not in FILES_WITH_TIMES}
 
 
 def _digest(path: Path) -> str:
@@ -99,7 +99,7 @@ def _digest(path: Path) -> str:
 
 
 def ran(text: str) -> list[str]:
-    """The stages that dvc ran."""
+    """The stages that DVC ran."""
     return [line.split("'")[1] for line in text.splitlines() if line.startswith("Running stage")]
 
 

@@ -1,4 +1,4 @@
-"""The perfusion sweep in parallel, on a Ray cluster that loses processes, and one training in two processes."""
+"""The perfusion sweep run concurrently, and on a Ray cluster that loses processes; one training in two processes."""
 
 import shutil
 import socket
@@ -20,33 +20,33 @@ SWEEP = "runs/perfusion/sweep"
 
 
 @pytest.fixture(scope="module")
-def fourteen(finished, tmp_path_factory) -> Path:
-    """The finished clone with all 14 configurations in its sweep, none of them trained."""
-    root = tmp_path_factory.mktemp("fourteen") / "quintet"
+def full_sweep(finished, tmp_path_factory) -> Path:
+    """The finished clone with all 14 configurations in its sweep and more epochs, so that all are stale."""
+    root = tmp_path_factory.mktemp("full_sweep") / "quintet"
     shutil.copytree(finished, root, symlinks=True, ignore=shutil.ignore_patterns("mlflow.db*", "mlartifacts", ".mlflow*"))
     path = root / "params.yaml"
     values = yaml.safe_load(path.read_text())
     values["perfusion"]["sweep"]["configs"] = list(values["perfusion"]["configs"])
-    values["perfusion"]["epochs"] = 3
+    values["perfusion"]["training"]["epochs"] = 3
     path.write_text(yaml.safe_dump(values, sort_keys=False))
     sh("git commit -qam 'all 14'", root)
     return root
 
 
 @pytest.fixture(scope="module")
-def serial(fourteen, tmp_path_factory) -> dict[str, str]:
-    """What `dvc repro` gives with one thread a cell."""
+def serial(full_sweep, tmp_path_factory) -> dict[str, str]:
+    """The results of `dvc repro` with one thread per sweep run."""
     root = tmp_path_factory.mktemp("serial") / "quintet"
-    shutil.copytree(fourteen, root, symlinks=True)
+    shutil.copytree(full_sweep, root, symlinks=True)
     sh("dvc repro perfusion_sweep", root, QUINTET_THREADS="1")
-    found = results(root, SWEEP)
-    assert sum(name.endswith("model.pt") for name in found) == 14
-    return found
+    files = results(root, SWEEP)
+    assert sum(name.endswith("model.pt") for name in files) == 14
+    return files
 
 
-def test_cells_side_by_side_give_what_dvc_repro_gives(fourteen, serial, tmp_path):
+def test_concurrent_runs_give_the_results_of_dvc_repro(full_sweep, serial, tmp_path):
     root = tmp_path / "quintet"
-    shutil.copytree(fourteen, root, symlinks=True)
+    shutil.copytree(full_sweep, root, symlinks=True)
     text = sh("quintet repro --jobs 2 --threads 1 perfusion_sweep", root)
     assert text.splitlines()[-1].startswith("14 run, 0 restored")
     assert results(root, SWEEP) == serial
@@ -54,7 +54,7 @@ def test_cells_side_by_side_give_what_dvc_repro_gives(fourteen, serial, tmp_path
 
 
 class Cluster:
-    """Ray nodes of one CPU each on this machine, told from others by their folder."""
+    """Ray nodes of one CPU each on this machine; their folder tells them from those of other clusters."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -70,11 +70,11 @@ class Cluster:
         ]
 
     def add(self) -> set[int]:
-        """One more node; the process ids of its raylet."""
+        """Start one more node; returns the process id of its raylet."""
         before = {process.pid for process in self.processes("raylet/raylet")}
         head = f"--head --port={self.address.rpartition(':')[2]} --temp-dir={self.folder} --include-dashboard=false"
-        where = f"--address={self.address}" if before else head
-        sh(f"ray start {where} --num-cpus=1 --object-store-memory=100000000 --disable-usage-stats", self.folder)
+        role = f"--address={self.address}" if before else head
+        sh(f"ray start {role} --num-cpus=1 --object-store-memory=100000000 --disable-usage-stats", self.folder)
         return {process.pid for process in self.processes("raylet/raylet")} - before
 
     def stop(self) -> None:
@@ -93,9 +93,9 @@ def cluster() -> Iterator[Cluster]:
     shutil.rmtree(folder, ignore_errors=True)
 
 
-def test_a_sweep_on_two_nodes_loses_a_process_and_a_node_and_no_result(fourteen, serial, cluster, tmp_path):
+def test_a_sweep_survives_the_loss_of_a_process_and_of_a_node(full_sweep, serial, cluster, tmp_path):
     root = tmp_path / "quintet"
-    shutil.copytree(fourteen, root, symlinks=True)
+    shutil.copytree(full_sweep, root, symlinks=True)
     node = cluster.add()
     assert len(node) == 1
     command = ["quintet", "repro", "--engine", "ray", "--jobs", "2", "--threads", "1", "perfusion_sweep"]
@@ -120,19 +120,19 @@ def test_a_sweep_on_two_nodes_loses_a_process_and_a_node_and_no_result(fourteen,
     assert sh("dvc status perfusion_sweep", root).strip().endswith("Data and pipelines are up to date.")
 
 
-def test_a_cluster_that_cannot_do_it_is_told_at_once(fourteen, cluster, tmp_path):
+def test_an_unusable_cluster_is_reported_at_once(full_sweep, cluster, tmp_path):
     root = tmp_path / "quintet"
-    shutil.copytree(fourteen, root, symlinks=True)
+    shutil.copytree(full_sweep, root, symlinks=True)
     command = "quintet repro --engine ray perfusion_sweep"
     text = sh(f"{command} --threads 2", root, status=2, RAY_ADDRESS=cluster.address)
-    assert text.splitlines()[-1].endswith("a stage wants 2 CPUs (--threads) and no node has more than 1")
+    assert text.splitlines()[-1].endswith("each stage needs 2 CPUs (--threads), but no node has more than 1")
     text = sh(command, root, status=2, RAY_ADDRESS="127.0.0.1")  # no port
     assert "no Ray cluster answers at 127.0.0.1 (" in text
     assert "Traceback" not in text
 
 
 def kill_a_stage(root: Path) -> str:
-    """kill -9 of a cell that trains; its name."""
+    """kill -9 a sweep run; returns its configuration."""
     for _ in range(200):
         for process in psutil.process_iter(["cmdline", "cwd"]):
             line = process.info["cmdline"] or []
@@ -140,7 +140,7 @@ def kill_a_stage(root: Path) -> str:
                 process.kill()
                 return line[line.index("--config") + 1]
         time.sleep(0.1)
-    raise AssertionError("no cell is running")
+    raise AssertionError("no sweep run is running")
 
 
 def test_one_training_in_two_processes(copy):
@@ -148,7 +148,7 @@ def test_one_training_in_two_processes(copy):
     before = results(copy, "runs/perfusion/selected/model")
     sh(f"torchrun --nproc-per-node 2 -- {stage}", copy)
     assert results(copy, "runs/perfusion/selected/model").keys() == before.keys()
-    assert results(copy, "runs/perfusion/selected/model") != before  # twice as many cases a step
+    assert results(copy, "runs/perfusion/selected/model") != before  # twice as many cases per step
     sh("dvc commit -f perfusion_train", copy)
     assert "perfusion_train" not in sh("dvc repro perfusion_evaluate", copy).split("Running stage")[-1]
     assert sh("dvc status perfusion_evaluate", copy).strip().endswith("Data and pipelines are up to date.")

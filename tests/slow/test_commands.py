@@ -1,4 +1,4 @@
-"""Every command of the README and of docs/ is run as it stands, or it stands here with the reason why not."""
+"""Every command of the README and of docs/ is run as written, or listed here with the test that runs it or the reason why not."""
 
 import re
 import shutil
@@ -12,7 +12,8 @@ from tests.slow.conftest import sh
 pytestmark = pytest.mark.slow
 
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
-QUEUED = "dvc exp run --queue -S 'perfusion.losses=[spatial]' -S perfusion.loss_weights.spatial=0.05,0.1,0.2 perfusion_evaluate"
+WEIGHTS = "perfusion.training.loss_weights.spatial=0.05,0.1,0.2"
+QUEUED = f"dvc exp run --queue -S 'perfusion.losses=[spatial]' -S {WEIGHTS} perfusion_evaluate"
 ELSEWHERE = {
     "git clone <this repository> quintet && cd quintet": "conftest.clone",
     "source .venv/bin/activate": "conftest.ENVIRONMENT",
@@ -39,22 +40,22 @@ ELSEWHERE = {
 }
 NOT_RUN = {
     "torchrun --nproc-per-node 4 -- stages/perfusion_train.py --data data/processed/perfusion --run runs/perfusion/selected": (
-        "GPUs; test_cluster has two processes on CPUs"
+        "needs GPUs; test_cluster runs two processes on CPUs"
     ),
     "mlflow server --host 0.0.0.0 --port 5000 --backend-store-uri sqlite:///mlflow.db --allowed-hosts HEAD:5000": (
-        "a server for other machines"
+        "needs other machines"
     ),
-    "export MLFLOW_TRACKING_URI=http://HEAD:5000": "a server for other machines",
-    "dvc exp run -S 'perfusion.losses=[volume]' perfusion_evaluate": "an example's loss",
-    "quintet repro --engine ray --jobs N": "N is the reader's",
-    "quintet repro --jobs N": "N is the reader's",
-    "dvc queue start --jobs N": "N is the reader's",
-    "dvc repro -f": "every stage again",
-    "dvc exp run -S breakhis.raw=/data/breakhis -S breakhis.split=official breakhis_rank": "phantoms have no official folds",
-    "quintet evaluate ct --model vectors.npz --data /data/ct": "the reader's vectors",
-    "python main.py train --config configs/default_config.yaml": "the reference's",
+    "export MLFLOW_TRACKING_URI=http://HEAD:5000": "needs other machines",
+    "dvc exp run -S 'perfusion.losses=[volume]' perfusion_evaluate": "the loss of an example",
+    "quintet repro --engine ray --jobs N": "N is for the reader to choose",
+    "quintet repro --jobs N": "N is for the reader to choose",
+    "dvc queue start --jobs N": "N is for the reader to choose",
+    "dvc repro -f": "runs every stage again",
+    "dvc exp run -S breakhis.raw=/data/breakhis -S breakhis.data.split=official breakhis_rank": "phantoms have no official folds",
+    "quintet evaluate ct --model vectors.npz --data /data/ct": "needs the reader's vectors",
+    "python main.py train --config configs/default_config.yaml": "a command of the reference code",
     "python -m venv ts && ts/bin/pip install TotalSegmentator": "its weights come from the internet",
-    "pip install -c constraints.txt faiss-cpu": "make test has it",
+    "pip install -c constraints.txt faiss-cpu": "make test installs it",
     "pip install -c constraints.txt torchio SimpleITK": "peers of the benchmarks",
 }
 FRAGMENT = re.compile(
@@ -64,7 +65,7 @@ COMPLETE = re.compile(r"dvc (repro|status|dag)|quintet (doctor|times|sync|plan \
 
 
 def commands(page: Path) -> list[str]:
-    """The lines of its bash blocks and what is a command in running text, without fragments such as `quintet predict`."""
+    """The lines of its bash blocks and the commands in its text, without fragments such as `quintet predict`."""
     text = page.read_text(encoding="utf-8")
     blocks = [block for block in re.findall(r"```bash\n(.*?)```", text, re.S) if "not run here" not in block]
     lines = [re.split(r"\s+#\s", line)[0] for block in blocks for line in block.replace("\\\n", " ").splitlines()]
@@ -73,15 +74,15 @@ def commands(page: Path) -> list[str]:
     return list(dict.fromkeys(" ".join(command.split()) for command in lines + spans if command.strip(" #")))
 
 
-def test_what_is_run_elsewhere_stands_on_a_page():
-    there = {command for page in PAGES for command in commands(page)}
-    assert len(there) > 100
-    assert (ELSEWHERE.keys() | NOT_RUN.keys()) - there == set()
+def test_the_lists_name_commands_of_the_pages_alone():
+    on_pages = {command for page in PAGES for command in commands(page)}
+    assert len(on_pages) > 100
+    assert (ELSEWHERE.keys() | NOT_RUN.keys()) - on_pages == set()
 
 
 @pytest.fixture(scope="module")
 def site(finished, tmp_path_factory) -> Path:
-    """The finished clone, and each study's data beside it in /data's place."""
+    """A copy of the finished clone; the folder `data` beside it, with every study's data, replaces /data in commands."""
     root = tmp_path_factory.mktemp("commands") / "quintet"
     shutil.copytree(finished, root, symlinks=True, ignore=shutil.ignore_patterns("mlflow.db*", "mlartifacts", ".mlflow*"))
     shutil.copytree(root / "data" / "synthetic", root.parent / "data")
@@ -89,21 +90,21 @@ def site(finished, tmp_path_factory) -> Path:
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
-def test_its_commands_do_what_they_say(page, site, tmp_path):
+def test_the_commands_of_a_page_succeed(page, site, tmp_path):
     out = tmp_path / "out"
     failed = []
     for command in commands(page):
         if command in ELSEWHERE or command in NOT_RUN:
             continue
-        made = [out / name for name in re.findall(r"OUT/(\S+)", command)]
-        for path in made:
+        outputs = [out / name for name in re.findall(r"OUT/(\S+)", command)]
+        for path in outputs:
             path.parent.mkdir(parents=True, exist_ok=True)
         run = re.sub(r"(?<![\w.])/data/", f"{site.parent}/data/", command).replace("OUT/", f"{out}/")
         if command.startswith("python benchmarks/"):
-            run = f"{re.split(' --', run)[0]} --help"  # minutes each, and peers that are not installed
+            run = f"{re.split(' --', run)[0]} --help"  # they take minutes and compare with packages that are not installed
         try:
             sh(run, site)
-            assert all(path.exists() for path in made)
+            assert all(path.exists() for path in outputs)
         except AssertionError as error:
             failed.append(str(error))
         sh("git checkout -q params.yaml", site)

@@ -1,4 +1,4 @@
-"""What goes wrong on real machines: kills, full disks, read-only folders, locks, broken caches; what is said, what is left."""
+"""Faults of real machines (kills, full disks, read-only folders, locks, damaged caches): the message, and what is left behind."""
 
 import contextlib
 import csv
@@ -19,13 +19,13 @@ from tests.slow.conftest import ENVIRONMENT, can, complete_runs, ran, results, s
 
 pytestmark = pytest.mark.slow
 
-# root writes where others may not: without these two capabilities it is held to owner and mode as everybody
+# root may write everywhere; without these two capabilities, owner and mode apply to it as to everyone
 UNPRIVILEGED = "setpriv --bounding-set=-dac_override,-dac_read_search --" if os.geteuid() == 0 else ""
 
 
 # --- kill -9 ---
 
-KINDS = {
+OUTPUTS = {
     "fusion_synthesize": ["data/synthetic/fusion"],
     "fusion_segment": ["data/segmented/fusion"],
     "fusion_prepare": ["data/processed/fusion"],
@@ -38,18 +38,18 @@ KINDS = {
 }
 
 
-@pytest.mark.parametrize("stage", KINDS)
-def test_a_stage_killed_in_its_work_gives_the_same_result_the_next_time(stage, copy):
-    alone(stage, copy)
-    before = results(copy, *KINDS[stage])
+@pytest.mark.parametrize("stage", OUTPUTS)
+def test_a_killed_stage_gives_the_same_result_when_run_again(stage, copy):
+    run_alone(stage, copy)
+    before = results(copy, *OUTPUTS[stage])
     assert before
     kill_halfway(stage, copy)
-    alone(stage, copy)
-    assert results(copy, *KINDS[stage]) == before
+    run_alone(stage, copy)
+    assert results(copy, *OUTPUTS[stage]) == before
     assert leftovers(copy) == []
 
 
-def alone(stage: str, root: Path) -> None:
+def run_alone(stage: str, root: Path) -> None:
     assert ran(sh(" ".join(forced(stage)), root)) == [stage]
 
 
@@ -58,20 +58,20 @@ def forced(stage: str) -> list[str]:
 
 
 def kill_halfway(stage: str, root: Path) -> None:
-    """Start a stage and kill -9 its process between its imports and its end."""
+    """Start a stage and kill -9 its process after its imports and before its end."""
     with (root / "logs" / "stages.csv").open(newline="") as file:
-        start_up, whole = [(float(row[2]), float(row[3])) for row in csv.reader(file) if row[0] == stage][-1]
-    for share in (0.5, 0.25, 0.1):  # of the work; smaller where it was faster than the last time
-        with (root / "killed.log").open("w") as log:  # no pipe: joblib's workers hold it open for minutes after the kill
+        start_up, total = [(float(row[2]), float(row[3])) for row in csv.reader(file) if row[0] == stage][-1]
+    for share in (0.5, 0.25, 0.1):  # of the work; a smaller one if the stage was faster than last time
+        with (root / "killed.log").open("w") as log:  # not a pipe: joblib's workers hold it open for minutes after the kill
             process = subprocess.Popen(forced(stage), cwd=root, env=ENVIRONMENT, stdout=log, stderr=log)
         victim = worker(root, f"stages/{stage.partition('@')[0]}.py", process)
-        time.sleep(max(0.0, victim.create_time() + start_up + share * (whole - start_up) - time.time()))
+        time.sleep(max(0.0, victim.create_time() + start_up + share * (total - start_up) - time.time()))
         with contextlib.suppress(psutil.NoSuchProcess):
             victim.kill()
         if process.wait():
             assert f"failed to reproduce '{stage}'" in (root / "killed.log").read_text()
             return
-    raise AssertionError(f"{stage} could not be killed in its work")
+    raise AssertionError(f"{stage} always ended before it was killed")
 
 
 def worker(root: Path, script: str, dvc: "subprocess.Popen[Any]") -> psutil.Process:
@@ -91,8 +91,8 @@ def leftovers(root: Path) -> list[str]:
     return [str(path) for path in found if ".part" in path.name or path.suffix == ".ckpt"]
 
 
-def test_dvc_killed_leaves_its_stage_and_the_next_one_waits_for_it(copy):
-    alone("perfusion_train", copy)
+def test_a_stage_that_outlives_a_killed_dvc_is_waited_for(copy):
+    run_alone("perfusion_train", copy)
     before = results(copy, "runs/perfusion/selected/model")
     command = forced("perfusion_train")
     process = subprocess.Popen(command, cwd=copy, env=ENVIRONMENT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
@@ -101,7 +101,7 @@ def test_dvc_killed_leaves_its_stage_and_the_next_one_waits_for_it(copy):
         time.sleep(0.05)
     process.kill()
     process.wait()
-    orphan.suspend()  # so that it is there for as long as the test needs
+    orphan.suspend()  # keeps it alive for as long as the test needs
     again = subprocess.Popen(command, cwd=copy, env=ENVIRONMENT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     assert again.stdout
     lines = []
@@ -159,7 +159,7 @@ def test_a_full_disk_is_one_line_and_leaves_nothing_half_written(stage, copy):
         text = sh(command, copy, status=2, DVC_STAGE=stage)
         assert text.count("the disk is full; make room, then run the same command again") == 1
         assert "Traceback" not in text
-        # checkpoints are each whole, too
+        # checkpoints are complete, too
         assert [path for path in folder.rglob("*") if path.is_file() and path.suffix not in (".lock", ".ckpt")] == []
         sh(f"mount -o remount,size=64m '{folder}'", copy)
         sh(command, copy, DVC_STAGE=stage)
@@ -175,7 +175,7 @@ def test_a_read_only_file_system_is_one_line(stage, copy):
     assert "read-only" in text.splitlines()[-1].lower()
 
 
-@pytest.mark.skipif(not can(f"{UNPRIVILEGED} true"), reason="this kernel does not let root give capabilities up")
+@pytest.mark.skipif(not can(f"{UNPRIVILEGED} true"), reason="this kernel does not let root drop capabilities")
 @pytest.mark.parametrize(
     ("stage", "path", "mode"),
     [
@@ -195,7 +195,7 @@ def test_wrong_permissions_name_the_file_and_the_remedy(stage, path, mode, copy)
     assert "permission" in text.splitlines()[-1].lower()
 
 
-def test_a_locked_mlflow_costs_the_mirror_only(copy):
+def test_a_locked_mlflow_does_not_fail_the_stage(copy):
     sh("quintet sync", copy)
     keys = complete_runs(copy)
     with contextlib.closing(sqlite3.connect(copy / "mlflow.db", isolation_level=None)) as database:
@@ -212,18 +212,18 @@ def test_a_locked_mlflow_costs_the_mirror_only(copy):
 
 
 def damage(root: Path, output: str) -> None:
-    """Flip a byte of an output's object in DVC's cache."""
+    """Flip one byte of an output's object in DVC's cache."""
     digest = hashlib.md5((root / output).read_bytes()).hexdigest()
     cached = root / ".dvc" / "cache" / "files" / "md5" / digest[:2] / digest[2:]
     content = bytearray(cached.read_bytes())
     content[len(content) // 2] ^= 0xFF
     cached.chmod(0o644)
     cached.write_bytes(content)
-    cached.chmod(0o444)  # as a disk's fault leaves it
+    cached.chmod(0o444)  # as after a disk fault
 
 
 @pytest.mark.parametrize("command", ["dvc repro", "quintet repro --jobs 2"])
-def test_a_damaged_cache_object_is_found_and_made_again(command, copy):
+def test_a_damaged_cache_object_is_found_and_restored(command, copy):
     before = results(copy, "data/processed/landmarks", "runs/landmarks")
     damage(copy, "data/processed/landmarks/images.npy")
     assert sh("quintet doctor --cache", copy, status=2).count(" is damaged; ") == 1
@@ -237,7 +237,7 @@ def test_a_damaged_cache_object_is_found_and_made_again(command, copy):
 
 
 @pytest.mark.parametrize("command", ["dvc repro perfusion_train", "quintet repro perfusion_train"])
-def test_of_two_at_once_one_works_and_the_other_says_so(command, copy):
+def test_of_two_concurrent_runs_one_works_and_the_other_reports_that_it_is_busy(command, copy):
     values = (copy / "params.yaml").read_text()
     (copy / "params.yaml").write_text(values.replace("deep_supervision: true", "deep_supervision: false"))
     first = subprocess.Popen(
@@ -245,8 +245,8 @@ def test_of_two_at_once_one_works_and_the_other_says_so(command, copy):
     )
     worker(copy, "stages/perfusion_train.py", first)
     second = sh(command, copy, status=None)
-    said = first.communicate()[0]
-    assert first.returncode == 0, said
+    output = first.communicate()[0]
+    assert first.returncode == 0, output
     assert "is busy" in second, second
     assert "Traceback" not in second
     assert sh("dvc status perfusion_train", copy).strip().endswith("Data and pipelines are up to date.")

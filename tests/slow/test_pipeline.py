@@ -1,4 +1,4 @@
-"""The whole pipeline by DVC's commands: what runs, what does not, and that MLflow has it all."""
+"""The whole pipeline, run by DVC's commands: what runs, what does not, and whether MLflow has every run."""
 
 import contextlib
 import json
@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from quintet.runs import finished_runs as finished_runs
+from quintet.runs import finished_runs
 from tests.slow.conftest import ENVIRONMENT, NO_NETWORK, can, complete_runs, ran, sh
 
 pytestmark = pytest.mark.slow
@@ -21,20 +21,20 @@ def keys_of(root: Path) -> set[str]:
     return {record.key for record, _ in finished_runs(root)}
 
 
-@pytest.mark.skipif(not can(f"{NO_NETWORK} true"), reason="this kernel gives no network namespace")
+@pytest.mark.skipif(not can(f"{NO_NETWORK} true"), reason="this kernel offers no network namespace")
 def test_every_stage_runs_without_a_network_and_is_in_mlflow(finished):
     with pytest.raises(AssertionError, match="exit status"):
-        sh(f"{NO_NETWORK} python -c \"import socket; socket.create_connection(('127.0.0.1', 9))\"", finished_runs, timeout_s=20)
-    stages = sh("dvc stage list --name-only", finished_runs).split()
+        sh(f"{NO_NETWORK} python -c \"import socket; socket.create_connection(('127.0.0.1', 9))\"", finished, timeout_s=20)
+    stages = sh("dvc stage list --name-only", finished).split()
     assert len(stages) > 45
-    assert json.loads(sh("dvc status --json", finished_runs)) == {}
-    assert len((finished_runs / "logs" / "stages.csv").read_text().splitlines()) == len(stages)
-    assert complete_runs(finished_runs) == keys_of(finished_runs)
-    assert (finished_runs / "reports" / "index.html").stat().st_size > 100_000
+    assert json.loads(sh("dvc status --json", finished)) == {}
+    assert len((finished / "logs" / "stages.csv").read_text().splitlines()) == len(stages)
+    assert complete_runs(finished) == keys_of(finished)
+    assert (finished / "reports" / "index.html").stat().st_size > 100_000
 
 
 def test_dvc_repro_finds_nothing_to_do(finished):
-    text = sh("dvc repro", finished_runs)
+    text = sh("dvc repro", finished)
     assert ran(text) == []
     assert "Data and pipelines are up to date." in text
 
@@ -65,9 +65,10 @@ def test_a_selected_configuration_trains_nothing_of_the_sweep(copy):
     assert keys_of(copy) <= complete_runs(copy)
 
 
-def test_two_workers_take_from_the_queue(copy):
+def test_two_workers_process_the_queue(copy):
     before = len(complete_runs(copy)) if (copy / "mlflow.db").exists() else 0
-    sh("dvc exp run --queue -S 'perfusion.losses=[spatial]' -S perfusion.loss_weights.spatial=0.05,0.2 perfusion_evaluate", copy)
+    weights = "perfusion.training.loss_weights.spatial=0.05,0.2"
+    sh(f"dvc exp run --queue -S 'perfusion.losses=[spatial]' -S {weights} perfusion_evaluate", copy)
     sh("dvc queue start --jobs 2", copy)
     for _ in range(300):
         status = sh("dvc queue status", copy)
@@ -95,10 +96,10 @@ def test_a_second_clone_pulls_and_trains_nothing(copy, tmp_path):
     sh("quintet sync", second)
     assert complete_runs(second) == keys_of(second) == keys_of(copy)
     assert sh("git status --porcelain", second) == ""
-    # what was tried and taken back is in the run cache
+    # an undone experiment is in the run cache
     sh("dvc exp run -S fusion.seed=1 fusion_evaluate", copy)
     sh("dvc push --run-cache", copy)
     sh("dvc pull --run-cache", second, status=None)
     text = sh("dvc exp run --pull -S fusion.seed=1 fusion_evaluate", second)
-    assert ran(text) == ["fusion_evaluate"]  # its metrics are git's, not the remote's; the training is not repeated
+    assert ran(text) == ["fusion_evaluate"]  # its metrics are in git, not in the remote; the training is not repeated
     assert "is cached" in text

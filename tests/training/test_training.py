@@ -13,7 +13,7 @@ from quintet.runs import Record
 from quintet.training import batches as batching
 from quintet.training import hardware
 from quintet.training.batches import EpochBatchSampler
-from quintet.training.fit import Monitor, _summary, adam_optimizer, cosine_with_warmup, fit
+from quintet.training.fit import Monitor, adam_optimizer, cosine_with_warmup, fit, summarize
 from quintet.training.hardware import resolve_device
 
 
@@ -43,10 +43,10 @@ def test_ranks_share_an_epoch_without_overlap(monkeypatch):
 
 
 def test_cosine_rises_falls_and_ends_at_the_floor(make_params):
-    how = make_params({"landmarks.warmup": 0.1, "landmarks.rate_floor": 1e-5}).landmarks
+    training = make_params({"landmarks.training.warmup": 0.1, "landmarks.training.rate_floor": 1e-5}).landmarks.training
     weight = torch.nn.Parameter(torch.zeros(1))
-    optimizer = adam_optimizer([{"params": [weight], "lr": 1e-2}], how)
-    schedule = cosine_with_warmup(optimizer, how, 100)
+    optimizer = adam_optimizer([{"params": [weight], "lr": 1e-2}], training)
+    schedule = cosine_with_warmup(optimizer, training, 100)
     rates = []
     for _ in range(100):
         rates.append(optimizer.param_groups[0]["lr"])
@@ -59,25 +59,25 @@ def test_cosine_rises_falls_and_ends_at_the_floor(make_params):
 
 
 @pytest.mark.parametrize(
-    ("asked", "device", "hardware_bf16", "gets"),
+    ("precision", "device", "hardware_bf16", "resolved"),
     [
-        ("auto", "cpu", True, "bf16-mixed"),
-        ("auto", "cpu", False, "32-true"),
-        (32, "cpu", True, "32-true"),
-        ("bf16", "cpu", False, "bf16-mixed"),
-        (16, "cuda", True, "16-mixed"),
-        ("auto", "mps", True, "32-true"),
+        ("auto", "cpu", True, "bf16"),
+        ("auto", "cpu", False, 32),
+        (32, "cpu", True, 32),
+        ("bf16", "cpu", False, "bf16"),
+        (16, "cuda", True, 16),
+        ("auto", "mps", True, 32),
     ],
 )
-def test_precision(monkeypatch, asked, device, hardware_bf16, gets):
+def test_precision(monkeypatch, precision, device, hardware_bf16, resolved):
     monkeypatch.setattr(hardware, "cpu_computes_bf16", lambda: hardware_bf16)
-    assert hardware.resolve_precision(asked, device) == gets
+    assert hardware.resolve_precision(precision, device) == resolved
 
 
 @pytest.mark.parametrize("precision", [32, "bf16"])
 def test_clipping_goes_with_every_precision_of_a_cpu(make_params, precision):
     """Lightning refuses to clip for an optimiser that says it unscales gradients itself, as fused ones do."""
-    how = make_params({"landmarks.clip_norm": 1e-3}).landmarks
+    training = make_params({"landmarks.training.clip_norm": 1e-3}).landmarks.training
 
     class Steep(L.LightningModule):
         def __init__(self) -> None:
@@ -91,14 +91,14 @@ def test_clipping_goes_with_every_precision_of_a_cpu(make_params, precision):
             self.steep = torch.nn.utils.get_total_norm([p.grad for p in self.parameters()])
 
         def configure_optimizers(self):
-            return adam_optimizer([{"params": list(self.parameters()), "lr": 1e-3}], how)
+            return adam_optimizer([{"params": list(self.parameters()), "lr": 1e-3}], training)
 
     module = Steep()
     trainer = L.Trainer(
         max_steps=1,
         accelerator="cpu",
-        precision=hardware.resolve_precision(precision, "cpu"),
-        gradient_clip_val=how.clip_norm,
+        precision=hardware.LIGHTNING_PRECISION[str(precision)],
+        gradient_clip_val=training.clip_norm,
         logger=False,
         enable_checkpointing=False,
         enable_progress_bar=False,
@@ -131,7 +131,7 @@ def history(train: list[float], valid: list[float]) -> pd.DataFrame:
 def test_warnings_of_overfitting_and_of_too_good_a_validation(capsys, train, valid, drift, perfect, lower):
     table = history(train, valid)
     table["score"] *= 1 if lower else -1
-    found = _summary(table, Monitor("score", lower, perfect=0.5 if lower else -0.5, keep="best"))
+    found = summarize(table, Monitor("score", lower, perfect=0.5 if lower else -0.5, keep="best"))
     assert found["warning_drift"] == drift
     assert found["warning_perfect_validation"] == perfect
     assert abs(found["best_score"]) == min(valid)
@@ -167,16 +167,26 @@ class Worsening(L.LightningModule):
 
 
 def test_a_run_that_stopped_early_and_was_killed_stays_stopped(make_params, tmp_path, monkeypatch):
-    """Killed between its last epoch and the end of its stage; no checkpoint is forgotten here either."""
+    """Killed between its last epoch and the end of its stage; its checkpoints are still there."""
     monkeypatch.chdir(tmp_path)
-    p = make_params({"compute.device": "cpu"})
+    params = make_params({"compute.device": "cpu"})
     loader = torch.utils.data.DataLoader(torch.ones(8, 4))
     found = []
     for _ in range(2):
         record = Record("toy", "train", "base", 0, {}, {})
-        goal = Monitor("score", lower_is_better=False, perfect=math.inf, keep="best", patience=3)
+        monitor = Monitor("score", lower_is_better=False, perfect=math.inf, keep="best", patience=3)
         found.append(
-            fit(Worsening(), loader, loader, epochs=20, seed=0, how=p.landmarks, compute=p.compute, record=record, goal=goal)
+            fit(
+                Worsening(),
+                loader,
+                loader,
+                epochs=20,
+                seed=0,
+                training=params.landmarks.training,
+                compute=params.compute,
+                record=record,
+                monitor=monitor,
+            )
         )
     alone, again = found
     assert len(alone.history) == 4

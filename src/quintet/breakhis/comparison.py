@@ -1,4 +1,4 @@
-"""All configurations side by side: ranking by patients, intervals clustered by patient, subsets of magnifications."""
+"""The ranking of the configurations by patients, and its report: intervals clustered by patient, subsets of magnifications."""
 
 from pathlib import Path
 
@@ -6,109 +6,105 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from quintet import ranking, results
-from quintet.breakhis.figures import diagnostics
-from quintet.breakhis.metrics import classification, subsets
+from quintet import ranking
+from quintet.breakhis.data.tree import MAGNIFICATIONS
+from quintet.breakhis.evaluation.figures import plot_diagnostics
+from quintet.breakhis.evaluation.metrics import classification, subsets
 from quintet.breakhis.published import CONFIG, PUBLISHED
-from quintet.breakhis.tree import MAGNIFICATIONS
-from quintet.comparison import Runs, evaluation_metrics, prune_runs, publish, select_columns, sweep_runs, training_metrics
+from quintet.comparison import (
+    Runs,
+    evaluation_metrics,
+    read_all_cases,
+    read_cases,
+    read_metrics,
+    select_columns,
+    training_metrics,
+)
 from quintet.pages import Section
-from quintet.params import Params
+from quintet.params import BreakHis, Params
+from quintet.ranking import Ranking
 from quintet.resampling import bootstrap_concordance, bootstrap_means, bootstrap_weights, percentile_interval
 
-METRIC, UNIT = "balanced_accuracy", "0 to 1"
-SWEEP = Path("runs/breakhis/sweep")
+METRIC = "balanced_accuracy"
 COSTS = {
     "train_seconds": "training, s",
-    "evaluation_seconds_per_image": "prediction, s an image",
+    "evaluation_seconds_per_image": "prediction, s per image",
     "parameters": "parameters",
     "peak_memory_mb": "peak memory, MiB",
 }
 Floats = NDArray[np.float64]
 
 
-def ranked(params: Params, sweep: Path = SWEEP) -> ranking.Ranking:
-    table = results.read(
-        run / "evaluation" / "cases.csv" for group in sweep_runs(params.breakhis.sweep, sweep).values() for run in group
-    )
+def rank(params: Params, runs: Runs) -> Ranking:
     return ranking.rank(
-        balanced(table),
+        as_balanced_accuracy(read_all_cases(runs)),
         METRIC,
         lower_is_better=False,
+        label="balanced accuracy",
         alpha=params.ranking.alpha,
         bootstrap=params.ranking.bootstrap,
         published={CONFIG: PUBLISHED[METRIC][0]},
     )
 
 
-def balanced(table: pd.DataFrame) -> pd.DataFrame:
-    """`correct` as the metric `balanced_accuracy`: times N / (2 N_class) of the patients that all configurations have, so that
-    the mean over these patients is their balanced accuracy."""
-    right = table[table["metric"] == "correct"]
-    everywhere = right.groupby("group")["config"].nunique() == right["config"].nunique()
+def as_balanced_accuracy(table: pd.DataFrame) -> pd.DataFrame:
+    """The metric `correct` as `balanced_accuracy`: weighted by N / (2 N_class), counted over the patients that all configurations
+    share, so that the mean over these patients is their balanced accuracy."""
+    correct = table[table["metric"] == "correct"]
+    shared = correct.groupby("group")["config"].nunique() == correct["config"].nunique()
     classes = table[table["metric"] == "malignant"].groupby("group")["value"].first()
-    counts = classes[everywhere[everywhere].index].value_counts()
+    counts = classes[shared[shared].index].value_counts()
     weight = classes.map(counts.sum() / (len(counts) * counts))
-    return right.assign(metric=METRIC, value=right["value"] * right["group"].map(weight).fillna(0))
+    return correct.assign(metric=METRIC, value=correct["value"] * correct["group"].map(weight).fillna(0))
 
 
-def compare(params: Params, sweep: Path, out: Path, report: Path) -> str:
-    """Rank what params name, write `report` and `out` = {record.json}; returns the verdict."""
-    p = params.breakhis
-    runs = sweep_runs(p.sweep, sweep)
-    prune_runs(sweep, [run for group in runs.values() for run in group])
-    table = ranked(params, sweep)
+def report_sections(params: BreakHis, table: Ranking, runs: Runs, folder: Path) -> list[Section]:
     order = list(table.table["config"])
-    patients = {name: _patients(runs[name]) for name in order}
+    patients = {name: _patient_scores(runs[name]) for name in order}
     costs = training_metrics(runs, order).join(evaluation_metrics(runs, order)[["evaluation_seconds_per_image"]])
-
-    def sections(folder: Path) -> list[Section]:
-        figures = [_figure(folder, name, patients[name]) for name in order]
-        return [
-            Section("By patient", _by_patient_text(patients[order[0]]), _by_patient(patients)),
-            Section("By fold", BY_FOLD, _by_fold(runs, order)),
-            Section("Which magnifications are needed", SUBSETS, _by_subset(patients)),
-            Section("Each image by itself", ALONE, _by_magnification(runs, order)),
-            Section("Curves, confusion, calibration", CURVES, figures=figures),
-            Section("Cost", _probe_text(p.weights, order), select_columns(costs, COSTS)),
-        ]
-
-    publish("breakhis", table, runs, out, report, title="BreakHis", unit=UNIT, extra=sections)
-    return table.verdict
+    figures = [_plot_curves(folder, name, patients[name]) for name in order]
+    return [
+        Section("By patient", _by_patient_text(patients[order[0]]), _by_patient(patients)),
+        Section("By fold", BY_FOLD, _by_fold(runs, order)),
+        Section("Which magnifications are needed", SUBSETS, _by_subset(patients)),
+        Section("Each image by itself", SINGLE_IMAGES, _by_magnification(runs, order)),
+        Section("Curves, confusion, calibration", CURVES, figures=figures),
+        Section("Cost", _cost_text(params.training.weights, order), select_columns(costs, COSTS)),
+    ]
 
 
-def _patients(runs: list[Path]) -> pd.DataFrame:
-    """One row a patient and run: fold, seed, group, and the metrics of cases.csv."""
-    table = results.read(run / "evaluation" / "cases.csv" for run in runs)
-    return table.pivot(index=["fold", "seed", "group"], columns="metric", values="value").reset_index()
+def _patient_scores(runs: list[Path]) -> pd.DataFrame:
+    """One row per patient and run: fold, seed, group, and the metrics of cases.csv."""
+    return read_cases(runs).pivot(index=["fold", "seed", "group"], columns="metric", values="value").reset_index()
 
 
 def balanced_interval(values: Floats, classes: Floats, weights: Floats) -> tuple[float, float]:
-    """95 % interval of the class-balanced mean of `values` `[rows]`."""
+    """95 % bootstrap interval of the mean of the class means of `values` `[rows]`; `weights` `[draws, rows]`."""
     return percentile_interval(
         np.mean([bootstrap_means(values[classes == k], weights[:, classes == k]) for k in np.unique(classes)], axis=0)
     )
 
 
 def _by_patient_text(patients: pd.DataFrame) -> str:
-    people = patients.drop_duplicates("group")["malignant"]
-    each = " and ".join(f"one {name} patient {50 / (people == k).sum():.1f}" for k, name in ((0, "benign"), (1, "malignant")))
+    malignant = patients.drop_duplicates("group")["malignant"]
+    counts = {name: int((malignant == k).sum()) for k, name in ((0, "benign"), (1, "malignant"))}
+    points = " and ".join(f"one {name} patient is worth {50 / count:.1f}" for name, count in counts.items())
     return (
-        f"Test patients of all folds pooled ({(people == 0).sum():.0f} benign, {(people == 1).sum():.0f} malignant), each at the "
-        f"threshold that its fold's validation patients set. Intervals: 95 %, patients drawn again within their class. "
-        f"Of the balanced accuracy {each} points. Brier and ECE: lower is better."
+        f"The test patients of all folds together ({counts['benign']} benign, {counts['malignant']} malignant), each at the "
+        f"threshold set on its fold's validation patients. Intervals: 95 %, from a bootstrap of the patients within their class. "
+        f"Of the balanced accuracy, {points} points. Brier score and ECE: lower is better."
     )
 
 
 def _by_patient(patients: dict[str, pd.DataFrame]) -> pd.DataFrame:
     rows = []
     for name, table in patients.items():
-        y, p, right = (table[c].to_numpy() for c in ("malignant", "probability", "correct"))
+        y, p, correct = (table[c].to_numpy() for c in ("malignant", "probability", "correct"))
         weights = bootstrap_weights(table["group"], table["malignant"])
-        # at the folds' own thresholds: correct decides, not one threshold for all
-        scores = classification(y, p, 0.5) | classification(y, np.where(right == 1, y, 1 - y), 0.5)
-        scores |= {k: v for k, v in classification(y, p, 0.5).items() if k in ("auc", "brier", "ece", "average_precision")}
-        low, high = balanced_interval(right, y, weights)
+        # decisions were made at each fold's threshold, so they are recovered from `correct`
+        scores = classification(y, np.where(correct == 1, y, 1 - y), 0.5)
+        scores |= {k: v for k, v in classification(y, p, 0.5).items() if k in ("auc", "brier", "ece")}
+        low, high = balanced_interval(correct, y, weights)
         auc_low, auc_high = percentile_interval(bootstrap_concordance(p, (y[:, None] == 1) & (y[None, :] == 0), weights))
         rows.append(
             {
@@ -124,7 +120,7 @@ def _by_patient(patients: dict[str, pd.DataFrame]) -> pd.DataFrame:
                 "AUC": scores["auc"],
                 "AUC low": auc_low,
                 "AUC high": auc_high,
-                "Brier": scores["brier"],
+                "Brier score": scores["brier"],
                 "ECE": scores["ece"],
                 "type accuracy": table["type_correct"].mean(),
             }
@@ -132,26 +128,23 @@ def _by_patient(patients: dict[str, pd.DataFrame]) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-BY_FOLD = """Mean and SD over the runs (folds x seeds) of each run's own figures, as the reference reports them; its figures come
-from one drawn quadruple per test patient, so that each moves with the draw, ours from all images."""
+BY_FOLD = """Mean and SD over the runs (folds x seeds), as the reference reports them. The reference scored one randomly drawn
+quadruple per test patient, so its figures vary with the draw; ours use all images."""
 
 
 def _by_fold(runs: Runs, order: list[str]) -> pd.DataFrame:
-    import json
-
     rows = []
     for name in order:
-        own = pd.DataFrame([json.loads((run / "evaluation" / "metrics.json").read_text(encoding="utf-8")) for run in runs[name]])
-        found = {metric: f"{own[metric].mean():.3f} +- {own[metric].std():.3f}" for metric in PUBLISHED}
-        rows.append({"config": name, "runs": str(len(own)), **found})
-    rows.append(
-        {"config": f"{CONFIG}, published", "runs": "5", **{m: f"{mean:.3f} +- {sd:.3f}" for m, (mean, sd) in PUBLISHED.items()}}
-    )
+        metrics = pd.DataFrame([read_metrics(run) for run in runs[name]])
+        found = {metric: f"{metrics[metric].mean():.3f} +- {metrics[metric].std():.3f}" for metric in PUBLISHED}
+        rows.append({"config": name, "runs": str(len(metrics)), **found})
+    published = {metric: f"{mean:.3f} +- {sd:.3f}" for metric, (mean, sd) in PUBLISHED.items()}
+    rows.append({"config": f"{CONFIG}, published", "runs": "5", **published})
     return pd.DataFrame(rows).rename(columns={name: name.replace("_", " ") for name in PUBLISHED})
 
 
-SUBSETS = """Balanced accuracy by patient when only some magnifications are given: the others are masked, not filled. Threshold
-and network stay those of all four, trained with magnifications withheld now and then (breakhis.drop_magnification)."""
+SUBSETS = """Balanced accuracy by patient if only some magnifications are given; the others are masked, not filled. Network and
+threshold are those for all magnifications; training masked some of them at random (breakhis.training.drop_magnification)."""
 
 
 def _by_subset(patients: dict[str, pd.DataFrame]) -> pd.DataFrame:
@@ -160,19 +153,19 @@ def _by_subset(patients: dict[str, pd.DataFrame]) -> pd.DataFrame:
         row: dict[str, object] = {"magnifications": subset}
         for name, table in patients.items():
             if f"correct/{subset}" in table:
-                own = table[table[f"correct/{subset}"].notna()]
-                if own["malignant"].nunique() < 2:  # nobody of one class has any of these
+                available = table[table[f"correct/{subset}"].notna()]
+                if available["malignant"].nunique() < 2:  # one class has no patient with any of these
                     continue
-                right, y = own[f"correct/{subset}"].to_numpy(), own["malignant"].to_numpy()
-                low, high = balanced_interval(right, y, bootstrap_weights(own["group"], own["malignant"]))
-                row[name] = f"{np.mean([right[y == k].mean() for k in np.unique(y)]):.3f} [{low:.3f}, {high:.3f}]"
+                correct, y = available[f"correct/{subset}"].to_numpy(), available["malignant"].to_numpy()
+                low, high = balanced_interval(correct, y, bootstrap_weights(available["group"], available["malignant"]))
+                row[name] = f"{np.mean([correct[y == k].mean() for k in np.unique(y)]):.3f} [{low:.3f}, {high:.3f}]"
         rows.append(row)
     return pd.DataFrame(rows).fillna("")
 
 
-ALONE = """Every image classified by itself, the other magnifications masked. Patient recognition rate: the share of a patient's
-images that are right, averaged over patients (Spanhol et al. 2016). Intervals are clustered: a patient is drawn with
-all its images."""
+SINGLE_IMAGES = """Every image is classified by itself, with the other magnifications masked. Patient recognition rate: the share of
+a patient's images that are classified correctly, averaged over patients (Spanhol et al. 2016). The intervals are clustered: a
+bootstrap draws a patient with all its images."""
 
 
 def _by_magnification(runs: Runs, order: list[str]) -> pd.DataFrame:
@@ -181,44 +174,48 @@ def _by_magnification(runs: Runs, order: list[str]) -> pd.DataFrame:
         images = pd.concat([pd.read_csv(run / "evaluation" / "images.csv", dtype={"patient": str}) for run in runs[name]])
         for m in [m for m in MAGNIFICATIONS if m in set(images["magnification"])]:
             own = images[images["magnification"] == m].reset_index(drop=True)
-            weights = bootstrap_weights(own["patient"], own["malignant"])
-            right = own["correct"].to_numpy()
-            low, high = percentile_interval(bootstrap_means(right, weights))
+            correct = own["correct"].to_numpy()
+            low, high = _clustered_interval(own)
             people = own.groupby("patient").agg(malignant=("malignant", "first"), correct=("correct", "mean")).reset_index()
-            turns = bootstrap_weights(people["patient"], people["malignant"])
-            people_low, people_high = percentile_interval(bootstrap_means(people["correct"].to_numpy(), turns))
+            rate_low, rate_high = _clustered_interval(people)
             rows.append(
                 {
                     "config": name,
                     "magnification": m,
                     "images": len(own),
-                    "image accuracy": right.mean(),
+                    "image accuracy": correct.mean(),
                     "low": low,
                     "high": high,
                     "patient recognition rate": people["correct"].mean(),
-                    "its low": people_low,
-                    "its high": people_high,
+                    "rate low": rate_low,
+                    "rate high": rate_high,
                 }
             )
     return pd.DataFrame(rows)
 
 
-CURVES = """Thin: the folds; bold: all test patients pooled, whose scores come from different networks."""
+def _clustered_interval(table: pd.DataFrame) -> tuple[float, float]:
+    """95 % bootstrap interval of the mean of `correct`; patients are drawn within their class."""
+    weights = bootstrap_weights(table["patient"], table["malignant"])
+    return percentile_interval(bootstrap_means(table["correct"].to_numpy(), weights))
 
 
-def _figure(report: Path, name: str, table: pd.DataFrame) -> Path:
-    path = report / f"curves_{name}.png"
-    folds = [own for _, own in table.groupby("fold")]
-    labelled = [(own["malignant"].to_numpy().astype(int), own["probability"].to_numpy()) for own in folds]
-    said = np.concatenate([(own["malignant"] == own["correct"]).to_numpy() for own in folds])
-    diagnostics(path, labelled, said, title=name)
+CURVES = """Thin: each fold; bold: all test patients together, although each fold's scores come from another network."""
+
+
+def _plot_curves(folder: Path, name: str, table: pd.DataFrame) -> Path:
+    path = folder / f"curves_{name}.png"
+    folds = [rows for _, rows in table.groupby("fold")]
+    labels_and_scores = [(rows["malignant"].to_numpy().astype(int), rows["probability"].to_numpy()) for rows in folds]
+    malignant = np.concatenate([(rows["malignant"] == rows["correct"]).to_numpy() for rows in folds])
+    plot_diagnostics(path, labels_and_scores, malignant, title=name)
     return path
 
 
-def _probe_text(weights: str, order: list[str]) -> str:
-    text = "On this machine; training includes validation."
+def _cost_text(weights: str, order: list[str]) -> str:
+    text = "On this machine; training time includes validation."
     if "probe" in order and weights == "none":
-        return (
-            f"{text} Without published weights the probe is one of random features: it says what colours and textures alone tell."
+        text += (
+            " Without pretrained weights the probe is one of random features: it shows what colours and textures alone predict."
         )
     return text

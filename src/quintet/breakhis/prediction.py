@@ -1,33 +1,29 @@
-"""What runs say of a user's folder: `quintet predict breakhis` and `quintet evaluate breakhis`."""
+"""Trained runs applied to a user's folder: `quintet predict breakhis` and `quintet evaluate breakhis`."""
 
 from collections import defaultdict
 from collections.abc import Sequence
-from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
-from quintet.breakhis.data import read_images
-from quintet.breakhis.evaluation import evaluate
-from quintet.breakhis.inference import Images, load_models
-from quintet.breakhis.metrics import Predicted, mean_of
-from quintet.breakhis.sampling import Patients
-from quintet.breakhis.tree import CLASSES, MAGNIFICATIONS, TYPES, picture_files, read_tree
+from quintet.breakhis.data.prepare import read_images
+from quintet.breakhis.data.sampling import PatientRows
+from quintet.breakhis.data.tree import CLASSES, MAGNIFICATIONS, TYPES, picture_files, read_tree
+from quintet.breakhis.evaluation.cam import plot_patient_cam
+from quintet.breakhis.evaluation.inference import Images, Model, load_models
+from quintet.breakhis.evaluation.metrics import Predicted, mean_prediction
+from quintet.breakhis.evaluation.scores import evaluate
 from quintet.errors import InputError, InputProblemsError
-from quintet.files import atomic_file, atomic_folder
-from quintet.params import BreakHis
 from quintet.runs import Record
 
 
 def find_patients(source: Path) -> dict[str, dict[str, list[Path]]]:
-    """Folders that hold 40X, 100X, 200X or 400X, below `source` or `source` itself: name -> magnification -> files."""
+    """The folders at or below `source` that contain 40X, 100X, 200X or 400X: patient -> magnification -> files."""
     source = Path(source)
     if not source.is_dir():
-        raise InputError(
-            f"{source}: no such folder; give a patient's folder with {', '.join(MAGNIFICATIONS)} in it, or one above"
-        )
+        raise InputError(f"{source}: no such folder; give a folder that contains {', '.join(MAGNIFICATIONS)}, or one above it")
     found: dict[Path, dict[str, list[Path]]] = defaultdict(dict)
     for path in picture_files(source):
         if (name := path.parent.absolute().name) in MAGNIFICATIONS:
@@ -36,107 +32,99 @@ def find_patients(source: Path) -> dict[str, dict[str, list[Path]]]:
         raise InputError(f"{source}: no picture below it in a folder named {', '.join(MAGNIFICATIONS)}")
     names = [folder.name for folder in found]
     return {
-        folder.name if names.count(folder.name) == 1 else str(folder.relative_to(source.absolute())): own
-        for folder, own in sorted(found.items())
+        folder.name if names.count(folder.name) == 1 else str(folder.relative_to(source.absolute())): files
+        for folder, files in sorted(found.items())
     }
 
 
-def predict_folder(runs: Sequence[Path], source: Path, output: Path, *, overlays: Path | None, device: str, skip: bool) -> int:
-    """Predict every patient below `source` with the mean of the given runs; returns the number of patients.
+def predict_folder(models: Sequence[Model], source: Path, out: Path, problems: list[str], *, overlays: Path | None) -> int:
+    """Predict every patient below `source` with the mean of the models; returns the number of patients.
 
-    `output` (CSV): patient, probability of malignant, class at the locked threshold, the probability of each type, magnifications
-    used, their learned importance where the network has one. `overlays`: a Grad-CAM page per patient. Unreadable images are all
-    listed at once.
+    `out` (CSV) has one row per patient: probability of malignant, class at the threshold, probability of each type, the
+    magnifications used, and their importance if the network learns one. `overlays` gets one Grad-CAM picture per patient. Adds a
+    sentence to `problems` for each unreadable image and for each patient without any image of use.
     """
-    from quintet.breakhis.cam import draw_cam
-
-    models = load_models(runs, device)
     threshold = float(np.mean([model.threshold for model in models]))
-    order, rows, problems, predicted = models[0].magnifications, [], [], 0
-    with ExitStack() as opened:
-        beside = opened.enter_context(atomic_file(Path(output)))
-        pages = opened.enter_context(atomic_folder(overlays)) if overlays else None
-        for name, files in find_patients(source).items():
-            images, errors = _read_patient([files.get(m, []) for m in order], [model.size for model in models])
-            problems += errors
-            if not any(len(own) for own in images[0]):
-                problems += [] if errors else [f"{name}: no image at {', '.join(order)}, which the run was trained on"]
-                continue
-            patient = Patients([name], [[np.arange(len(own)) for own in images[0]]])
-            found = mean_of([model(own, patient) for model, own in zip(models, images, strict=True)])
-            rows.append(_row(found, threshold, [m for m, own in zip(order, images[0], strict=True) if len(own)]))
-            predicted += 1
-            if pages:
-                draw_cam(pages / f"{len(rows):04d}_{name.replace('/', '_')[:100]}.png", models[0], images[0], rows[-1])
-        if problems and (not skip or not rows):
-            raise InputProblemsError(f"{source} (--skip leaves them out)", problems)
-        pd.DataFrame(rows).to_csv(beside, index=False)
-    for problem in problems:
-        print(f"skipped: {problem}")
-    return predicted
+    order, rows = models[0].magnifications, list[dict[str, Any]]()
+    for name, files in find_patients(source).items():
+        images, errors = _read_patient([files.get(m, []) for m in order], [model.size for model in models])
+        problems += errors
+        if not any(len(stack) for stack in images[0]):
+            problems += [] if errors else [f"{name}: no image at {', '.join(order)}, which the run was trained on"]
+            continue
+        predicted = _predict_patient(models, name, images)
+        rows.append(_row(predicted, threshold, [m for m, stack in zip(order, images[0], strict=True) if len(stack)]))
+        if overlays:
+            picture = overlays / f"{len(rows):04d}_{name.replace('/', '_')[:100]}.png"
+            plot_patient_cam(picture, models[0], images[0], rows[-1])
+    pd.DataFrame(rows).to_csv(out, index=False)
+    return len(rows)
 
 
 def _read_patient(files: list[list[Path]], sizes: list[int]) -> tuple[list[Images], list[str]]:
-    """Images of each magnification at each model's size, and what could not be read."""
+    """The images of each magnification at each model's size, and one sentence per unreadable file."""
     problems: list[str] = []
-    read: dict[int, Images] = {}
+    images_of_size: dict[int, Images] = {}
     for size in sorted(set(sizes)):
-        errors, images = [], []
+        problems, images = [], []
         for paths in files:
-            got = read_images(paths, size)
-            errors += [str(g) for g in got if isinstance(g, InputError)]
-            kept = [g[0] for g in got if not isinstance(g, InputError)]
-            images.append(np.stack(kept) if kept else np.empty((0, size, size, 3), np.uint8))
-        problems, read[size] = errors, images
-    return [read[size] for size in sizes], problems
+            results = read_images(paths, size)
+            problems += [str(result) for result in results if isinstance(result, InputError)]
+            readable = [result[0] for result in results if not isinstance(result, InputError)]
+            images.append(np.stack(readable) if readable else np.empty((0, size, size, 3), np.uint8))
+        images_of_size[size] = images
+    return [images_of_size[size] for size in sizes], problems
 
 
-def _row(found: Predicted, threshold: float, used: list[str]) -> dict[str, Any]:
-    p = float(found.whole[0])
+def _predict_patient(models: Sequence[Model], name: str, images: list[Images]) -> Predicted:
+    """The mean prediction of the models, each on the images of its own size."""
+    patient = PatientRows([name], [[np.arange(len(stack)) for stack in images[0]]])
+    return mean_prediction([model(stacks, patient) for model, stacks in zip(models, images, strict=True)])
+
+
+def _row(predicted: Predicted, threshold: float, used: list[str]) -> dict[str, Any]:
+    p = float(predicted.malignant[0])
     row = {
-        "patient": found.patients[0],
+        "patient": predicted.patients[0],
         "probability_malignant": round(p, 4),
         "class": CLASSES[int(p >= threshold)],
         "threshold": round(threshold, 4),
     }
-    row |= {f"type_{name}": round(float(v), 4) for name, v in zip(TYPES, found.types[0], strict=True)}
+    row |= {f"type_{name}": round(float(v), 4) for name, v in zip(TYPES, predicted.types[0], strict=True)}
     row["magnifications"] = "+".join(used)
-    row |= {f"images_{m}": int((found.images["magnification"] == m).sum()) for m in found.magnifications}
-    if found.importance is not None:
-        row |= {f"importance_{m}": round(float(v), 4) for m, v in zip(found.magnifications, found.importance[0], strict=True)}
+    row |= {f"images_{m}": int((predicted.images["magnification"] == m).sum()) for m in predicted.magnifications}
+    if predicted.importance is not None:
+        weights = zip(predicted.magnifications, predicted.importance[0], strict=True)
+        row |= {f"importance_{m}": round(float(v), 4) for m, v in weights}
     return row
 
 
-def evaluate_folder(runs: Sequence[Path], raw: Path, out: Path, *, device: str, params: BreakHis) -> dict[str, float]:
-    """Measure the mean prediction of the runs on every patient of a labelled raw tree; writes `out` and returns the metrics.
-
-    Patients that a run was trained on flatter it: give it a folder it has not seen.
-    """
+def evaluate_folder(runs: Sequence[Path], raw: Path, out: Path, device: str) -> dict[str, float]:
+    """Score the mean prediction of the runs on every patient of a labelled raw tree, into the folder `out`."""
     models = load_models(runs, device)
     found, problems = read_tree(raw)
     if problems:
         raise InputProblemsError(str(raw), problems)
     order = models[0].magnifications
-    seen: list[Predicted] = []
     names = sorted({image.patient for image in found if image.magnification in order})
     if not names:
         raise InputError(f"{raw}: no image at {', '.join(order)}, which the run was trained on")
-    own = {name: [image for image in found if image.patient == name] for name in names}
+    images_of = {name: [image for image in found if image.patient == name] for name in names}
+    predicted: list[Predicted] = []
     for name in names:  # one patient in memory at a time
-        files = [[image.path for image in own[name] if image.magnification == m] for m in order]
+        files = [[image.path for image in images_of[name] if image.magnification == m] for m in order]
         images, errors = _read_patient(files, [model.size for model in models])
         if errors:
             raise InputProblemsError(str(raw), errors)
-        patient = Patients([name], [[np.arange(len(i)) for i in images[0]]])
-        seen.append(mean_of([model(i, patient) for model, i in zip(models, images, strict=True)]))
+        predicted.append(_predict_patient(models, name, images))
     joined = Predicted(
         names,
         order,
-        {s: np.concatenate([p.probability[s] for p in seen]) for s in seen[0].probability},
-        np.concatenate([p.types for p in seen]),
-        pd.concat([p.images for p in seen], ignore_index=True),
+        {subset: np.concatenate([p.probability[subset] for p in predicted]) for subset in predicted[0].probability},
+        np.concatenate([p.types for p in predicted]),
+        pd.concat([p.images for p in predicted], ignore_index=True),
     )
-    labels = np.array([CLASSES.index(own[name][0].tumour_class) for name in names])
-    types = np.array([[np.mean([i.tumour_type == t for i in own[name]]) for t in TYPES] for name in names])
+    labels = np.array([CLASSES.index(images_of[name][0].tumour_class) for name in names])
+    types = np.array([[np.mean([image.tumour_type == t for image in images_of[name]]) for t in TYPES] for name in names])
     threshold = float(np.mean([model.threshold for model in models]))
     return evaluate(joined, labels, types, threshold=threshold, record=Record.load(runs[0]), out=out)

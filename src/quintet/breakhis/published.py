@@ -1,4 +1,4 @@
-"""The reference's figures of MMNet: mean and SD over 5 folds, one drawn quadruple per test patient."""
+"""The reference's results of MMNet: mean and SD over 5 folds, scored on one random quadruple per test patient."""
 
 PUBLISHED = {
     "accuracy": (0.878, 0.054),

@@ -1,114 +1,106 @@
-"""The study's runs: which parameters make one, and training plus evaluation of a configuration into a run folder."""
+"""The BreakHis study as the driver sees it (quintet/study.py)."""
 
-import time
-from dataclasses import replace
+from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-import pandas as pd
+from quintet.pages import Section
+from quintet.params import BreakHis, BreakHisConfig, Compute, Params
+from quintet.ranking import Ranking
+from quintet.runs import Record
+from quintet.study import Baseline, Metrics, Runs
 
-from quintet.breakhis.data import load
-from quintet.breakhis.evaluation import evaluate
-from quintet.breakhis.metrics import lock_threshold
-from quintet.errors import InputError
-from quintet.files import write_json
-from quintet.params import BreakHis, BreakHisConfig, Compute
-from quintet.runs import Record, new_record
+if TYPE_CHECKING:
+    from quintet.breakhis.data.prepared import Prepared
+    from quintet.breakhis.evaluation.inference import Model
+    from quintet.training.models import TrainedModel
 
-# Shared by every configuration; dvc.yaml lists the same keys for the stages that train (a test compares them).
-TRAINING = (
-    "backbone",
-    "weights",
-    "stochastic_depth",
-    "units",
-    "dropout",
-    "validation_dropout",
-    "epochs",
-    "samples",
-    "batch_size",
-    "precision",
-    "rate",
-    "schedule",
-    "rate_floor",
-    "warmup",
-    "plateau_patience",
-    "plateau_factor",
-    "weight_decay",
-    "clip_norm",
-    "accumulate",
-    "patience",
-    "loss",
-    "mixup",
-    "drop_magnification",
-    "augment",
-)
+TITLE = "BreakHis"
+FIGURE, FIGURE_CAPTION = "grad_cam.png", "Which parts of the images speak for malignant (Grad-CAM of MMNet)."
+PREDICTS_FOLDER = False
 
 
-def train_run(
-    run: Path,
-    data: Path,
-    choice: BreakHisConfig,
-    shared: BreakHis,
-    compute: Compute,
-    *,
-    stage: str,
-    config: str,
-    fold: int,
-    seed: int,
-) -> Record:
-    """Train one configuration on one fold into `run` = {record.json, model/}; returns its record."""
-    from quintet.breakhis.module import train
+def check(raw: Path, params: BreakHis) -> list[str]:
+    from quintet.breakhis.data.prepare import check
 
-    prepared = load(data)
-    folds = prepared.folds["fold"].nunique()
-    if not 0 <= fold < folds:
-        raise InputError(f"fold {fold}: {data} has {folds} folds, numbered from 0; run breakhis_prepare again")
-    params = choice.model_dump(include=set(BreakHisConfig.model_fields)) | shared.model_dump(include=set(TRAINING))
-    record = new_record("breakhis", stage, config, fold=fold, seed=seed, params=params, inputs={"data": data})
-    record = train(prepared, run / "model", choice, shared, compute, record=record)
-    record.save(run)
-    return record
+    return check(raw, params)
 
 
-def evaluate_run(run: Path, data: Path, compute: Compute, *, pictures: bool) -> dict[str, float]:
-    """Lock the threshold on the fold's validation patients, measure its test patients, and write `evaluation/`.
+def analyze(raw: Path, page: Path, params: BreakHis) -> None:
+    from quintet.breakhis.analysis import analyze
 
-    `pictures`: attention, learning curves and Grad-CAM too, which take longer to draw than to compute.
-    """
-    from quintet.breakhis.cam import draw_cams
-    from quintet.breakhis.inference import Model, predict_prepared
-
-    prepared, record = load(data), Record.load(run)
-    model = Model.load(run, compute.device, evaluated=False)
-    if model.size != (size := prepared.images["40X"].shape[1]):
-        raise InputError(f"{run} was trained on images of {model.size} pixels, {data} has {size}; train it again")
-    held_out, _, _ = predict_prepared(model, prepared, prepared.patients(record.fold, "valid"))
-    model = replace(model, threshold=lock_threshold(prepared.classes(held_out.patients), held_out.whole))
-    started = time.monotonic()
-    predicted, images, patients = predict_prepared(model, prepared, prepared.patients(record.fold, "test"))
-    seconds = time.monotonic() - started
-    labels = prepared.classes(predicted.patients)
-    metrics = evaluate(
-        predicted,
-        labels,
-        prepared.types(predicted.patients),
-        threshold=model.threshold,
-        record=record,
-        out=run / "evaluation",
-        history=pd.read_csv(run / "model" / "history.csv") if pictures else None,
-    )
-    metrics["evaluation_seconds_per_image"] = seconds / len(predicted.images)
-    write_json(run / "evaluation" / "metrics.json", metrics)
-    write_json(run / "evaluation" / "inference.json", {"threshold": model.threshold})
-    if pictures:
-        draw_cams(run / "evaluation" / "figures" / "grad_cam.png", model, predicted, images, patients, labels)
-    return metrics
+    analyze(raw, page, params)
 
 
-def sweep_cell(out: Path, data: Path, config: str, fold: int, seed: int, shared: BreakHis, compute: Compute) -> dict[str, float]:
-    """Train and evaluate one configuration on one fold with one seed into the run folder `out`; returns its metrics."""
-    from quintet.training.cells import cell
+def load_data(folder: Path) -> "Prepared":
+    from quintet.breakhis.data.prepared import load
 
-    def train(run: Path, choice: BreakHisConfig) -> Record:
-        return train_run(run, data, choice, shared, compute, stage="breakhis_sweep", config=config, fold=fold, seed=seed)
+    return load(folder)
 
-    return cell(out, shared.configs, config, train, lambda run: evaluate_run(run, data, compute, pictures=False))
+
+def training_inputs(config: BreakHisConfig, params: BreakHis, seed: int) -> dict[str, Path]:
+    from quintet.training.models import weight_files
+
+    return weight_files(params.training.weights)
+
+
+def train(data: "Prepared", config: BreakHisConfig, params: BreakHis, compute: Compute, record: Record) -> "TrainedModel":
+    from quintet.breakhis.model.module import train
+
+    return train(data, config, params.training, compute, record=record)
+
+
+def evaluate(
+    run: Path, data: "Prepared", out: Path, params: BreakHis, compute: Compute, record: Record, *, detailed: bool
+) -> Metrics:
+    from quintet.breakhis.evaluation.run import evaluate_run
+
+    return evaluate_run(run, data, out, compute, record=record, detailed=detailed)
+
+
+def baseline_names(params: BreakHis) -> Sequence[str]:
+    return ()
+
+
+def baselines(data: "Prepared", params: BreakHis) -> dict[str, Baseline]:
+    return {}
+
+
+def load_models(runs: Sequence[Path], device: str) -> "list[Model]":
+    from quintet.breakhis.evaluation.inference import load_models
+
+    return load_models(runs, device)
+
+
+def prediction_files(output: Path) -> list[Path]:
+    return [output]
+
+
+def predict(
+    models: "list[Model]", source: Path, outputs: list[Path], problems: list[str], *, overlays: Path | None, **options: Any
+) -> int:
+    from quintet.breakhis.prediction import predict_folder
+
+    return predict_folder(models, source, outputs[0], problems, overlays=overlays)
+
+
+def evaluate_folder(runs: Sequence[Path], raw: Path, out: Path, params: BreakHis, device: str) -> Metrics:
+    from quintet.breakhis.prediction import evaluate_folder
+
+    return evaluate_folder(runs, raw, out, device)
+
+
+def rank(params: Params, runs: Runs) -> Ranking:
+    from quintet.breakhis.comparison import rank
+
+    return rank(params, runs)
+
+
+def ranking_unit(params: BreakHis) -> str:
+    return "0 to 1"
+
+
+def report_sections(params: Params, ranking: Ranking, runs: Runs, folder: Path) -> list[Section]:
+    from quintet.breakhis.comparison import report_sections
+
+    return report_sections(params.breakhis, ranking, runs, folder)

@@ -1,77 +1,67 @@
-"""All configurations and baselines side by side: ranking, intervals of the differences, metrics by k, findings, cost."""
+"""The ranking of configurations and baselines, and the tables of its report."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import pandas as pd
 
-from quintet import ranking, results
-from quintet.comparison import Runs, evaluation_metrics, prune_runs, publish, select_columns, sweep_runs, training_metrics
+from quintet import ranking
+from quintet.comparison import Runs, evaluation_metrics, read_all_cases, read_cases, select_columns, training_metrics
 from quintet.ct.metrics import KS
 from quintet.pages import Section
 from quintet.params import Ct, Params
 from quintet.params.ct import BASELINES
+from quintet.ranking import Ranking
 from quintet.resampling import bootstrap_means, bootstrap_weights, percentile_interval
 
-METRIC, UNIT = "ap_at_5", "mAP@5, 0 to 1"
-SWEEP, FITTED = Path("runs/ct/sweep"), Path("runs/ct/baselines")
+METRIC = "ap_at_5"
 COSTS = {
     "train_seconds": "training, s",
-    "evaluation_seconds_per_scan": "embedding, s a scan",
+    "evaluation_seconds_per_scan": "embedding, s per scan",
     "parameters": "parameters",
     "peak_memory_mb": "peak memory, MiB",
     "best_epoch": "best epoch (from 0)",
 }
+METRICS_AT_K = {"map": "mAP", "ndcg": "NDCG", "precision": "P", "recall": "R", "jaccard": "Jaccard"}
 
-READING = """A query is a test scan; its gallery all other test scans that are not of its patient. Relevant: a scan that shares a
-finding with the query, or like it has none (Jaccard similarity above 0); gain: that Jaccard similarity. AP@k is normalised by
-min(k, relevant scans). Equal similarities share their places: every metric is its expectation over their orders.
+READING = """Each test scan is a query; its gallery consists of all test scans of other patients. A scan is relevant if it shares
+a finding with the query or if both have none (Jaccard similarity above 0); its gain is that Jaccard similarity. AP@k is
+normalised by min(k, relevant scans). Under ties every metric is its expectation over all orders of the tied scans.
 
-random: any order (expected values). prior: to everybody the scans first that are relevant to most training scans; it reads the
-labels of the gallery and never looks at the query, which is more than a lab without labels could do. histogram: 1-norm of
-intensity
-histograms."""
+random: any order (expected values). prior: for every query, the scans that are relevant to most training scans come first; it
+reads the labels of the gallery, which would not be available in practice, and ignores the query. histogram: 1-norm between
+intensity histograms."""
+AGAINST = """Differences of mAP@5 and NDCG@10 with 95 % bootstrap intervals: patients are resampled with all their queries (2,000
+draws). A configuration with several seeds is represented by their mean."""
+FINDINGS = """F1 of the votes of the nearest scans (a finding is predicted if at least half of them have it); head: F1 of the
+network's own classification. mAP@5 is given for the queries with each finding and for those with none. Hubness: skewness of how
+often a scan is among the 10 nearest neighbours of others."""
 
 
-def runs_of(p: Ct, sweep: Path, baselines: Path) -> dict[str, list[Path]]:
-    """The run folders that params name."""
-    return sweep_runs(p.sweep, sweep) | {name: [baselines / name / "seed0"] for name in (*BASELINES, *p.external)}
-
-
-def ranked(params: Params, sweep: Path = SWEEP, baselines: Path = FITTED) -> ranking.Ranking:
-    p = params.ct
-    table = results.read(run / "evaluation" / "cases.csv" for group in runs_of(p, sweep, baselines).values() for run in group)
+def rank(params: Params, runs: Runs) -> Ranking:
     return ranking.rank(
-        table,
+        read_all_cases(runs),
         METRIC,
         lower_is_better=False,
+        label="mAP@5",
         alpha=params.ranking.alpha,
         bootstrap=params.ranking.bootstrap,
-        deterministic=[*BASELINES, *p.external],
+        deterministic=[*BASELINES, *params.ct.external],
     )
 
 
-def compare(params: Params, sweep: Path, baselines: Path, out: Path, report: Path) -> str:
-    """Rank what params name, write `report` and `out` = {record.json}; returns the verdict."""
-    p = params.ct
-    runs = runs_of(p, sweep, baselines)
-    prune_runs(sweep, [run for name in p.sweep.configs for run in runs[name]])
-    table = ranked(params, sweep, baselines)
+def report_sections(params: Ct, table: Ranking, runs: Runs) -> list[Section]:
     order = list(table.table["config"])
-    found, costs = evaluation_metrics(runs, order), training_metrics(runs, [name for name in order if name in p.sweep.configs])
-    costs = costs.join(found[["evaluation_seconds_per_scan"]])
-    sections = [
-        Section("Against the baselines", AGAINST, _differences(runs, [n for n in order if n in p.sweep.configs])),
-        Section("By cut-off", "Means over queries.", _by_k(found)),
-        Section("Findings", FINDINGS, _findings(found)),
-        Section("Cost", "On this machine; training includes validation.", select_columns(costs, COSTS)),
+    trained = [name for name in order if name in params.sweep.configs]
+    metrics = evaluation_metrics(runs, order)
+    costs = training_metrics(runs, trained).join(metrics[["evaluation_seconds_per_scan"]])
+    return [
+        Section("Comparison with the baselines", AGAINST, _differences(runs, trained)),
+        Section("By cut-off", "Means over queries.", _metrics_at_k(metrics)),
+        Section("Findings", FINDINGS, _metrics_by_finding(metrics)),
+        Section("Cost", "On this machine; training time includes validation.", select_columns(costs, COSTS)),
         Section("How to read this", READING),
     ]
-    publish("ct", table, runs, out, report, title="Chest CT retrieval", unit=UNIT, extra=lambda _: sections)
-    return table.verdict
-
-
-AGAINST = """Difference of mAP@5 and of NDCG@10 with 95 % interval: patients are drawn again, all their queries together (2,000
-times); configurations with several seeds: their mean."""
 
 
 def _differences(runs: Runs, configs: list[str]) -> pd.DataFrame:
@@ -80,33 +70,28 @@ def _differences(runs: Runs, configs: list[str]) -> pd.DataFrame:
         for other in BASELINES:
             row: dict[str, object] = {"first": name, "second": other}
             for metric, label in ((METRIC, "mAP@5"), ("ndcg_at_10", "NDCG@10")):
-                first, second = (_by_query(runs[n], metric) for n in (name, other))
-                both = first.join(second, lsuffix="_first", rsuffix="_second", how="inner")
-                gap = (both["value_first"] - both["value_second"]).to_numpy()
-                low, high = percentile_interval(bootstrap_means(gap, bootstrap_weights(both.index.get_level_values("group"))))
-                row[label] = f"{gap.mean():+.3f} [{low:+.3f}, {high:+.3f}]"
+                first, second = (_query_scores(runs[n], metric) for n in (name, other))
+                paired = first.join(second, lsuffix="_first", rsuffix="_second", how="inner")
+                difference = (paired["value_first"] - paired["value_second"]).to_numpy()
+                weights = bootstrap_weights(paired.index.get_level_values("group"))
+                low, high = percentile_interval(bootstrap_means(difference, weights))
+                row[label] = f"{difference.mean():+.3f} [{low:+.3f}, {high:+.3f}]"
             rows.append(row)
     return pd.DataFrame(rows)
 
 
-def _by_query(runs: list[Path], metric: str) -> pd.DataFrame:
-    table = results.read(run / "evaluation" / "cases.csv" for run in runs)
+def _query_scores(runs: Sequence[Path], metric: str) -> pd.DataFrame:
+    """The mean over runs for each query; index group (patient) and case."""
+    table = read_cases(runs)
     return table[table["metric"] == metric].groupby(["group", "case"])[["value"]].mean()
 
 
-def _by_k(found: pd.DataFrame) -> pd.DataFrame:
-    kinds = {"map": "mAP", "ndcg": "NDCG", "precision": "P", "recall": "R", "jaccard": "Jaccard"}
-    return select_columns(found, {f"{kind}_at_{k}": f"{label}@{k}" for kind, label in kinds.items() for k in KS})
+def _metrics_at_k(metrics: pd.DataFrame) -> pd.DataFrame:
+    return select_columns(metrics, {f"{name}_at_{k}": f"{label}@{k}" for name, label in METRICS_AT_K.items() for k in KS})
 
 
-FINDINGS = """F1: from the votes of the nearest scans (half or more of them have the finding); head: from the network's own
-classification. mAP@5 of the queries that have a finding, and of those that have none. Hubness: skewness of how often a scan is
-among
-the 10 nearest of others."""
-
-
-def _findings(found: pd.DataFrame) -> pd.DataFrame:
+def _metrics_by_finding(metrics: pd.DataFrame) -> pd.DataFrame:
     columns = {"micro_f1": "micro-F1", "macro_f1": "macro-F1", "weighted_f1": "weighted F1", "head/micro_f1": "head micro-F1"}
-    columns |= {name: f"F1 {name.partition('/')[2]}" for name in found if name.startswith("f1/")}
-    columns |= {name: f"mAP@5 {name.partition('/')[2]}" for name in found if name.startswith("map_at_5/")}
-    return select_columns(found, columns | {"hubness_skew_at_10": "hubness"})
+    columns |= {name: f"F1 {name.partition('/')[2]}" for name in metrics if name.startswith("f1/")}
+    columns |= {name: f"mAP@5 {name.partition('/')[2]}" for name in metrics if name.startswith("map_at_5/")}
+    return select_columns(metrics, columns | {"hubness_skew_at_10": "hubness"})

@@ -1,8 +1,8 @@
-"""Graded retrieval metrics, exact under ties: each is its expectation over all orders of equally similar scans (McSherry and
-Najork 2008, doi:10.1007/978-3-540-78646-7_38).
+"""Graded retrieval metrics that are exact under ties: each is its expectation over all orders of equally similar scans (McSherry
+and Najork 2008, doi:10.1007/978-3-540-78646-7_38).
 
-Relevance of a scan to a query: the Jaccard similarity of their sets of findings (1 where both sets are empty); relevant: above 0.
-Left out of a query's gallery: every scan of the query's own patient, the query included.
+The relevance of a scan to a query is the Jaccard similarity of their sets of findings (1 if both sets are empty); a scan is
+relevant if it is above 0. A query's gallery excludes every scan of the query's own patient, including the query itself.
 """
 
 from collections.abc import Mapping, Sequence
@@ -19,17 +19,17 @@ from quintet.errors import InputError
 
 KS = (1, 3, 5, 10, 20)
 CHUNK = 1024  # queries at a time
-STEP = 1e-9  # similarities that agree to it are tied; the last bits depend on the order of summation
+TOLERANCE = 1e-9  # similarities that agree to it are tied; their last bits depend on the order of summation
 Floats = NDArray[np.float64]
 
 
 @dataclass(frozen=True)
 class Scans:
-    """What metrics know of N scans: names, patients, findings `[N, F]` of 0 and 1."""
+    """What the metrics need of N scans."""
 
     names: NDArray[np.str_]
     patients: NDArray[np.str_]
-    labels: NDArray[np.float32]
+    labels: NDArray[np.float32]  # [N, F], 0 or 1
     findings: Sequence[str]
 
     def __len__(self) -> int:
@@ -37,164 +37,147 @@ class Scans:
 
 
 def cosine(vectors: NDArray[np.floating[Any]]) -> Floats:
-    """`[N, E]` -> `[N, N]`; a vector of length 0 is as similar to one as to another."""
+    """Cosine similarities `[N, N]` of `[N, E]`; those of a vector of length 0 are 0."""
     x = np.asarray(vectors, np.float64)
     x = x / np.maximum(np.linalg.norm(x, axis=1, keepdims=True), 1e-12)
     return x @ x.T
 
 
 def jaccard(labels: NDArray[np.floating[Any]], others: NDArray[np.floating[Any]]) -> NDArray[np.float32]:
-    """`[N, F]` and `[M, F]` of 0 and 1 -> `[N, M]`; 1 where both sets are empty."""
+    """Jaccard similarities `[N, M]` of the sets of findings `[N, F]` and `[M, F]`; 1 if both sets are empty."""
     common = labels @ others.T
     union = labels.sum(1)[:, None] + others.sum(1)[None, :] - common
     return np.where(union > 0, common / np.maximum(union, 1), 1).astype(np.float32)
 
 
 def f1_scores(predicted: NDArray[Any], true: NDArray[Any], findings: Sequence[str]) -> dict[str, float]:
-    """Micro, macro and weighted F1 over findings and each finding's own, of 0 and 1 `[N, F]`; without any positive F1 is 0."""
-    both = 2 * ((predicted > 0) & (true > 0)).sum(0)
+    """Micro, macro and weighted F1 over findings, and the F1 of each, from `[N, F]` of 0 and 1; 0 without any positive.
+
+    scikit-learn gives the same numbers for several findings, but treats a single column as two classes.
+    """
+    true_positive_twice = 2 * ((predicted > 0) & (true > 0)).sum(0)
     total = (predicted > 0).sum(0) + (true > 0).sum(0)
-    each = both / np.maximum(total, 1)
-    weights = (true > 0).sum(0)
+    f1 = true_positive_twice / np.maximum(total, 1)
+    support = (true > 0).sum(0)
     return {
-        "micro_f1": float(both.sum() / max(total.sum(), 1)),
-        "macro_f1": float(each.mean()),
-        "weighted_f1": float((each * weights).sum() / max(weights.sum(), 1)),
-        **{f"f1/{name}": float(value) for name, value in zip(findings, each, strict=True)},
+        "micro_f1": float(true_positive_twice.sum() / max(total.sum(), 1)),
+        "macro_f1": float(f1.mean()),
+        "weighted_f1": float((f1 * support).sum() / max(support.sum(), 1)),
+        **{f"f1/{name}": float(value) for name, value in zip(findings, f1, strict=True)},
     }
 
 
 @dataclass(frozen=True)
 class Retrieved:
-    """Of Q queries: metrics by name `[Q]` (NaN: undefined, nothing relevant is there), the votes of the nearest scans for each
-    finding `[Q, F]`, the nearest scans `[Q, K]` (-1: no further one) and their similarities."""
+    """The result of Q queries."""
 
-    metrics: Mapping[str, Floats]
-    votes: Floats
-    nearest: NDArray[np.int64]
-    similarity: NDArray[np.float32]
+    metrics: Mapping[str, Floats]  # name -> [Q]; NaN where undefined because nothing is relevant
+    votes: Floats  # [Q, F], share of the nearest scans that have each finding
+    nearest: NDArray[np.int64]  # [Q, K], rows of the nearest scans; -1: there are no more
+    similarity: NDArray[np.float32]  # [Q, K]
 
 
 def retrieve(similarity: NDArray[np.floating[Any]], scans: Scans, *, ks: Sequence[int] = KS, neighbours: int = 5) -> Retrieved:
-    """Measure how each scan retrieves the others of other patients, `similarity` `[N, N]`, rows are queries.
+    """Evaluate how each scan retrieves the scans of other patients from `similarity` `[N, N]`, whose rows are queries.
 
-    AP@k is normalised by min(k, relevant scans); P@k always by k.
+    AP@k is normalised by min(k, number of relevant scans), P@k always by k. Raises InputError if a similarity is not finite.
     """
     if similarity.shape != (len(scans), len(scans)):
         raise ValueError(f"expected similarities [{len(scans)}, {len(scans)}], got {similarity.shape}")
     if not np.isfinite(similarity).all():
-        raise InputError("a similarity is not finite: an embedding holds NaN or infinite values")
-    sets, own = np.unique(scans.labels, axis=0, return_inverse=True)
-    gains = torch.from_numpy(jaccard(sets, sets))
-    kind = torch.from_numpy(own.ravel())
+        raise InputError("a similarity is not finite: an embedding contains NaN or infinite values")
+    label_sets, set_of = np.unique(scans.labels, axis=0, return_inverse=True)
+    gains = torch.from_numpy(jaccard(label_sets, label_sets))
+    sets = torch.from_numpy(set_of.ravel())
     patients = torch.from_numpy(np.unique(scans.patients, return_inverse=True)[1])
     labels = torch.from_numpy(np.asarray(scans.labels, np.float32))
-    scores = torch.from_numpy(np.array(similarity, np.float64)).div_(STEP).round_()
-    parts = [
-        _chunk(
-            scores[start : start + CHUNK],
-            kind[start : start + CHUNK],
-            patients[start : start + CHUNK],
-            kind,
-            patients,
-            gains,
-            labels,
-            ks,
-            neighbours,
-        )
-        for start in range(0, len(scans), CHUNK)
-    ]
-    metrics = {name: np.concatenate([part[0][name] for part in parts]) for name in parts[0][0]}
-    votes, nearest, values = (np.concatenate([part[i] for part in parts]) for i in (1, 2, 3))
+    scores = torch.from_numpy(np.array(similarity, np.float64)).div_(TOLERANCE).round_()
+    parts = []
+    for start in range(0, len(scans), CHUNK):
+        chunk = slice(start, start + CHUNK)
+        excluded = patients[chunk, None] == patients[None, :]
+        gain = gains[sets[chunk]][:, sets].masked_fill_(excluded, 0)
+        parts.append(_chunk(scores[chunk].masked_fill(excluded, -torch.inf), gain, labels, ks, neighbours))
+    metrics = {name: np.concatenate([part.metrics[name] for part in parts]) for name in parts[0].metrics}
+    votes, nearest, values = (
+        np.concatenate([getattr(part, name) for part in parts]) for name in ("votes", "nearest", "similarity")
+    )
     return Retrieved(metrics, votes, nearest, values)
 
 
-def _chunk(
-    scores: Tensor,
-    kind: Tensor,
-    patient: Tensor,
-    kinds: Tensor,
-    patients: Tensor,
-    gains: Tensor,
-    labels: Tensor,
-    ks: Sequence[int],
-    neighbours: int,
-) -> tuple[dict[str, Floats], Floats, NDArray[np.int64], NDArray[np.float32]]:
-    """The metrics of some queries (`kind`, `patient` `[Q]`) against all scans (`kinds`, `patients` `[N]`)."""
-    deepest = min(max(*ks, neighbours), scores.shape[1])
-    excluded = patient[:, None] == patients[None, :]
-    scores = scores.masked_fill(excluded, -torch.inf)
-    gain = gains[kind][:, kinds].masked_fill_(excluded, 0)
-    top, nearest = scores.topk(deepest)
+def _chunk(scores: Tensor, gain: Tensor, labels: Tensor, ks: Sequence[int], neighbours: int) -> Retrieved:
+    """The metrics of some queries. `scores` `[Q, N]`: similarities in units of TOLERANCE, -inf for excluded scans; `gain`
+    `[Q, N]`: relevance, 0 for excluded scans; `labels` `[N, F]`."""
+    depth = min(max(*ks, neighbours), scores.shape[1])
+    top, nearest = scores.topk(depth)
     ties = _Ties(scores, top, nearest)
     relevant = (gain > 0).float()
-    available = relevant.sum(1).double()
-    hit, before = ties.expected(relevant), ties.found_before(relevant)
-    gained = ties.expected(gain)
-    places = torch.arange(1, deepest + 1, dtype=torch.float64)
-    discount = 1 / torch.log2(places + 1)
-    precision_terms = hit * before / places
-    ideal = (gain.topk(deepest).values.double() * discount).cumsum(1)
-    reached, precisions = hit.cumsum(1), precision_terms.cumsum(1)
-    discounted, collected = (gained * discount).cumsum(1), gained.cumsum(1)
+    relevant_count = relevant.sum(1).double()
+    ranks = torch.arange(1, depth + 1, dtype=torch.float64)
+    discount = 1 / torch.log2(ranks + 1)
+    hits, gained = ties.expected(relevant), ties.expected(gain)
+    precision_sum = (hits * ties.expected_hits(relevant) / ranks).cumsum(1)
+    ideal_dcg = (gain.topk(depth).values.double() * discount).cumsum(1)
+    hit_count = hits.cumsum(1)
+    dcg, gain_sum = (gained * discount).cumsum(1), gained.cumsum(1)
     metrics: dict[str, Tensor] = {}
     for k in ks:
-        at = min(k, deepest) - 1
-        metrics[f"precision_at_{k}"] = reached[:, at] / k
-        metrics[f"recall_at_{k}"] = reached[:, at] / available
-        metrics[f"ap_at_{k}"] = precisions[:, at] / available.clamp(max=k)
-        metrics[f"ndcg_at_{k}"] = discounted[:, at] / ideal[:, at]
-        metrics[f"jaccard_at_{k}"] = collected[:, at] / k
-    votes = torch.stack(
-        [ties.expected(labels[:, f].expand_as(scores))[:, :neighbours].mean(1) for f in range(labels.shape[1])], 1
-    )
-    there = torch.isfinite(top)
-    return (
+        last = min(k, depth) - 1
+        metrics[f"precision_at_{k}"] = hit_count[:, last] / k
+        metrics[f"recall_at_{k}"] = hit_count[:, last] / relevant_count
+        metrics[f"ap_at_{k}"] = precision_sum[:, last] / relevant_count.clamp(max=k)
+        metrics[f"ndcg_at_{k}"] = dcg[:, last] / ideal_dcg[:, last]
+        metrics[f"jaccard_at_{k}"] = gain_sum[:, last] / k
+    votes = [ties.expected(labels[:, f].expand_as(scores))[:, :neighbours].mean(1) for f in range(labels.shape[1])]
+    taken = torch.isfinite(top)
+    return Retrieved(
         {name: values.numpy() for name, values in metrics.items()},
-        votes.numpy(),
-        nearest.masked_fill(~there, -1).numpy(),
-        torch.where(there, top * STEP, torch.nan).float().numpy(),
+        torch.stack(votes, 1).numpy(),
+        nearest.masked_fill(~taken, -1).numpy(),
+        torch.where(taken, top * TOLERANCE, torch.nan).float().numpy(),
     )
 
 
 class _Ties:
-    """The first K places of each query's ranking, where scans of equal score share places by chance."""
+    """The first K places of each query's ranking, in which scans with equal scores are in random order."""
 
     def __init__(self, scores: Tensor, top: Tensor, nearest: Tensor) -> None:
-        self.nearest, self.there = nearest, torch.isfinite(top)
+        self.nearest, self.taken = nearest, torch.isfinite(top)
         self.same = (top[:, :, None] == top[:, None, :]).double()
         self.above = (top[:, None, :] > top[:, :, None]).double()
-        self.size, self.start = self.same.sum(2), self.above.sum(2)  # of each place's group; places before it
-        # the last group may go on beyond the K places: then its members are counted among all scans
+        # per place: the number of scans tied with the one there, and the number of places before that group
+        self.size, self.start = self.same.sum(2), self.above.sum(2)
+        # the last group may extend beyond the K places: then its members are counted among all scans
         members = scores == top[:, -1:]
-        self.cut = torch.nonzero((members.sum(1) > self.same[:, -1].sum(1)) & self.there[:, -1])[:, 0]
+        self.cut = torch.nonzero((members.sum(1) > self.same[:, -1].sum(1)) & self.taken[:, -1])[:, 0]
         self.members, self.last = members[self.cut], (top == top[:, -1:])[self.cut]
         self.size[self.cut] = torch.where(self.last, self.members.sum(1, keepdim=True).double(), self.size[self.cut])
 
     def _sums(self, values: Tensor) -> tuple[Tensor, Tensor]:
-        """Of `values` `[Q, N]`: the sum over each place's group, and over the groups before it, `[Q, K]`."""
-        picked = (values.gather(1, self.nearest).double() * self.there)[:, :, None]
-        group, earlier = (self.same @ picked).squeeze(2), (self.above @ picked).squeeze(2)
+        """The sums of `values` `[Q, N]` over each place's group, and over the groups before it, both `[Q, K]`."""
+        ranked = (values.gather(1, self.nearest).double() * self.taken)[:, :, None]
+        group, earlier = (self.same @ ranked).squeeze(2), (self.above @ ranked).squeeze(2)
         if len(self.cut):
             whole = (values[self.cut] * self.members).sum(1, keepdim=True).double()
             group[self.cut] = torch.where(self.last, whole, group[self.cut])
         return group, earlier
 
     def expected(self, values: Tensor) -> Tensor:
-        """The expectation of `values` `[Q, N]` at each place, `[Q, K]`; 0 at places that nobody takes."""
-        return self._sums(values)[0] / self.size * self.there
+        """The expectation of `values` `[Q, N]` at each place, `[Q, K]`; 0 at places without a scan."""
+        return self._sums(values)[0] / self.size * self.taken
 
-    def found_before(self, relevant: Tensor) -> Tensor:
-        """Expected number of relevant scans down to and with each place, given that the one there is relevant."""
+    def expected_hits(self, relevant: Tensor) -> Tensor:
+        """The expected number of relevant scans up to and including each place, given that the scan there is relevant."""
         group, earlier = self._sums(relevant)
-        inside = torch.arange(self.size.shape[1], dtype=torch.float64) - self.start  # the place's index in its group
-        return earlier + 1 + inside * (group - 1).clamp_min(0) / (self.size - 1).clamp_min(1)
+        index_in_group = torch.arange(self.size.shape[1], dtype=torch.float64) - self.start
+        return earlier + 1 + index_in_group * (group - 1).clamp_min(0) / (self.size - 1).clamp_min(1)
 
 
 def hubness(nearest: NDArray[np.int64], count: int, k: int = 10) -> float:
-    """Skewness of how often each of `count` scans is among the k nearest of another (Radovanovic et al. 2010, JMLR 11:2487);
-    large
-    where a few scans are everybody's neighbours."""
+    """Skewness of how often each of `count` scans is among the k nearest of another (Radovanovic et al. 2010, JMLR 11:2487).
+
+    It is large if a few scans are the neighbours of many.
+    """
     listed = nearest[:, :k].ravel()
     occurrences = np.bincount(listed[listed >= 0], minlength=count)
     return float(skew(occurrences)) if occurrences.std() > 0 else 0.0

@@ -1,127 +1,112 @@
-"""The study's runs: which parameters make one, and training plus evaluation of a configuration into a run folder."""
+"""The chest CT study as the driver sees it (quintet/study.py)."""
 
-import time
+from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
-from quintet.ct.baselines import BASELINES
-from quintet.ct.data import load
-from quintet.ct.evaluation import evaluate, read_vectors, scans_of
-from quintet.ct.metrics import cosine
 from quintet.errors import InputError
-from quintet.files import write_json
-from quintet.params import Compute, Ct, CtConfig
-from quintet.runs import Record, new_record
+from quintet.pages import Section
+from quintet.params import Compute, Ct, CtConfig, Params
+from quintet.params.ct import BASELINES
+from quintet.ranking import Ranking
+from quintet.runs import Record
+from quintet.study import Baseline, Metrics, Runs
 
-# Shared by every configuration; dvc.yaml lists the same keys for the stages that train (a test compares them).
-TRAINING = (
-    "window",
-    "input_size",
-    "weights",
-    "width",
-    "units",
-    "embedding",
-    "dropout",
-    "chunk",
-    "centre",
-    "epochs",
-    "batch_size",
-    "classes",
-    "samples",
-    "precision",
-    "rate",
-    "schedule",
-    "rate_floor",
-    "warmup",
-    "step_epochs",
-    "step_factor",
-    "weight_decay",
-    "clip_norm",
-    "accumulate",
-    "patience",
-    "f1_average",
-    "f1_smooth",
-    "cross_entropy",
-    "margin",
-    "augment",
-    "neighbours",
-)
+if TYPE_CHECKING:
+    from quintet.ct.data.prepared import Prepared
+    from quintet.ct.evaluation.inference import Model
+    from quintet.training.models import TrainedModel
+
+TITLE = "Chest CT retrieval"
+FIGURE, FIGURE_CAPTION = "retrieval.png", "Scores by cut-off, similarity by shared findings, and a map of the test scans."
+PREDICTS_FOLDER = False
 
 
-def train_run(
-    run: Path, data: Path, choice: CtConfig, shared: Ct, compute: Compute, *, stage: str, config: str, seed: int
-) -> Record:
-    """Train one configuration into `run` = {record.json, model/}; returns its record."""
-    from quintet.ct.module import train
+def check(raw: Path, params: Ct) -> list[str]:
+    from quintet.ct.data.prepare import check
 
-    params = choice.model_dump(include=set(CtConfig.model_fields)) | shared.model_dump(include=set(TRAINING))
-    record = new_record("ct", stage, config, seed=seed, params=params, inputs={"data": data})
-    record = train(load(data), run / "model", choice, shared, compute, record=record)
-    record.save(run)
-    return record
+    return check(raw, params)
 
 
-def evaluate_run(run: Path, data: Path, shared: Ct, compute: Compute) -> dict[str, float]:
-    """Embed the test scans, measure how they retrieve each other, and write the run's `evaluation/`."""
-    from quintet.ct.inference import Model
+def analyze(raw: Path, page: Path, params: Ct) -> None:
+    from quintet.ct.analysis import analyze
 
-    prepared, record = load(data), Record.load(run)
-    model = Model.load(run, compute.device)
-    if model.size != prepared.volumes.shape[1]:
-        raise InputError(f"{run} was trained on cubes of {model.size}, {data} has {prepared.volumes.shape[1]}; train it again")
-    rows = prepared.rows("test")
-    started = time.monotonic()
-    found = model(prepared.volumes, rows)
-    seconds = time.monotonic() - started
-    metrics = evaluate(
-        cosine(found.vectors),
-        scans_of(prepared, rows),
-        neighbours=shared.neighbours,
-        record=record,
-        out=run / "evaluation",
-        probability=found.probability,
-        vectors=found.vectors,
-        model=run / "model",
-    )
-    metrics["evaluation_seconds_per_scan"] = seconds / len(rows)
-    write_json(run / "evaluation" / "metrics.json", metrics)
-    return metrics
+    analyze(raw, page, params)
 
 
-def baseline_runs(out: Path, data: Path, shared: Ct) -> dict[str, dict[str, float]]:
-    """Evaluate the baselines, and the embeddings from elsewhere that params name, into run folders below `out` (without
-    model/)."""
-    prepared = load(data)
-    rows = prepared.rows("test")
-    scans = scans_of(prepared, rows)
-    metrics = {}
-    for name in (*BASELINES, *shared.external):
-        inputs, vectors = {"data": data}, None
-        if name in shared.external:
-            vectors = read_vectors(Path(shared.external[name]), scans.names)
-            inputs["embeddings"] = Path(shared.external[name])
-        record = new_record("ct", "ct_baselines", name, seed=0, params={"neighbours": shared.neighbours}, inputs=inputs)
-        similarity = np.asarray(BASELINES[name](prepared, rows)) if vectors is None else cosine(vectors)
-        run = out / name / "seed0"
-        metrics[name] = evaluate(
-            similarity,
-            scans,
-            neighbours=shared.neighbours,
-            record=record,
-            out=run / "evaluation",
-            vectors=vectors,
-            hubs=name not in ("random", "prior"),
-        )
-        record.save(run)
-    return metrics
+def load_data(folder: Path) -> "Prepared":
+    from quintet.ct.data.prepared import load
+
+    return load(folder)
 
 
-def sweep_cell(out: Path, data: Path, config: str, seed: int, shared: Ct, compute: Compute) -> dict[str, float]:
-    """Train and evaluate one configuration with one seed into the run folder `out`; returns its metrics."""
-    from quintet.training.cells import cell
+def training_inputs(config: CtConfig, params: Ct, seed: int) -> dict[str, Path]:
+    from quintet.training.models import weight_files
 
-    def train(run: Path, choice: CtConfig) -> Record:
-        return train_run(run, data, choice, shared, compute, stage="ct_sweep", config=config, seed=seed)
+    return weight_files(params.training.weights)
 
-    return cell(out, shared.configs, config, train, lambda run: evaluate_run(run, data, shared, compute))
+
+def train(data: "Prepared", config: CtConfig, params: Ct, compute: Compute, record: Record) -> "TrainedModel":
+    from quintet.ct.model.module import train
+
+    low, high = params.data.window
+    neighbours = params.evaluation.neighbours
+    return train(data, config, params.training, compute, window_hu=(low, high), neighbours=neighbours, record=record)
+
+
+def evaluate(run: Path, data: "Prepared", out: Path, params: Ct, compute: Compute, record: Record, *, detailed: bool) -> Metrics:
+    from quintet.ct.evaluation.inference import evaluate_run
+
+    return evaluate_run(run, data, out, params.evaluation, compute, record=record)
+
+
+def baseline_names(params: Ct) -> Sequence[str]:
+    return (*BASELINES, *params.external)
+
+
+def baselines(data: "Prepared", params: Ct) -> dict[str, Baseline]:
+    from quintet.ct.baselines import baselines
+
+    return baselines(data, params)
+
+
+def load_models(runs: Sequence[Path], device: str) -> "list[Model]":
+    from quintet.ct.evaluation.inference import load_models
+
+    return load_models(runs, device)
+
+
+def prediction_files(output: Path) -> list[Path]:
+    if output.suffix not in (".npz", ".parquet", ".csv"):
+        raise InputError(f"{output}: choose a .npz, .parquet or .csv file")
+    return [output]
+
+
+def predict(
+    models: "list[Model]", source: Path, outputs: list[Path], problems: list[str], *, overlays: Path | None, **options: Any
+) -> int:
+    from quintet.ct.prediction import predict_folder
+
+    return predict_folder(models, source, outputs[0], problems, overlays=overlays)
+
+
+def evaluate_folder(runs: Sequence[Path], raw: Path, out: Path, params: Ct, device: str) -> Metrics:
+    from quintet.ct.prediction import evaluate_folder
+
+    return evaluate_folder(runs, raw, out, params, device)
+
+
+def rank(params: Params, runs: Runs) -> Ranking:
+    from quintet.ct.comparison import rank
+
+    return rank(params, runs)
+
+
+def ranking_unit(params: Ct) -> str:
+    return "0 to 1"
+
+
+def report_sections(params: Params, ranking: Ranking, runs: Runs, folder: Path) -> list[Section]:
+    from quintet.ct.comparison import report_sections
+
+    return report_sections(params.ct, ranking, runs)

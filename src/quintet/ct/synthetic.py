@@ -1,8 +1,8 @@
-"""Chest phantoms as CT scanners write them: DICOM series (one in four studies: NIfTI) and labels.csv.
+"""Chest phantoms as CT scanners write them: DICOM series (one scan in four: NIfTI) and labels.csv.
 
-A patient is an anatomy (trunk, lungs, heart, spine, ribs, airways, vessels; mm, x to the right, y to the front, z up), a scan of
-it has findings, noise, a field of view, a spacing and a way of lying in the scanner of its own. Sizes and densities are drawn in
-the usual ranges (nodules under 30 mm, air-filled cysts with thin walls, consolidation that hides vessels: Fleischner Society
+A patient is an anatomy (trunk, lungs, heart, spine, ribs, airways, vessels; mm, x to the right, y to the front, z up). Each scan
+of a patient has its own findings, noise, field of view, spacing and patient position. Sizes and densities are drawn from the
+usual ranges (nodules under 30 mm, air-filled cysts with thin walls, consolidation that hides vessels: Fleischner Society
 glossary, Hansell et al. 2008, doi:10.1148/radiol.2462070712).
 """
 
@@ -21,13 +21,13 @@ from scipy.ndimage import gaussian_filter
 from quintet.files import atomic_folder
 from quintet.imaging.volumes import Grid, write_nifti
 
-Floats = NDArray[np.float32]  # [Z, Y, X] in HU or shares, indices growing towards Superior, Anterior and Right
+Floats = NDArray[np.float32]  # [Z, Y, X] in HU or shares, indices increase towards Superior, Anterior and Right
 FINDINGS = ("consolidation", "nodules", "cysts")
 SETS = ((0, 0, 0), (1, 0, 0), (0, 1, 0), (0, 0, 1), (1, 1, 0), (1, 0, 1), (0, 1, 1), (1, 1, 1))
-SHARES = (0.36, 0.14, 0.14, 0.14, 0.06, 0.06, 0.06, 0.04)
+SET_SHARES = (0.36, 0.14, 0.14, 0.14, 0.06, 0.06, 0.06, 0.04)
 AIR, FAT, MUSCLE, BLOOD, BONE = -1000.0, -90.0, 50.0, 45.0, 320.0
-AGAIN = 0.35  # share of the patients with two or three scans
-CHANGED = 0.3  # share of the further scans with other findings than the first
+REPEATED_SHARE = 0.35  # of the patients: have two or three scans
+CHANGED_SHARE = 0.3  # of the repeated scans: their findings are drawn anew
 # Patient position -> signs of the file's columns and rows in DICOM's axes (x to the left, y to the back)
 POSITIONS = {"HFS": (1, 1), "HFP": (-1, -1), "FFS": (-1, 1), "FFP": (1, -1)}
 
@@ -36,7 +36,7 @@ POSITIONS = {"HFS": (1, 1), "HFP": (-1, -1), "FFS": (-1, 1), "FFP": (1, -1)}
 class Patient:
     """Lengths in mm."""
 
-    trunk: tuple[float, float]  # half axes to the side and to the front
+    trunk: tuple[float, float]  # half axes: width, depth
     fat: float
     lung: tuple[float, float, float]  # half axes
     heart: float
@@ -46,7 +46,7 @@ class Patient:
     seed: int
 
     @staticmethod
-    def draw(rng: np.random.Generator) -> "Patient":
+    def sample(rng: np.random.Generator) -> "Patient":
         width = float(rng.uniform(150, 185))
         depth = width * float(rng.uniform(0.66, 0.78))
         lung = (0.36 * width * float(rng.uniform(0.93, 1.07)), 0.74 * depth, float(rng.uniform(115, 140)))
@@ -64,7 +64,7 @@ class Patient:
 
 @dataclass(frozen=True)
 class Space:
-    """Voxel centres of a scan, mm from the middle of the chest."""
+    """Voxel centres of a scan, in mm from the middle of the chest."""
 
     z: Floats
     y: Floats
@@ -79,7 +79,7 @@ class Space:
         return self.z[:, None, None], self.y[None, :, None], self.x[None, None, :]
 
     def ball(self, centre: Sequence[float], radius: float) -> tuple[tuple[slice, ...], Floats]:
-        """Where a ball lies, and how much of each voxel there it fills (0 to 1, softened over a voxel)."""
+        """The slices that contain a ball, and the fraction of each of their voxels that it fills (smoothed over a voxel)."""
         reach = radius + max(self.spacing_mm)
         where = tuple(
             slice(*np.searchsorted(axis, (c - reach, c + reach)))
@@ -90,8 +90,8 @@ class Space:
         return where, np.clip(0.5 + (radius - distance) / np.mean(self.spacing_mm), 0, 1).astype(np.float32)
 
 
-def draw_scan(patient: Patient, findings: tuple[int, ...], space: Space, rng: np.random.Generator) -> NDArray[np.int16]:
-    """Hounsfield units `[Z, Y, X]` of one scan; `findings` 0 or 1 for each of FINDINGS."""
+def simulate_scan(patient: Patient, findings: tuple[int, ...], space: Space, rng: np.random.Generator) -> NDArray[np.int16]:
+    """Hounsfield units `[Z, Y, X]` of one scan; `findings`: 0 or 1 for each of FINDINGS."""
     hu, lungs = _anatomy(patient, space)
     own = np.random.default_rng(patient.seed)
     _vessels(hu, lungs, space, patient, own)
@@ -118,7 +118,7 @@ def draw_scan(patient: Patient, findings: tuple[int, ...], space: Space, rng: np
 
 
 def _anatomy(patient: Patient, space: Space) -> tuple[Floats, Floats]:
-    """The chest without vessels, and the lungs' share of each voxel."""
+    """The chest without vessels, and the fraction of each voxel that is lung."""
     z, y, x = space.grid
     (width, depth), (lung_x, lung_y, lung_z) = patient.trunk, patient.lung
     trunk = np.sqrt((x / width) ** 2 + (y / depth) ** 2)
@@ -133,12 +133,11 @@ def _anatomy(patient: Patient, space: Space) -> tuple[Floats, Floats]:
     lungs = np.clip(0.5 + (1 - np.sqrt(side)) * softness / 2, 0, 1) * np.clip(0.5 + (z - dome) / 6, 0, 1) * (cavity < 1)
     heart = ((x + 22) / (1.15 * patient.heart)) ** 2 + ((y - 22) / patient.heart) ** 2 + ((z + 45) / (1.2 * patient.heart)) ** 2
     lungs *= np.clip(0.5 + (np.sqrt(heart) - 1) * 8, 0, 1) * (np.abs(x) > 14)
-    gravity = 35 * (-y / depth)  # blood sinks to the back
+    gravity = 35 * (-y / depth)  # denser at the back, where blood collects
     hu = hu * (1 - lungs) + lungs * (patient.lung_hu + gravity)
-    for centre, radius, value, above in (
-        ((0.0, -0.62 * depth), 17.0, 0.8 * BONE, -np.inf), ((-14.0, -0.38 * depth), 12.0, BLOOD, -np.inf),
-        ((0.0, -0.12 * depth), 8.5, AIR, 15.0),
-    ):  # fmt: skip  # spine, aorta, windpipe
+    spine, aorta, trachea = (0.0, -0.62 * depth), (-14.0, -0.38 * depth), (0.0, -0.12 * depth)
+    tubes = ((spine, 17.0, 0.8 * BONE, -np.inf), (aorta, 12.0, BLOOD, -np.inf), (trachea, 8.5, AIR, 15.0))
+    for centre, radius, value, above in tubes:
         tube = np.sqrt((y - centre[1]) ** 2 + (x - centre[0]) ** 2)
         share = np.clip(0.5 + (radius - tube) / space.spacing_mm[2], 0, 1) * (z > above)
         hu, lungs = hu * (1 - share) + share * value, lungs * (1 - share)
@@ -146,26 +145,26 @@ def _anatomy(patient: Patient, space: Space) -> tuple[Floats, Floats]:
 
 
 def _paint(hu: Floats, lungs: Floats, space: Space, centre: Sequence[float], radius: float, value: float) -> None:
-    """A ball of one density, in the lungs only."""
+    """Add a ball of one density, within the lungs only."""
     where, share = space.ball(centre, radius)
     share = share * lungs[where]
     hu[where] += share * (value - hu[where])
 
 
 def _vessels(hu: Floats, lungs: Floats, space: Space, patient: Patient, rng: np.random.Generator) -> None:
-    """Branches that leave the roots of the lungs and get thinner."""
+    """Add branches that start at the roots of the lungs and taper."""
     for number in range(patient.vessels):
-        at = np.array([5.0, -5.0, (1 if number % 2 else -1) * 28.0])
-        way = rng.normal(size=3) * (1, 0.7, 0.5) + (0, 0, np.sign(at[2]) * 0.9)
+        end = np.array([5.0, -5.0, (1 if number % 2 else -1) * 28.0])
+        direction = rng.normal(size=3) * (1, 0.7, 0.5) + (0, 0, np.sign(end[2]) * 0.9)
         for step in range(9):
-            way = way / np.linalg.norm(way) + rng.normal(0, 0.22, 3)
-            at = at + 11 * way / np.linalg.norm(way)
-            for half in (0.0, 0.5):
-                _paint(hu, lungs, space, tuple(at - half * 11 * way), 3.8 - 0.3 * step, BLOOD)
+            direction = direction / np.linalg.norm(direction) + rng.normal(0, 0.22, 3)
+            end = end + 11 * direction / np.linalg.norm(direction)
+            for back in (0.0, 0.5):
+                _paint(hu, lungs, space, tuple(end - back * 11 * direction), 3.8 - 0.3 * step, BLOOD)
 
 
 def _places(lungs: Floats, space: Space, rng: np.random.Generator) -> Callable[[int], list[tuple[float, float, float]]]:
-    """Draws centres inside the lungs."""
+    """A function that draws centres inside the lungs."""
     inside = np.argwhere(lungs > 0.9)
 
     def draw(count: int) -> list[tuple[float, float, float]]:
@@ -180,24 +179,24 @@ def cohort(scans: int, rng: np.random.Generator) -> list[tuple[int, tuple[int, .
     rows: list[tuple[int, tuple[int, ...]]] = []
     patient = 0
     while len(rows) < scans:
-        first = SETS[patient % len(SETS)] if patient < 2 * len(SETS) else SETS[rng.choice(len(SETS), p=SHARES)]
-        more = int(rng.integers(1, 3)) if rng.random() < AGAIN else 0
+        first = SETS[patient % len(SETS)] if patient < 2 * len(SETS) else SETS[rng.choice(len(SETS), p=SET_SHARES)]
+        more = int(rng.integers(1, 3)) if rng.random() < REPEATED_SHARE else 0
         for number in range(1 + more):
-            changed = number > 0 and rng.random() < CHANGED
-            rows.append((patient, SETS[rng.choice(len(SETS), p=SHARES)] if changed else first))
+            changed = number > 0 and rng.random() < CHANGED_SHARE
+            rows.append((patient, SETS[rng.choice(len(SETS), p=SET_SHARES)] if changed else first))
         patient += 1
     return rows[:scans]
 
 
 def synthesize(out: Path, *, scans: int, matrix: int, seed: int, workers: int) -> None:
-    """Write `scans` studies and labels.csv to `out`, whole or not at all."""
+    """Write `scans` scans and labels.csv to the folder `out`."""
     rng = np.random.default_rng(seed)
     rows = cohort(scans, rng)
-    patients = {p: Patient.draw(np.random.default_rng([seed, 1, p])) for p, _ in rows}
+    patients = {p: Patient.sample(np.random.default_rng([seed, 1, p])) for p, _ in rows}
     with atomic_folder(out) as folder:
         names = [f"study-{number:04d}" for number in range(len(rows))]
         Parallel(n_jobs=workers)(
-            delayed(_write_study)(folder, name, patients[p], findings, matrix, [seed, 2, number], number)
+            delayed(_write_scan)(folder, name, patients[p], findings, matrix, [seed, 2, number], number)
             for number, (name, (p, findings)) in enumerate(zip(names, rows, strict=True))
         )
         table = pd.DataFrame([findings for _, findings in rows], columns=list(FINDINGS))
@@ -206,7 +205,7 @@ def synthesize(out: Path, *, scans: int, matrix: int, seed: int, workers: int) -
         table.to_csv(folder / "labels.csv", index=False)
 
 
-def _write_study(
+def _write_scan(
     folder: Path, name: str, patient: Patient, findings: tuple[int, ...], matrix: int, seed: list[int], number: int
 ) -> None:
     rng = np.random.default_rng(seed)
@@ -219,20 +218,20 @@ def _write_study(
             for n, mm in ((slices, thickness), (matrix, pixel), (matrix, pixel))
         )
     )
-    hu = draw_scan(patient, findings, space, rng)
+    hu = simulate_scan(patient, findings, space, rng)
     if number % 4 == 3:
-        write_nifti(folder / f"{name}.nii.gz", *_as_nifti(hu, (thickness, pixel, pixel), turned=number % 8 == 3))
+        write_nifti(folder / f"{name}.nii.gz", *_as_nifti(hu, (thickness, pixel, pixel), flipped=number % 8 == 3))
     else:
         position = list(POSITIONS)[int(rng.choice(len(POSITIONS), p=(0.7, 0.1, 0.1, 0.1)))]
         write_series(folder / name, hu, (thickness, pixel, pixel), position=position, rng=rng, identity=f"{seed}")
 
 
-def _as_nifti(hu: NDArray[np.int16], spacing_mm: tuple[float, float, float], *, turned: bool) -> tuple[NDArray[np.int16], Grid]:
-    """`[X, Y, Z]` with its grid; turned: stored from right to left and back to front."""
+def _as_nifti(hu: NDArray[np.int16], spacing_mm: tuple[float, float, float], *, flipped: bool) -> tuple[NDArray[np.int16], Grid]:
+    """`[X, Y, Z]` with its grid; `flipped`: stored from right to left and front to back."""
     array = hu.transpose(2, 1, 0)
     affine = np.diag([*spacing_mm[::-1], 1.0])
     affine[:3, 3] = -(np.array(array.shape) - 1) / 2 * spacing_mm[::-1]
-    if turned:
+    if flipped:
         array = array[::-1, ::-1]
         affine[:2, 3] *= -1
         affine[0, 0], affine[1, 1] = -affine[0, 0], -affine[1, 1]
@@ -249,8 +248,8 @@ def write_series(
     rng: np.random.Generator | None = None,
     identity: str = "",
 ) -> None:
-    """`[Z, Y, X]` as one DICOM file a slice. With `rng` names and instance numbers are in orders of their own, and some series
-    are implicit, some unsigned."""
+    """Write `[Z, Y, X]` as one DICOM file per slice. With `rng`, file names are shuffled, instance numbers increase or decrease,
+    and some series are implicit VR or unsigned."""
     folder.mkdir(parents=True)
     count, rows, columns = hu.shape
     right, back = POSITIONS[position]

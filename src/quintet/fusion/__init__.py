@@ -1,1 +1,1 @@
-"""Diffusion over missing modalities, and test-time training."""
+"""Multimodal fusion with missing modalities: diffusion and test-time training against simple baselines."""

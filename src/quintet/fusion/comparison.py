@@ -1,5 +1,5 @@
-"""All configurations side by side: ranking, scores by pattern with intervals, against single modalities, diffusion, test-time
-training."""
+"""The ranking of all configurations, and its analysis: scores by pattern with intervals, the comparison with single modalities,
+and what diffusion and test-time training change."""
 
 from collections.abc import Mapping
 from itertools import combinations
@@ -9,15 +9,17 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from quintet import ranking, results
-from quintet.comparison import Runs, evaluation_metrics, prune_runs, publish, select_columns, sweep_runs, training_metrics
-from quintet.fusion.evaluation import CLASSIFICATION, MAR, MCAR, NOT_SUBSETS, RECORDED, SURVIVAL, headline_of, pairs_of, shapley
+from quintet import ranking
+from quintet.comparison import Runs, evaluation_metrics, read_all_cases, select_columns, training_metrics
+from quintet.fusion.evaluation.patterns import MAR, MCAR, NOT_SUBSETS, RECORDED
+from quintet.fusion.evaluation.scores import CLASSIFICATION, SURVIVAL, shapley
+from quintet.fusion.metrics import auc_or_concordance_of, comparable_pairs, scores_and_target
 from quintet.pages import Section
 from quintet.params import Fusion, Params
 from quintet.params.fusion import ADAPTS, BASELINES, TTT
+from quintet.ranking import Ranking
 from quintet.resampling import bootstrap_concordance, bootstrap_weights, percentile_interval
 
-SWEEP, FITTED = Path("runs/fusion/sweep"), Path("runs/fusion/baselines")
 COSTS = {
     "train_seconds": "training, s",
     "seconds_per_prediction": "prediction, s",
@@ -29,247 +31,203 @@ COSTS = {
 Floats = NDArray[np.float64]
 
 
-def runs_of(p: Fusion, sweep: Path, baselines: Path) -> dict[str, list[Path]]:
-    """The run folders that params name."""
-    return sweep_runs(p.sweep, sweep) | {name: [baselines / name / "seed0"] for name in BASELINES}
-
-
-def variants(p: Fusion) -> dict[str, str]:
-    """Every row of the ranking -> the trained configuration it comes from."""
+def ranked_configs(params: Fusion) -> dict[str, str]:
+    """Each row of the ranking -> the trained configuration (or baseline) that it comes from."""
     rows = {}
-    for name in p.sweep.configs:
+    for name in params.sweep.configs:
         rows[name] = name
-        if p.configs[name].method in ADAPTS:
+        if params.configs[name].method in ADAPTS:
             rows[name + TTT] = name
     return rows | {name: name for name in BASELINES}
 
 
-def metric_of(p: Fusion) -> tuple[str, str, bool]:
-    """What is ranked, its unit, whether lower is better."""
-    if p.task == "classification":
-        return f"{CLASSIFICATION}_over_subsets", "Brier score, 0 to 1, a patient's mean over the subsets of what it has", True
-    return (
-        f"{SURVIVAL}_over_subsets",
-        "share of a patient's comparable pairs in order, mean over the subsets of what it has",
-        False,
-    )
-
-
-def ranked(params: Params, sweep: Path = SWEEP, baselines: Path = FITTED) -> ranking.Ranking:
-    p = params.fusion
-    table = results.read(run / "evaluation" / "cases.csv" for group in runs_of(p, sweep, baselines).values() for run in group)
-    metric, _, lower = metric_of(p)
+def rank(params: Params, runs: Runs) -> Ranking:
+    classification = params.fusion.data.task == "classification"
     return ranking.rank(
-        table,
-        metric,
-        lower_is_better=lower,
+        read_all_cases(runs),
+        f"{CLASSIFICATION if classification else SURVIVAL}_over_subsets",
+        label=f"{'Brier score' if classification else 'concordance'}, mean over modality subsets",
+        lower_is_better=classification,
         alpha=params.ranking.alpha,
         bootstrap=params.ranking.bootstrap,
         deterministic=BASELINES,
     )
 
 
-def compare(params: Params, sweep: Path, baselines: Path, out: Path, report: Path) -> str:
-    """Rank what params name, write `report` and `out` = {record.json}; returns the verdict."""
-    p = params.fusion
-    runs = runs_of(p, sweep, baselines)
-    prune_runs(sweep, [run for name in p.sweep.configs for run in runs[name]])
-    table = ranked(params, sweep, baselines)
+def report_sections(params: Fusion, table: Ranking, runs: Runs) -> list[Section]:
     order = [str(name) for name in table.table["config"]]
-    source = variants(p)
-    drawn = Drawn({name: _predictions(runs[source[name]], name) for name in order})
-    costs = training_metrics(runs, p.sweep.configs).join(evaluation_metrics(runs, p.sweep.configs).filter(like="seconds"))
-    score = "AUC" if p.task == "classification" else "concordance index"
-    sections = [
-        Section(f"{score} by what is there", BY_PATTERN, _by_pattern(drawn, order)),
-        Section("Against the best single modality", AGAINST, _against_single(drawn, order)),
-        Section("Diffusion and test-time training", HELPS.format(score=score), _helps(drawn, order, source, p)),
-        Section("What adaptation does to patients", HARM, _harm(runs, p)),
-        Section("What each modality adds", SHAPLEY.format(score=score), _shapley(drawn, order)),
-        Section("Imputed features", IMPUTED, _imputed(runs, p)),
+    source, configs = ranked_configs(params), params.sweep.configs
+    scores = BootstrapScores({name: _predictions(runs[source[name]], name) for name in order})
+    costs = training_metrics(runs, configs).join(evaluation_metrics(runs, configs).filter(like="seconds"))
+    score = "AUC" if params.data.task == "classification" else "concordance index"
+    return [
+        Section(f"{score} by modalities", BY_PATTERN, _by_pattern(scores, order)),
+        Section("Compared with the best single modality", SINGLE, _best_single(scores, order)),
+        Section("Diffusion and test-time training", DIFFERENCES.format(score=score), _differences(scores, order, source, params)),
+        Section("Effect of test-time training on patients", ADAPTATION, _adaptation(runs, params)),
+        Section("What each modality adds", SHAPLEY.format(score=score), _shapley(scores, order)),
+        Section("Imputed features", IMPUTATION, _imputation(runs, params)),
         Section("Cost", "On this machine; a prediction is one patient from one set of modalities.", select_columns(costs, COSTS)),
     ]
-    unit = metric_of(p)[1]
-    publish("fusion", table, runs, out, report, title="Multimodal fusion", unit=unit, extra=lambda _: sections)
-    return table.verdict
 
 
 def _predictions(runs: list[Path], config: str) -> list[pd.DataFrame]:
-    """Of each run the predictions of one variant."""
+    """The predictions of one ranked configuration, one table per run."""
     tables = [pd.read_csv(run / "evaluation" / "predictions.csv", dtype={"patient": str}) for run in runs]
     return [table[table["config"] == config] for table in tables]
 
 
-class Drawn:
-    """AUC (or concordance) of each variant on a pattern, with its draws of patients: the same patients are drawn for all, and
-    several seeds are averaged in each draw."""
+class BootstrapScores:
+    """AUC or concordance index of each configuration on a pattern, and its value in each bootstrap draw of patients. The draws
+    are the same for all configurations; several seeds are averaged within a draw."""
 
     def __init__(self, predictions: Mapping[str, list[pd.DataFrame]]) -> None:
         self.predictions = predictions
         first = next(iter(predictions.values()))[0]
         self.columns = [c for c in first if c.startswith("probability/")] or ["risk"]
         self.patterns = list(dict.fromkeys(first["pattern"]))
+        self.patients = first.groupby("pattern")["patient"].nunique()
         self.subsets = [name for name in self.patterns if name not in NOT_SUBSETS]
-        everybody = first[first["pattern"] == RECORDED].set_index("patient")
-        kinds = everybody["target"] if len(self.columns) > 1 else everybody["event"]
-        self.weights = pd.DataFrame(bootstrap_weights(everybody.index, kinds).T, index=everybody.index)
-        self.players = sorted(max(self.subsets, key=lambda name: name.count("+")).split("+"), key=self.subsets.index)
+        self.all_modalities = max(self.subsets, key=lambda name: name.count("+"))
+        self.modalities = sorted(self.all_modalities.split("+"), key=self.subsets.index)
+        self.complete = pd.Index(first.loc[first["pattern"] == self.all_modalities, "patient"])  # patients with all modalities
+        recorded = first[first["pattern"] == RECORDED].set_index("patient")
+        strata = recorded["target"] if len(self.columns) > 1 else recorded["event"]
+        self.weights = pd.DataFrame(bootstrap_weights(recorded.index, strata).T, index=recorded.index)
 
     def score(self, config: str, pattern: str, *, patients: pd.Index | None = None) -> tuple[float, Floats]:
-        """The value, and that of each draw; NaN where nothing is comparable."""
+        """The value and that of each draw; NaN if no pair of patients is comparable."""
         values, draws = [], []
         for table in self.predictions[config]:
-            own = table[table["pattern"] == pattern]
-            own = own if patients is None else own[own["patient"].isin(patients)]
-            if not len(own) or np.isnan(value := headline_of(own, self.columns)):
+            rows = table[table["pattern"] == pattern]
+            rows = rows if patients is None else rows[rows["patient"].isin(patients)]
+            if not len(rows) or np.isnan(value := auc_or_concordance_of(rows, self.columns)):
                 return np.nan, np.full(self.weights.shape[1], np.nan)
-            weights = self.weights.loc[own["patient"]].to_numpy().T
-            said = own[self.columns].to_numpy(float)
-            scores = np.log(np.clip(said, 1e-12, 1)) if len(self.columns) > 1 else said
-            each = [
-                bootstrap_concordance(s, pairs, weights)
-                for s, pairs in pairs_of(scores, own[["target", "event"]].to_numpy(float))
-            ]
+            weights = self.weights.loc[rows["patient"]].to_numpy().T
+            pairs = comparable_pairs(*scores_and_target(rows, self.columns))
             values.append(value)
-            draws.append(np.mean(each, 0))
+            draws.append(np.mean([bootstrap_concordance(s, comparable, weights) for s, comparable in pairs], 0))
         return float(np.mean(values)), np.mean(draws, 0)
 
-    def over_subsets(self, config: str) -> tuple[list[float], Floats]:
+    def subset_scores(self, config: str) -> tuple[list[float], Floats]:
         found = [self.score(config, name) for name in self.subsets]
         return [value for value, _ in found], np.stack([draws for _, draws in found])
 
-    def complete(self) -> pd.Index:
-        """The patients that have every modality."""
-        first = next(iter(self.predictions.values()))[0]
-        whole = max(self.subsets, key=lambda name: name.count("+"))
-        return pd.Index(first.loc[first["pattern"] == whole, "patient"])
+    def mean_of_subsets(self, config: str) -> tuple[float, Floats]:
+        values, draws = self.subset_scores(config)
+        return float(np.nanmean(values)), np.nanmean(draws, 0)
 
 
-def _shown(value: float, draws: Floats, *, sign: bool = False) -> str:
+def _with_interval(value: float, draws: Floats, *, sign: bool = False) -> str:
     if np.isnan(value):
         return ""
     low, high = percentile_interval(draws)
     return f"{value:+.3f} [{low:+.3f}, {high:+.3f}]" if sign else f"{value:.3f} [{low:.3f}, {high:.3f}]"
 
 
-BY_PATTERN = f"""95 % intervals: patients are drawn again within their class (or censored and not), 2,000 times; configurations
-with several seeds: their mean. A subset is scored on the patients that have all of it. {RECORDED}: each patient with whatever it
-has; {MCAR}, {MAR}: that with more withheld, by chance or more often the higher the clinical row stands. mean, worst: over the
-subsets."""
+BY_PATTERN = f"""95 % bootstrap intervals: 2,000 draws of patients within each class (or of events and of censored patients);
+configurations with several seeds: their mean. A subset of the modalities is scored on the patients who have all of it.
+{RECORDED}: all modalities of each patient; {MCAR}, {MAR}: the same with further modalities masked, at random or more often the
+higher a patient's clinical features are. mean of subsets, worst subset: over all subsets."""
 
 
-def _by_pattern(drawn: Drawn, order: list[str]) -> pd.DataFrame:
-    counts = next(iter(drawn.predictions.values()))[0].groupby("pattern")["patient"].nunique()
+def _by_pattern(scores: BootstrapScores, order: list[str]) -> pd.DataFrame:
     rows: list[dict[str, object]] = []
-    for pattern in drawn.patterns:
-        rows.append({"there": pattern, "patients": int(counts[pattern]), **{c: _shown(*drawn.score(c, pattern)) for c in order}})
-    every = {c: drawn.over_subsets(c) for c in order}
-    rows.append(
-        {
-            "there": "mean of subsets",
-            "patients": "",
-            **{c: _shown(float(np.nanmean(v)), np.nanmean(d, 0)) for c, (v, d) in every.items()},
-        }
-    )
-    rows.append({"there": "worst subset", "patients": "", **{c: f"{np.nanmin(v):.3f}" for c, (v, _) in every.items()}})
+    for pattern in scores.patterns:
+        cells = {config: _with_interval(*scores.score(config, pattern)) for config in order}
+        rows.append({"modalities": pattern, "patients": int(scores.patients[pattern]), **cells})
+    means = {config: _with_interval(*scores.mean_of_subsets(config)) for config in order}
+    worst = {config: f"{np.nanmin(scores.subset_scores(config)[0]):.3f}" for config in order}
+    rows.append({"modalities": "mean of subsets", "patients": "", **means})
+    rows.append({"modalities": "worst subset", "patients": "", **worst})
     return pd.DataFrame(rows)
 
 
-AGAINST = """Patients that have every modality. Single: the best score that any configuration reaches from one modality alone,
-on these same patients (which favours it). Difference: with all modalities, minus that, the same patients drawn for both."""
+SINGLE = """On the patients who have every modality. best single: the highest score that any configuration reaches from a single
+modality on these patients (an optimistic choice). difference: the score from all modalities minus that, in the same draws."""
 
 
-def _against_single(drawn: Drawn, order: list[str]) -> pd.DataFrame:
-    people = drawn.complete()
-    whole = max(drawn.subsets, key=lambda name: name.count("+"))
-    alone = [(c, name) for c in order for name in drawn.players]
-    found = {pair: drawn.score(*pair, patients=people) for pair in alone}
-    config, modality = max(alone, key=lambda pair: np.nan_to_num(found[pair][0]))
+def _best_single(scores: BootstrapScores, order: list[str]) -> pd.DataFrame:
+    candidates = [(config, modality) for config in order for modality in scores.modalities]
+    found = {pair: scores.score(*pair, patients=scores.complete) for pair in candidates}
+    config, modality = max(candidates, key=lambda pair: np.nan_to_num(found[pair][0]))
     best, best_draws = found[config, modality]
     rows = []
     for name in order:
-        value, draws = drawn.score(name, whole, patients=people)
+        value, draws = scores.score(name, scores.all_modalities, patients=scores.complete)
         rows.append(
             {
                 "config": name,
-                "all modalities": _shown(value, draws),
+                "all modalities": _with_interval(value, draws),
                 "best single": f"{modality} ({config}) {best:.3f}",
-                "difference": _shown(value - best, draws - best_draws, sign=True),
+                "difference": _with_interval(value - best, draws - best_draws, sign=True),
             }
         )
     return pd.DataFrame(rows)
 
 
-HELPS = """Difference of the {score}, first minus second, with 95 % interval: with everything recorded, and the mean over the
-subsets. An interval that holds zero shows neither help nor harm."""
+DIFFERENCES = """Difference of the {score}, first minus second, with its 95 % interval: from all recorded modalities, and the mean
+over the subsets. If an interval contains zero, neither benefit nor harm was shown."""
 
 
-def _helps(drawn: Drawn, order: list[str], source: Mapping[str, str], p: Fusion) -> pd.DataFrame:
-    trained = [name for name in order if name in p.sweep.configs]
+def _differences(scores: BootstrapScores, order: list[str], source: Mapping[str, str], params: Fusion) -> pd.DataFrame:
+    trained = [name for name in order if name in params.sweep.configs]
     pairs = [(name, source[name]) for name in order if name.endswith(TTT)]
-    diffusion = [name for name in trained if p.configs[name].method == "diffusion"]
-    pairs += [(name, other) for name in diffusion for other in trained if p.configs[other].method != "diffusion"]
+    diffusion = [name for name in trained if params.configs[name].method == "diffusion"]
+    pairs += [(name, other) for name in diffusion for other in trained if params.configs[other].method != "diffusion"]
     rows = []
     for first, second in pairs:
-        (a, da), (b, db) = (drawn.score(name, RECORDED) for name in (first, second))
-        (va, sa), (vb, sb) = (drawn.over_subsets(name) for name in (first, second))
-        rows.append(
-            {
-                "first": first,
-                "second": second,
-                RECORDED: _shown(a - b, da - db, sign=True),
-                "mean of subsets": _shown(
-                    float(np.nanmean(va) - np.nanmean(vb)), np.nanmean(sa, 0) - np.nanmean(sb, 0), sign=True
-                ),
-            }
-        )
+        row = {"first": first, "second": second}
+        for column, score in ((RECORDED, lambda c: scores.score(c, RECORDED)), ("mean of subsets", scores.mean_of_subsets)):
+            (a, a_draws), (b, b_draws) = score(first), score(second)
+            row[column] = _with_interval(a - b, a_draws - b_draws, sign=True)
+        rows.append(row)
     return pd.DataFrame(rows, columns=["first", "second", RECORDED, "mean of subsets"])
 
 
-HARM = """Of the test patients, with everything recorded: share that adapted (the self-supervised loss fell; the others keep the
-trained weights), share whose log loss (survival: concordance) became worse, became better, and its mean change."""
+ADAPTATION = """Of the test patients, from all recorded modalities: the share for which the network was adapted (the
+self-supervised loss fell; otherwise the trained weights are kept), the shares whose log loss (survival: concordance) became worse
+and better, and its mean change."""
 
 
-def _harm(runs: Runs, p: Fusion) -> pd.DataFrame:
-    own = [name for name in p.sweep.configs if p.configs[name].method in ADAPTS]
-    if not own:
+def _adaptation(runs: Runs, params: Fusion) -> pd.DataFrame:
+    configs = [name for name in params.sweep.configs if params.configs[name].method in ADAPTS]
+    if not configs:
         return pd.DataFrame()
-    table = evaluation_metrics(runs, own)
-    loss = "log_loss" if p.task == "classification" else SURVIVAL
-    return select_columns(
-        table,
-        {
-            "ttt/adapted_rate": "adapted",
-            "ttt/harm_rate": "harm rate",
-            "ttt/help_rate": "help rate",
-            f"ttt/change_of_{loss}": f"mean change of {loss.replace('_', ' ')}",
-        },
-    )
+    metric = "log_loss" if params.data.task == "classification" else SURVIVAL
+    columns = {
+        "ttt/adapted_rate": "adapted",
+        "ttt/harm_rate": "worse",
+        "ttt/help_rate": "better",
+        f"ttt/change_of_{metric}": f"mean change of the {metric.replace('_', ' ')}",
+    }
+    return select_columns(evaluation_metrics(runs, configs), columns)
 
 
-SHAPLEY = """Shapley values of the {score} on the patients that have every modality: what a modality adds, averaged over all
-orders of adding them; nothing at all is worth 0.5."""
+SHAPLEY = """Shapley values of the {score} on the patients who have every modality: what a modality adds, averaged over all orders
+of adding them. The value of no modality is 0.5."""
 
 
-def _shapley(drawn: Drawn, order: list[str]) -> pd.DataFrame:
-    people, rows = drawn.complete(), []
+def _shapley(scores: BootstrapScores, order: list[str]) -> pd.DataFrame:
+    rows = []
     for config in order:
         value = {frozenset[str](): 0.5}
-        for size in range(1, len(drawn.players) + 1):
-            for chosen in combinations(drawn.players, size):
-                value[frozenset(chosen)] = drawn.score(config, "+".join(chosen), patients=people)[0]
-        rows.append({"config": config, **shapley(value, drawn.players)})
+        for size in range(1, len(scores.modalities) + 1):
+            for chosen in combinations(scores.modalities, size):
+                value[frozenset(chosen)] = scores.score(config, "+".join(chosen), patients=scores.complete)[0]
+        rows.append({"config": config, **shapley(value, scores.modalities)})
     return pd.DataFrame(rows)
 
 
-IMPUTED = """The features of a modality that a patient has, told from its other modalities: drawn and decoded (imputed), by a
-ridge regression on the others' features (the conditional mean, linear), and as the mean of training. Cosine: higher is better;
-mean squared error: lower is; features are standardised. Only what beats the regression is worth generating."""
+IMPUTATION = """Features of a modality that a patient has, predicted from the patient's other modalities: decoded from the fused
+vector (imputed), by ridge regression on the other modalities' features (the linear conditional mean), and the training mean.
+Cosine similarity: higher is better; mean squared error (mse): lower is better; features are standardised. Imputation is only
+useful where it is better than the regression."""
 
 
-def _imputed(runs: Runs, p: Fusion) -> pd.DataFrame:
+def _imputation(runs: Runs, params: Fusion) -> pd.DataFrame:
     rows = []
-    for name in p.sweep.configs:
+    for name in params.sweep.configs:
         files = [run / "evaluation" / "imputation.csv" for run in runs[name]]
         if all(file.is_file() for file in files):
             mean = pd.concat([pd.read_csv(file) for file in files]).groupby("modality", sort=False).mean().reset_index()

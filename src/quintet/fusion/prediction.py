@@ -1,7 +1,6 @@
-"""What runs say of a user's folder: `quintet predict fusion` and `quintet evaluate fusion`."""
+"""Trained runs applied to a user's folder: `quintet predict fusion` and `quintet evaluate fusion`."""
 
 from collections.abc import Sequence
-from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -10,99 +9,93 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from quintet.errors import InputError, InputProblemsError
-from quintet.files import atomic_file, atomic_folder
-from quintet.fusion.data import Cubes, read_new
-from quintet.fusion.inference import Model, Values, load_models
+from quintet.fusion.data.prepare import Cubes, read_new
+from quintet.fusion.data.raw import find_patients, read_table, targets
+from quintet.fusion.evaluation.figures import montage
+from quintet.fusion.evaluation.inference import Model, Values, load_models
+from quintet.fusion.evaluation.patterns import RECORDED
+from quintet.fusion.evaluation.scores import evaluate, predictions
 from quintet.params import Fusion
 from quintet.params.fusion import ADAPTS, CLINICAL
 from quintet.runs import Record
 
 
 def predict_folder(
-    runs: Sequence[Path], source: Path, output: Path, *, overlays: Path | None, device: str, skip: bool, ttt: bool = False
+    models: Sequence[Model], source: Path, out: Path, problems: list[str], *, overlays: Path | None, ttt: bool = False
 ) -> int:
-    """Predict every patient of a folder into a CSV: patient, modalities used, probability of each class (or risk), spread over
-    draws; returns their number. `overlays`: a picture of each patient's cubes."""
-    models, problems = load_models(runs, device), list[str]()
-    if ttt and (plain := [str(run) for run, model in zip(runs, models, strict=True) if not model.adapts]):
-        raise InputError(f"--ttt: {', '.join(plain)} has no losses to adapt by; give a run of {' or '.join(ADAPTS)}")
-    how = preparation(models[0])
-    rows = []
-    with atomic_folder(overlays) if overlays else nullcontext() as pictures:
-        for name, cubes, features, present in read_new(source, how, models[0].encoder, problems):
-            row: dict[str, Any] = {"patient": name, "modalities": "+".join(np.array([*how.modalities, CLINICAL])[present])}
-            found = [_one(model, name, cubes, features, present, ttt=ttt) for model in models]
-            values = np.mean([one[0] for one in found], 0)
-            row |= (
-                {f"probability_{c}": values[k] for k, c in enumerate(models[0].classes)}
-                if models[0].classes
-                else {"risk": values[0]}
-            )
-            rows.append(
-                row
-                | {"spread": float(np.mean([one[1] for one in found]))}
-                | ({"adapted": all(one[2] for one in found)} if ttt else {})
-            )
-            if pictures:
-                from quintet.fusion.figures import montage
+    """Predict every patient of a folder with the mean of the models; returns the number of patients.
 
-                montage(pictures / f"{name}.png", [(name, cubes, present)], how.modalities)
-        if problems and (not skip or not rows):
-            raise InputProblemsError(f"{source} (--skip leaves them out)", problems)
-    with atomic_file(output) as beside:
-        pd.DataFrame(rows).to_csv(beside, index=False)
-    for problem in problems:
-        print(f"skipped: {problem}")
+    `out` gets one row per patient: modalities used, probability of each class (or risk), spread over samples, and with `ttt`
+    whether the weights were adapted. `overlays`: a folder for one picture of each patient's cubes. Adds a sentence to `problems`
+    for each image or patient that cannot be read.
+    """
+    if ttt and (methods := {model.net.method for model in models if not model.adapts}):
+        raise InputError(
+            f"--ttt: {', '.join(sorted(methods))} has no losses for test-time training; give runs of {' or '.join(ADAPTS)}"
+        )
+    first = models[0]
+    rows = []
+    for name, cubes, features, present in read_new(source, first.preparation, first.encoder, problems):
+        values, spread, adapted = _predict(models, name, cubes, features, present, ttt=ttt)
+        row: dict[str, Any] = {"patient": name, "modalities": _used(first, present)}
+        columns = [f"probability_{label}" for label in first.classes] or ["risk"]
+        row |= dict(zip(columns, values, strict=True))
+        rows.append(row | {"spread": spread} | ({"adapted": adapted} if ttt else {}))
+        if overlays:
+            montage(overlays / f"{name}.png", [(name, cubes, present)], first.modalities)
+    pd.DataFrame(rows).to_csv(out, index=False)
     return len(rows)
 
 
-def _one(
-    model: Model, name: str, cubes: Cubes, features: NDArray[np.float32], present: NDArray[np.bool_], *, ttt: bool
+def _predict(
+    models: Sequence[Model], name: str, cubes: Cubes, features: NDArray[np.float32], present: NDArray[np.bool_], *, ttt: bool
 ) -> tuple[Values, float, bool]:
-    patient = model.encode([name], cubes[None], features[None], present[None])
-    if ttt:
-        values, spread, adapted = model.adapted(patient, patient.present)
-        return values[0], float(spread[0]), bool(adapted[0])
-    values, spread = model(patient, patient.present)
-    return values[0], float(spread[0]), False
+    """One patient: mean prediction `[outputs]` of the models, mean spread, and whether every model was adapted."""
+    found = []
+    for model in models:
+        patient = model.encode([name], cubes[None], features[None], present[None])
+        if ttt:
+            values, spread, adapted = model.adapted(patient, patient.present)
+            found.append((values[0], float(spread[0]), bool(adapted[0])))
+        else:
+            values, spread = model(patient, patient.present)
+            found.append((values[0], float(spread[0]), False))
+    each_values, each_spread, each_adapted = zip(*found, strict=True)
+    return np.mean(each_values, 0), float(np.mean(each_spread)), all(each_adapted)
 
 
-def preparation(model: Model) -> Fusion:
-    """The parameters that a model's patients were prepared with; the rest is of no consequence here and left as it comes."""
-    from quintet.params.fusion import FusionColumns
-
-    how = model.prepared
-    return Fusion.model_construct(**(how | {"columns": FusionColumns(**how["columns"])}))
+def _used(model: Model, present: NDArray[np.bool_]) -> str:
+    return "+".join(np.array([*model.modalities, CLINICAL])[present])
 
 
-def evaluate_folder(runs: Sequence[Path], raw: Path, out: Path, *, device: str, params: Fusion) -> dict[str, float]:
-    """Measure the mean prediction of runs on every labelled patient of a folder, from everything that each has; writes `out` and
-    returns the metrics. Patients that a run was trained on flatter it."""
-    from quintet.fusion.evaluation import RECORDED, evaluate, predictions
-    from quintet.fusion.raw import find_patients, read_table, targets
-
+def evaluate_folder(runs: Sequence[Path], raw: Path, out: Path, params: Fusion, device: str) -> dict[str, float]:
+    """Score the mean prediction of the runs on every labelled patient of a raw folder, from all modalities of each, into the
+    folder `out`."""
     models = load_models(runs, device)
-    how = preparation(models[0]).model_copy(update={"columns": params.columns})
-    patients, problems = find_patients(raw, how.names, how.modalities)
-    target, missing = targets(read_table(raw, how.tables, how.columns), list(patients), how)
-    if missing:
-        raise InputProblemsError(str(raw), problems + missing)
+    first, classes = models[0], models[0].classes
+    preparation = first.preparation.model_copy(update={"columns": params.data.columns})
+    patients, problems = find_patients(raw, preparation.names, preparation.modalities)
+    clinical = read_table(raw, preparation.tables, preparation.columns)
+    target, unlabelled = targets(clinical, list(patients), preparation)
+    if unlabelled:
+        raise InputProblemsError(str(raw), problems + unlabelled)
+    problems.clear()  # reading the folder again finds the same ones
     names, used, values, spread = [], [], [], []
-    for name, cubes, features, present in read_new(raw, how, models[0].encoder, problems):
-        found = [_one(model, name, cubes, features, present, ttt=False) for model in models]
+    for name, cubes, features, present in read_new(raw, preparation, first.encoder, problems):
+        prediction, own_spread, _ = _predict(models, name, cubes, features, present, ttt=False)
         names.append(name)
-        used.append("+".join(np.array([*how.modalities, CLINICAL])[present]))
-        values.append(np.mean([one[0] for one in found], 0))
-        spread.append(np.mean([one[1] for one in found]))
+        used.append(_used(first, present))
+        values.append(prediction)
+        spread.append(own_spread)
     if problems:
         raise InputProblemsError(str(raw), problems)
-    own, classes = target.loc[names], models[0].classes
+    target = target.loc[names]
     if classes:
-        if unknown := sorted(set(own["label"]) - set(classes)):
-            raise InputError(f"{raw}: the label {unknown[0]!r} is none of the run's classes ({', '.join(classes)})")
-        known = np.stack([[classes.index(label) for label in own["label"]], np.ones(len(own))], 1)
+        if unknown := sorted(set(target["label"]) - set(classes)):
+            raise InputError(f"{raw}: the label {unknown[0]!r} is not one of the run's classes ({', '.join(classes)})")
+        known = np.stack([[classes.index(label) for label in target["label"]], np.ones(len(target))], 1)
     else:
-        known = own[["time", "event"]].to_numpy(float)
+        known = target[["time", "event"]].to_numpy(float)
     record = Record.load(runs[0])
     table = predictions(record.config, RECORDED, np.array(names), used, np.stack(values), known, classes, spread=np.array(spread))
     return evaluate({record.config: table}, classes, record=record, out=out)

@@ -1,12 +1,12 @@
-"""Head phantoms with a lesion, as patients of a hospital: images in three naming schemes, a clinical table with gaps.
+"""Head phantoms with a lesion, as patients of a hospital: images in three naming schemes, a clinical table with missing values.
 
-A patient has four traits that decide the outcome together and of which each modality tells its own: the enhancing rim (MRI
-t1ce), the oedema (FLAIR), the uptake (PET), and a clinical score (age, performance, a marker). The traits are correlated, so
-that one modality tells a little of the others, and each image shows the lesion's place. Survival is exponential with a hazard
-that grows with the same score (Bender et al. 2005, doi:10.1002/sim.2059), censored by an end of follow-up.
+A patient has four traits that decide the outcome together. Each modality shows one of them: the enhancing rim (MRI t1ce), the
+oedema (FLAIR), the uptake (PET), and a clinical score (age, performance, a marker). The traits are correlated, so that one
+modality says a little about the others, and every image shows where the lesion is. Survival is exponential with a hazard that
+grows with the same score (Bender et al. 2005, doi:10.1002/sim.2059), censored by an end of follow-up.
 
-Modalities go missing completely at random, and by the clinical row: contrast agent is not given to failing kidneys, PET is rarer
-in the old.
+Modalities are missing completely at random, and depending on the clinical features: patients with failing kidneys get no contrast
+agent, and PET is rarer in old patients.
 """
 
 from dataclasses import dataclass
@@ -23,13 +23,13 @@ from quintet.files import atomic_folder
 from quintet.imaging.volumes import Grid, write_nifti
 
 Floats = NDArray[np.float32]
-SHARED = 0.15  # correlation of the traits
-EFFECT = 2.0  # of each trait on the outcome's log odds
+CORRELATION = 0.15  # of the traits
+EFFECT = 2.0  # of each trait on the log odds of the outcome
 SPACING_MM = {
     "mri_t1ce": (4.0, 5.0),
     "mri_flair": (4.5, 6.0),
     "pet": (5.5, 7.0),
-}  # in-plane between these; slices up to 1.4 times
+}  # range in the slice plane; between slices up to 1.4 times as large
 # File names without .nii.gz: the generic layout, BraTS 2021 onwards, BraTS until 2020
 LAYOUTS = (
     {"mri_t1ce": "mri_t1ce", "mri_flair": "mri_flair", "pet": "pet"},
@@ -57,21 +57,21 @@ class Patient:
 
 
 def synthesize(out: Path, *, patients: int, seed: int, workers: int) -> None:
-    """Write `patients` folders and clinical_data.csv to `out`, whole or not at all."""
+    """Write one folder per patient and clinical_data.csv to `out`, whole or not at all."""
     rng = np.random.default_rng(seed)
-    table, there = _clinical(patients, rng)
+    table, available = _clinical(patients, rng)
     with atomic_folder(out) as folder:
         Parallel(n_jobs=workers)(
-            delayed(_write_patient)(folder, _person(row, np.random.default_rng([seed, i])), own, i, seed)
-            for i, (row, own) in enumerate(zip(table.to_dict("records"), there, strict=True))
+            delayed(_write_patient)(folder, _make_patient(row, np.random.default_rng([seed, i])), images, i, seed)
+            for i, (row, images) in enumerate(zip(table.to_dict("records"), available, strict=True))
         )
         table.drop(columns=["rim", "oedema", "uptake"]).to_csv(folder / "clinical_data.csv", index=False)
 
 
 def _clinical(count: int, rng: np.random.Generator) -> tuple[pd.DataFrame, list[dict[str, bool]]]:
-    """The table with gaps (and the images' traits), and which images each patient has."""
-    shared = rng.normal(size=(count, 1))
-    rim, oedema, uptake, clinical = (np.sqrt(SHARED) * shared + np.sqrt(1 - SHARED) * rng.normal(size=(count, 4))).T
+    """The table with missing values (and the traits that images show), and which images each patient has."""
+    common = rng.normal(size=(count, 1))
+    rim, oedema, uptake, clinical = (np.sqrt(CORRELATION) * common + np.sqrt(1 - CORRELATION) * rng.normal(size=(count, 4))).T
     score = rim + oedema + uptake + clinical
     outcome = rng.random(count) < 1 / (1 + np.exp(-EFFECT * score))
     died = rng.exponential(HALF_LIFE_DAYS / np.log(2) * np.exp(-0.55 * score))
@@ -97,57 +97,56 @@ def _clinical(count: int, rng: np.random.Generator) -> tuple[pd.DataFrame, list[
             "uptake": uptake,
         }
     )
-    # no contrast for failing kidneys, PET rarer in the old; the rest by chance
+    # no contrast agent for failing kidneys, PET rarer in old patients; the rest at random
     missing = {
         "mri_t1ce": rng.random(count) < np.where(kidneys < 60, 0.6, 0.05),
         "mri_flair": rng.random(count) < 0.08,
         "pet": rng.random(count) < np.where(age > 66, 0.4, 0.1),
     }
-    alone = np.all(list(missing.values()), 0)
-    missing["mri_flair"] &= ~alone
+    without_images = np.all(list(missing.values()), 0)
+    missing["mri_flair"] &= ~without_images
     features = ["age", "performance", "marker", "sex", "kidney_function"]
     for column in features:
         table.loc[rng.random(count) < 0.06, column] = np.nan
     table.loc[rng.random(count) < 0.06, features] = np.nan
-    return table, [{name: not bool(gone[i]) for name, gone in missing.items()} for i in range(count)]
+    return table, [{name: not bool(flags[i]) for name, flags in missing.items()} for i in range(count)]
 
 
-def _person(row: dict[str, float], rng: np.random.Generator) -> Patient:
+def _make_patient(row: dict[str, float], rng: np.random.Generator) -> Patient:
     head = np.array([68.0, 84.0, 70.0]) * rng.uniform(0.94, 1.06, 3)
-    way = rng.normal(size=3)
+    direction = rng.normal(size=3)
     return Patient(
         str(row["patient"]),
         row["rim"],
         row["oedema"],
         row["uptake"],
         head,
-        head * 0.42 * way / np.linalg.norm(way) * rng.uniform(0.5, 1),
+        head * 0.42 * direction / np.linalg.norm(direction) * rng.uniform(0.5, 1),
     )
 
 
-def _write_patient(folder: Path, person: Patient, there: dict[str, bool], number: int, seed: int) -> None:
-    own = folder / person.name
-    own.mkdir()
+def _write_patient(folder: Path, patient: Patient, images: dict[str, bool], number: int, seed: int) -> None:
+    (folder / patient.name).mkdir()
     names = LAYOUTS[number % len(LAYOUTS)]
     for k, (modality, pattern) in enumerate(names.items()):
-        if there[modality]:
+        if images[modality]:
             rng = np.random.default_rng([seed, number, k])
-            array, grid = draw(person, modality, rng)
-            write_nifti(own / f"{pattern.format(person.name)}.nii.gz", array, grid)
+            array, grid = draw_image(patient, modality, rng)
+            write_nifti(folder / patient.name / f"{pattern.format(patient.name)}.nii.gz", array, grid)
 
 
-def draw(person: Patient, modality: str, rng: np.random.Generator) -> tuple[NDArray[np.int16], Grid]:
-    """One image `[X, Y, Z]` in a grid of its own: spacing, orientation, field of view, noise, shading."""
+def draw_image(patient: Patient, modality: str, rng: np.random.Generator) -> tuple[NDArray[np.int16], Grid]:
+    """One image `[X, Y, Z]` with its own spacing, orientation, field of view, noise and shading."""
     plane = float(rng.uniform(*SPACING_MM[modality]))
     spacing = np.array([plane, plane, plane * rng.uniform(1, 1.4)])
-    shape = np.ceil(2 * (person.head_mm + rng.uniform(8, 16, 3)) / spacing).astype(int)
+    shape = np.ceil(2 * (patient.head_mm + rng.uniform(8, 16, 3)) / spacing).astype(int)
     first = -(shape - 1) / 2 * spacing + rng.uniform(-3, 3, 3)
     x, y, z = np.meshgrid(*(first[a] + spacing[a] * np.arange(shape[a]) for a in range(3)), indexing="ij", sparse=True)
-    a, b, c = person.head_mm
+    a, b, c = patient.head_mm
     head = np.sqrt((x / a) ** 2 + (y / b) ** 2 + (z / c) ** 2)
-    lesion = np.sqrt(sum((axis - at) ** 2 for axis, at in zip((x, y, z), person.centre_mm, strict=True)))
+    lesion = np.sqrt(sum((axis - centre) ** 2 for axis, centre in zip((x, y, z), patient.centre_mm, strict=True)))
     brain, skull = _inside(0.88 - head, 0.04), _inside(1 - head, 0.03) * _inside(head - 0.92, 0.03)
-    image = {"mri_t1ce": _t1ce, "mri_flair": _flair, "pet": _pet}[modality](person, brain, skull, lesion)
+    image = {"mri_t1ce": _t1ce, "mri_flair": _flair, "pet": _pet}[modality](patient, brain, skull, lesion)
     image = gaussian_filter(image, 0.5)
     shading = 1 + 0.12 * (rng.normal() * x / a + rng.normal() * y / b + rng.normal() * z / c)
     image = image * shading * rng.uniform(300, 900) / 100 + rng.normal(0, 16, image.shape)
@@ -164,22 +163,22 @@ def _inside(depth: Floats, softness: float) -> Floats:
     return np.asarray(1 / (1 + np.exp(np.clip(-depth / softness, -30, 30))), np.float32)
 
 
-def _t1ce(person: Patient, brain: Floats, skull: Floats, lesion: Floats) -> Floats:
-    """A ring whose brightness and thickness are the rim's trait."""
-    radius = person.radius_mm * 0.75
-    ring = np.exp(-(((lesion - radius) / (4.5 + 0.8 * person.rim)) ** 2))
+def _t1ce(patient: Patient, brain: Floats, skull: Floats, lesion: Floats) -> Floats:
+    """A ring whose brightness and thickness show the trait `rim`."""
+    radius = patient.radius_mm * 0.75
+    ring = np.exp(-(((lesion - radius) / (4.5 + 0.8 * patient.rim)) ** 2))
     return np.asarray(
-        60 * brain + 45 * skull + brain * ring * np.clip(38 + 20 * person.rim, 0, None) - 18 * brain * (lesion < radius)
+        60 * brain + 45 * skull + brain * ring * np.clip(38 + 20 * patient.rim, 0, None) - 18 * brain * (lesion < radius)
     )
 
 
-def _flair(person: Patient, brain: Floats, skull: Floats, lesion: Floats) -> Floats:
-    """A bright region whose extent is the oedema's trait."""
-    extent = np.clip(23 + 6.5 * person.oedema, 7, None)
+def _flair(patient: Patient, brain: Floats, skull: Floats, lesion: Floats) -> Floats:
+    """A bright region whose extent shows the trait `oedema`."""
+    extent = np.clip(23 + 6.5 * patient.oedema, 7, None)
     return np.asarray(55 * brain + 25 * skull + 55 * brain * _inside(extent - lesion, 2.5))
 
 
-def _pet(person: Patient, brain: Floats, skull: Floats, lesion: Floats) -> Floats:
-    """A hot spot whose height is the uptake's trait."""
+def _pet(patient: Patient, brain: Floats, skull: Floats, lesion: Floats) -> Floats:
+    """A hot spot whose height shows the trait `uptake`."""
     spot = np.exp(-((lesion / 15) ** 2))
-    return np.asarray(35 * brain + 6 * skull + brain * spot * np.clip(42 + 24 * person.uptake, 0, None))
+    return np.asarray(35 * brain + 6 * skull + brain * spot * np.clip(42 + 24 * patient.uptake, 0, None))

@@ -1,1 +1,1 @@
-"""Images in and out: pictures (PNG, JPEG, DICOM planes) and volumes (NIfTI)."""
+"""Reading and writing images: pictures (PNG, JPEG, single DICOM images) and volumes (NIfTI, DICOM series)."""

@@ -1,6 +1,6 @@
-"""One CT series in a folder of DICOM files: slices ordered by geometry, pixels read one slice at a time.
+"""Read one CT series from a folder of DICOM files: slices are ordered by geometry, and pixels are read one slice at a time.
 
-Only the tags of TAGS are ever read, and none of them is about a person.
+Only the tags in TAGS are read; none of them describes a person.
 """
 
 from collections import Counter
@@ -18,7 +18,7 @@ from pydicom.tag import Tag
 from pydicom.uid import ExplicitVRLittleEndian, ImplicitVRLittleEndian
 
 from quintet.errors import InputError
-from quintet.imaging.volumes import SPACING_MM, Grid
+from quintet.imaging.volumes import SPACING_RANGE_MM, Grid
 
 TAGS = (
     "Modality",
@@ -37,29 +37,29 @@ TAGS = (
     "RescaleSlope",
     "RescaleIntercept",
 )
-NUMBERS = {name: Tag(name) for name in TAGS}
+TAG_NUMBERS = {name: Tag(name) for name in TAGS}
 REQUIRED = tuple(tag for tag in TAGS if tag not in ("ImageType", "NumberOfFrames", "SamplesPerPixel", "BitsStored"))
-# Of all slices alike; rescale tags may differ from slice to slice.
-SAME = ("Rows", "Columns", "BitsAllocated", "PixelRepresentation", "PixelSpacing", "ImageOrientationPatient")
+# The same in all slices; rescale tags may differ between slices.
+CONSTANT_TAGS = ("Rows", "Columns", "BitsAllocated", "PixelRepresentation", "PixelSpacing", "ImageOrientationPatient")
 UNCOMPRESSED = (ExplicitVRLittleEndian, ImplicitVRLittleEndian)
-FEWEST = 3  # slices
-UNEVEN = 0.02  # of the slice distance: by so much distances may differ
+MIN_SLICES = 3
+MAX_GAP_DEVIATION = 0.02  # as a fraction of the median distance between slices
 LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0])
 
 
 @dataclass(frozen=True)
 class Slice:
     path: Path
-    tags: dict[str, Any]  # of TAGS
+    tags: dict[str, Any]  # name in TAGS -> value
     position_mm: NDArray[np.float64]
-    offset: int | None  # of the pixels in the file; None: compressed or big-endian, pydicom decodes
-    stored: int  # bytes of pixels, as the file says
+    offset: int | None  # of the pixel data in the file; None if compressed or big-endian, which pydicom decodes
+    stored_bytes: int  # length of the pixel data according to the file
     syntax: str
 
 
 @dataclass(frozen=True)
 class Series:
-    """`grid` has the file's axes: columns (x), rows (y) and slices (z), in the order of `slices`."""
+    """A CT series. The axes of `grid` are the file's columns (x), rows (y) and slices (z), in the order of `slices`."""
 
     slices: list[Slice]
     grid: Grid
@@ -69,59 +69,64 @@ class Series:
         return self.grid.shape
 
     def plane(self, k: int) -> tuple[NDArray[Any], float, float]:
-        """Slice k as stored, `[rows, columns]`, and slope and intercept that turn it into Hounsfield units."""
-        one = self.slices[k]
-        stored = _decoded(one) if one.offset is None else _raw(one)
-        return stored, float(one.tags["RescaleSlope"]), float(one.tags["RescaleIntercept"])
+        """Slice k as stored, `[rows, columns]`, with the slope and intercept that convert it to Hounsfield units."""
+        ct_slice = self.slices[k]
+        stored = _decode(ct_slice) if ct_slice.offset is None else _read_uncompressed(ct_slice)
+        return stored, float(ct_slice.tags["RescaleSlope"]), float(ct_slice.tags["RescaleIntercept"])
 
 
 def dicom_files(folder: Path) -> list[Path]:
-    """Every file that may belong to a series (no index of a disc, nothing hidden), sorted."""
+    """Every file that may belong to a series, sorted; hidden files and DICOMDIR are left out."""
     return sorted(
         p for p in Path(folder).rglob("*") if p.is_file() and not p.name.startswith(".") and p.name.upper() != "DICOMDIR"
     )
 
 
 def read_series(folder: Path) -> Series:
-    """Read the headers of the one CT series in `folder`. Raises InputError, naming the file, where there is none, more than one,
-    something else than CT slices, or slices that do not lie at equal distances."""
+    """Read the headers of the CT series in `folder`.
+
+    Raises InputError, naming the file, if there is no series or more than one, if a file is not a complete CT slice, or if slices
+    are not evenly spaced.
+    """
     files = dicom_files(folder)
     if not files:
-        raise InputError(f"{folder}: no file in it; expected the slices of a CT series")
-    slices = [_header(path) for path in files]
-    _refuse_mixed(folder, slices)
+        raise InputError(f"{folder} has no files; expected the slices of a CT series")
+    slices = [_read_header(path) for path in files]
+    _check_one_series(folder, slices)
     first = slices[0].tags
     along_row, along_column = np.array(first["ImageOrientationPatient"], float).reshape(2, 3)
     normal = np.cross(along_row, along_column)
     if abs(np.linalg.norm(normal) - 1) > 1e-2 or abs(along_row @ along_column) > 1e-2:
-        raise InputError(f"{slices[0].path}: ImageOrientationPatient holds no two directions; export the series again")
-    slices.sort(key=lambda one: float(one.position_mm @ normal))
-    step = _step(folder, slices, normal)
+        raise InputError(
+            f"{slices[0].path}: ImageOrientationPatient must be two perpendicular unit vectors; export the series again"
+        )
+    slices.sort(key=lambda s: float(s.position_mm @ normal))
+    step_mm = _slice_step(folder, slices, normal)
     row_mm, column_mm = (float(v) for v in first["PixelSpacing"])  # between rows, between columns
     affine = np.eye(4)
-    affine[:3, 0], affine[:3, 1], affine[:3, 2] = along_row * column_mm, along_column * row_mm, step
+    affine[:3, 0], affine[:3, 1], affine[:3, 2] = along_row * column_mm, along_column * row_mm, step_mm
     affine[:3, 3] = slices[0].position_mm
     affine[:3] = LPS_TO_RAS @ affine[:3]
-    lengths = np.linalg.norm(affine[:3, :3], axis=0)
-    if not SPACING_MM[0] <= lengths.min() <= lengths.max() <= SPACING_MM[1]:
-        shown = " x ".join(f"{v:.4g}" for v in lengths)
-        raise InputError(f"{folder}: voxels of {shown} mm are not plausible; correct PixelSpacing or ImagePositionPatient")
+    spacing_mm = np.linalg.norm(affine[:3, :3], axis=0)
+    if not SPACING_RANGE_MM[0] <= spacing_mm.min() <= spacing_mm.max() <= SPACING_RANGE_MM[1]:
+        shown = " x ".join(f"{v:.4g}" for v in spacing_mm)
+        raise InputError(f"{folder}: a voxel size of {shown} mm is not plausible; correct PixelSpacing or ImagePositionPatient")
     return Series(slices, Grid((int(first["Columns"]), int(first["Rows"]), len(slices)), affine))
 
 
-def _header(path: Path) -> Slice:
-    """Tags and the pixels' place of one file."""
+def _read_header(path: Path) -> Slice:
+    """Read the tags and the offset of the pixel data of one file."""
     with path.open("rb") as file:
         try:
-            found = pydicom.dcmread(file, stop_before_pixels=True, specific_tags=list(TAGS))
-            syntax = found.file_meta.TransferSyntaxUID
-            tags = {name: _value(found.get_item(tag)) for name, tag in NUMBERS.items()}
+            dataset = pydicom.dcmread(file, stop_before_pixels=True, specific_tags=list(TAGS))
+            syntax = dataset.file_meta.TransferSyntaxUID
+            tags = {name: _value(dataset.get_item(tag)) for name, tag in TAG_NUMBERS.items()}
         except InvalidDicomError:
-            raise InputError(f"{path}: no DICOM file; remove what does not belong to the series") from None
-        except Exception as error:  # a damaged header shows as many exceptions
+            raise InputError(f"{path} is not a DICOM file; remove files that do not belong to the series") from None
+        except Exception as error:  # damaged headers raise many kinds of exceptions
             raise InputError(f"{path}: its header cannot be read ({error}); export the series again") from None
-        offset, stored = _pixels_at(file, explicit=syntax == ExplicitVRLittleEndian) if syntax in UNCOMPRESSED else (None, 0)
-    _refuse_other(path, tags)
+        offset, length = _pixel_location(file, explicit=syntax == ExplicitVRLittleEndian) if syntax in UNCOMPRESSED else (None, 0)
+    _check_ct_slice(path, tags)
     try:
         numbers = np.array(
             [
@@ -136,122 +141,127 @@ def _header(path: Path) -> Slice:
     except (TypeError, ValueError):
         numbers = np.array([np.nan])
     if len(numbers) != 13 or not np.isfinite(numbers).all():
-        raise InputError(f"{path}: a position, orientation, spacing or rescale tag is no number; export the series again")
+        raise InputError(f"{path}: a position, orientation, spacing or rescale tag is not a number; export the series again")
     if numbers[9:11].min() <= 0:
-        raise InputError(f"{path}: PixelSpacing {numbers[9]:g} x {numbers[10]:g} mm, expected above 0; export the series again")
+        raise InputError(f"{path}: PixelSpacing {numbers[9]:g} x {numbers[10]:g} mm must be positive; export the series again")
     if numbers[11] == 0:
-        raise InputError(f"{path}: RescaleSlope is 0, so that every voxel would be the same; export the series again")
-    if offset is not None and (there := path.stat().st_size - offset) < (needed := _bytes(tags)):
-        raise InputError(f"{path}: truncated, {there} of {needed} bytes of pixels; copy it again")
-    return Slice(path, tags, numbers[:3], offset, stored, syntax.name)
+        raise InputError(f"{path}: RescaleSlope is 0, so every voxel would have the same value; export the series again")
+    if offset is not None and (available := path.stat().st_size - offset) < (expected := _pixel_bytes(tags)):
+        raise InputError(f"{path}: truncated, {available} of {expected} bytes of pixels; copy it again")
+    return Slice(path, tags, numbers[:3], offset, length, syntax.name)
 
 
 def _value(element: DataElement | RawDataElement | None) -> Any:
     if isinstance(element, RawDataElement):
-        return _converted(element._replace(value_tell=0))  # where in the file it stands is no part of it
+        return _convert(element._replace(value_tell=0))  # without its file position, so that equal values share a cache entry
     return None if element is None else element.value
 
 
 @lru_cache(maxsize=1024)
-def _converted(element: RawDataElement) -> Any:
-    """Most tags are the same bytes in all slices of a series; converting them anew takes half of the time of reading headers."""
+def _convert(element: RawDataElement) -> Any:
+    """Cached, because most tags are equal in all slices, and converting them takes half the time of reading headers."""
     return convert_raw_data_element(element).value
 
 
-def _refuse_other(path: Path, tags: dict[str, Any]) -> None:
-    """Raise if this is no single CT slice with all that gives its values a place and a meaning."""
+def _check_ct_slice(path: Path, tags: dict[str, Any]) -> None:
+    """Raise InputError if the file is not a single CT slice with all required tags."""
     if tags["Modality"] != "CT":
         raise InputError(f"{path}: modality {tags['Modality'] or 'unknown'}, expected CT; remove it")
     if "LOCALIZER" in [str(value).upper() for value in tags["ImageType"] or []]:
-        raise InputError(f"{path}: a localiser (scout) image, no slice; remove it")
+        raise InputError(f"{path}: a localiser (scout) image, not a slice; remove it")
     if int(tags["NumberOfFrames"] or 1) > 1:
         raise InputError(f"{path}: a multi-frame file; export single-frame CT images, or NIfTI")
     if missing := [tag for tag in REQUIRED if tags[tag] is None or str(tags[tag]) == ""]:
-        hint = "; without it values are no Hounsfield units" if any("Rescale" in tag for tag in missing) else ""
-        raise InputError(f"{path}: {', '.join(missing)} missing{hint}; export the series again with all tags")
+        hint = "; without it values are not in Hounsfield units" if any("Rescale" in tag for tag in missing) else ""
+        raise InputError(f"{path}: missing {', '.join(missing)}{hint}; export the series again with all tags")
     if int(tags["SamplesPerPixel"] or 1) != 1 or int(tags["BitsAllocated"]) not in (8, 16, 32):
-        raise InputError(f"{path}: a picture with colours or unusual bits, no CT slice; remove it")
+        raise InputError(f"{path}: a colour image or an unusual bit depth, not a CT slice; remove it")
 
 
-def _pixels_at(file: Any, *, explicit: bool) -> tuple[int, int]:
-    """Where the pixels start (behind the element's tag, representation and length), and that length."""
+def _pixel_location(file: Any, *, explicit: bool) -> tuple[int, int]:
+    """Offset and length of the pixel data, which follow the element's tag, value representation and length."""
     start = file.tell()
-    head = file.read(12)
-    if head[:4] != b"\xe0\x7f\x10\x00":
-        raise InputError(f"{file.name}: no pixels in it; remove it, or copy it again if it was cut off")
-    behind = 12 if explicit else 8
-    return int(start) + behind, int.from_bytes(head[behind - 4 : behind], "little")
+    header = file.read(12)
+    if header[:4] != b"\xe0\x7f\x10\x00":
+        raise InputError(f"{file.name}: it has no pixels; remove it, or copy it again if it was cut off")
+    size = 12 if explicit else 8  # of the element's header
+    return int(start) + size, int.from_bytes(header[size - 4 : size], "little")
 
 
-def _bytes(tags: dict[str, Any]) -> int:
+def _pixel_bytes(tags: dict[str, Any]) -> int:
     return int(tags["Rows"]) * int(tags["Columns"]) * int(tags["BitsAllocated"]) // 8
 
 
-def _raw(one: Slice) -> NDArray[Any]:
-    rows, columns = int(one.tags["Rows"]), int(one.tags["Columns"])
-    kind = np.dtype(f"<{'i' if one.tags['PixelRepresentation'] else 'u'}{int(one.tags['BitsAllocated']) // 8}")
-    return np.fromfile(one.path, kind, rows * columns, offset=one.offset or 0).reshape(rows, columns)
+def _read_uncompressed(ct_slice: Slice) -> NDArray[Any]:
+    tags = ct_slice.tags
+    rows, columns = int(tags["Rows"]), int(tags["Columns"])
+    dtype = np.dtype(f"<{'i' if tags['PixelRepresentation'] else 'u'}{int(tags['BitsAllocated']) // 8}")
+    return np.fromfile(ct_slice.path, dtype, rows * columns, offset=ct_slice.offset or 0).reshape(rows, columns)
 
 
-def _decoded(one: Slice) -> NDArray[Any]:
+def _decode(ct_slice: Slice) -> NDArray[Any]:
     try:
-        return np.asarray(pydicom.dcmread(one.path).pixel_array)
-    except Exception as error:  # each decoder has its own
+        return np.asarray(pydicom.dcmread(ct_slice.path).pixel_array)
+    except Exception as error:  # every decoder raises exceptions of its own
         raise InputError(
-            f"{one.path}: {one.syntax} pixels cannot be decoded, a decoder is missing or the file damaged "
+            f"{ct_slice.path}: {ct_slice.syntax} pixels cannot be decoded: a decoder is missing or the file is damaged "
             f"({str(error).splitlines()[0]}); convert the series to uncompressed DICOM"
         ) from None
 
 
-def _refuse_mixed(folder: Path, slices: list[Slice]) -> None:
+def _check_one_series(folder: Path, slices: list[Slice]) -> None:
+    """Raise InputError if there are several series or too few slices, or slices differ in CONSTANT_TAGS or in size."""
     series: dict[str, list[Path]] = {}
-    for one in slices:
-        series.setdefault(str(one.tags["SeriesInstanceUID"]), []).append(one.path)
+    for s in slices:
+        series.setdefault(str(s.tags["SeriesInstanceUID"]), []).append(s.path)
     if len(series) > 1:
         examples = ", ".join(f"{len(paths)} file(s) like {paths[0].name}" for paths in series.values())
-        raise InputError(f"{folder}: {len(series)} series in one folder ({examples}); give each a folder of its own")
-    if len(slices) < FEWEST:
-        raise InputError(f"{folder}: {len(slices)} slice(s), at least {FEWEST} make a volume; copy all of them")
-    for tag in SAME:
-        values = [_rounded(one.tags[tag]) for one in slices]
+        raise InputError(f"{folder}: {len(series)} series in one folder ({examples}); put each in its own folder")
+    if len(slices) < MIN_SLICES:
+        raise InputError(f"{folder}: {len(slices)} slice(s), at least {MIN_SLICES} make a volume; copy all of them")
+    for tag in CONSTANT_TAGS:
+        values = [_as_rounded_tuple(s.tags[tag]) for s in slices]
         usual = Counter(values).most_common(1)[0][0]
-        if odd := [one.path for one, value in zip(slices, values, strict=True) if value != usual]:
+        if different := [s.path for s, value in zip(slices, values, strict=True) if value != usual]:
             raise InputError(
-                f"{odd[0]}: {tag} differs from that of the other slices ({len(odd)} of {len(slices)} do); "
-                "separate what was acquired separately"
+                f"{different[0]}: {tag} differs from that of the other slices ({len(different)} of {len(slices)} differ); "
+                "put separate acquisitions in separate folders"
+            )
+    for s in slices:
+        if s.offset is not None and s.stored_bytes > (expected := _pixel_bytes(s.tags)) + 1:  # one byte may pad to an even length
+            raise InputError(
+                f"{s.path}: {s.stored_bytes} bytes of pixels, expected {expected} from rows, columns and bits; "
+                "export the series again"
             )
 
-    for one in slices:
-        if one.offset is not None and one.stored > (needed := _bytes(one.tags)) + 1:  # one byte pads to an even number
-            raise InputError(
-                f"{one.path}: {one.stored} bytes of pixels, rows, columns and bits say {needed}; export the series again"
-            )
 
-
-def _rounded(value: Any) -> tuple[float, ...]:
+def _as_rounded_tuple(value: Any) -> tuple[float, ...]:
     return tuple(round(float(v), 3) for v in np.atleast_1d(np.asarray(value, float)))
 
 
-def _step(folder: Path, slices: list[Slice], normal: NDArray[np.float64]) -> NDArray[np.float64]:
-    """The vector from slice to slice (not along the normal where the gantry was tilted), mm."""
-    at = np.array([one.position_mm for one in slices])
-    apart = np.diff(at @ normal)
-    usual = float(np.median(apart))
-    for i, gap in enumerate(apart):
+def _slice_step(folder: Path, slices: list[Slice], normal: NDArray[np.float64]) -> NDArray[np.float64]:
+    """The vector from slice to slice in mm, which is not along the normal if the gantry was tilted.
+
+    Raises InputError if slices are missing, duplicated, unevenly spaced or shifted.
+    """
+    positions = np.array([s.position_mm for s in slices])
+    gaps = np.diff(positions @ normal)
+    usual = float(np.median(gaps))
+    for i, gap in enumerate(gaps):
         pair = f"{slices[i].path.name} and {slices[i + 1].path.name}"
         if gap < 1e-3:
-            raise InputError(f"{folder}: {pair} lie at the same place; delete one of the duplicated slices")
+            raise InputError(f"{folder}: {pair} have the same position; delete one of the duplicated slices")
         if gap > 1.5 * usual:
             raise InputError(
                 f"{folder}: {round(gap / usual) - 1} slice(s) missing between {pair} ({gap:.4g} mm apart, "
                 f"the others {usual:.4g}); copy the series again"
             )
-        if abs(gap - usual) > UNEVEN * usual:
+        if abs(gap - usual) > MAX_GAP_DEVIATION * usual:
             raise InputError(
                 f"{folder}: {pair} are {gap:.4g} mm apart, the others {usual:.4g}; resample the series, or "
-                "separate what was acquired separately"
+                "put separate acquisitions in separate folders"
             )
-    step: NDArray[np.float64] = (at[-1] - at[0]) / (len(slices) - 1)
-    if np.abs(at - (at[0] + np.arange(len(at))[:, None] * step)).max() > 0.1 * usual + 0.05:
-        raise InputError(f"{folder}: its slices are shifted against each other; export the series again")
+    step: NDArray[np.float64] = (positions[-1] - positions[0]) / (len(slices) - 1)
+    if np.abs(positions - (positions[0] + np.arange(len(positions))[:, None] * step)).max() > 0.1 * usual + 0.05:
+        raise InputError(f"{folder}: its slices are shifted relative to each other; export the series again")
     return step

@@ -1,4 +1,4 @@
-"""Images in: PNG, JPEG and DICOM to one grey plane, or to colours."""
+"""Read PNG, JPEG and single DICOM images as greyscale or RGB."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -10,48 +10,53 @@ from PIL import Image
 
 from quintet.errors import InputError
 
-DICOM = (".dcm", ".dicom")
+DICOM = (".dcm", ".dicom")  # file name suffixes
 PICTURES = (".png", ".jpg", ".jpeg")
 
 
 def read_grey(path: Path) -> NDArray[np.float32]:
-    """Read one image as `[height, width]` in [0, 1]; RGB(A) becomes luminance, 16 bit keeps its depth, MONOCHROME1 is inverted.
+    """Read one image as greyscale `[H, W]` in [0, 1].
 
-    Raises InputError, naming the file, where it is missing, empty, corrupt or truncated.
+    Colours become luminance, 16-bit images keep their depth, and MONOCHROME1 is inverted.
+
+    Raises InputError, naming the file, if it is missing, empty, corrupt, truncated or not a single plane.
     """
-    grey = _guarded(Path(path), _read_dicom if Path(path).suffix.lower() in DICOM else _read_picture)
+    grey = _read_or_raise(Path(path), _read_dicom if Path(path).suffix.lower() in DICOM else _read_picture)
     if grey.ndim != 2 or min(grey.shape) < 2:
         raise InputError(f"{path}: expected one image plane of at least 2 x 2 pixels, got shape {grey.shape}")
     return grey
 
 
 def read_rgb(path: Path) -> Image.Image:
-    """Read one picture in 8-bit RGB; transparent pixels count as white, as on a slide. Raises InputError as `read_grey`, and
-    where it is tiny."""
-    image: Image.Image = _guarded(Path(path), _read_colours)
+    """Read one picture as 8-bit RGB; transparent pixels become white, the background of a slide.
+
+    Raises InputError, naming the file, if it is missing, empty, corrupt, truncated, greyscale with more than 8 bits, or smaller
+    than 8 x 8 pixels.
+    """
+    image: Image.Image = _read_or_raise(Path(path), _read_rgb)
     if min(image.size) < 8:
         raise InputError(f"{path}: expected a picture of at least 8 x 8 pixels, got {image.size[0]} x {image.size[1]}")
     return image
 
 
-def _guarded(path: Path, read: Callable[[Path], Any]) -> Any:
+def _read_or_raise(path: Path, read: Callable[[Path], Any]) -> Any:
     if not path.is_file():
-        raise InputError(f"{path}: no such image")
+        raise InputError(f"{path}: no such file")
     if path.stat().st_size == 0:
         raise InputError(f"{path}: the file is empty (0 bytes); copy it again")
     try:
         return read(path)
     except InputError:
         raise
-    except Exception as error:  # decoders raise whatever they like on damaged files
-        raise InputError(f"{path}: cannot be read, the file is corrupt or truncated ({error}); copy it again") from None
+    except Exception as error:  # decoders raise many kinds of exceptions for damaged files
+        raise InputError(f"{path} cannot be read: the file is corrupt or truncated ({error}); copy it again") from None
 
 
-def _read_colours(path: Path) -> Image.Image:
+def _read_rgb(path: Path) -> Image.Image:
     with Image.open(path) as opened:
         image: Image.Image = opened
         if image.mode.startswith(("I", "F")):
-            raise InputError(f"{path}: a grey image of more than 8 bits, expected a stained slide in RGB")
+            raise InputError(f"{path}: a greyscale image with more than 8 bits, expected a stained slide in RGB")
         if image.mode in ("RGBA", "LA", "PA", "P"):
             image = image.convert("RGBA")
             return Image.alpha_composite(Image.new("RGBA", image.size, (255,) * 4), image).convert("RGB")
@@ -64,8 +69,8 @@ def _read_picture(path: Path) -> NDArray[np.float32]:
         if image.mode in ("I;16", "I;16B", "I;16L", "I"):
             return np.asarray(image, np.float32) / np.float32(65535)
         if image.mode == "F":
-            return _stretch(np.asarray(image, np.float32))
-        if image.mode in ("RGBA", "LA", "PA", "P"):  # transparent pixels count as black, as viewers on black show them
+            return _rescale(np.asarray(image, np.float32))
+        if image.mode in ("RGBA", "LA", "PA", "P"):  # transparent pixels become black
             image = image.convert("RGBA")
             image = Image.alpha_composite(Image.new("RGBA", image.size, (0, 0, 0, 255)), image)
         return np.asarray(image.convert("L"), np.float32) / np.float32(255)
@@ -77,7 +82,7 @@ def _read_dicom(path: Path) -> NDArray[np.float32]:
 
     dataset = pydicom.dcmread(path)
     if "PixelData" not in dataset:
-        raise InputError(f"{path}: a DICOM file without pixel data")
+        raise InputError(f"{path}: the DICOM file has no pixel data")
     pixels = dataset.pixel_array
     if dataset.get("SamplesPerPixel", 1) == 3:
         pixels = pixels.astype(np.float32) @ np.array([0.299, 0.587, 0.114], np.float32)
@@ -85,15 +90,16 @@ def _read_dicom(path: Path) -> NDArray[np.float32]:
         pixels = apply_voi_lut(apply_modality_lut(pixels, dataset), dataset)
     if pixels.ndim != 2:
         raise InputError(f"{path}: expected a single frame, got shape {pixels.shape}")
-    grey = _stretch(np.asarray(pixels, np.float32))
+    grey = _rescale(np.asarray(pixels, np.float32))
     return 1 - grey if dataset.get("PhotometricInterpretation") == "MONOCHROME1" else grey
 
 
-def _stretch(pixels: NDArray[np.float32]) -> NDArray[np.float32]:
+def _rescale(pixels: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Scale the range of values to [0, 1]; a constant image becomes 0."""
     low, high = float(pixels.min()), float(pixels.max())
     return (pixels - low) / (high - low) if high > low else np.zeros_like(pixels)
 
 
 def resize(grey: NDArray[np.float32], size: int) -> NDArray[np.float32]:
-    """Resize to `[size, size]` with anti-aliasing; the aspect ratio is not kept, as in the reference."""
+    """Resize `[H, W]` to `[size, size]` with anti-aliasing; as in the reference, the aspect ratio is not preserved."""
     return np.clip(np.asarray(Image.fromarray(grey).resize((size, size), Image.Resampling.BILINEAR)), 0, 1)

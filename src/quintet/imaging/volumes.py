@@ -1,7 +1,7 @@
-"""Volumes: NIfTI files in and out, and the way from a file's own axes to canonical ones and back.
+"""Read and write NIfTI volumes, and convert between a file's own axes and canonical axes.
 
-A file's array is `[X, Y, Z]` along its own axes; canonical is `[Z, Y, X]` with indices growing towards Superior, Anterior
-and Right (RAS+), whatever the file's orientation or handedness.
+A file's array is `[X, Y, Z]` along its own axes. A canonical array is `[Z, Y, X]` with indices that increase towards Superior,
+Anterior and Right (RAS+), whatever the orientation or handedness of the file.
 """
 
 from collections.abc import Callable
@@ -15,33 +15,35 @@ from numpy.typing import NDArray
 
 from quintet.errors import InputError
 
-NIFTI = (".nii", ".nii.gz")
-SAME_MM = 1e-2  # grids whose corners differ by less are the same
-SPACING_MM = (0.1, 50.0)  # anything else is another unit
+NIFTI = (".nii", ".nii.gz")  # file name suffixes
+GRID_TOLERANCE_MM = 1e-2  # grids whose corners differ by less are the same
+SPACING_RANGE_MM = (0.1, 50.0)  # values outside this range are in another unit
 
 
 @dataclass(frozen=True)
 class Grid:
-    """Where a file's voxels lie: its shape `[X, Y, Z]` and the affine from indices to RAS+ mm."""
+    """The voxel grid of a file: its shape `[X, Y, Z]` and the affine `[4, 4]` from indices to RAS+ mm."""
 
     shape: tuple[int, int, int]
     affine: NDArray[np.float64]
 
     @property
     def orientation(self) -> NDArray[np.float64]:
+        """NiBabel's orientation array `[3, 2]`: for each of the file's axes, the canonical axis and its direction."""
         return nib.orientations.io_orientation(self.affine)
 
     @property
     def spacing_mm(self) -> tuple[float, float, float]:
-        """Of the canonical axes (z, y, x); the length of the affine's columns, so that a sheared grid keeps its voxel sizes."""
-        own = np.linalg.norm(self.affine[:3, :3], axis=0)
-        x, y, z = own[np.argsort(self.orientation[:, 0])]
+        """Voxel size along the canonical axes (z, y, x): the lengths of the affine's columns, for sheared grids too."""
+        spacing = np.linalg.norm(self.affine[:3, :3], axis=0)
+        x, y, z = spacing[np.argsort(self.orientation[:, 0])]
         return float(z), float(y), float(x)
 
     def same_as(self, other: "Grid") -> bool:
+        """Whether shapes are equal and all corners are within GRID_TOLERANCE_MM."""
         corners = np.stack(np.meshgrid(*([0, n - 1] for n in self.shape)), -1).reshape(-1, 3)
-        apart = corners @ (self.affine - other.affine)[:3, :3].T + (self.affine - other.affine)[:3, 3]
-        return self.shape == other.shape and bool(np.abs(apart).max() < SAME_MM)
+        difference_mm = corners @ (self.affine - other.affine)[:3, :3].T + (self.affine - other.affine)[:3, 3]
+        return self.shape == other.shape and bool(np.abs(difference_mm).max() < GRID_TOLERANCE_MM)
 
     def to_canonical(self, array: NDArray[Any]) -> NDArray[Any]:
         """`[X, Y, Z, ...]` along the file's axes -> canonical `[Z, Y, X, ...]`."""
@@ -50,14 +52,17 @@ class Grid:
     def from_canonical(self, array: NDArray[Any]) -> NDArray[Any]:
         """Canonical `[Z, Y, X, ...]` -> `[X, Y, Z, ...]` along the file's axes."""
         ras = np.array([[0, 1], [1, 1], [2, 1]])
-        back = nib.orientations.ornt_transform(ras, self.orientation)
-        return nib.orientations.apply_orientation(np.swapaxes(array, 0, 2), back)
+        to_file = nib.orientations.ornt_transform(ras, self.orientation)
+        return nib.orientations.apply_orientation(np.swapaxes(array, 0, 2), to_file)
 
 
 def read_nifti(path: Path) -> tuple[NDArray[np.float32], Grid]:
-    """Read a 3D `[X, Y, Z]` or 4D `[X, Y, Z, K]` NIfTI file. Raises InputError, naming the file, where it is missing, corrupt,
-    truncated, not 3D, or has no usable affine or voxels that are not finite."""
-    image, array = _open(path, lambda image: np.asarray(image.dataobj, dtype=np.float32))
+    """Read a 3D `[X, Y, Z]` or 4D `[X, Y, Z, K]` NIfTI file; returns its voxels along its own axes, and their grid.
+
+    Raises InputError, naming the file, if it is missing, corrupt or truncated, has another number of axes, an unusable affine, or
+    voxels that are not finite.
+    """
+    image, array = _load(path, lambda image: np.asarray(image.dataobj, dtype=np.float32))
     while array.ndim > 3 and 1 in array.shape[3:]:
         array = array.squeeze(3 + array.shape[3:].index(1))
     if array.ndim not in (3, 4) or min(array.shape) < 1:
@@ -70,47 +75,47 @@ def read_nifti(path: Path) -> tuple[NDArray[np.float32], Grid]:
 
 
 def read_spacing(path: Path) -> tuple[float, float, float]:
-    """`Grid.spacing_mm` from the header alone. Raises InputError as `read_nifti` does."""
-    image, shape = _open(path, lambda image: image.shape)
+    """Read `Grid.spacing_mm` from the header alone. Raises InputError like `read_nifti`."""
+    image, shape = _load(path, lambda image: image.shape)
     return Grid(shape[:3], _affine(path, image)).spacing_mm
 
 
-def _open(path: Path, what: Callable[[Any], Any]) -> tuple[Any, Any]:
-    """A NIfTI image, and what of it is wanted."""
+def _load(path: Path, extract: Callable[[Any], Any]) -> tuple[Any, Any]:
+    """A NIfTI image, and what `extract` returns for it."""
     if not Path(path).is_file():
         raise InputError(f"{path}: no such file")
     try:
         image = nib.load(path)
-        return image, what(image)
-    except Exception as error:  # a damaged file shows as many exceptions: EOFError, OSError, zlib.error, ImageFileError
-        raise InputError(f"{path}: cannot be read, the file is corrupt or truncated ({error}); copy it again") from None
+        return image, extract(image)
+    except Exception as error:  # damaged files raise EOFError, OSError, zlib.error, ImageFileError and more
+        raise InputError(f"{path} cannot be read: the file is corrupt or truncated ({error}); copy it again") from None
 
 
 def _affine(path: Path, image: Any) -> NDArray[np.float64]:
-    """Index to RAS+ mm; refused where left and right could be meant otherwise."""
+    """The affine from indices to RAS+ mm. Raises InputError if it is unusable, or left and right are ambiguous."""
     affine = np.asarray(image.affine, dtype=np.float64)
-    steps = np.linalg.norm(affine[:3, :3], axis=0)
-    if not np.isfinite(affine).all() or (steps == 0).any() or abs(np.linalg.det(affine[:3, :3] / steps)) < 1e-3:
-        raise InputError(f"{path}: its affine is singular or not finite, so its voxels have no place; set sform or qform")
-    if not SPACING_MM[0] <= steps.min() <= steps.max() <= SPACING_MM[1]:
-        shown = " x ".join(f"{step:.4g}" for step in steps)
-        raise InputError(f"{path}: voxels of {shown} mm are not plausible; is its affine in another unit? Write it in mm")
+    spacing_mm = np.linalg.norm(affine[:3, :3], axis=0)
+    if not np.isfinite(affine).all() or (spacing_mm == 0).any() or abs(np.linalg.det(affine[:3, :3] / spacing_mm)) < 1e-3:
+        raise InputError(f"{path}: its affine is singular or not finite, so voxels have no position; set sform or qform")
+    if not SPACING_RANGE_MM[0] <= spacing_mm.min() <= spacing_mm.max() <= SPACING_RANGE_MM[1]:
+        shown = " x ".join(f"{size:.4g}" for size in spacing_mm)
+        raise InputError(f"{path}: a voxel size of {shown} mm is not plausible; is its affine in another unit? Write it in mm")
     if isinstance(image, nib.Nifti1Image):
         qform, sform = image.get_qform(coded=True)[0], image.get_sform(coded=True)[0]
         if qform is None and sform is None:
-            raise InputError(f"{path}: neither sform nor qform is set, so left and right cannot be told; set one")
+            raise InputError(f"{path}: neither sform nor qform is set, so left and right cannot be distinguished; set one")
         if qform is not None and sform is not None and nib.aff2axcodes(qform) != nib.aff2axcodes(sform):
             axes = " and ".join("".join(nib.aff2axcodes(a)) for a in (sform, qform))
             raise InputError(
-                f"{path}: sform and qform disagree about the axes ({axes}); programs will exchange sides; repair one"
+                f"{path}: sform and qform disagree about the axes ({axes}), so some programs will swap sides; correct one"
             )
     return affine
 
 
 def write_nifti(path: Path, array: NDArray[Any], grid: Grid) -> None:
-    """Write `[X, Y, Z]` or `[X, Y, Z, K]` along the grid's own axes; mm units. (Into a folder that is written whole.)"""
+    """Write `[X, Y, Z]` or `[X, Y, Z, K]` along the grid's own axes, in mm. Not atomic: write into an `atomic_folder`."""
     image = nib.Nifti1Image(array, None)
     image.header.set_xyzt_units("mm")
     image.set_sform(grid.affine, code=1)
-    image.set_qform(grid.affine, code=1)  # drops shears, which a qform cannot hold; readers prefer the sform
+    image.set_qform(grid.affine, code=1)  # drops shears, which a qform cannot represent; readers prefer the sform
     nib.save(image, path)

@@ -1,4 +1,4 @@
-"""The data-set page: what is in the data, how it is split, and what limits any prediction of it."""
+"""The data page: what the data contains, how it is split, and what limits the accuracy of predictions."""
 
 import tempfile
 from pathlib import Path
@@ -7,9 +7,10 @@ import numpy as np
 import pandas as pd
 
 from quintet import splits
-from quintet.landmarks.anatomy import DISTANCES, NAMES, PIXELS, project_on_template
-from quintet.landmarks.data import Prepared, prepare
-from quintet.landmarks.figures import overlays
+from quintet.landmarks.data.anatomy import DISTANCES, NAMES, PIXELS, project_on_template
+from quintet.landmarks.data.prepare import prepare
+from quintet.landmarks.data.prepared import Prepared
+from quintet.landmarks.evaluation.figures import overlays
 from quintet.pages import Section, write_page
 from quintet.params import Landmarks
 
@@ -18,24 +19,25 @@ SQUARE_MEAN = 0.3826  # mean distance of a uniform point in a unit square from i
 
 
 def analyze(raw: Path, page: Path, params: Landmarks) -> None:
-    """Describe any raw folder as a page, without keeping what is prepared on the way. Skipped rows are listed, not raised."""
+    """Describe a raw folder as a page; the prepared data is not kept. Skipped rows are listed."""
+    skipping = params.model_copy(update={"data": params.data.model_copy(update={"on_error": "skip"})})
     with tempfile.TemporaryDirectory() as folder:
-        write_data_page(page, *prepare(raw, Path(folder) / "prepared", params.model_copy(update={"on_error": "skip"})))
+        write_data_page(page, *prepare(raw, Path(folder) / "prepared", skipping), skipping)
 
 
-def write_data_page(page: Path, data: Prepared, skipped: list[str]) -> None:
+def write_data_page(page: Path, data: Prepared, skipped: list[str], params: Landmarks) -> None:
     """Write the HTML page of a prepared data set; skipped rows are listed in full."""
-    cases = data.cases
+    cases = data.table
     sections = [_split_section(cases), _limits_section(data), _duplicates_section(data)]
-    sections.append(Section("Where the landmarks are", f"Mean and SD over all images, in pixels at {PIXELS}.", _positions(data)))
+    sections.append(Section("Positions of the landmarks", f"Mean and SD over all images, pixels at {PIXELS}.", _positions(data)))
     with tempfile.TemporaryDirectory() as folder:
         chosen = np.concatenate([rows.index[:4] for _, rows in cases.groupby("category")])
-        picture = Path(folder) / "samples.png"
+        figure = Path(folder) / "samples.png"
         points = data.points[chosen]
         overlays(
-            picture, data.images[chosen], points, points, list(cases["stem"].iloc[chosen]), "The first images of each category"
+            figure, data.images[chosen], points, points, list(cases["stem"].iloc[chosen]), "The first images of each category"
         )
-        sections.insert(1, Section("Images as the networks see them", figures=[picture]))
+        sections.insert(1, Section("Images as the networks see them", figures=[figure]))
         if skipped:
             sections.append(Section(f"{len(skipped)} skipped rows", "\n\n".join(skipped)))
         lead = f"{len(cases)} images in {cases['category'].nunique()} categories, {cases['group'].nunique()} likely persons."
@@ -59,7 +61,7 @@ def _positions(data: Prepared) -> pd.DataFrame:
 
 
 def label_grid(points_px: np.ndarray, sides: np.ndarray) -> int | None:
-    """The coarsest n for which all coordinates `[N, 15, 2]` are rounded multiples of side / n; None above 256."""
+    """The smallest n for which all coordinates `[N, 15, 2]` are rounded multiples of side / n; None above 256."""
     for n in GRIDS:
         k = np.round(points_px * n / sides)
         if (np.abs(np.round(k * sides / n) - points_px) < 0.5).all():
@@ -68,7 +70,7 @@ def label_grid(points_px: np.ndarray, sides: np.ndarray) -> int | None:
 
 
 def _limits_section(data: Prepared) -> Section:
-    sides = data.cases[["width", "height"]].to_numpy(float)[:, None, :]
+    sides = data.table[["width", "height"]].to_numpy(float)[:, None, :]
     grid = label_grid(data.points * sides, np.broadcast_to(sides, data.points.shape))
     rows = [("mean distance to the mean shape", np.linalg.norm(data.points - data.points.mean(0), axis=-1).mean() * PIXELS)]
     if grid and grid < int(sides.min()):
@@ -81,25 +83,23 @@ def _limits_section(data: Prepared) -> Section:
     if same:
         differ = np.mean([np.linalg.norm(data.points[a] - data.points[b], axis=-1).mean() for a, b in same]) * PIXELS
         rows.append((f"labels of near-duplicates differ ({len(same)} pairs, mean)", differ))
-    return Section("What limits the error", f"Pixels at {PIXELS}.", pd.DataFrame(rows, columns=["what", "px"]))
+    return Section("What limits the error", f"Pixels at {PIXELS}.", pd.DataFrame(rows, columns=["limit", "px"]))
 
 
 def pairs(data: Prepared) -> list[tuple[int, int]]:
     """Row numbers of consecutive members of each near-duplicate group."""
     found = []
-    for _, rows in data.cases.groupby("group"):
+    for _, rows in data.table.groupby("group"):
         found += list(zip(rows.index[:-1], rows.index[1:], strict=True))
     return found
 
 
 def _duplicates_section(data: Prepared) -> Section:
-    cases = data.cases
+    cases = data.table
     table = cases.groupby("group").filter(lambda rows: len(rows) > 1)
     table = (
         table.groupby("group").agg(images=("stem", ", ".join), parts=("split", lambda s: ", ".join(sorted(set(s))))).reset_index()
     )
     across = splits.leaks(list(cases["split"]), list(cases["group"]))
-    text = (
-        f"{len(table)} groups of images whose perceptual hashes nearly agree; {len(across)} of them stand in more than one part."
-    )
+    text = f"{len(table)} groups of images with nearly equal perceptual hashes; {len(across)} of them are in more than one part."
     return Section("Near-duplicates", text, table if len(table) else None)

@@ -1,36 +1,40 @@
-"""What a network must beat: the mean shape, and ridge regression on a small image. No torch."""
+"""What a network must beat: the mean shape, and ridge regression on a small image. Imports no torch."""
 
 from collections.abc import Callable
+from functools import partial
+from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 from sklearn.linear_model import Ridge
 
-from quintet.landmarks.anatomy import LANDMARKS, Points
-from quintet.landmarks.data import Prepared
-from quintet.landmarks.evaluation import SIGNS, Predicted, pixel_errors
+from quintet.landmarks.data.anatomy import LANDMARKS, Points
+from quintet.landmarks.data.prepared import Prepared
+from quintet.landmarks.evaluation.scores import UNCERTAINTY_FEATURES, Calibration, Predicted, evaluate, pixel_errors
 from quintet.params.landmarks import LandmarksBaselines
 from quintet.registry import Registry
+from quintet.runs import Record
+from quintet.study import Baseline, Metrics
 
 BASELINES = Registry("baseline")
 Fitted = Callable[[NDArray[np.int64]], Points]  # rows -> points
 
 
-@BASELINES.register
-def mean_shape(data: Prepared, how: LandmarksBaselines) -> Fitted:
+@BASELINES.register("mean_shape")
+def mean_shape(data: Prepared, params: LandmarksBaselines) -> Fitted:
     """Every landmark at its mean position over the training images."""
     mean = data.points[data.rows("train")].mean(0)
     return lambda rows: np.repeat(mean[None], len(rows), axis=0)
 
 
-@BASELINES.register
-def ridge(data: Prepared, how: LandmarksBaselines) -> Fitted:
-    """Ridge regression on the pixels of a small image; the penalty is the one that is best on validation."""
-    small = np.stack([np.asarray(Image.fromarray(i).resize((how.ridge_size,) * 2, Image.Resampling.BOX)) for i in data.images])
+@BASELINES.register("ridge")
+def ridge(data: Prepared, params: LandmarksBaselines) -> Fitted:
+    """Ridge regression on the pixels of a small image; the penalty is chosen on the validation part."""
+    small = np.stack([np.asarray(Image.fromarray(i).resize((params.ridge_size,) * 2, Image.Resampling.BOX)) for i in data.images])
     pixels = small.reshape(len(small), -1) / np.float32(255)
     train, valid = data.rows("train"), data.rows("valid")
-    fitted = [Ridge(alpha=alpha).fit(pixels[train], data.points[train].reshape(len(train), -1)) for alpha in how.ridge_alphas]
+    fitted = [Ridge(alpha=alpha).fit(pixels[train], data.points[train].reshape(len(train), -1)) for alpha in params.ridge_alphas]
 
     def points(model: Ridge, rows: NDArray[np.int64]) -> Points:
         return np.asarray(model.predict(pixels[rows])).reshape(-1, LANDMARKS, 2)
@@ -40,6 +44,18 @@ def ridge(data: Prepared, how: LandmarksBaselines) -> Fitted:
 
 
 def predict(fitted: Fitted, rows: NDArray[np.int64]) -> Predicted:
-    """A baseline's prediction; it knows no doubt."""
-    points = fitted(rows)
-    return Predicted(points, np.zeros((len(rows), len(SIGNS))))
+    """A baseline's prediction, without uncertainty."""
+    return Predicted(fitted(rows), np.zeros((len(rows), len(UNCERTAINTY_FEATURES))))
+
+
+def baselines(data: Prepared, params: LandmarksBaselines) -> dict[str, Baseline]:
+    return {name: Baseline(params.model_dump(), {}, partial(_evaluate, name, data, params)) for name in BASELINES}
+
+
+def _evaluate(name: str, data: Prepared, params: LandmarksBaselines, out: Path, record: Record) -> Metrics:
+    """Fit a baseline, calibrate it on the validation part and score the test part."""
+    valid, test = data.rows("valid"), data.rows("test")
+    fitted = BASELINES[name](data, params)
+    calibration = Calibration.fit(predict(fitted, valid), data.points[valid])
+    predicted = predict(fitted, test)
+    return evaluate(data, test, predicted.points, calibration(predicted.uncertainty), record=record, out=out)

@@ -1,21 +1,21 @@
-"""All configurations and baselines side by side: the ranking, and what else this study wants to see of each."""
+"""The ranking of configurations and baselines, and further tables of this study."""
 
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
-from quintet import ranking, results
-from quintet.comparison import evaluation_metrics, prune_runs, publish, select_columns, training_metrics
-from quintet.landmarks.anatomy import NAMES
-from quintet.landmarks.baselines import BASELINES
-from quintet.landmarks.figures import success_rate
+from quintet import ranking
+from quintet.comparison import Runs, evaluation_metrics, read_all_cases, read_cases, select_columns, training_metrics
+from quintet.landmarks.data.anatomy import NAMES
+from quintet.landmarks.evaluation.figures import success_rate
 from quintet.pages import Section
-from quintet.params import Landmarks, Params, predecessor
+from quintet.params import Landmarks, Params
+from quintet.params.landmarks import BASELINES
+from quintet.ranking import Ranking
 
 METRIC = "error_px"
 UNIT = "px at 224"
-SWEEP, FITTED = Path("runs/landmarks/sweep"), Path("runs/landmarks/baselines")
 DETAILS = {
     "error_px_median": "median",
     "error_px_sd": "SD",
@@ -29,9 +29,9 @@ DETAILS = {
     "across_axis_error_px": "across axis",
     "symmetry_error_px": "asymmetry",
     "distance_error_px": "distances",
-    "left_right_confused": "left-right confused",
+    "left_right_confused": "left and right confused",
     "calibration_error_px": "calibration error",
-    "risk_at_80_percent_coverage_px": "error of the surest 80 %",
+    "risk_at_80_percent_coverage_px": "error of the most certain 80 %",
 }
 COSTS = {
     "train_seconds": "training, s",
@@ -40,88 +40,74 @@ COSTS = {
     "best_epoch": "best epoch",
 }
 
-READING = """A patient here is a group of near-duplicate images, most often one image: the data names no persons.
+READING = """A patient here is a group of near-duplicate images, usually a single image: the data does not identify people.
 
-The published errors were reached with ImageNet weights on a GPU, on 144 other test images
-(github.com/Rhaink/landmark_prediction);
-they stand beside ours for orientation, not as a comparison on equal terms."""
-
-
-def runs_of(p: Landmarks, sweep: Path, baselines: Path) -> dict[str, list[Path]]:
-    """The run folders that params name."""
-    runs = {name: [sweep / name / f"seed{seed}" for seed in p.sweep.seeds] for name in p.configs}
-    return runs | {name: [baselines / name / "seed0"] for name in BASELINES}
+The published errors were obtained with ImageNet weights on a GPU, on 144 other test images
+(github.com/Rhaink/landmark_prediction). They are listed for orientation, not as a comparison on equal terms."""
 
 
-def ranked(params: Params, sweep: Path = SWEEP, baselines: Path = FITTED) -> ranking.Ranking:
-    runs = runs_of(params.landmarks, sweep, baselines)
-    table = results.read([run / "evaluation" / "cases.csv" for group in runs.values() for run in group])
+def rank(params: Params, runs: Runs) -> Ranking:
     return ranking.rank(
-        table,
+        read_all_cases(runs),
         METRIC,
         lower_is_better=True,
+        label="mean error",
         alpha=params.ranking.alpha,
         bootstrap=params.ranking.bootstrap,
         published=params.landmarks.published,
-        deterministic=list(BASELINES),
+        deterministic=BASELINES,
     )
 
 
-def compare(params: Params, sweep: Path, baselines: Path, out: Path, report: Path) -> str:
-    """Rank what params names, write `report` and `out` = {record.json}; returns the verdict."""
-    p = params.landmarks
-    runs = runs_of(p, sweep, baselines)
-    prune_runs(sweep, [run for name in p.configs for run in runs[name]])
-    table = ranked(params, sweep, baselines)
+def report_sections(params: Landmarks, table: Ranking, runs: Runs, folder: Path) -> list[Section]:
     order = list(table.table["config"])
-
-    def sections(folder: Path) -> list[Section]:
-        success_rate(folder / "sdr.png", {name: _image_errors(runs[name]) for name in order})
-        return [
-            _phases(table.pairs, {name: predecessor(config) for name, config in p.configs.items()}),
-            *_sections(runs, order),
-            Section("How to read this", READING),
-            Section("Success detection rate", figures=[folder / "sdr.png"]),
-        ]
-
-    publish("landmarks", table, runs, out, report, title="Chest X-ray landmarks", unit=UNIT, extra=sections)
-    return table.verdict
+    success_rate(folder / "sdr.png", {name: _image_errors(runs[name]) for name in order})
+    return [
+        _phases(table.pairs, {name: config.predecessor for name, config in params.configs.items()}),
+        *_sections(runs, order),
+        Section("How to read this", READING),
+        Section("Success detection rate", figures=[folder / "sdr.png"]),
+    ]
 
 
 def _image_errors(runs: list[Path]) -> np.ndarray:
-    table = results.read(run / "evaluation" / "cases.csv" for run in runs)
+    table = read_cases(runs)
     return table[table["metric"] == METRIC].groupby("case")["value"].mean().to_numpy()
 
 
-def _sections(runs: dict[str, list[Path]], order: list[str]) -> list[Section]:
-    """Tables of details, per category, per landmark and cost; a configuration's figure is the mean over its runs."""
-    found, costs = evaluation_metrics(runs, order), training_metrics(runs, order)
-    categories = {c: c.removeprefix("error_px_").replace("_", " ") for c in found if c.startswith("error_px_") and c[9].isupper()}
-    places = {c: f"{k} {NAMES[k]}" for k in range(len(NAMES)) for c in found if c.startswith(f"error_px_{k:02d}_")}
+def _sections(runs: Runs, order: list[str]) -> list[Section]:
+    """Tables of details, per category, per landmark and cost; a configuration's value is the mean over its runs."""
+    metrics, costs = evaluation_metrics(runs, order), training_metrics(runs, order)
+    categories = {
+        c: c.removeprefix("error_px_").replace("_", " ") for c in metrics if c.startswith("error_px_") and c[9].isupper()
+    }
+    places = {c: f"{k} {NAMES[k]}" for k in range(len(NAMES)) for c in metrics if c.startswith(f"error_px_{k:02d}_")}
     return [
         Section(
             "Details",
-            f"Errors in {UNIT} unless said otherwise; shares of images between 0 and 1.",
-            select_columns(found, DETAILS),
+            f"Errors in {UNIT} unless stated otherwise; shares of images between 0 and 1.",
+            select_columns(metrics, DETAILS),
         ),
-        Section("By diagnosis", f"Mean error, {UNIT}.", select_columns(found, categories)),
-        Section("By landmark", f"Mean error, {UNIT}.", select_columns(found, places)),
-        Section("Cost", "Training time includes validation; on this machine.", select_columns(costs, COSTS)),
+        Section("By diagnosis", f"Mean error, {UNIT}.", select_columns(metrics, categories)),
+        Section("By landmark", f"Mean error, {UNIT}.", select_columns(metrics, places)),
+        Section("Cost", "On this machine; training time includes validation.", select_columns(costs, COSTS)),
     ]
 
 
 def _phases(pairs: pd.DataFrame, before: dict[str, str | None]) -> Section:
-    """Each phase against the one it continues, paired per image; differences as the ranking's decision rule sees them."""
+    """Each phase against the one it continues from, paired by image, under the ranking's decision rule."""
     rows = []
     for config, earlier in before.items():
         if earlier is None:
             continue
         for pair in pairs[pairs["first"].isin([config, earlier]) & pairs["second"].isin([config, earlier])].itertuples():
             sign = 1 if pair.first == config else -1
-            verdict = "yes" if pair.separated else "no"
-            rows.append((f"{config} - {earlier}", sign * float(pair.difference), float(pair.se), f"{pair.p_holm:.2g}", verdict))
+            significant = "yes" if pair.significant else "no"
+            rows.append(
+                (f"{config} - {earlier}", sign * float(pair.difference), float(pair.se), f"{pair.p_holm:.2g}", significant)
+            )
     text = (
         f"Difference of the mean error in {UNIT} (negative: better), paired by image; p after Holm over all pairs of the ranking."
     )
-    columns = ["phase - the phase before", "difference", "standard error", "p (Holm)", "separated"]
-    return Section("Phase against phase", text, pd.DataFrame(rows, columns=columns))
+    columns = ["phase - the phase before", "difference", "standard error", "p (Holm)", "significant"]
+    return Section("Each phase against the phase before", text, pd.DataFrame(rows, columns=columns))

@@ -1,126 +1,111 @@
-"""The study's runs: which parameters make one, and training plus evaluation of a configuration into a run folder."""
+"""The landmarks study as the driver sees it (quintet/study.py)."""
 
-import shutil
-from dataclasses import asdict
+from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-import pandas as pd
+from quintet.pages import Section
+from quintet.params import Compute, Landmarks, LandmarksConfig, Params
+from quintet.params.landmarks import BASELINES
+from quintet.ranking import Ranking
+from quintet.runs import Record
+from quintet.study import Baseline, Metrics, Runs
 
-from quintet.files import write_json
-from quintet.landmarks.baselines import BASELINES, predict
-from quintet.landmarks.data import load
-from quintet.landmarks.evaluation import Calibration, evaluate
-from quintet.params import Compute, Landmarks, LandmarksChoice
-from quintet.runs import Record, new_record
+if TYPE_CHECKING:
+    from quintet.landmarks.data.prepared import Prepared
+    from quintet.landmarks.evaluation.inference import Model
+    from quintet.training.models import TrainedModel
 
-# Shared by every configuration; dvc.yaml lists the same keys for the stages that train (a test compares them).
-TRAINING = (
-    "weights",
-    "width",
-    "dropout",
-    "units",
-    "wing_omega",
-    "wing_epsilon",
-    "loss_weights",
-    "batch_size",
-    "precision",
-    "weight_decay",
-    "rate_floor",
-    "warmup",
-    "clip_norm",
-    "accumulate",
-    "patience",
-    "augment",
-)
-EVALUATION = ("mirror_average", "template")
+TITLE = "Chest X-ray landmarks"
+FIGURE, FIGURE_CAPTION = "overlays.png", "Test images: true and predicted landmarks."
+PREDICTS_FOLDER = False
 
 
-def train_run(
-    run: Path,
-    data: Path,
-    choice: LandmarksChoice,
-    shared: Landmarks,
-    compute: Compute,
-    *,
-    stage: str,
-    config: str,
-    seed: int,
-    start: Path | None,
-) -> Record:
-    """Train one configuration into `run` = {record.json, model/}; returns its record."""
-    from quintet.landmarks.module import train
+def check(raw: Path, params: Landmarks) -> list[str]:
+    from quintet.landmarks.data.prepare import check
 
-    fields = list(LandmarksChoice.model_fields)
-    params = choice.model_dump(include=set(fields)) | shared.model_dump(include=set(TRAINING))
-    inputs = {"data": data} | ({"start": start / "model" / "model.pt"} if start else {})
-    record = new_record("landmarks", stage, config, seed=seed, params=params, inputs=inputs)
-    record = train(load(data), run / "model", choice, shared, compute, record=record, start=start)
-    record.save(run)
-    return record
+    return check(raw, params)
 
 
-def evaluate_run(run: Path, data: Path, shared: Landmarks, compute: Compute, *, all_figures: bool) -> dict[str, float]:
-    """Calibrate a trained run on validation, predict test once, and write the run's `evaluation/`."""
-    from quintet.landmarks.inference import Model
+def analyze(raw: Path, page: Path, params: Landmarks) -> None:
+    from quintet.landmarks.analysis import analyze
 
-    prepared, record = load(data), Record.load(run)
-    settings = shared.model_dump(include=set(EVALUATION))
-    model = Model.load(run, compute.device, **settings)
-    valid, test = prepared.rows("valid"), prepared.rows("test")
-    calibration = Calibration.fit(model(prepared.images[valid]), prepared.points[valid])
-    history = pd.read_csv(run / "model" / "history.csv")
-    predicted = model(prepared.images[test])
-    metrics = evaluate(
-        prepared,
-        test,
-        predicted.points,
-        calibration(predicted.signs),
-        record=record,
-        out=run / "evaluation",
-        all_figures=all_figures,
-        history=history,
-    )
-    write_json(run / "evaluation" / "inference.json", settings | {"calibration": asdict(calibration)})
-    write_json(run / "evaluation" / "settings.json", settings)
-    return metrics
+    analyze(raw, page, params)
 
 
-def baseline_runs(out: Path, data: Path, shared: Landmarks) -> dict[str, dict[str, float]]:
-    """Fit and evaluate the baselines into run folders below `out` (without model/)."""
-    prepared = load(data)
-    valid, test = prepared.rows("valid"), prepared.rows("test")
-    params, metrics = shared.baselines.model_dump(), {}
-    for name in BASELINES:
-        record = new_record("landmarks", "landmarks_baselines", name, seed=0, params=params, inputs={"data": data})
-        fitted = BASELINES[name](prepared, shared.baselines)
-        calibration = Calibration.fit(predict(fitted, valid), prepared.points[valid])
-        predicted = predict(fitted, test)
-        run = out / name / "seed0"
-        metrics[name] = evaluate(
-            prepared, test, predicted.points, calibration(predicted.signs), record=record, out=run / "evaluation"
-        )
-        record.save(run)
-    return metrics
+def load_data(folder: Path) -> "Prepared":
+    from quintet.landmarks.data.prepared import load
+
+    return load(folder)
 
 
-def sweep_cell(out: Path, data: Path, after: Path, config: str, shared: Landmarks, compute: Compute) -> dict[str, float]:
-    """Train and evaluate one configuration with each seed of the sweep, into `out`/seed<n>; returns the mean of the metrics."""
-    from quintet.training.fit import delete_resume_checkpoints
+def training_inputs(config: LandmarksConfig, params: Landmarks, seed: int) -> dict[str, Path]:
+    from quintet.training.models import weight_files
 
-    part = out.with_name(f".{out.name}.part")
-    shutil.rmtree(part, ignore_errors=True)
-    records, metrics = [], []
-    for seed in shared.sweep.seeds:
-        run = part / f"seed{seed}"
-        start = after / f"seed{seed}" if after != data else None
-        records.append(
-            train_run(
-                run, data, shared.configs[config], shared, compute, stage="landmarks_sweep", config=config, seed=seed, start=start
-            )
-        )
-        metrics.append(evaluate_run(run, data, shared, compute, all_figures=False))
-    shutil.rmtree(out, ignore_errors=True)
-    part.rename(out)
-    for record in records:
-        delete_resume_checkpoints(record)
-    return pd.DataFrame(metrics).mean().to_dict()
+    start = config.start(seed)
+    return weight_files(params.training.weights) | ({"start": start / "model" / "model.pt"} if start else {})
+
+
+def train(data: "Prepared", config: LandmarksConfig, params: Landmarks, compute: Compute, record: Record) -> "TrainedModel":
+    from quintet.landmarks.model.module import train
+
+    return train(data, config, params, compute, record=record)
+
+
+def evaluate(
+    run: Path, data: "Prepared", out: Path, params: Landmarks, compute: Compute, record: Record, *, detailed: bool
+) -> Metrics:
+    from quintet.landmarks.evaluation.inference import evaluate_run
+
+    every_image = detailed and params.figures == "all"
+    return evaluate_run(run, data, out, params.evaluation, compute, record=record, every_image=every_image)
+
+
+def baseline_names(params: Landmarks) -> Sequence[str]:
+    return BASELINES
+
+
+def baselines(data: "Prepared", params: Landmarks) -> dict[str, Baseline]:
+    from quintet.landmarks.baselines import baselines
+
+    return baselines(data, params.baselines)
+
+
+def load_models(runs: Sequence[Path], device: str) -> "list[Model]":
+    from quintet.landmarks.evaluation.inference import Model
+
+    return [Model.load(run, device) for run in runs]
+
+
+def prediction_files(output: Path) -> list[Path]:
+    return [output, Path(f"{output}.uncertainty.csv")]
+
+
+def predict(
+    models: "list[Model]", source: Path, outputs: list[Path], problems: list[str], *, overlays: Path | None, **options: Any
+) -> int:
+    from quintet.landmarks.prediction import predict_folder
+
+    return predict_folder(models, source, outputs, problems, overlays=overlays)
+
+
+def evaluate_folder(runs: Sequence[Path], raw: Path, out: Path, params: Landmarks, device: str) -> Metrics:
+    from quintet.landmarks.prediction import evaluate_folder
+
+    return evaluate_folder(runs, raw, out, device)
+
+
+def rank(params: Params, runs: Runs) -> Ranking:
+    from quintet.landmarks.comparison import rank
+
+    return rank(params, runs)
+
+
+def ranking_unit(params: Landmarks) -> str:
+    return "px at 224"
+
+
+def report_sections(params: Params, ranking: Ranking, runs: Runs, folder: Path) -> list[Section]:
+    from quintet.landmarks.comparison import report_sections
+
+    return report_sections(params.landmarks, ranking, runs, folder)

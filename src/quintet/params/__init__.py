@@ -10,37 +10,33 @@ import yaml
 from pydantic import ValidationError
 
 from quintet.errors import InputError
-from quintet.params.breakhis import BreakHis, BreakHisChoice, BreakHisConfig
-from quintet.params.common import AdamCosine, Compute, Optimisation, RankingParams, Section, StudyName
-from quintet.params.ct import Ct, CtChoice, CtConfig
-from quintet.params.fusion import Fusion, FusionChoice, FusionConfig
-from quintet.params.landmarks import Landmarks, LandmarksChoice, LandmarksConfig, predecessor
-from quintet.params.perfusion import Perfusion, PerfusionChoice, PerfusionConfig
+from quintet.params.breakhis import BreakHis, BreakHisConfig
+from quintet.params.common import AdamCosine, Compute, Configuration, Optimisation, RankingParams, Section, StudyName, StudyParams
+from quintet.params.ct import Ct, CtConfig
+from quintet.params.fusion import Fusion, FusionConfig
+from quintet.params.landmarks import Landmarks, LandmarksConfig
+from quintet.params.perfusion import Perfusion, PerfusionConfig
 
 __all__ = [
     "AdamCosine",
     "BreakHis",
-    "BreakHisChoice",
     "BreakHisConfig",
     "Compute",
+    "Configuration",
     "Ct",
-    "CtChoice",
     "CtConfig",
     "Fusion",
-    "FusionChoice",
     "FusionConfig",
     "Landmarks",
-    "LandmarksChoice",
     "LandmarksConfig",
     "Optimisation",
     "Params",
     "Perfusion",
-    "PerfusionChoice",
     "PerfusionConfig",
     "StudyName",
+    "StudyParams",
     "load",
     "parse",
-    "predecessor",
 ]
 
 
@@ -52,6 +48,11 @@ class Params(Section):
     breakhis: BreakHis
     ct: Ct
     fusion: Fusion
+
+    def of(self, study: str) -> StudyParams:
+        """One study's parameters."""
+        section: StudyParams = getattr(self, study)
+        return section
 
 
 def parse(values: dict[str, Any]) -> Params:
@@ -65,7 +66,7 @@ def parse(values: dict[str, Any]) -> Params:
             known = _siblings(e["loc"]) if e["type"] == "extra_forbidden" else ""
             got = "" if isinstance(e["input"], dict) else f" (got {e['input']!r})"
             lines.append(f"  {key}: {e['msg'].removeprefix('Value error, ')}{known}{got}")
-        raise InputError("params.yaml is not usable:\n" + "\n".join(lines)) from None
+        raise InputError("params.yaml has errors:\n" + "\n".join(lines)) from None
 
 
 def load(path: str | Path = "params.yaml") -> Params:

@@ -4,17 +4,46 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from quintet.params.common import AdamCosine, Fraction, NonNegative, Positive, PositiveInt, Section, Seed, Sweep
+from quintet.params.common import (
+    AdamCosine,
+    Configuration,
+    Fraction,
+    NonNegative,
+    NonNegativeInt,
+    OnError,
+    Positive,
+    PositiveInt,
+    Section,
+    Seed,
+    StudyParams,
+    Sweep,
+)
 
 Magnification = Literal["40X", "100X", "200X", "400X"]
 Attention = Literal["channel", "spatial", "hierarchical", "fusion"]
-STRIDE = {"small": 16, "b0": 32, "b1": 32}  # pixels of the input to one of the last feature map
+STRIDE = {"small": 16, "b0": 32, "b1": 32}  # input pixels per pixel of the last feature map
 
 
 class BreakHisSynthetic(Section):
     patients: Annotated[int, Field(ge=20)]
     width: Annotated[int, Field(ge=64, le=1400)]
     seed: Seed
+
+
+class BreakHisData(Section):
+    on_error: OnError
+    size: Annotated[int, Field(ge=32, le=1024, multiple_of=32)]
+    near_duplicate_distance: Annotated[int, Field(ge=0, le=32)]
+    folds: Annotated[int, Field(ge=2)]
+    split: str
+    split_seed: Seed
+    validation: Annotated[float, Field(gt=0, lt=1)]
+
+    @model_validator(mode="after")
+    def consistent(self) -> "BreakHisData":
+        if self.split not in ("grouped", "official") and not self.split.endswith(".csv"):
+            raise ValueError(f"split={self.split!r}: allowed are grouped, official or the path of a .csv file")
+        return self
 
 
 class BreakHisLoss(Section):
@@ -36,8 +65,8 @@ class BreakHisAugment(Section):
     erase: Fraction
 
 
-class BreakHisConfig(Section):
-    """One configuration: which magnifications it sees, which attention modules it has, what is trained."""
+class BreakHisConfig(Configuration):
+    """Which magnifications the network sees, which attention modules it has, and what is trained."""
 
     magnifications: Annotated[list[Magnification], Field(min_length=1)]
     attention: list[Attention]
@@ -45,34 +74,18 @@ class BreakHisConfig(Section):
 
     @model_validator(mode="after")
     def possible(self) -> "BreakHisConfig":
-        for what, values in (("magnifications", self.magnifications), ("attention", self.attention)):
+        for key, values in (("magnifications", self.magnifications), ("attention", self.attention)):
             if len(set(values)) < len(values):
-                raise ValueError(f"an entry stands twice in {what}={values}")
+                raise ValueError(f"an entry is listed twice in {key}={values}")
         if self.trains == "linear" and self.attention:
             raise ValueError("trains=linear is a probe of frozen features: it needs attention=[]")
         between = [name for name in self.attention if name in ("hierarchical", "fusion")]
         if between and len(self.magnifications) == 1:
-            raise ValueError(f"attention={between} stands between magnifications: it needs two or more of them")
+            raise ValueError(f"attention={between} works between magnifications: it needs two or more of them")
         return self
 
 
-class BreakHisChoice(BreakHisConfig):
-    """The selected configuration: its fields stand at the study's top level."""
-
-    fold: Seed
-    seed: Seed
-
-
-class BreakHis(BreakHisChoice, AdamCosine):
-    raw: str
-    on_error: Literal["raise", "skip"]
-    synthetic: BreakHisSynthetic
-    size: Annotated[int, Field(ge=32, le=1024, multiple_of=32)]
-    near_duplicate_distance: Annotated[int, Field(ge=0, le=32)]
-    folds: Annotated[int, Field(ge=2)]
-    split: str
-    split_seed: Seed
-    validation: Annotated[float, Field(gt=0, lt=1)]
+class BreakHisTraining(AdamCosine):
     backbone: Literal["small", "b0", "b1"]
     weights: str
     stochastic_depth: Annotated[float, Field(ge=0, lt=1)]
@@ -84,23 +97,36 @@ class BreakHis(BreakHisChoice, AdamCosine):
     batch_size: Literal["auto"] | Annotated[int, Field(ge=3)]  # batches are made even: batch norm needs two
     rate: Positive
     schedule: Literal["plateau", "cosine"]
-    plateau_patience: Seed
+    plateau_patience: NonNegativeInt
     plateau_factor: Annotated[float, Field(gt=0, lt=1)]
     loss: BreakHisLoss
     mixup: NonNegative
     drop_magnification: Annotated[float, Field(ge=0, lt=1)]
     augment: BreakHisAugment
+
+    @model_validator(mode="after")
+    def consistent(self) -> "BreakHisTraining":
+        if self.weights != "none" and self.backbone == "small":
+            raise ValueError(f"weights={self.weights} belong to a whole EfficientNet: they need backbone=b0 or b1")
+        return self
+
+
+class BreakHis(BreakHisConfig, StudyParams):
+    """The keys of the selected configuration are at the top level."""
+
+    synthetic: BreakHisSynthetic
+    data: BreakHisData
+    fold: NonNegativeInt
+    seed: Seed
+    training: BreakHisTraining
     sweep: Sweep
     configs: Annotated[dict[str, BreakHisConfig], Field(min_length=1)]
 
     @model_validator(mode="after")
     def consistent(self) -> "BreakHis":
-        if self.split not in ("grouped", "official") and not self.split.endswith(".csv"):
-            raise ValueError(f"split={self.split!r}: allowed are grouped, official or the path of a .csv file")
-        if self.weights != "none" and self.backbone == "small":
-            raise ValueError(f"weights={self.weights} are those of a whole EfficientNet: they need backbone=b0 or b1")
-        if self.size < 2 * STRIDE[self.backbone]:
-            raise ValueError(f"size={self.size} leaves backbone={self.backbone} one pixel: at least {2 * STRIDE[self.backbone]}")
+        backbone, size = self.training.backbone, self.data.size
+        if size < 2 * STRIDE[backbone]:
+            raise ValueError(f"data.size={size} leaves backbone={backbone} one pixel: at least {2 * STRIDE[backbone]} are needed")
         self.sweep.check(self.configs)
-        self.sweep.check_folds(fold=self.fold, folds=self.folds)
+        self.sweep.check_folds(fold=self.fold, folds=self.data.folds)
         return self

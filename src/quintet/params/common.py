@@ -1,8 +1,8 @@
 """Types and sections that every study's parameters are made of."""
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from enum import StrEnum
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -10,8 +10,10 @@ Positive = Annotated[float, Field(gt=0)]
 NonNegative = Annotated[float, Field(ge=0)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
 PositiveInt = Annotated[int, Field(ge=1)]
-Seed = Annotated[int, Field(ge=0)]
-PRECISIONS = Literal["auto", "bf16", 32, 16]
+NonNegativeInt = Annotated[int, Field(ge=0)]
+Seed = NonNegativeInt
+Precision = Literal["auto", "bf16", 32, 16]
+OnError = Literal["raise", "skip"]
 
 
 class StudyName(StrEnum):
@@ -28,8 +30,8 @@ class Section(BaseModel):
 
 class Compute(Section):
     device: Literal["auto", "cpu", "cuda", "mps"]
-    threads: Seed
-    workers: Literal["auto"] | Seed
+    threads: NonNegativeInt
+    workers: Literal["auto"] | NonNegativeInt
     tensorboard: bool
     debug: bool
 
@@ -40,9 +42,9 @@ class RankingParams(Section):
 
 
 class Optimisation(Section):
-    """What every study's training has in common (training/fit.py)."""
+    """What the training of every study has in common (training/fit.py)."""
 
-    precision: PRECISIONS
+    precision: Precision
     weight_decay: NonNegative
     clip_norm: NonNegative
     accumulate: PositiveInt
@@ -51,13 +53,21 @@ class Optimisation(Section):
 class AdamCosine(Optimisation):
     rate_floor: NonNegative
     warmup: Fraction
-    patience: Seed
+    patience: NonNegativeInt
 
 
-class SeedSweep(Section):
-    """The cells of a study with one split: configuration x seed."""
+class Configuration(Section):
+    """One configuration of a study. A study has one direct subclass; the selected configuration and the sweep's extend it."""
 
-    configs: Annotated[list[str], Field(min_length=1)]
+    def configuration_values(self) -> dict[str, Any]:
+        """The fields that distinguish configurations, without those that a subclass adds."""
+        own = next(cls for cls in type(self).__mro__ if Configuration in cls.__bases__)
+        return self.model_dump(include=set(own.model_fields))  # type: ignore[attr-defined]
+
+
+class Seeds(Section):
+    """The axes of a sweep over every configuration."""
+
     seeds: Annotated[list[Seed], Field(min_length=1)]
 
     @property
@@ -65,33 +75,61 @@ class SeedSweep(Section):
         """The names of a configuration's run folders."""
         return [f"seed{seed}" for seed in self.seeds]
 
+
+class SeedSweep(Seeds):
+    """The runs of a study with a single split: configuration x seed."""
+
+    configs: Annotated[list[str], Field(min_length=1)]
+
     def check(self, configs: Collection[str]) -> None:
-        """Raise ValueError where a cell cannot be: an unknown configuration, an entry twice."""
+        """Raise ValueError for a run that cannot exist: an unknown configuration, or an entry listed twice."""
         if unknown := [name for name in self.configs if name not in configs]:
             raise ValueError(f"sweep.configs: {', '.join(unknown)}: no such configuration; there are {', '.join(configs)}")
-        for what, values in self.model_dump().items():
+        for axis, values in self.model_dump().items():
             if len(set(values)) < len(values):
-                raise ValueError(f"sweep.{what}: an entry stands twice in {values}")
+                raise ValueError(f"sweep.{axis}: an entry is listed twice in {values}")
         check_names(configs)
 
 
 class Sweep(SeedSweep):
-    """The cells of a study with folds: configuration x fold x seed."""
+    """The runs of a study with folds: configuration x fold x seed."""
 
-    folds: Annotated[list[Seed], Field(min_length=1)]
+    folds: Annotated[list[NonNegativeInt], Field(min_length=1)]
 
     @property
     def runs(self) -> list[str]:
         return [f"fold{fold}-seed{seed}" for fold in self.folds for seed in self.seeds]
 
     def check_folds(self, *, fold: int, folds: int) -> None:
-        """Raise ValueError where a fold is not there."""
-        for what, chosen in (("fold", [fold]), ("sweep.folds", self.folds)):
+        """Raise ValueError for a fold that does not exist."""
+        for key, chosen in (("fold", [fold]), ("sweep.folds", self.folds)):
             if wrong := [f for f in chosen if f >= folds]:
-                raise ValueError(f"{what}: {wrong[0]} is too large; folds={folds} are numbered 0 to {folds - 1}")
+                raise ValueError(f"{key}: {wrong[0]} is too large; data.folds={folds} are numbered 0 to {folds - 1}")
+
+
+class StudyParams(Section):
+    """What the driver (experiment.py) reads of any study's parameters."""
+
+    raw: str
+    training: Optimisation
+    sweep: Seeds
+    configs: Mapping[str, Configuration]
+
+    def training_values(self) -> dict[str, Any]:
+        """Every value shared by the configurations that training depends on; with the configuration they identify a run."""
+        return self.training.model_dump()
+
+    def evaluation_values(self) -> dict[str, Any]:
+        """The evaluation section; empty for a study without one."""
+        section = getattr(self, "evaluation", None)
+        return section.model_dump() if section else {}
+
+    def sweep_runs(self) -> dict[str, list[str]]:
+        """Configuration -> the names of its run folders; every configuration where the sweep does not list them."""
+        return {name: self.sweep.runs for name in getattr(self.sweep, "configs", self.configs)}
 
 
 def check_names(configs: Collection[str]) -> None:
     for name in configs:
         if not name.replace("-", "").replace("_", "").isalnum():
-            raise ValueError(f"configs: {name!r}: letters, digits, - and _ only (it names a folder)")
+            raise ValueError(f"configs: {name!r}: use letters, digits, - and _ only (it is also a folder's name)")

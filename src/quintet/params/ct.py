@@ -1,13 +1,26 @@
 """Parameters of the chest CT study."""
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
-from quintet.params.common import AdamCosine, Fraction, NonNegative, Positive, PositiveInt, Section, Seed, SeedSweep, check_names
+from quintet.params.common import (
+    AdamCosine,
+    Configuration,
+    Fraction,
+    NonNegative,
+    OnError,
+    Positive,
+    PositiveInt,
+    Section,
+    Seed,
+    SeedSweep,
+    StudyParams,
+    check_names,
+)
 
 LEGACY_PX = 300  # rows and columns that the legacy network is made for
-FEWEST_PX = 65  # rows and columns that leave the first 3D convolution 3 x 3
+MIN_PX = 65  # rows and columns that leave the first 3D convolution 3 x 3
 BASELINES = ("random", "prior", "histogram")
 
 
@@ -15,6 +28,27 @@ class CtSynthetic(Section):
     scans: Annotated[int, Field(ge=40)]
     matrix: Annotated[int, Field(ge=32, le=512)]
     seed: Seed
+
+
+class CtData(Section):
+    on_error: OnError
+    size: Annotated[int, Field(ge=16, le=512)]
+    window: Annotated[list[float], Field(min_length=2, max_length=2)]
+    split: str
+    split_seed: Seed
+    test: Annotated[float, Field(gt=0, lt=1)]
+    validation: Annotated[float, Field(gt=0, lt=1)]
+    train_eval: Fraction
+
+    @model_validator(mode="after")
+    def consistent(self) -> "CtData":
+        if self.split != "grouped" and not self.split.endswith(".csv"):
+            raise ValueError(f"split={self.split!r}: allowed are grouped or the path of a .csv file")
+        if self.test + self.validation >= 1:
+            raise ValueError(f"test={self.test} and validation={self.validation} leave nothing to train on")
+        if self.window[0] >= self.window[1]:
+            raise ValueError(f"window={self.window}: the lower end in HU must come first")
+        return self
 
 
 class CtAugment(Section):
@@ -25,8 +59,8 @@ class CtAugment(Section):
     noise_sd: NonNegative
 
 
-class CtConfig(Section):
-    """One configuration: which network, what it is trained for, which triplets it learns from."""
+class CtConfig(Configuration):
+    """Which network, what it is trained for, and which triplets it learns from."""
 
     arch: Literal["adaptive", "legacy"]
     objective: Literal["micro_f1", "triplet"]
@@ -42,23 +76,7 @@ class CtConfig(Section):
         return self
 
 
-class CtChoice(CtConfig):
-    """The selected configuration: its fields stand at the study's top level."""
-
-    seed: Seed
-
-
-class Ct(CtChoice, AdamCosine):
-    raw: str
-    on_error: Literal["raise", "skip"]
-    synthetic: CtSynthetic
-    size: Annotated[int, Field(ge=16, le=512)]
-    window: Annotated[list[float], Field(min_length=2, max_length=2)]
-    split: str
-    split_seed: Seed
-    test: Annotated[float, Field(gt=0, lt=1)]
-    validation: Annotated[float, Field(gt=0, lt=1)]
-    train_eval: Fraction
+class CtTraining(AdamCosine):
     input_size: Annotated[list[PositiveInt], Field(min_length=3, max_length=3)]
     weights: str
     width: Annotated[int, Field(ge=8, le=128, multiple_of=8)]
@@ -80,7 +98,33 @@ class Ct(CtChoice, AdamCosine):
     cross_entropy: NonNegative
     margin: Positive
     augment: CtAugment
+
+    @model_validator(mode="after")
+    def consistent(self) -> "CtTraining":
+        depth, *plane = self.input_size
+        if depth % 3:
+            raise ValueError(f"input_size={self.input_size}: slices are grouped in threes, {depth} is not a multiple of 3")
+        if min(plane) < MIN_PX:
+            raise ValueError(
+                f"input_size={self.input_size}: under {MIN_PX} rows or columns the first 3D convolution gets less than 3 x 3"
+            )
+        if self.weights != "none" and self.width != 64:
+            raise ValueError(f"weights={self.weights} belong to a full ResNet-18: they need width=64, got {self.width}")
+        return self
+
+
+class CtEvaluation(Section):
     neighbours: PositiveInt
+
+
+class Ct(CtConfig, StudyParams):
+    """The keys of the selected configuration are at the top level."""
+
+    synthetic: CtSynthetic
+    data: CtData
+    seed: Seed
+    training: CtTraining
+    evaluation: CtEvaluation
     index: Literal["exact", "hnsw", "ivf"]
     external: dict[str, str]
     sweep: SeedSweep
@@ -88,21 +132,6 @@ class Ct(CtChoice, AdamCosine):
 
     @model_validator(mode="after")
     def consistent(self) -> "Ct":
-        if self.split != "grouped" and not self.split.endswith(".csv"):
-            raise ValueError(f"split={self.split!r}: allowed are grouped or the path of a .csv file")
-        if self.test + self.validation >= 1:
-            raise ValueError(f"test={self.test} and validation={self.validation} leave nothing to train on")
-        if self.window[0] >= self.window[1]:
-            raise ValueError(f"window={self.window}: the lower end in HU comes first")
-        depth, *plane = self.input_size
-        if depth % 3:
-            raise ValueError(f"input_size={self.input_size}: slices go in threes, {depth} is not a multiple of 3")
-        if min(plane) < FEWEST_PX:
-            raise ValueError(
-                f"input_size={self.input_size}: under {FEWEST_PX} rows or columns the first 3D convolution gets less than 3 x 3"
-            )
-        if self.weights != "none" and self.width != 64:
-            raise ValueError(f"weights={self.weights} are those of a full ResNet-18: they need width=64, got {self.width}")
         self.sweep.check(self.configs)
         check_names(self.external)
         for name in self.configs | self.external:
@@ -110,5 +139,9 @@ class Ct(CtChoice, AdamCosine):
                 raise ValueError(f"{name!r} is the name of a baseline or of two entries of configs and external; rename it")
         for name, path in self.external.items():
             if not path.endswith((".npz", ".parquet")):
-                raise ValueError(f"external.{name}: {path!r} is no .npz or .parquet file of ids and vectors")
+                raise ValueError(f"external.{name}: {path!r} is not a .npz or .parquet file of ids and vectors")
         return self
+
+    def training_values(self) -> dict[str, Any]:
+        """Validation lets neighbours vote, and a model keeps its window."""
+        return super().training_values() | {"window": self.data.window, "neighbours": self.evaluation.neighbours}

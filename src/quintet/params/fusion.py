@@ -4,12 +4,26 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from quintet.params.common import AdamCosine, Fraction, NonNegative, Positive, PositiveInt, Section, Seed, SeedSweep
+from quintet.params.common import (
+    AdamCosine,
+    Configuration,
+    Fraction,
+    NonNegative,
+    NonNegativeInt,
+    OnError,
+    Positive,
+    PositiveInt,
+    Section,
+    Seed,
+    SeedSweep,
+    StudyParams,
+)
 
-CLINICAL = "clinical"  # the clinical row, as a modality beside the imaging ones
+CLINICAL = "clinical"  # the clinical features, as a modality beside the imaging ones
 BASELINES = ("clinical-only",)
-ADAPTS = ("attention", "diffusion")  # what test-time training has losses for
-TTT = "-ttt"  # ends the name of a configuration with test-time training: the same trained weights
+ADAPTS = ("attention", "diffusion")  # the methods whose losses test-time training can minimise
+TTT = "-ttt"  # suffix of a configuration with test-time training: the same trained weights
+Task = Literal["total", "total_mr", "brain_structures", "none"]
 
 
 class FusionSynthetic(Section):
@@ -18,12 +32,55 @@ class FusionSynthetic(Section):
 
 
 class FusionColumns(Section):
-    """Of the clinical table; patient may be `auto` (the first column), event empty (nobody is censored)."""
+    """Of the clinical table; `patient` may be auto (the first column), `event` empty (nobody is censored)."""
 
     patient: str
     label: str
     time: str
     event: str
+
+
+class FusionData(Section):
+    on_error: OnError
+    names: Annotated[dict[str, Annotated[list[str], Field(min_length=1)]], Field(min_length=1)]
+    modalities: Annotated[list[str], Field(min_length=1)]
+    tables: Annotated[list[str], Field(min_length=1)]
+    columns: FusionColumns
+    drop: list[str]
+    task: Literal["classification", "survival"]
+    skull_strip: bool
+    size: Annotated[int, Field(ge=8, le=256)]
+    percentiles: Annotated[list[Annotated[float, Field(ge=0, le=100)]], Field(min_length=2, max_length=2)]
+    split: str
+    split_seed: Seed
+    test: Annotated[float, Field(gt=0, lt=1)]
+    validation: Annotated[float, Field(gt=0, lt=1)]
+
+    @model_validator(mode="after")
+    def consistent(self) -> "FusionData":
+        if unknown := [name for name in self.modalities if name not in self.names]:
+            raise ValueError(f"modalities: {', '.join(unknown)} without patterns in names; there are {', '.join(self.names)}")
+        if len(set(self.modalities)) < len(self.modalities):
+            raise ValueError(f"modalities: an entry is listed twice in {self.modalities}")
+        for name in self.names:
+            if name == CLINICAL or not name.replace("_", "").isalnum():
+                raise ValueError(f"names: {name!r}: letters, digits and _ only, and not {CLINICAL!r} (the clinical features)")
+        if self.split != "stratified" and not self.split.endswith(".csv"):
+            raise ValueError(f"split={self.split!r}: allowed are stratified or the path of a .csv file")
+        if self.test + self.validation >= 1:
+            raise ValueError(f"test={self.test} and validation={self.validation} leave nothing to train on")
+        if self.percentiles[0] >= self.percentiles[1]:
+            raise ValueError(f"percentiles={self.percentiles}: the lower one must come first")
+        if self.task == "survival" and not self.columns.time:
+            raise ValueError("task=survival needs columns.time, the name of the column with survival times")
+        return self
+
+
+class FusionSegmentation(Section):
+    segmenter: Literal["threshold", "totalsegmentator", "none"]
+    totalsegmentator: str
+    fast: bool
+    segmenter_tasks: dict[str, Task]
 
 
 class FusionAugment(Section):
@@ -49,50 +106,15 @@ class FusionLossWeights(Section):
     contrastive: NonNegative
 
 
-class FusionTtt(Section):
-    steps: Seed
-    rate: Positive
-    parameters: Literal["norm", "fusion", "all"]
-
-
-class FusionConfig(Section):
-    """One configuration: how modalities are joined, and the share of them that training withholds."""
+class FusionConfig(Configuration):
+    """How modalities are joined, and the share of them that is masked in training."""
 
     method: Literal["attention", "diffusion", "concat", "late"]
-    dropping: Annotated[float, Field(ge=0, lt=1)]
+    modality_dropout: Annotated[float, Field(ge=0, lt=1)]
 
 
-class FusionChoice(FusionConfig):
-    """The selected configuration: its fields stand at the study's top level."""
-
-    seed: Seed
-
-
-Task = Literal["total", "total_mr", "brain_structures", "none"]
-
-
-class Fusion(FusionChoice, AdamCosine):
-    raw: str
-    on_error: Literal["raise", "skip"]
-    synthetic: FusionSynthetic
-    names: Annotated[dict[str, Annotated[list[str], Field(min_length=1)]], Field(min_length=1)]
-    modalities: Annotated[list[str], Field(min_length=1)]
-    tables: Annotated[list[str], Field(min_length=1)]
-    columns: FusionColumns
-    drop: list[str]
-    task: Literal["classification", "survival"]
+class FusionTraining(AdamCosine):
     survival_loss: Literal["cox", "mse"]
-    segmenter: Literal["threshold", "totalsegmentator", "none"]
-    totalsegmentator: str
-    fast: bool
-    segmenter_tasks: dict[str, Task]
-    skull_strip: bool
-    size: Annotated[int, Field(ge=8, le=256)]
-    percentiles: Annotated[list[Annotated[float, Field(ge=0, le=100)]], Field(min_length=2, max_length=2)]
-    split: str
-    split_seed: Seed
-    test: Annotated[float, Field(gt=0, lt=1)]
-    validation: Annotated[float, Field(gt=0, lt=1)]
     encoder: Literal["small", "resnet10", "resnet18", "resnet34", "resnet50"]
     width: Annotated[int, Field(ge=8, le=128, multiple_of=8)]
     clinical_units: Annotated[list[PositiveInt], Field(min_length=1)]
@@ -103,47 +125,64 @@ class Fusion(FusionChoice, AdamCosine):
     recompute: bool
     diffusion: FusionDiffusion
     sampling_steps: PositiveInt
-    samples: PositiveInt
     loss_weights: FusionLossWeights
     temperature: Positive
     epochs: PositiveInt
     batch_size: Annotated[int, Field(ge=2)]
     rate: Positive
     augment: FusionAugment
+
+    @model_validator(mode="after")
+    def consistent(self) -> "FusionTraining":
+        if self.hidden % self.heads:
+            raise ValueError(f"hidden ({self.hidden}) must be divisible by heads ({self.heads})")
+        if self.sampling_steps > self.diffusion.steps:
+            raise ValueError(f"sampling_steps={self.sampling_steps}: the diffusion has {self.diffusion.steps} steps")
+        return self
+
+
+class FusionTtt(Section):
+    steps: NonNegativeInt
+    rate: Positive
+    parameters: Literal["norm", "fusion", "all"]
+
+
+class FusionEvaluation(Section):
+    samples: PositiveInt
     ttt: FusionTtt
     test_missing: Annotated[float, Field(gt=0, lt=1)]
+
+
+class Fusion(FusionConfig, StudyParams):
+    """The keys of the selected configuration are at the top level."""
+
+    synthetic: FusionSynthetic
+    data: FusionData
+    segmentation: FusionSegmentation
+    seed: Seed
+    training: FusionTraining
+    evaluation: FusionEvaluation
     sweep: SeedSweep
     configs: Annotated[dict[str, FusionConfig], Field(min_length=1)]
 
     @model_validator(mode="after")
     def consistent(self) -> "Fusion":
-        if unknown := [name for name in self.modalities if name not in self.names]:
-            raise ValueError(f"modalities: {', '.join(unknown)} without patterns in names; there are {', '.join(self.names)}")
-        if len(set(self.modalities)) < len(self.modalities):
-            raise ValueError(f"modalities: an entry stands twice in {self.modalities}")
-        for name in self.names:
-            if name == CLINICAL or not name.replace("_", "").isalnum():
-                raise ValueError(f"names: {name!r}: letters, digits and _ only, and not {CLINICAL!r} (the table's row)")
-        if unknown := [name for name in self.segmenter_tasks if name not in self.names]:
-            raise ValueError(f"segmenter_tasks: {', '.join(unknown)}: no such modality; there are {', '.join(self.names)}")
-        if self.segmenter == "totalsegmentator":
-            if missing := [name for name in self.modalities if name not in self.segmenter_tasks]:
-                raise ValueError(f"segmenter_tasks: no task for {', '.join(missing)} (none: its mask is the threshold's)")
-            if self.fast and (own := [m for m in self.modalities if self.segmenter_tasks[m] == "brain_structures"]):
-                raise ValueError(f"segmenter_tasks: brain_structures of {', '.join(own)} knows no fast mode; set fast: false")
-        if self.split != "stratified" and not self.split.endswith(".csv"):
-            raise ValueError(f"split={self.split!r}: allowed are stratified or the path of a .csv file")
-        if self.test + self.validation >= 1:
-            raise ValueError(f"test={self.test} and validation={self.validation} leave nothing to train on")
-        if self.percentiles[0] >= self.percentiles[1]:
-            raise ValueError(f"percentiles={self.percentiles}: the lower one comes first")
-        if self.hidden % self.heads:
-            raise ValueError(f"hidden ({self.hidden}) must be divisible by heads ({self.heads})")
-        if self.sampling_steps > self.diffusion.steps:
-            raise ValueError(f"sampling_steps={self.sampling_steps}: the diffusion has {self.diffusion.steps} steps")
-        if self.task == "survival" and not self.columns.time:
-            raise ValueError("task=survival needs columns.time, the name of the column with survival times")
+        tasks, modalities = self.segmentation.segmenter_tasks, self.data.modalities
+        known = ", ".join(self.data.names)
+        if unknown := [name for name in tasks if name not in self.data.names]:
+            raise ValueError(f"segmentation.segmenter_tasks: {', '.join(unknown)}: no such modality; there are {known}")
+        if self.segmentation.segmenter == "totalsegmentator":
+            if missing := [name for name in modalities if name not in tasks]:
+                raise ValueError(
+                    f"segmentation.segmenter_tasks: no task for {', '.join(missing)} (none: use the threshold's mask)"
+                )
+            if self.segmentation.fast and (slow := [m for m in modalities if tasks[m] == "brain_structures"]):
+                raise ValueError(
+                    f"segmentation.segmenter_tasks: brain_structures of {', '.join(slow)} has no fast mode; set fast: false"
+                )
         self.sweep.check(self.configs)
-        if wrong := [name for name in self.configs if name in BASELINES or name.endswith(TTT)]:
-            raise ValueError(f"configs: {wrong[0]!r} is kept for a baseline or for a configuration with test-time training")
+        if reserved := [name for name in self.configs if name in BASELINES or name.endswith(TTT)]:
+            raise ValueError(
+                f"configs: {reserved[0]!r} is reserved for a baseline or for a configuration with test-time training"
+            )
         return self

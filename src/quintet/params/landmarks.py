@@ -5,7 +5,23 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from quintet.params.common import AdamCosine, Fraction, NonNegative, Positive, PositiveInt, Section, Seed, check_names
+from quintet.params.common import (
+    AdamCosine,
+    Configuration,
+    Fraction,
+    NonNegative,
+    OnError,
+    Positive,
+    PositiveInt,
+    Section,
+    Seed,
+    Seeds,
+    StudyParams,
+    check_names,
+)
+
+LandmarksLoss = Literal["wing", "symmetry", "distance"]
+BASELINES = ("mean_shape", "ridge")
 
 
 class LandmarksSynthetic(Section):
@@ -13,6 +29,21 @@ class LandmarksSynthetic(Section):
     size: Annotated[int, Field(ge=64, le=2048)]
     seed: Seed
     label_noise_px: NonNegative
+
+
+class LandmarksData(Section):
+    on_error: OnError
+    size: Annotated[int, Field(ge=32, le=1024, multiple_of=16)]
+    clahe: Fraction
+    split: str
+    split_seed: Seed
+    near_duplicate_distance: Annotated[int, Field(ge=0, le=32)]
+
+    @model_validator(mode="after")
+    def consistent(self) -> "LandmarksData":
+        if self.split not in ("reference", "stratified", "grouped") and not self.split.endswith(".csv"):
+            raise ValueError(f"split={self.split!r}: allowed are reference, stratified, grouped or the path of a .csv file")
+        return self
 
 
 class LandmarksAugment(Section):
@@ -24,18 +55,13 @@ class LandmarksAugment(Section):
     contrast: Annotated[float, Field(ge=0, lt=1)]
 
 
-LandmarksLoss = Literal["wing", "symmetry", "distance"]
-
-
 class LandmarksLossWeights(Section):
     wing: NonNegative
     symmetry: NonNegative
     distance: NonNegative
 
 
-class LandmarksChoice(Section):
-    """One configuration: the selected one's fields stand at the study's top level, the sweep's under `configs`."""
-
+class LandmarksConfig(Configuration):
     arch: Literal["resnet18", "unet"]
     head: Literal["regression", "heatmap"]
     attention: bool
@@ -46,44 +72,42 @@ class LandmarksChoice(Section):
     rate_head: Positive
 
     @model_validator(mode="after")
-    def possible(self) -> "LandmarksChoice":
+    def possible(self) -> "LandmarksConfig":
         if self.arch == "unet" and self.head != "heatmap":
-            raise ValueError("arch=unet has no pooled features: use head=heatmap (regression goes with arch=resnet18)")
+            raise ValueError("arch=unet has no pooled features: use head=heatmap (regression needs arch=resnet18)")
         if self.arch == "unet" and self.attention:
-            raise ValueError("attention=true needs arch=resnet18 (it stands after its backbone), or set attention=false")
+            raise ValueError("attention=true needs arch=resnet18 (it follows that backbone), or set attention=false")
         if len(set(self.losses)) < len(self.losses):
-            raise ValueError(f"a loss stands twice in losses={self.losses}; change its share in loss_weights instead")
+            raise ValueError(
+                f"a loss is listed twice in losses={self.losses}; change its weight in training.loss_weights instead"
+            )
         if "wing" not in self.losses:
-            raise ValueError("losses needs wing: symmetry and distance alone do not fix where the landmarks are")
+            raise ValueError("losses needs wing: symmetry and distance alone do not determine where the landmarks are")
         if self.trains == "all" and self.rate_backbone == 0:
             raise ValueError("trains=all needs rate_backbone > 0 (or trains=head)")
         return self
 
+    def start(self, seed: int) -> Path | None:
+        """The run folder whose weights the training starts from; None: random or pretrained weights."""
+        return None
 
-class LandmarksConfig(LandmarksChoice):
+
+class LandmarksPhase(LandmarksConfig):
+    """A configuration of the sweep. `after` is the sweep folder of the phase before it, or prepare's output for a first phase."""
+
     after: str
 
+    @property
+    def predecessor(self) -> str | None:
+        """The configuration that this phase continues from."""
+        path = Path(self.after)
+        return path.name if path.parts[:1] == ("runs",) else None
 
-class LandmarksSweep(Section):
-    seeds: Annotated[list[Seed], Field(min_length=1)]
+    def start(self, seed: int) -> Path | None:
+        return Path(self.after) / f"seed{seed}" if self.predecessor else None
 
 
-class LandmarksBaselines(Section):
-    ridge_size: Annotated[int, Field(ge=4, le=128)]
-    ridge_alphas: Annotated[list[Positive], Field(min_length=1)]
-
-
-class Landmarks(LandmarksChoice, AdamCosine):
-    raw: str
-    on_error: Literal["raise", "skip"]
-    synthetic: LandmarksSynthetic
-    size: Annotated[int, Field(ge=32, le=1024, multiple_of=16)]
-    clahe: Fraction
-    split: str
-    split_seed: Seed
-    near_duplicate_distance: Annotated[int, Field(ge=0, le=32)]
-    start_from: str
-    seed: Seed
+class LandmarksTraining(AdamCosine):
     weights: str
     width: Annotated[int, Field(ge=8, le=128, multiple_of=8)]
     dropout: Annotated[float, Field(ge=0, lt=1)]
@@ -93,34 +117,52 @@ class Landmarks(LandmarksChoice, AdamCosine):
     loss_weights: LandmarksLossWeights
     batch_size: PositiveInt
     augment: LandmarksAugment
+
+    @model_validator(mode="after")
+    def consistent(self) -> "LandmarksTraining":
+        if self.weights != "none" and self.width != 64:
+            raise ValueError(f"weights={self.weights} belong to a full ResNet-18: they need width=64, got {self.width}")
+        return self
+
+
+class LandmarksEvaluation(Section):
     mirror_average: bool
     template: bool
+
+
+class LandmarksBaselines(Section):
+    ridge_size: Annotated[int, Field(ge=4, le=128)]
+    ridge_alphas: Annotated[list[Positive], Field(min_length=1)]
+
+
+class Landmarks(LandmarksConfig, StudyParams):
+    """The keys of the selected configuration are at the top level."""
+
+    synthetic: LandmarksSynthetic
+    data: LandmarksData
+    start_from: str
+    seed: Seed
     figures: Literal["examples", "all"]
-    sweep: LandmarksSweep
-    configs: Annotated[dict[str, LandmarksConfig], Field(min_length=1)]
+    training: LandmarksTraining
+    evaluation: LandmarksEvaluation
     baselines: LandmarksBaselines
+    sweep: Seeds
+    configs: Annotated[dict[str, LandmarksPhase], Field(min_length=1)]
     published: dict[str, Positive]
 
     @model_validator(mode="after")
     def consistent(self) -> "Landmarks":
-        if self.split not in ("reference", "stratified", "grouped") and not self.split.endswith(".csv"):
-            raise ValueError(f"split={self.split!r}: allowed are reference, stratified, grouped or the path of a .csv file")
-        if self.weights != "none" and self.width != 64:
-            raise ValueError(f"weights={self.weights} are those of a full ResNet-18: they need width=64, got {self.width}")
         check_names(self.configs)
         for name, config in self.configs.items():
-            if name in ("ridge", "mean-shape"):
+            if name in BASELINES:
                 raise ValueError(f"configs: {name!r} is the name of a baseline")
-            before = predecessor(config)
+            before = config.predecessor
             if before and before not in self.configs:
-                raise ValueError(f"configs.{name}.after: {before!r} is no configuration; there are {', '.join(self.configs)}")
-            random = self.weights == "none" or config.arch == "unet"
+                raise ValueError(f"configs.{name}.after: {before!r} is not a configuration; there are {', '.join(self.configs)}")
+            random = self.training.weights == "none" or config.arch == "unet"
             if config.trains == "head" and before is None and random and config.head == "heatmap":
                 raise ValueError(f"configs.{name}: trains=head on a random backbone with head=heatmap learns nothing")
         return self
 
-
-def predecessor(config: LandmarksConfig) -> str | None:
-    """The configuration a phase continues from; None where it starts from scratch (`after` is prepare's output)."""
-    path = Path(config.after)
-    return path.name if path.parts[:1] == ("runs",) else None
+    def start(self, seed: int) -> Path | None:
+        return None if self.start_from == "none" else Path(self.start_from)

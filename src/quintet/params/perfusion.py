@@ -5,7 +5,20 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from quintet.params.common import Fraction, NonNegative, Optimisation, Positive, PositiveInt, Section, Seed, Sweep
+from quintet.params.common import (
+    Configuration,
+    Fraction,
+    NonNegative,
+    NonNegativeInt,
+    OnError,
+    Optimisation,
+    Positive,
+    PositiveInt,
+    Section,
+    Seed,
+    StudyParams,
+    Sweep,
+)
 
 PerfusionLoss = Literal["spatial", "complementary", "multiscale", "adaptive"]
 EXCLUSIVE = ("spatial", "multiscale", "adaptive")  # three forms of one term
@@ -16,8 +29,28 @@ class PerfusionSynthetic(Section):
     seed: Seed
 
 
+class PerfusionData(Section):
+    on_error: OnError
+    subject_pattern: str
+    folds: Annotated[int, Field(ge=2)]
+    split: str
+    split_seed: Seed
+
+    @model_validator(mode="after")
+    def consistent(self) -> "PerfusionData":
+        try:
+            groups = re.compile(self.subject_pattern).groupindex
+        except re.error as error:
+            raise ValueError(f"subject_pattern is not a regular expression: {error}") from None
+        if "subject" not in groups:
+            raise ValueError("subject_pattern needs a group (?P<subject>...)")
+        if self.split != "auto" and not self.split.endswith(".json"):
+            raise ValueError(f"split={self.split!r}: allowed are auto or the path of a splits_final.json")
+        return self
+
+
 class PerfusionAugment(Section):
-    """Shares of the images that each transformation touches; ranges are nnU-Net's (augmentation.py)."""
+    """Shares of the images that each transform changes; ranges are nnU-Net's (model/augmentation.py)."""
 
     rotation: Fraction
     rotation_deg: Annotated[float, Field(ge=0, le=180)]
@@ -40,8 +73,8 @@ class PerfusionLossWeights(Section):
     adaptive: Annotated[list[NonNegative], Field(min_length=2, max_length=2)]
 
 
-class PerfusionConfig(Section):
-    """One configuration of the sweep. `separate_at` may be left out: decoder."""
+class PerfusionConfig(Configuration):
+    """`separate_at` may be left out: decoder."""
 
     arch: Literal["shared", "separate", "crossattention"]
     losses: list[PerfusionLoss]
@@ -50,7 +83,9 @@ class PerfusionConfig(Section):
     @model_validator(mode="after")
     def possible(self) -> "PerfusionConfig":
         if len(set(self.losses)) < len(self.losses):
-            raise ValueError(f"a loss stands twice in losses={self.losses}; change its share in loss_weights instead")
+            raise ValueError(
+                f"a loss is listed twice in losses={self.losses}; change its weight in training.loss_weights instead"
+            )
         if len(forms := [name for name in self.losses if name in EXCLUSIVE]) > 1:
             raise ValueError(f"losses: {' and '.join(forms)} are forms of one term; keep one of them")
         if self.arch == "crossattention" and self.separate_at == "head":
@@ -58,20 +93,7 @@ class PerfusionConfig(Section):
         return self
 
 
-class PerfusionChoice(PerfusionConfig):
-    """The selected configuration: its fields stand at the study's top level."""
-
-    fold: Seed
-    seed: Seed
-
-
-class Perfusion(PerfusionChoice, Optimisation):
-    raw: str
-    synthetic: PerfusionSynthetic
-    subject_pattern: str
-    folds: Annotated[int, Field(ge=2)]
-    split: str
-    split_seed: Seed
+class PerfusionTraining(Optimisation):
     epochs: PositiveInt
     iterations: PositiveInt
     batch_size: PositiveInt
@@ -84,21 +106,27 @@ class Perfusion(PerfusionChoice, Optimisation):
     oversample_foreground: Fraction
     loss_weights: PerfusionLossWeights
     augment: PerfusionAugment
+
+
+class PerfusionEvaluation(Section):
     mirror_average: bool
     save_probabilities: bool
+
+
+class Perfusion(PerfusionConfig, StudyParams):
+    """The keys of the selected configuration are at the top level."""
+
+    synthetic: PerfusionSynthetic
+    data: PerfusionData
+    fold: NonNegativeInt
+    seed: Seed
+    training: PerfusionTraining
+    evaluation: PerfusionEvaluation
     sweep: Sweep
     configs: Annotated[dict[str, PerfusionConfig], Field(min_length=1)]
 
     @model_validator(mode="after")
     def consistent(self) -> "Perfusion":
-        try:
-            named = "subject" in re.compile(self.subject_pattern).groupindex
-        except re.error as error:
-            raise ValueError(f"subject_pattern is no regular expression: {error}") from None
-        if not named:
-            raise ValueError("subject_pattern needs a group (?P<subject>...)")
-        if self.split != "auto" and not self.split.endswith(".json"):
-            raise ValueError(f"split={self.split!r}: allowed are auto or the path of a splits_final.json")
         self.sweep.check(self.configs)
-        self.sweep.check_folds(fold=self.fold, folds=self.folds)
+        self.sweep.check_folds(fold=self.fold, folds=self.data.folds)
         return self

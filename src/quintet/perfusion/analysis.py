@@ -1,4 +1,4 @@
-"""The data-set page: who and what is in the data, how it is split, and what the preparation costs."""
+"""The data page: people, cases and folds, grids, territories, and what the preparation costs."""
 
 import tempfile
 from pathlib import Path
@@ -8,62 +8,66 @@ import pandas as pd
 
 from quintet.pages import Section, write_page
 from quintet.params import Perfusion
-from quintet.perfusion.data import Prepared, centred, prepare
-from quintet.perfusion.evaluation import dice_score
-from quintet.perfusion.figures import Slice, panels
-from quintet.perfusion.nnunet import SIDES
+from quintet.perfusion.data.prepare import prepare
+from quintet.perfusion.data.prepared import SIDES, Prepared, centred
+from quintet.perfusion.evaluation.figures import Slice, panels
+from quintet.perfusion.evaluation.scores import dice_score
 
-SHOWN = 6  # cases
+MAX_CASES_SHOWN = 6
 
 
 def analyze(raw: Path, page: Path, params: Perfusion) -> None:
-    """Describe any raw folder as a page, without keeping what is prepared on the way."""
+    """Describe a raw folder as a page; the prepared data is not kept. Skipped cases are listed."""
+    skipping = params.model_copy(update={"data": params.data.model_copy(update={"on_error": "skip"})})
     with tempfile.TemporaryDirectory() as folder:
-        write_data_page(page, prepare(raw, Path(folder) / "prepared", params))
+        write_data_page(page, *prepare(raw, Path(folder) / "prepared", skipping), skipping)
 
 
-def write_data_page(page: Path, data: Prepared) -> None:
-    cases = data.cases
+def write_data_page(page: Path, data: Prepared, skipped: list[str], params: Perfusion) -> None:
+    """Write the HTML page of a prepared data set; skipped cases are listed in full."""
+    cases = data.table
     with tempfile.TemporaryDirectory() as folder:
-        picture = Path(folder) / "cases.png"
-        chosen = np.unique(np.linspace(0, len(cases) - 1, SHOWN).astype(int))
+        figure = Path(folder) / "cases.png"
+        chosen = np.unique(np.linspace(0, len(cases) - 1, MAX_CASES_SHOWN).astype(int))
         panels(
-            picture,
+            figure,
             {cases["case"][i]: _fullest(data, int(i)) for i in chosen},
             "Flow maps as the networks see them, territories in green",
         )
         sections = [
             _folds(data),
             _grids(data),
-            Section("Cases", figures=[picture]),
+            Section("Cases", figures=[figure]),
             _territories(data),
             Section("What the preparation costs", ROUND_TRIP, _round_trip(data)),
         ]
+        if skipped:
+            sections.append(Section(f"{len(skipped)} skipped", "\n\n".join(skipped)))
         lead = f"{len(cases)} cases of {cases['subject'].nunique()} people; channels: {', '.join(data.channels)}."
         write_page(page, "Perfusion territories: the data set", sections, lead=lead)
 
 
-def _fullest(data: Prepared, case: int) -> Slice:
-    size = data.geometry[case].size
-    masks = centred(np.asarray(data.masks[data.slices(case)]), size).astype(bool)
+def _fullest(data: Prepared, row: int) -> Slice:
+    size = data.geometry[row].size
+    masks = centred(np.asarray(data.masks[data.slices(row)]), size).astype(bool)
     level = int(masks.sum((1, 2, 3)).argmax())
-    images = centred(np.asarray(data.images[data.slices(case)]), size)
+    images = centred(np.asarray(data.images[data.slices(row)]), size)
     return Slice(level, images[level, :2], masks[level], np.zeros_like(masks[level]), data.spacing_mm[1] / data.spacing_mm[2])
 
 
 def _folds(data: Prepared) -> Section:
     rows = []
     for number, fold in enumerate(data.folds):
-        held_out = data.cases[data.cases["case"].isin(fold["val"])]
+        held_out = data.table[data.table["case"].isin(fold["val"])]
         people = sorted(held_out["subject"].unique())
         rows.append((number, len(fold["train"]), len(fold["val"]), len(people), ", ".join(people)))
-    visits = data.cases.groupby("subject").size().value_counts().sort_index()
-    text = "The visits of one person never stand on both sides. Visits per person: " + ", ".join(
+    visits = data.table.groupby("subject").size().value_counts().sort_index()
+    text = "The visits of one person are always on the same side. Visits per person: " + ", ".join(
         f"{n} ({k} people)" for n, k in visits.items()
     )
-    if unused := len(data.cases) - len({name for fold in data.folds for part in fold.values() for name in part}):
-        text += f". {unused} cases stand in no fold and are not used"
-    columns = ["fold", "training cases", "held-out cases", "held-out people", "who"]
+    if unused := len(data.table) - len({name for fold in data.folds for part in fold.values() for name in part}):
+        text += f". {unused} cases are in no fold and are not used"
+    columns = ["fold", "training cases", "held-out cases", "held-out people", "names"]
     return Section("Folds", f"{text}.", pd.DataFrame(rows, columns=columns))
 
 
@@ -83,7 +87,7 @@ def _grids(data: Prepared) -> Section:
         f"{sizes[:, 0].min()} to {sizes[:, 0].max()} x {sizes[:, 1].min()} to {sizes[:, 1].max()} pixels."
     )
     full = sum(np.prod(np.diff(g.box)) == np.prod(g.grid.shape) for g in data.geometry)
-    text += f" {full} cases fill their whole grid: are they skull-stripped, with 0 outside?" if full else ""
+    text += f" {full} cases fill their whole grid: check that they are skull-stripped, with 0 outside the brain." if full else ""
     return Section("Grids", text, counts)
 
 
@@ -99,26 +103,25 @@ def _axes(affine: np.ndarray) -> tuple[str, ...]:
 
 
 def _territories(data: Prepared) -> Section:
-    volumes = data.cases[[f"{side}_ml" for side in SIDES]]
-    within = data.cases.groupby("subject")[list(volumes.columns)].std().mean()
+    volumes = data.table[[f"{side}_ml" for side in SIDES]]
+    within = data.table.groupby("subject")[list(volumes.columns)].std().mean()
     rows = [(side, *volumes[f"{side}_ml"].agg(["mean", "min", "max", "std"]), within[f"{side}_ml"]) for side in SIDES]
-    both = np.mean([(t := data.true(i)).all(0).sum() / max(1, t.any(0).sum()) for i in range(len(data.cases))])
+    both = np.mean([(t := data.true(i)).all(0).sum() / max(1, t.any(0).sum()) for i in range(len(data.table))])
     columns = ["territory", "mean, ml", "smallest", "largest", "SD over cases", "SD between visits of one person"]
     return Section(
         "Territories",
-        f"On average {100 * both:.1f} % of the covered volume belongs to both.",
+        f"On average {100 * both:.1f} % of the covered volume belongs to both territories.",
         pd.DataFrame(rows, columns=columns),
     )
 
 
-ROUND_TRIP = """Dice of each label with itself after the way into the prepared grid and back: no prediction can be expected
-to score higher."""
+ROUND_TRIP = """Dice of each label with itself after resampling to the prepared grid and back: an upper bound for predictions."""
 
 
 def _round_trip(data: Prepared) -> pd.DataFrame:
     scores = []
-    for case, way in enumerate(data.geometry):
-        masks = centred(np.asarray(data.masks[data.slices(case)]), way.size)
-        scores.append([dice_score(way.to_file(masks[:, i].astype(np.float32)) >= 0.5, data.true(case)[i]) for i in range(2)])
+    for row, geometry in enumerate(data.geometry):
+        masks = centred(np.asarray(data.masks[data.slices(row)]), geometry.size)
+        scores.append([dice_score(geometry.to_file(masks[:, i].astype(np.float32)) >= 0.5, data.true(row)[i]) for i in range(2)])
     table = np.array(scores)
     return pd.DataFrame({"territory": SIDES, "mean": table.mean(0).round(4), "lowest": table.min(0).round(4)})

@@ -1,20 +1,18 @@
-"""All configurations side by side: the ranking, the reference's analysis tables, and its open questions."""
-
-from pathlib import Path
+"""The ranking of the configurations, the reference's analysis tables, and its open questions."""
 
 import numpy as np
 import pandas as pd
 from scipy import stats
 
-from quintet import ranking, results
-from quintet.comparison import Runs, evaluation_metrics, prune_runs, publish, select_columns, sweep_runs, training_metrics
+from quintet import ranking
+from quintet.comparison import Runs, evaluation_metrics, read_all_cases, read_cases, select_columns, training_metrics
 from quintet.pages import Section
-from quintet.params import Params, PerfusionConfig
-from quintet.perfusion.answers import difference, open_questions, recommendations
+from quintet.params import Params, Perfusion, PerfusionConfig
+from quintet.perfusion.open_questions import difference, open_questions, recommendations
 from quintet.perfusion.published import PUBLISHED
+from quintet.ranking import Ranking
 
-METRIC, UNIT = "dice", "0 to 1"
-SWEEP = Path("runs/perfusion/sweep")
+METRIC = "dice"
 DETAILS = {
     "dice": "Dice (mean over cases)",
     "dice_of_subjects": "Dice (mean over people)",
@@ -23,72 +21,64 @@ DETAILS = {
     "assd_mm_left": "ASSD left, mm",
     "assd_mm_right": "ASSD right, mm",
     "volume_error_left": "relative volume error left",
-    "volume_error_right": "right",
+    "volume_error_right": "relative volume error right",
     "dice_overlap": "Dice of the overlap zone",
     "asymmetry_error": "asymmetry error",
     "undefined_distances": "undefined distances",
 }
 COSTS = {
     "train_seconds": "training, s",
-    "evaluation_seconds_per_case": "prediction and scores, s a case",
+    "evaluation_seconds_per_case": "prediction and scoring, s per case",
     "parameters": "parameters",
     "peak_memory_mb": "peak memory, MiB",
 }
 COLUMNS = {(): "baseline", ("spatial",): "spatial", ("complementary",): "complementary", ("complementary", "spatial"): "combined"}
 
 
-def ranked(params: Params, sweep: Path = SWEEP) -> ranking.Ranking:
-    table = results.read(
-        run / "evaluation" / "cases.csv" for group in sweep_runs(params.perfusion.sweep, sweep).values() for run in group
-    )
+def rank(params: Params, runs: Runs) -> Ranking:
     return ranking.rank(
-        table,
+        read_all_cases(runs),
         METRIC,
         lower_is_better=False,
+        label="Dice",
         alpha=params.ranking.alpha,
         bootstrap=params.ranking.bootstrap,
         published={name: mean / 100 for name, (mean, _, _) in PUBLISHED.items()},
     )
 
 
-def compare(params: Params, sweep: Path, out: Path, report: Path) -> str:
-    """Rank what params name, write `report` and `out` = {record.json}; returns the verdict."""
-    p = params.perfusion
-    runs = sweep_runs(p.sweep, sweep)
-    prune_runs(sweep, [run for group in runs.values() for run in group])
-    table = ranked(params, sweep)
-    configs = {name: p.configs[name] for name in table.table["config"]}
-    found = evaluation_metrics(runs, configs)
-    costs = training_metrics(runs, configs).join(found[["evaluation_seconds_per_case"]])
+def report_sections(params: Perfusion, table: Ranking, runs: Runs) -> list[Section]:
+    configs = {name: params.configs[name] for name in table.table["config"]}
+    metrics = evaluation_metrics(runs, configs)
+    costs = training_metrics(runs, configs).join(metrics[["evaluation_seconds_per_case"]])
     sides = _sides(runs, configs)
-    sections = [
+    return [
         _published(table, sides, configs),
         _by_loss(table, configs),
         _by_architecture(table, configs),
         Section("Left and right", LEFT_RIGHT, sides),
-        Section("The reference's open questions", "\n\n".join(open_questions(table, p))),
-        Section("Recommendations", "\n\n".join(recommendations(table, costs, p))),
-        Section("Details", "Means over the cases where a figure is defined.", select_columns(found, DETAILS)),
-        Section("Cost", "On this machine; training includes validation.", select_columns(costs, COSTS)),
+        Section("The reference's open questions", "\n\n".join(open_questions(table, params))),
+        Section("Recommendations", "\n\n".join(recommendations(table, costs, params))),
+        Section("Details", "Means over the cases where a score is defined.", select_columns(metrics, DETAILS)),
+        Section("Cost", "On this machine; training time includes validation.", select_columns(costs, COSTS)),
     ]
-    publish("perfusion", table, runs, out, report, title="Perfusion territories", unit=UNIT, extra=lambda _: sections)
-    return table.verdict
 
 
 LEFT_RIGHT = """Dice of the left and of the right territory, means over people, and the gap left - right with its 95 % interval.
 
-Published: left ahead by 1.2 +- 0.7 points on average, called universal, though shared-multiscale is the other way round."""
+Published: left is ahead by 1.2 +- 0.7 points on average, which the reference calls universal, although in shared-multiscale
+right is ahead."""
 
 
 def _sides(runs: Runs, configs: dict[str, PerfusionConfig]) -> pd.DataFrame:
     rows = []
     for name in configs:
-        table = results.read(run / "evaluation" / "cases.csv" for run in runs[name])
+        table = read_cases(runs[name])
         people = table[table["metric"].isin(["dice_left", "dice_right", "gap"])]
         people = people.groupby(["metric", "group"])["value"].mean().unstack(0)
         gap = people["gap"]
         half = stats.t.ppf(0.975, len(gap) - 1) * gap.std() / np.sqrt(len(gap)) if len(gap) > 1 else np.nan
-        known = PUBLISHED.get(name)
+        published = PUBLISHED.get(name)
         rows.append(
             {
                 "config": name,
@@ -97,13 +87,13 @@ def _sides(runs: Runs, configs: dict[str, PerfusionConfig]) -> pd.DataFrame:
                 "gap": gap.mean(),
                 "low": gap.mean() - half,
                 "high": gap.mean() + half,
-                "published gap": (known[1] - known[2]) / 100 if known else np.nan,
+                "published gap": (published[1] - published[2]) / 100 if published else np.nan,
             }
         )
     return pd.DataFrame(rows)
 
 
-def _published(table: ranking.Ranking, sides: pd.DataFrame, configs: dict[str, PerfusionConfig]) -> Section:
+def _published(table: Ranking, sides: pd.DataFrame, configs: dict[str, PerfusionConfig]) -> Section:
     rows = []
     for row, side in zip(table.table.itertuples(), sides.itertuples(), strict=True):
         mean, left, right = (v / 100 for v in PUBLISHED.get(row.config, (np.nan,) * 3))
@@ -124,12 +114,12 @@ def _published(table: ranking.Ranking, sides: pd.DataFrame, configs: dict[str, P
         "published right",
     ]
     text = (
-        "Ours (means over people) and the reference's (means over 6 cases of 2 people, one run each). separate at: decoder is "
-        "one decoder per hemisphere; the reference's published sketch was two heads on one decoder (head), the same function as "
-        "shared."
+        "Ours (means over people) and the reference's (means over 6 cases of 2 people, one run each). separate at decoder: "
+        "one decoder per hemisphere; head: the reference's published sketch, two heads on one decoder, which is the same "
+        "function as shared."
     )
     return Section(
-        "Published beside ours",
+        "Published results and ours",
         text,
         pd.DataFrame(rows, columns=columns).assign(**{"published rank": [_whole(r[6]) for r in rows]}),
     )
@@ -139,8 +129,8 @@ def _whole(value: int | None) -> str:
     return "" if value is None else str(value)
 
 
-def _by_loss(table: ranking.Ranking, configs: dict[str, PerfusionConfig]) -> Section:
-    """Architecture x loss terms: mean, and the change against the architecture's own baseline."""
+def _by_loss(table: Ranking, configs: dict[str, PerfusionConfig]) -> Section:
+    """Architecture x loss terms: mean, and the difference from the same architecture without added terms."""
     mean = table.table.set_index("config")["mean"]
     rows: dict[str, dict[str, str]] = {}
     for name, config in configs.items():
@@ -151,23 +141,23 @@ def _by_loss(table: ranking.Ranking, configs: dict[str, PerfusionConfig]) -> Sec
         )
         text = f"{mean[name]:.4f}"
         if baseline and baseline != name:
-            change, half, separated = difference(table, name, baseline)
-            text += f" ({change:+.4f} [{change - half:+.4f}, {change + half:+.4f}]{' separated' if separated else ''})"
+            change, half_width, significant = difference(table, name, baseline)
+            text += f" ({change:+.4f} [{change - half_width:+.4f}, {change + half_width:+.4f}]{', significant' * significant})"
         rows.setdefault(arch, {})[column] = text
     order = [*COLUMNS.values(), *sorted({c for row in rows.values() for c in row} - set(COLUMNS.values()))]
     wide = pd.DataFrame(rows).T.reindex(columns=[c for c in order if any(c in row for row in rows.values())]).fillna("")
     text = (
-        "Mean Dice; in brackets the change against the same architecture without added terms, its interval "
-        f"({100 * (1 - table.alpha):g} %, this pair alone), and whether the decision rule separates the two (Holm)."
+        "Mean Dice; in brackets the difference from the same architecture without added terms, its interval "
+        f"({100 * (1 - table.alpha):g} %, for this pair alone), and whether it is significant under the decision rule (Holm)."
     )
     return Section("Loss terms by architecture", text, wide.rename_axis("architecture").reset_index())
 
 
-def _by_architecture(table: ranking.Ranking, configs: dict[str, PerfusionConfig]) -> Section:
+def _by_architecture(table: Ranking, configs: dict[str, PerfusionConfig]) -> Section:
     rows = table.table.assign(arch=[configs[name].arch for name in table.table["config"]])
     rows = rows.assign(best=rows["config"])
     grouped = rows.groupby("arch", sort=False)
     spread = grouped["mean"].agg(["count", "mean", "min", "max", "std"]).assign(range=lambda t: t["max"] - t["min"])
     spread = spread.join(grouped["best"].first()).rename_axis("architecture").reset_index()
-    text = "Means of the configurations of an architecture; best: its first in the ranking (a place, not a verdict)."
+    text = "Means over the configurations of an architecture; best: its highest-ranked configuration (a rank, not a verdict)."
     return Section("Range per architecture", text, spread.rename(columns={"count": "configurations", "std": "SD"}))

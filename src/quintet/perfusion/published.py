@@ -1,6 +1,6 @@
-"""The reference's ranking (14 configurations, fold 0, one run each), percent Dice: mean, left, right. Copied from its table.
+"""The reference's ranking (14 configurations, fold 0, one run each), percent Dice: mean, left, right. From its table.
 
-Two of them were later run again with fixed seeds: the second run's mean stands in RERUN.
+Two of them were later run again with fixed seeds: RERUN has the mean of the second run.
 """
 
 PUBLISHED = {

@@ -1,92 +1,104 @@
-"""The study's runs: which parameters make one, and training plus evaluation of a configuration into a run folder."""
+"""The perfusion study as the driver sees it (quintet/study.py)."""
 
-import time
+from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-import pandas as pd
+from quintet.pages import Section
+from quintet.params import Compute, Params, Perfusion, PerfusionConfig
+from quintet.ranking import Ranking
+from quintet.runs import Record
+from quintet.study import Baseline, Metrics, Runs
 
-from quintet.errors import InputError
-from quintet.files import write_json
-from quintet.params import Compute, Perfusion, PerfusionConfig
-from quintet.perfusion.data import load
-from quintet.perfusion.evaluation import evaluate
-from quintet.runs import Record, new_record
+if TYPE_CHECKING:
+    from quintet.perfusion.data.prepared import Prepared
+    from quintet.perfusion.evaluation.inference import Model
+    from quintet.training.models import TrainedModel
 
-# Shared by every configuration; dvc.yaml lists the same keys for the stages that train (a test compares them).
-TRAINING = (
-    "epochs",
-    "iterations",
-    "batch_size",
-    "patch",
-    "features",
-    "deep_supervision",
-    "attention_tokens",
-    "precision",
-    "rate",
-    "momentum",
-    "weight_decay",
-    "clip_norm",
-    "accumulate",
-    "oversample_foreground",
-    "loss_weights",
-    "augment",
-)
-EVALUATION = ("mirror_average",)
+TITLE = "Perfusion territories"
+FIGURE, FIGURE_CAPTION = "overlays.png", "Held-out people: annotated and predicted territories."
+PREDICTS_FOLDER = True
 
 
-def train_run(
-    run: Path,
-    data: Path,
-    choice: PerfusionConfig,
-    shared: Perfusion,
-    compute: Compute,
-    *,
-    stage: str,
-    config: str,
-    fold: int,
-    seed: int,
-) -> Record:
-    """Train one configuration on one fold into `run` = {record.json, model/}; returns its record."""
-    from quintet.perfusion.module import train
+def check(raw: Path, params: Perfusion) -> list[str]:
+    from quintet.perfusion.data.prepare import check
 
-    prepared = load(data)
-    if not 0 <= fold < len(prepared.folds):
-        raise InputError(f"fold {fold}: {data} has {len(prepared.folds)} folds, numbered from 0; run perfusion_prepare again")
-    fields = set(PerfusionConfig.model_fields)
-    params = choice.model_dump(include=fields) | shared.model_dump(include=set(TRAINING))
-    record = new_record("perfusion", stage, config, fold=fold, seed=seed, params=params, inputs={"data": data})
-    record = train(prepared, run / "model", choice, shared, compute, record=record)
-    record.save(run)
-    return record
+    return check(raw, params)
 
 
-def evaluate_run(run: Path, data: Path, shared: Perfusion, compute: Compute) -> dict[str, float]:
-    """Predict the held-out cases of the run's fold and write its `evaluation/`."""
-    from quintet.perfusion.inference import Model, predict_prepared
+def analyze(raw: Path, page: Path, params: Perfusion) -> None:
+    from quintet.perfusion.analysis import analyze
 
-    prepared, record = load(data), Record.load(run)
-    settings = shared.model_dump(include=set(EVALUATION))
-    model = Model.load(run, compute.device, **settings)
-    cases = prepared.part(record.fold, "val")
-    started = time.monotonic()
-    metrics = evaluate(
-        predict_prepared(model, prepared, cases),
-        record=record,
-        out=run / "evaluation",
-        history=pd.read_csv(run / "model" / "history.csv"),
-        save_probabilities=shared.save_probabilities,
-    )
-    metrics["evaluation_seconds_per_case"] = (time.monotonic() - started) / len(cases)
-    write_json(run / "evaluation" / "metrics.json", metrics)
-    write_json(run / "evaluation" / "settings.json", settings)
-    return metrics
+    analyze(raw, page, params)
 
 
-def sweep_cell(out: Path, data: Path, config: str, fold: int, seed: int, shared: Perfusion, compute: Compute) -> dict[str, float]:
-    """Train and evaluate one configuration on one fold with one seed into the run folder `out`; returns its metrics."""
-    from quintet.training.cells import cell
+def load_data(folder: Path) -> "Prepared":
+    from quintet.perfusion.data.prepared import load
 
-    def train(run: Path, choice: PerfusionConfig) -> Record:
-        return train_run(run, data, choice, shared, compute, stage="perfusion_sweep", config=config, fold=fold, seed=seed)
+    return load(folder)
 
-    return cell(out, shared.configs, config, train, lambda run: evaluate_run(run, data, shared, compute))
+
+def training_inputs(config: PerfusionConfig, params: Perfusion, seed: int) -> dict[str, Path]:
+    return {}
+
+
+def train(data: "Prepared", config: PerfusionConfig, params: Perfusion, compute: Compute, record: Record) -> "TrainedModel":
+    from quintet.perfusion.model.module import train
+
+    return train(data, config, params.training, compute, record=record)
+
+
+def evaluate(
+    run: Path, data: "Prepared", out: Path, params: Perfusion, compute: Compute, record: Record, *, detailed: bool
+) -> Metrics:
+    from quintet.perfusion.evaluation.inference import evaluate_run
+
+    return evaluate_run(run, data, out, params.evaluation, compute, record=record)
+
+
+def baseline_names(params: Perfusion) -> Sequence[str]:
+    return ()
+
+
+def baselines(data: "Prepared", params: Perfusion) -> dict[str, Baseline]:
+    return {}
+
+
+def load_models(runs: Sequence[Path], device: str) -> "list[Model]":
+    from quintet.perfusion.evaluation.inference import load_models
+
+    return load_models(runs, device)
+
+
+def prediction_files(output: Path) -> list[Path]:
+    return [output]
+
+
+def predict(
+    models: "list[Model]", source: Path, outputs: list[Path], problems: list[str], *, overlays: Path | None, **options: Any
+) -> int:
+    from quintet.perfusion.prediction import predict_folder
+
+    return predict_folder(models, source, outputs[0], problems, overlays=overlays)
+
+
+def evaluate_folder(runs: Sequence[Path], raw: Path, out: Path, params: Perfusion, device: str) -> Metrics:
+    from quintet.perfusion.prediction import evaluate_folder
+
+    return evaluate_folder(runs, raw, out, params, device)
+
+
+def rank(params: Params, runs: Runs) -> Ranking:
+    from quintet.perfusion.comparison import rank
+
+    return rank(params, runs)
+
+
+def ranking_unit(params: Perfusion) -> str:
+    return "0 to 1"
+
+
+def report_sections(params: Params, ranking: Ranking, runs: Runs, folder: Path) -> list[Section]:
+    from quintet.perfusion.comparison import report_sections
+
+    return report_sections(params.perfusion, ranking, runs)

@@ -1,9 +1,10 @@
-"""Perfusion phantoms in nnU-Net's raw layout: two maps of cerebral blood flow a visit, one per internal carotid artery.
+"""Perfusion phantoms in nnU-Net's raw layout: two maps of cerebral blood flow per visit, one per internal carotid artery.
 
-A person is a set of smooth fields in head coordinates (mm: x to the right, y to the front, z up): brain, tissue, and the share
-of the flow that each artery supplies. A visit places the head into a scanner grid, adds physiology and noise of its own and the
-label. Flow: grey matter about 65, white 22 ml/100 g/min (Parkes et al. 2004, doi:10.1002/mrm.20023). A voxel belongs to an
-artery that supplies at least `SHARE` of it, so that territories overlap where both do."""
+A person is a set of smooth fields in head coordinates (mm: x to the right, y to the front, z up): brain, tissue, and the
+share of the flow that each artery supplies. A visit places the head into a scanner grid and adds its own physiology, noise
+and label. Flow: grey matter about 65, white 22 ml/100 g/min (Parkes et al. 2004, doi:10.1002/mrm.20023). A voxel belongs to
+an artery that supplies at least `SHARE` of it, so that territories overlap where both do.
+"""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,7 +29,7 @@ NOISE = (7.0, 10.0)  # SD per channel, ml/100 g/min: the two arteries are labell
 
 @dataclass(frozen=True)
 class Waves:
-    """A smooth random field: a sum of plane waves, defined everywhere, so that visits see the same one."""
+    """A smooth random field: a sum of plane waves, defined everywhere, so that all visits sample the same one."""
 
     direction: Floats  # [K, 3], radians per mm
     phase: Floats  # [K]
@@ -111,7 +112,7 @@ class Person:
 
 
 def scanner_grid(rng: np.random.Generator, spacing_mm: Floats, number: int) -> Grid:
-    """A grid `[X, Y, Z]` around the head: every third is oblique, every fourth is stored from right to left or back to front."""
+    """A grid `[X, Y, Z]` around the head: every third is oblique, every fourth is stored right to left or back to front."""
     shape = np.array([MATRIX[1], MATRIX[0], SLICES])
     angles = np.radians(rng.normal(0, 7, 3)) if number % 3 == 0 else np.zeros(3)
     rotation = _rotation(angles)
@@ -157,14 +158,14 @@ def visit(person: Person, grid: Grid, rng: np.random.Generator) -> tuple[Floats,
 
 
 def _as_drawn(mask: NDArray[np.bool_]) -> NDArray[np.bool_]:
-    """Slice by slice without specks and pinholes, as a hand draws it."""
+    """Slice by slice without specks and pinholes, like a manual annotation."""
     stencil = np.ones((3, 3, 1), bool)
     return binary_closing(binary_opening(mask, stencil), stencil) & mask
 
 
 def synthesize(out: Path, *, subjects: int, seed: int, workers: int = 1) -> None:
-    """Write `subjects` people with 1 to 3 visits each to `out`, whole or not at all. A person depends on seed and number
-    alone."""
+    """Write `subjects` people with 1 to 3 visits each to `out`, whole or not at all. A person depends only on the seed and their
+    number."""
     with atomic_folder(out) as folder:
         for part in ("imagesTr", "labelsTr"):
             (folder / part).mkdir()

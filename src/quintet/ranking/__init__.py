@@ -1,11 +1,11 @@
-"""Which configuration is first, and whether first means anything: `rank` a tidy table, then `write` the report.
+"""Rank configurations and decide which differences are significant: `rank` a tidy table, then `write` the report.
 
 `decide` is the decision rule alone, on an array [configs, runs, patients], fast enough for simulations.
 """
 
-from quintet.ranking.decision import Decision, decide, letters, patients_needed
+from quintet.ranking.decision import Decision, compact_letters, decide, patients_needed
 from quintet.ranking.planning import Plan, plan
 from quintet.ranking.report import write
 from quintet.ranking.table import Ranking, rank
 
-__all__ = ["Decision", "Plan", "Ranking", "decide", "letters", "patients_needed", "plan", "rank", "write"]
+__all__ = ["Decision", "Plan", "Ranking", "compact_letters", "decide", "patients_needed", "plan", "rank", "write"]

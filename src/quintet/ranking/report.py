@@ -1,6 +1,6 @@
-"""Write a ranking: ranking.csv for machines, ranking.md and ranking.html for people, and two figures."""
+"""Write a ranking: ranking.csv for programs, ranking.md and ranking.html for readers, and two figures."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from textwrap import fill
 
@@ -16,115 +16,127 @@ BLUE, GREY = "#2b6cb0", "#8795a5"
 
 
 def write(ranking: Ranking, folder: Path, *, title: str, unit: str, extra: Sequence[Section] = ()) -> None:
-    """Write ranking.{csv,md,html}, means.png and differences.png into `folder`; `extra` sections end the page's body."""
+    """Write ranking.{csv,md,html}, means.png and differences.png into `folder`; `extra` sections follow the figures."""
     figures = [Path(folder) / "means.png", Path(folder) / "differences.png"]
-    for path, draw in zip(figures, (_draw_means, _draw_differences), strict=True):
-        with atomic_file(path) as beside:
-            draw(ranking, title, unit).savefig(beside, dpi=120)
-    table, pairs = _readable(ranking.table, ranking), _readable(ranking.pairs, ranking)
+    for path, plot in zip(figures, (_plot_means, _plot_differences), strict=True):
+        with atomic_file(path) as temporary:
+            plot(ranking, title, unit).savefig(temporary, dpi=120)
     sections = [
-        Section("Ranking", _legend(ranking, unit), table),
+        Section("Ranking", _ranking_text(ranking, unit), _as_text(ranking.table, ranking)),
         Section("Means and intervals", figures=figures[:1]),
         Section("Patient by patient", figures=figures[1:]),
         *extra,
-        Section("Pairs", "Difference: first minus second. separated: p after Holm's correction is at most the level.", pairs),
+        Section("Pairs", _pairs_text(ranking), _as_text(ranking.pairs, ranking)),
         Section("Verdict", ranking.verdict),
     ]
     write_page(Path(folder) / "ranking.html", title, sections, lead=ranking.verdict)
-    with atomic_file(Path(folder) / "ranking.csv") as beside:
-        ranking.table.to_csv(beside, index=False, float_format="%.6g")
-    with atomic_file(Path(folder) / "ranking.md") as beside:
-        pictures = "\n".join(f"![{path.stem}]({path.name})" for path in figures)
-        text = [f"# {title}", _legend(ranking, unit), _markdown(table), pictures, *_further(extra), "## Pairs", _markdown(pairs)]
-        beside.write_text("\n\n".join(part for part in [*text, "## Verdict", ranking.verdict] if part) + "\n", encoding="utf-8")
+    with atomic_file(Path(folder) / "ranking.csv") as temporary:
+        ranking.table.to_csv(temporary, index=False, float_format="%.6g")
+    with atomic_file(Path(folder) / "ranking.md") as temporary:
+        temporary.write_text("\n\n".join([f"# {title}", *_markdown(sections)]) + "\n", encoding="utf-8")
 
 
-def _further(extra: Sequence[Section]) -> Iterable[str]:
-    for section in extra:
+def _markdown(sections: Iterable[Section]) -> Iterator[str]:
+    for section in sections:
         yield f"## {section.heading}"
-        yield section.text
+        if section.text:
+            yield section.text
         if section.table is not None:
-            shown = section.table.map(lambda v: "" if pd.isna(v) else format_number(v) if isinstance(v, float) else str(v))
-            yield _markdown(shown)
-        yield "\n".join(f"![{path.stem}]({path.name})" for path in section.figures)
+            yield _markdown_table(section.table)
+        if section.figures:
+            yield "\n".join(f"![{path.stem}]({path.name})" for path in section.figures)
 
 
-def _legend(ranking: Ranking, unit: str) -> str:
-    level = f"{100 * (1 - ranking.alpha):g} %"
-    noise = "not known (no repeated seed)" if ranking.run_sd is None else f"{ranking.run_sd:.3g}"
+def _markdown_table(table: pd.DataFrame) -> str:
+    # Not DataFrame.to_markdown: it pads columns, so that one longer cell changes every line of a committed report, and it needs
+    # tabulate, which by default reformats numbers in text.
+    def text(value: object) -> str:
+        if isinstance(value, float) and not np.isnan(value):
+            return format_number(value)
+        return "" if pd.isna(value) else str(value).replace("|", "\\|")
+
+    rows = [list(map(text, table.columns)), ["---"] * table.shape[1], *table.map(text).to_numpy()]
+    return "\n".join(f"| {' | '.join(row)} |" for row in rows)
+
+
+def _ranking_text(ranking: Ranking, unit: str) -> str:
+    confidence = f"{100 * (1 - ranking.alpha):g} %"
+    run_sd = "unknown (no repeated seed)" if ranking.run_sd is None else f"{ranking.run_sd:.3g}"
     tau = "" if ranking.kendall_tau is None else f" Kendall's tau with the published ranking: {ranking.kendall_tau:.2f}."
     return (
-        f"{_axis(ranking.metric, unit)}, {'lower' if ranking.lower_is_better else 'higher'} is better. "
-        f"Patients: {ranking.patients} (left out: {ranking.patients_dropped}), cases: {ranking.cases}, folds: {ranking.folds}. "
-        f"mean: of patient means; low, high: {level} interval over patients and training runs; two configurations that share "
-        f"a letter (group) are not separated. Pooled SD between training runs: {noise}.{tau}\n\n"
-        f"As description only: rank_low, rank_high ({level}) and first_share (share of first places) come from a bootstrap "
-        "over patients and runs. Intervals may overlap where the differences, taken patient by patient, are clear."
+        f"Metric: {_with_unit(ranking.label, unit)}; {'lower' if ranking.lower_is_better else 'higher'} is better. "
+        f"Patients: {ranking.patients} (excluded: {ranking.patients_excluded}), cases: {ranking.cases}, folds: {ranking.folds}. "
+        f"mean: mean of the patient means; low, high: its {confidence} interval over patients and training runs; group: "
+        "configurations that share a letter are not significantly different. "
+        f"SD between training runs, pooled: {run_sd}.{tau}\n\n"
+        f"Descriptive only: rank_low, rank_high ({confidence} interval of the rank) and first_share (share of first places) come "
+        "from a bootstrap over patients and runs. The intervals of two means may overlap even where their difference, taken "
+        "patient by patient, is significant."
     )
 
 
-def _readable(table: pd.DataFrame, ranking: Ranking) -> pd.DataFrame:
-    """Numbers as text: three significant digits of the half-widths fix the decimals of scores; blank is not known."""
-    half = (ranking.table["high"] - ranking.table["mean"]).to_numpy()
-    half = half[np.isfinite(half) & (half > 0)]
-    decimals = int(np.clip(2 - np.floor(np.log10(np.median(half))), 0, 6)) if len(half) else 2
-    special = {"p": ".2g", "p_holm": ".2g", "df": ".1f", "first_share": ".2f"}
+def _pairs_text(ranking: Ranking) -> str:
+    return (
+        f"difference: first minus second. significant: the p value after Holm's correction is at most {ranking.alpha:g}, with at "
+        f"least {ranking.patients_needed} patients."
+    )
 
-    def text(value: object, spec: str) -> str:
+
+def _as_text(table: pd.DataFrame, ranking: Ranking) -> pd.DataFrame:
+    """Format numbers: scores get as many decimals as show three digits of the median half-width; unknown values stay blank."""
+    half_widths = (ranking.table["high"] - ranking.table["mean"]).to_numpy()
+    half_widths = half_widths[np.isfinite(half_widths) & (half_widths > 0)]
+    decimals = int(np.clip(2 - np.floor(np.log10(np.median(half_widths))), 0, 6)) if len(half_widths) else 2
+    formats = {"p": ".2g", "p_holm": ".2g", "df": ".1f", "first_share": ".2f"}
+
+    def as_text(value: object, spec: str) -> str:
         if isinstance(value, bool | np.bool_):
             return "yes" if value else "no"
         return str(value) if not isinstance(value, float) else "" if np.isnan(value) else format(value, spec)
 
-    return pd.DataFrame({name: [text(v, special.get(name, f".{decimals}f")) for v in table[name]] for name in table.columns})
+    return pd.DataFrame({name: [as_text(v, formats.get(name, f".{decimals}f")) for v in table[name]] for name in table.columns})
 
 
-def _markdown(table: pd.DataFrame) -> str:
-    def line(cells: Iterable[str]) -> str:
-        return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
-
-    return "\n".join([line(table.columns), line(["---"] * table.shape[1]), *(line(row) for row in table.to_numpy())])
+def _with_unit(label: str, unit: str) -> str:
+    return f"{label} ({unit})" if unit else label
 
 
-def _axis(name: str, unit: str) -> str:
-    return f"{name} ({unit})" if unit else name
-
-
-def _draw_means(ranking: Ranking, title: str, unit: str) -> Figure:
+def _plot_means(ranking: Ranking, title: str, unit: str) -> Figure:
     table, y = ranking.table, np.arange(len(ranking.table))
     figure = Figure(figsize=(8, 1.9 + 0.34 * len(y)), layout="constrained")
     axes = figure.subplots()
-    half = (table["high"] - table["mean"]).replace(np.inf, 0)  # one patient: the interval has no end
+    half_width = (table["high"] - table["mean"]).replace(np.inf, 0)  # the interval of a single patient is unbounded
     label = f"mean, {100 * (1 - ranking.alpha):g} % interval"
-    axes.errorbar(table["mean"], y, xerr=half, fmt="o", color=BLUE, capsize=3, label=label)
+    axes.errorbar(table["mean"], y, xerr=half_width, fmt="o", color=BLUE, capsize=3, label=label)
     if table["published"].notna().any():
         axes.plot(table["published"], y, "D", mfc="none", color=GREY, label="published")
     axes.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=2, frameon=False)
-    for at, letters in enumerate(table["group"]):
-        axes.text(1.015, at, letters, transform=axes.get_yaxis_transform(), va="center", family="monospace")
+    for position, letters in enumerate(table["group"]):
+        axes.text(1.015, position, letters, transform=axes.get_yaxis_transform(), va="center", family="monospace")
     axes.set_yticks(y, list(table["config"]))
     axes.set_ylim(len(y) - 0.5, -0.5)
     better = "lower" if ranking.lower_is_better else "higher"
-    axes.set_xlabel(fill(f"{_axis(ranking.metric, unit)}, {better} is better", 60))
+    axes.set_xlabel(fill(f"{_with_unit(ranking.label, unit)}, {better} is better", 75))
     axes.grid(axis="x", alpha=0.3)
-    figure.suptitle(f"{title}\nsame letter: not separated ({ranking.patients} patients)", fontsize=11)
+    figure.suptitle(f"{title}\nsame letter: not significantly different ({ranking.patients} patients)", fontsize=11)
     return figure
 
 
-def _draw_differences(ranking: Ranking, title: str, unit: str) -> Figure:
-    """Rows: configurations; columns: patients, in the order of the first configuration's score; blue is always better."""
+def _plot_differences(ranking: Ranking, title: str, unit: str) -> Figure:
+    """Rows: configurations; columns: patients, sorted by the score of the first configuration; blue is always better."""
     table = ranking.by_patient
     first = table.iloc[0].to_numpy()
     table = table.iloc[:, np.argsort(first, kind="stable")]
-    gap = table.to_numpy() - table.iloc[0].to_numpy()
-    reach = float(np.quantile(np.abs(gap), 0.99)) or 1.0
+    difference = table.to_numpy() - table.iloc[0].to_numpy()
+    limit = float(np.quantile(np.abs(difference), 0.99)) or 1.0
     figure = Figure(figsize=(9, 2.3 + 0.3 * len(table)), layout="constrained")
     axes = figure.subplots()
     colours = "RdBu_r" if ranking.lower_is_better else "RdBu"
-    image = axes.imshow(gap, cmap=colours, vmin=-reach, vmax=reach, aspect="auto", interpolation="nearest")
+    image = axes.imshow(difference, cmap=colours, vmin=-limit, vmax=limit, aspect="auto", interpolation="nearest")
     axes.set_yticks(range(len(table)), list(table.index))
-    few = table.shape[1] <= 40
-    axes.set_xticks(range(table.shape[1]) if few else [], list(table.columns) if few else [], rotation=90, fontsize=7)
-    axes.set_xlabel(f"patients, by the {ranking.metric} of {table.index[0]} (lowest left)")
-    figure.colorbar(image, ax=axes, label=f"difference in {_axis(ranking.metric, unit)}", extend="both")
+    names = list(table.columns) if table.shape[1] <= 40 else []
+    axes.set_xticks(range(len(names)), names, rotation=90, fontsize=7)
+    axes.set_xlabel(f"patients, sorted by their score with {table.index[0]} (lowest on the left)")
+    figure.colorbar(image, ax=axes, label=fill(f"difference in {_with_unit(ranking.label, unit)}", 40), extend="both")
     figure.suptitle(f"{title}\ndifference from {table.index[0]}, patient by patient (blue: better)", fontsize=11)
     return figure

@@ -1,73 +1,56 @@
-"""The sentences of a ranking: what was compared on what, who is first, and whether that means anything."""
-
-from dataclasses import dataclass
+"""The verdict of a ranking in words: what was compared, who is first, and which differences are significant."""
 
 import pandas as pd
 
-from quintet.ranking.decision import Bools, Decision, Floats
+from quintet.ranking.decision import Decision
+from quintet.ranking.scores import Scores
 
 
-@dataclass(frozen=True)
-class Scores:
-    """`values` [configs, runs, patients], best configuration first, NaN where a run did not test a patient."""
-
-    values: Floats
-    configs: list[str]
-    patients: list[str]
-    still: Bools
-    rows: pd.DataFrame  # the tidy rows of the patients in common
-    dropped: int  # patients that some configuration lacks
-
-    @property
-    def cases(self) -> int:
-        return len(self.rows[["group", "case"]].drop_duplicates())
-
-    @property
-    def folds(self) -> int:
-        return int(self.rows["fold"].nunique())
-
-
-def verdict(scores: Scores, decision: Decision, table: pd.DataFrame, *, metric: str, lower_is_better: bool, alpha: float) -> str:
-    """A few sentences that a clinician can read; `table` is the ranking's, best configuration first."""
-    fewest, most = int(table["runs"].min()), int(table["runs"].max())
-    models = _count(most, "trained model") if fewest == most else f"{fewest} to {most} trained models"
+def verdict(scores: Scores, decision: Decision, table: pd.DataFrame, *, label: str, lower_is_better: bool, alpha: float) -> str:
+    """A few sentences for clinicians; `table` is that of the ranking, best configuration first."""
+    min_runs, max_runs = int(table["runs"].min()), int(table["runs"].max())
+    models = _count(max_runs, "trained model") if min_runs == max_runs else f"{min_runs} to {max_runs} trained models"
     basis = (
-        f"{metric} ({'lower' if lower_is_better else 'higher'} is better), {_count(decision.patients, 'patient')} "
+        f"Ranked by {label} ({'lower' if lower_is_better else 'higher'} is better) on {_count(decision.patients, 'patient')} "
         f"({_count(scores.cases, 'case')}), {_count(scores.folds, 'fold')}, {models} per configuration"
     )
-    dropped = f" {_count(scores.dropped, 'patient')} left out because some configuration lacks them." if scores.dropped else ""
-    return f"{basis}: {_finding(scores, decision, table, alpha)}{dropped}{_run_caveat(scores, decision, table)}"
+    excluded = f" Excluded: {_count(scores.excluded, 'patient')} not tested in every configuration." if scores.excluded else ""
+    return f"{basis}: {_finding(scores, decision, table, alpha)}{excluded}{_run_caveat(scores, decision, table)}"
 
 
 def _finding(scores: Scores, decision: Decision, table: pd.DataFrame, alpha: float) -> str:
-    first, others = scores.configs[0], len(scores.configs) - 1
-    best = table.loc[table["rank"] == 1, "config"].tolist()
-    lead = f"{_listed(best)} {'is first' if len(best) == 1 else 'are first together'} (mean {decision.mean[0]:.4g})"
-    if not others:
+    first, count = scores.configs[0], len(scores.configs)
+    if count == 1:
         return f"{first} is the only configuration (mean {decision.mean[0]:.4g}), so there is nothing to compare."
+    best = table.loc[table["rank"] == 1, "config"].tolist()
+    lead = f"{_join(best)} {'is first' if len(best) == 1 else 'share first place'} (mean {decision.mean[0]:.4g})"
     if not decision.decidable:
         return (
-            f"nothing can be decided. {lead}, but with {_count(decision.patients, 'patient')} and "
-            f"{_count((others + 1) * others // 2, 'comparison')} even a difference that goes the same way in every patient "
-            f"could be chance; at least {decision.needed} patients in common would be needed."
+            f"no difference was established. {lead}, but with {_count(decision.patients, 'patient')} and "
+            f"{_count(count * (count - 1) // 2, 'comparison')}, even a difference in the same direction in every patient "
+            f"could be due to chance; at least {decision.patients_needed} patients tested in every configuration are needed."
         )
-    close = [c for c, apart in zip(scores.configs, decision.separated[0], strict=True) if not apart][1:]
-    level = f"at {100 * alpha:g} % over all comparisons (Holm)"
-    if not close:
-        return f"{lead} and is separated from every other configuration {level}."
-    rest = "none" if len(close) == others else "all others" if len(best) == 1 else f"the other {others - len(close)}"
-    return f"{lead}, but the data do not separate {first} from {_listed(close)}; it is separated from {rest} {level}."
+    level = f"at the {100 * alpha:g} % level, corrected for all comparisons (Holm)"
+    similar = [c for c, significant in zip(scores.configs, decision.significant[0], strict=True) if not significant][1:]
+    if not similar:
+        return f"{lead} and is significantly different from every other configuration {level}."
+    but = f"{lead}, but {'' if len(best) == 1 else f'{first} is '}not significantly different from"
+    if len(similar) == count - 1:
+        return f"{but} any other configuration {level}."
+    return f"{but} {_join(similar, 'or')}; it is significantly different from all others {level}."
 
 
 def _run_caveat(scores: Scores, decision: Decision, table: pd.DataFrame) -> str:
     if decision.run_variance is None and len(scores.configs) > 1:
         return (
-            " How much a repeated training run would differ is not known, so this speaks of these trained models, not of the "
-            "configurations: training again could change the order. Two or more seeds per fold would show it."
+            " The variation between training runs is unknown because no seed was repeated, so this result is about these trained "
+            "models, not about the configurations: training again could change the order. Two or more seeds per fold would "
+            "measure it."
         )
-    single = table.loc[table["run_sd"].isna() & ~scores.still, "config"].tolist()
+    single = table.loc[table["run_sd"].isna() & ~scores.deterministic, "config"].tolist()
     if single:
-        return f" {_listed(single)} had no repeated run; the run-to-run variance of the others stands in."
+        verb = "has" if len(single) == 1 else "have"
+        return f" {_join(single)} {verb} no repeated seed; the run-to-run variance of the other configurations is used instead."
     return ""
 
 
@@ -75,5 +58,5 @@ def _count(number: int, noun: str) -> str:
     return f"{number} {noun}" + ("" if number == 1 else "s")
 
 
-def _listed(names: list[str]) -> str:
-    return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"
+def _join(names: list[str], conjunction: str = "and") -> str:
+    return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} {conjunction} {names[-1]}"

@@ -1,4 +1,4 @@
-"""A run folder as MLflow wants it: tags, metrics with steps and times, names that it takes."""
+"""Convert a run folder to MLflow's tags, metric values (with time and step) and valid names."""
 
 import csv
 import re
@@ -10,21 +10,23 @@ from typing import TypeVar
 from quintet.runs import Record
 
 T = TypeVar("T")
-Value = tuple[str, float, int, int]  # metric name, value, time in ms, step
+MetricValue = tuple[str, float, int, int]  # name, value, time in ms, step
 
 
 def tags_of(record: Record) -> dict[str, str]:
+    """A record's tags, with the MD5 of each input as `md5.INPUT`; the verdict of a ranking becomes the run's description."""
     from mlflow.utils.validation import MAX_TAG_VAL_LENGTH
 
-    own = {name: str(getattr(record, name)) for name in ("study", "config", "fold", "seed", "stage", "key")}
+    identity = {name: str(getattr(record, name)) for name in ("study", "config", "fold", "seed", "stage", "key")}
     inputs = {f"md5.{name}": value for name, value in record.inputs.items()}
     if verdict := record.tags.get("verdict"):
-        own["mlflow.note.content"] = verdict  # shown as the run's description
-    return {accepted(name): str(value)[:MAX_TAG_VAL_LENGTH] for name, value in (record.tags | inputs | own).items()}
+        identity["mlflow.note.content"] = verdict
+    return {valid_name(name): str(value)[:MAX_TAG_VAL_LENGTH] for name, value in (record.tags | inputs | identity).items()}
 
 
-def history(path: Path) -> list[Value]:
-    """history.csv: the column `epoch` is the step, blanks are skipped; a millisecond a row, as it holds no times."""
+def read_history(path: Path) -> list[MetricValue]:
+    """The values of a history.csv: the column `epoch` is the step, and blank cells are skipped. The file has no times, so the
+    rows' times are one millisecond apart."""
     if not path.is_file():
         return []
     with path.open(newline="", encoding="utf-8") as file:
@@ -38,13 +40,14 @@ def history(path: Path) -> list[Value]:
     ]
 
 
-def epochs(rows: list[dict[str, float]]) -> list[Value]:
+def epoch_metrics(rows: list[dict[str, float]]) -> list[MetricValue]:
+    """The values of one mapping per epoch."""
     first = now_ms() - len(rows)
     return [(name, value, first + epoch, epoch) for epoch, row in enumerate(rows) for name, value in row.items()]
 
 
-def accepted(name: str) -> str:
-    """A name that MLflow takes: recall@5 -> recall_at_5."""
+def valid_name(name: str) -> str:
+    """A name that MLflow accepts: recall@5 -> recall_at_5."""
     return re.sub(r"[^\w\-. /]", "_", name.replace("@", "_at_"))[:250]
 
 

@@ -14,7 +14,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 
 class EpochBatchSampler(Sampler[list[int]]):
-    """Index batches whose order is a function of (seed, epoch) alone; under DDP each rank takes its share of every epoch."""
+    """Batches of row numbers in an order that depends on (seed, epoch) alone; under DDP each rank takes its share of an epoch."""
 
     def __init__(self, rows: NDArray[np.int64], batch_size: int, *, seed: int, shuffle: bool = True) -> None:
         self.rows = rows
@@ -38,19 +38,20 @@ class EpochBatchSampler(Sampler[list[int]]):
 
 
 def rank_and_world_size() -> tuple[int, int]:
+    """Also before Lightning has started DDP."""
     if torch.distributed.is_available() and torch.distributed.is_initialized():
         return torch.distributed.get_rank(), torch.distributed.get_world_size()
-    return int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))  # asked for before Lightning has started DDP
+    return int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
 
 
-def gather_rows(module: L.LightningModule, seen: Tensor) -> Tensor:
-    """`[N, F]`, of which each rank filled some rows and left zeros in the others -> all rows; one that several filled is the same
-    in each."""
-    every: Any = module.all_gather(seen)
-    every = every.reshape(-1, *seen.shape)
-    return every.gather(0, every.abs().sum(2, keepdim=True).argmax(0, keepdim=True).expand(1, *seen.shape))[0]
+def gather_rows(module: L.LightningModule, rows: Tensor) -> Tensor:
+    """Join `[N, F]` tensors in which each rank filled some rows and left zeros in the others. A row that several ranks filled is
+    the same in each."""
+    gathered: Any = module.all_gather(rows)
+    gathered = gathered.reshape(-1, *rows.shape)
+    return gathered.gather(0, gathered.abs().sum(2, keepdim=True).argmax(0, keepdim=True).expand(1, *rows.shape))[0]
 
 
 def batch_loader(data: Dataset[Any], rows: NDArray[np.int64], batch_size: int, *, seed: int, shuffle: bool) -> DataLoader[Any]:
-    """A loader that hands `data` a whole list of indices at once: one tensor operation per batch, no workers, no collation."""
+    """A loader that gives `data` a whole list of indices at once: one tensor operation per batch, no workers, no collation."""
     return DataLoader(data, sampler=EpochBatchSampler(rows, batch_size, seed=seed, shuffle=shuffle), batch_size=None)

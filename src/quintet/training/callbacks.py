@@ -17,7 +17,7 @@ from quintet.training.hardware import peak_memory_mb
 
 
 class Reseed(Callback):
-    """Draws of a batch depend on (seed, global step) alone, so that a resumed training repeats them."""
+    """The random numbers of a batch depend on (seed, global step) alone, so that a resumed training repeats them."""
 
     def __init__(self, seed: int) -> None:
         self.seed = seed
@@ -28,8 +28,8 @@ class Reseed(Callback):
 
 
 class History(Callback):
-    """Metrics and peak memory per epoch, and the time: kept in the checkpoint (so that a resumed run has them all), mirrored
-    live, printed where no bar is."""
+    """Metrics, peak memory and time per epoch: kept in the checkpoint (so that a resumed run has them all), mirrored live in
+    MLflow, printed where there is no progress bar."""
 
     def __init__(self, record: Record) -> None:
         self.record = record
@@ -40,7 +40,7 @@ class History(Callback):
 
     @property
     def seconds(self) -> float:
-        """Of training, with that of the killed processes before this one up to their last checkpoint."""
+        """Training time, including that of earlier, killed processes up to their last checkpoint."""
         return time.monotonic() - self.started
 
     def state_dict(self) -> dict[str, Any]:
@@ -84,29 +84,29 @@ class History(Callback):
 
 
 class ResumableEarlyStopping(EarlyStopping):
-    """Lightning restores how long a run waited, not that it had stopped: killed after its last epoch, it would train on."""
+    """Lightning restores how long a run has waited, not that it had stopped: killed after its last epoch, it would train on."""
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         trainer.should_stop = self.wait_count >= self.patience
 
 
 class FiniteLoss(Callback):
-    """Stops at the first loss that is not finite, with the step, the cases, and where the numbers grew."""
+    """Stops at the first loss that is not finite and names the step, the cases and the largest weights and gradients."""
 
     def on_before_backward(self, trainer: L.Trainer, pl_module: L.LightningModule, loss: Tensor) -> None:
         if torch.isfinite(loss):
             return
         batch = getattr(pl_module, "last_batch", None)
         cases = ", ".join(map(str, batch["case"])) if isinstance(batch, Mapping) and "case" in batch else "unknown"
-        largest = sorted(((p.detach().abs().max().item(), n) for n, p in pl_module.named_parameters()), key=_not_finite_first)
+        largest = sorted(((p.detach().abs().max().item(), n) for n, p in pl_module.named_parameters()), key=_non_finite_first)
         weights = ", ".join(f"{name} {value:.3g}" for value, name in largest[:3])
         grads = [(p.grad.abs().max().item(), n) for n, p in pl_module.named_parameters() if p.grad is not None]
-        gradients = ", ".join(f"{name} {value:.3g}" for value, name in sorted(grads, key=_not_finite_first)[:3]) or "none yet"
+        gradients = ", ".join(f"{name} {value:.3g}" for value, name in sorted(grads, key=_non_finite_first)[:3]) or "none yet"
         raise InputError(
             f"the loss is {loss.item()} at step {trainer.global_step} (epoch {trainer.current_epoch}); cases: {cases}; "
             f"largest weights: {weights}; largest last gradients: {gradients}. Lower the learning rate, or set precision to 32"
         )
 
 
-def _not_finite_first(item: tuple[float, str]) -> float:
+def _non_finite_first(item: tuple[float, str]) -> float:
     return -math.inf if not math.isfinite(item[0]) else -item[0]

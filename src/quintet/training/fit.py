@@ -26,7 +26,7 @@ from quintet.files import repository_root
 from quintet.params import AdamCosine, Compute, Optimisation
 from quintet.runs import Record
 from quintet.training.callbacks import FiniteLoss, History, Reseed, ResumableEarlyStopping
-from quintet.training.hardware import peak_memory_mb, resolve_device, resolve_precision
+from quintet.training.hardware import LIGHTNING_PRECISION, peak_memory_mb, resolve_device
 
 DRIFT_EPOCHS = 5
 logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)  # no tips; warnings stay
@@ -41,33 +41,35 @@ def set_threads_and_seed(compute: Compute, seed: int) -> None:
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
 
 
-def adam_optimizer(groups: list[dict[str, Any]], how: AdamCosine, *, decoupled: bool = False) -> torch.optim.Optimizer:
+def adam_optimizer(groups: list[dict[str, Any]], training: AdamCosine, *, decoupled: bool = False) -> torch.optim.Optimizer:
     """Adam, or with decoupled weight decay AdamW."""
     on_cpu = groups[0]["params"][0].device.type == "cpu"
     # fused: 14 -> 3 ms a step of a ResNet-18 on 2 cores; on GPUs it would forbid clipping under float16
     optimizer = (torch.optim.AdamW if decoupled else torch.optim.Adam)(
-        groups, weight_decay=how.weight_decay, fused=on_cpu or None
+        groups, weight_decay=training.weight_decay, fused=on_cpu or None
     )
-    # A fused step could unscale gradients itself, for which Lightning refuses to clip them. On a CPU nothing is scaled: float16,
-    # the one precision that is, is refused there (hardware.py).
+    # Lightning refuses to clip gradients where a fused step could unscale them itself. On a CPU nothing is scaled: float16, the
+    # only precision that needs it, is refused there (hardware.py).
     optimizer._step_supports_amp_scaling = False
     return optimizer
 
 
 def with_step_schedule(optimizer: torch.optim.Optimizer, schedule: torch.optim.lr_scheduler.LRScheduler) -> dict[str, Any]:
-    """What configure_optimizers returns for a schedule that is stepped per batch."""
+    """The return value of configure_optimizers for a schedule that is stepped per batch."""
     return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
 
-def cosine_with_warmup(optimizer: torch.optim.Optimizer, how: AdamCosine, steps: int) -> torch.optim.lr_scheduler.LRScheduler:
-    """A linear warm-up over `how.warmup` of the steps, then cosine annealing to `how.rate_floor`, stepped per batch."""
-    warm = max(1, round(how.warmup * steps))
+def cosine_with_warmup(
+    optimizer: torch.optim.Optimizer, training: AdamCosine, steps: int
+) -> torch.optim.lr_scheduler.LRScheduler:
+    """Linear warm-up over `training.warmup` of the steps, then cosine annealing to `training.rate_floor`, stepped per batch."""
+    warm = max(1, round(training.warmup * steps))
 
     def factor(rate: float) -> Callable[[int], float]:
-        floor = min(1.0, how.rate_floor / rate)
+        floor = min(1.0, training.rate_floor / rate)
 
         def at(step: int) -> float:
-            if step < warm and how.warmup > 0:
+            if step < warm and training.warmup > 0:
                 return (step + 1) / warm
             done = min(1.0, (step - warm) / max(1, steps - warm))
             return floor + (1 - floor) * (1 + math.cos(math.pi * done)) / 2
@@ -79,10 +81,10 @@ def cosine_with_warmup(optimizer: torch.optim.Optimizer, how: AdamCosine, steps:
 
 @dataclass(frozen=True)
 class Monitor:
-    """The validation metric that is watched. `perfect`: a value this good or better is too good to be true and is warned of.
+    """The validation metric that is monitored. `perfect`: a value this good or better is suspicious and causes a warning.
 
-    `keep`: the weights of the best or of the last epoch. Where the validation cases are those that are reported (a fold's),
-    choosing the best epoch on them would flatter: keep last.
+    `keep`: the weights of the best or of the last epoch. Where the reported cases are the validation cases (a fold's), choosing
+    the best epoch on them would be optimistic: keep last.
     """
 
     metric: str
@@ -91,12 +93,12 @@ class Monitor:
     keep: Literal["best", "last"]
     patience: int = 0  # epochs without a better value before stopping; 0 = off
     also_perfect: Sequence[str] = ()  # further metrics of the same scale to which `perfect` applies
-    loss_gap: float = math.inf  # validation loss above training loss by this much over DRIFT_EPOCHS is warned of
+    loss_gap: float = math.inf  # warn if validation loss exceeds training loss by this much over DRIFT_EPOCHS
 
 
 @dataclass(frozen=True)
 class FitResult:
-    """Of the module's `net`: the weights that `goal` keeps, and those of the last epoch."""
+    """Weights of the module's `net`: `state` are those that the monitor keeps, `last` those of the last epoch."""
 
     history: pd.DataFrame
     metrics: dict[str, float]
@@ -111,22 +113,22 @@ def fit(
     *,
     epochs: int,
     seed: int,
-    how: Optimisation,
+    training: Optimisation,
     compute: Compute,
     record: Record,
-    goal: Monitor,
+    monitor: Monitor,
 ) -> FitResult:
-    """Train `module`, whose network is its `net`, resuming where a killed run of the same record left off.
+    """Train `module`, whose network is its `net`; resumes where a killed run of the same record stopped.
 
-    The record gets device, precision, peak memory and the final metrics.
+    Adds device, precision, peak memory and the final metrics to the record.
     """
     device = resolve_device(compute.device)
-    precision = "32-true" if compute.debug else resolve_precision(how.precision, device)
+    precision = LIGHTNING_PRECISION[str(training.precision)]
     record.tags |= {"device": device, "precision": precision}
     folder = repository_root() / ".checkpoints" / f"{record.stage}-{record.config}-{record.seed}-{record.key}"
-    with _only_one(folder):
-        callbacks, best, history = _callbacks(folder, record, seed=seed, goal=goal)
-        trainer = _trainer(callbacks, device, precision, epochs=epochs, how=how, compute=compute, folder=folder)
+    with _exclusive(folder):
+        callbacks, best, history = _callbacks(folder, record, seed=seed, monitor=monitor)
+        trainer = _trainer(callbacks, device, precision, epochs=epochs, training=training, compute=compute, folder=folder)
         last = folder / "last.ckpt"
         if last.is_file():
             print(f"resuming from {last}", flush=True)
@@ -134,12 +136,12 @@ def fit(
             warnings.filterwarnings("ignore", module="lightning")
             trainer.fit(module, train, valid, ckpt_path=last if last.is_file() else None, weights_only=True)
         if not trainer.is_global_zero:
-            raise SystemExit(0)  # under DDP the first process alone evaluates and writes
+            raise SystemExit(0)  # under DDP only the first process evaluates and writes
         final = _weights(last)
-        state = _weights(Path(best.best_model_path)) if goal.keep == "best" else final
+        state = _weights(Path(best.best_model_path)) if monitor.keep == "best" else final
         record.epochs = history.memory
         table = pd.DataFrame(history.rows)
-        metrics = _summary(table, goal) | {
+        metrics = summarize(table, monitor) | {
             "train_seconds": history.seconds,
             "peak_memory_mb": peak_memory_mb(),
             "parameters": float(sum(p.numel() for p in module.parameters())),
@@ -162,10 +164,10 @@ def delete_resume_checkpoints(record: Record) -> None:
 
 
 @contextmanager
-def _only_one(folder: Path) -> Iterator[None]:
-    """A killed `dvc` leaves its stage process alive: a second one waits for it instead of writing into the same files."""
+def _exclusive(folder: Path) -> Iterator[None]:
+    """A killed `dvc` leaves its stage process alive: a second process waits for it instead of writing into the same files."""
     folder.mkdir(parents=True, exist_ok=True)
-    if int(os.environ.get("RANK", 0)) > 0:  # under DDP rank 0 holds it for all
+    if int(os.environ.get("RANK", 0)) > 0:  # under DDP rank 0 holds the lock for all
         yield
         return
     lock = FileLock(folder.with_suffix(".lock"))
@@ -181,12 +183,12 @@ def _only_one(folder: Path) -> Iterator[None]:
         lock.release()
 
 
-def _callbacks(folder: Path, record: Record, *, seed: int, goal: Monitor) -> tuple[list[Callback], ModelCheckpoint, History]:
-    mode = "min" if goal.lower_is_better else "max"
+def _callbacks(folder: Path, record: Record, *, seed: int, monitor: Monitor) -> tuple[list[Callback], ModelCheckpoint, History]:
+    mode = "min" if monitor.lower_is_better else "max"
     best = ModelCheckpoint(
         folder,
         "best",
-        monitor=goal.metric,
+        monitor=monitor.metric,
         mode=mode,
         save_weights_only=True,
         save_on_train_epoch_end=True,
@@ -197,13 +199,15 @@ def _callbacks(folder: Path, record: Record, *, seed: int, goal: Monitor) -> tup
     callbacks: list[Callback] = [Reseed(seed), FiniteLoss(), history, best, last]
     if sys.stderr.isatty():
         callbacks.append(TQDMProgressBar(leave=False))
-    if goal.patience:
-        callbacks.append(ResumableEarlyStopping(goal.metric, mode=mode, patience=goal.patience, check_on_train_epoch_end=True))
+    if monitor.patience:
+        callbacks.append(
+            ResumableEarlyStopping(monitor.metric, mode=mode, patience=monitor.patience, check_on_train_epoch_end=True)
+        )
     return callbacks, best, history
 
 
 def _trainer(
-    callbacks: list[Callback], device: str, precision: str, *, epochs: int, how: Optimisation, compute: Compute, folder: Path
+    callbacks: list[Callback], device: str, precision: str, *, epochs: int, training: Optimisation, compute: Compute, folder: Path
 ) -> L.Trainer:
     logger: Any = False
     if compute.tensorboard:
@@ -216,14 +220,14 @@ def _trainer(
     return L.Trainer(
         max_epochs=epochs,
         accelerator=device,
-        # one process, or what torchrun or SLURM started
+        # a single process, or those that torchrun or SLURM started
         devices=int(os.environ.get("LOCAL_WORLD_SIZE", 1)),
         num_nodes=int(os.environ.get("WORLD_SIZE", 1)) // int(os.environ.get("LOCAL_WORLD_SIZE", 1)),
         precision=precision,  # type: ignore[arg-type]
-        # grid_sample's backward has no deterministic CUDA kernel; images need no gradient, so only a warning can come of it
+        # grid_sample's backward has no deterministic CUDA kernel; images need no gradient, so a warning is enough
         deterministic=True if device == "cpu" else "warn",
-        gradient_clip_val=how.clip_norm or None,
-        accumulate_grad_batches=how.accumulate,
+        gradient_clip_val=training.clip_norm or None,
+        accumulate_grad_batches=training.accumulate,
         callbacks=callbacks,
         logger=logger,
         enable_progress_bar=sys.stderr.isatty(),
@@ -233,33 +237,36 @@ def _trainer(
     )
 
 
-def _summary(history: pd.DataFrame, goal: Monitor) -> dict[str, float]:
-    """Best value and epoch, and the two warnings the field has learnt to want (also printed)."""
-    watched = history[goal.metric]
-    best = int(watched.idxmin() if goal.lower_is_better else watched.idxmax())
+def summarize(history: pd.DataFrame, monitor: Monitor) -> dict[str, float]:
+    """Best value and epoch, and warnings for overfitting and for suspiciously good validation (also printed)."""
+    values = history[monitor.metric]
+    best = int(values.idxmin() if monitor.lower_is_better else values.idxmax())
     recent = history.tail(DRIFT_EPOCHS)
     slope = {
         name: np.polyfit(recent["epoch"], recent[name], 1)[0] if len(recent) > 1 else 0.0 for name in ("train_loss", "valid_loss")
     }
     drift = len(recent) == DRIFT_EPOCHS and slope["train_loss"] < 0 < slope["valid_loss"]
     drift = bool(drift and recent["valid_loss"].iloc[-1] > recent["train_loss"].iloc[-1])
-    gap = len(recent) == DRIFT_EPOCHS and bool((recent["valid_loss"] - recent["train_loss"] > goal.loss_gap).all())
-    reached = {
-        name: history[name].min() if goal.lower_is_better else history[name].max() for name in (goal.metric, *goal.also_perfect)
+    gap = len(recent) == DRIFT_EPOCHS and bool((recent["valid_loss"] - recent["train_loss"] > monitor.loss_gap).all())
+    extremes = {
+        name: history[name].min() if monitor.lower_is_better else history[name].max()
+        for name in (monitor.metric, *monitor.also_perfect)
     }
-    too_good = {n: v for n, v in reached.items() if (v <= goal.perfect if goal.lower_is_better else v >= goal.perfect)}
+    suspicious = {
+        n: v for n, v in extremes.items() if (v <= monitor.perfect if monitor.lower_is_better else v >= monitor.perfect)
+    }
     if drift:
         print(f"warning: over the last {DRIFT_EPOCHS} epochs training loss fell while validation loss rose (overfitting)")
     if gap:
         print(
-            f"warning: over the last {DRIFT_EPOCHS} epochs validation loss exceeded training loss by {goal.loss_gap} (overfits)"
+            f"warning: in the last {DRIFT_EPOCHS} epochs validation loss exceeded training loss by {monitor.loss_gap} (overfitting)"
         )
-    for name, value in too_good.items():
-        print(f"warning: {name} reached {value:.3g}, too good to be true; look for a leak between the parts")
+    for name, value in suspicious.items():
+        print(f"warning: {name} reached {value:.3g}, too good to be true; look for a leak between the parts of the split")
     return {
-        f"best_{goal.metric}": float(watched[best]),
-        f"last_{goal.metric}": float(watched.iloc[-1]),
+        f"best_{monitor.metric}": float(values[best]),
+        f"last_{monitor.metric}": float(values.iloc[-1]),
         "best_epoch": float(history["epoch"].iloc[best]),
         "warning_drift": float(drift or gap),
-        "warning_perfect_validation": float(bool(too_good)),
+        "warning_perfect_validation": float(bool(suspicious)),
     }

@@ -1,10 +1,12 @@
-"""Saved models (weights and what rebuilds them) and weights from elsewhere."""
+"""Saved models (weights and what rebuilds them), and pretrained weights."""
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
 from typing import Any, TypeVar
 
+import pandas as pd
 import torch
 from torch import Tensor, nn
 
@@ -12,6 +14,21 @@ from quintet.errors import InputError
 from quintet.files import md5
 
 Net = TypeVar("Net", bound=nn.Module)
+
+
+@dataclass(frozen=True)
+class TrainedModel:
+    """What training leaves behind. `build`: the values that rebuild the network, as plain types."""
+
+    weights: Mapping[str, Mapping[str, Tensor]]  # file name -> state dict; "model" is the one that is evaluated
+    build: Mapping[str, Any]
+    tables: Mapping[str, pd.DataFrame]  # file name -> table; "history" has one row per epoch
+
+    def save(self, folder: Path) -> None:
+        for name, state in self.weights.items():
+            save_model(folder / f"{name}.pt", state, self.build)
+        for name, table in self.tables.items():
+            table.to_csv(folder / f"{name}.csv", index=False)
 
 
 def save_model(path: Path, state: Mapping[str, Tensor], build: Mapping[str, Any]) -> None:
@@ -22,20 +39,20 @@ def save_model(path: Path, state: Mapping[str, Tensor], build: Mapping[str, Any]
 
 
 def load_model(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """The state dict and the build values of `save_model`."""
+    """The state dict and the build values that `save_model` wrote."""
     if not Path(path).is_file():
         raise InputError(f"{path}: no trained model there; run its training stage (a baseline has none and cannot predict)")
     try:
         saved = torch.load(path, map_location="cpu", weights_only=True)
         return saved["state_dict"], saved["build"]
-    except Exception as error:  # a damaged file shows as many exceptions
-        raise InputError(f"{path}: not a model of ours, or damaged ({str(error).splitlines()[0]}); train it again") from None
+    except Exception as error:  # a damaged file raises many kinds of exceptions
+        raise InputError(f"{path}: not one of our models, or damaged ({str(error).splitlines()[0]}); train it again") from None
 
 
 def load_network(path: Path, study: str, key: str, make: Callable[[dict[str, Any]], Net]) -> tuple[Net, dict[str, Any]]:
-    """The network that `make` builds from the build values of a saved model, with its weights, evaluating; and these values.
+    """The network that `make` builds from a saved model's build values, with its weights, in evaluation mode; and these values.
 
-    `key`: a build value that models of `study` alone have.
+    `key`: a build value that only models of `study` have.
     """
     state, build = load_model(path)
     if key not in build:
@@ -48,15 +65,20 @@ def load_network(path: Path, study: str, key: str, make: Callable[[dict[str, Any
     return net.eval(), build
 
 
+def weight_files(weights: str) -> dict[str, Path]:
+    """The file of pretrained weights, as an input that identifies a run: changed under the same name it makes another run."""
+    return {"weights": Path(weights)} if Path(weights).is_file() else {}
+
+
 def load_pretrained_weights(module: nn.Module, path: str, url: str, *, drop: Sequence[str] = ()) -> str:
     """Fill `module` from `imagenet` (downloaded from `url`, hash checked), or from a local state dict; returns origin and hash.
 
-    Never a silent fallback: a missing file, a machine without internet or a foreign state dict is an error that says what to do.
+    There is no silent fallback: a missing file, a machine without internet or weights that do not fit raise InputError.
     """
     if path == "imagenet":
         try:
             state = torch.hub.load_state_dict_from_url(url, map_location="cpu", check_hash=True, weights_only=True)
-        except Exception as error:  # offline shows as several exceptions
+        except Exception as error:  # being offline raises several kinds of exceptions
             raise InputError(
                 f"weights=imagenet: cannot download {url} ({error}); without internet give a local file instead"
             ) from None
@@ -66,8 +88,8 @@ def load_pretrained_weights(module: nn.Module, path: str, url: str, *, drop: Seq
             raise InputError(f"weights={path}: no such file; allowed are imagenet, none or the path of a state dict")
         try:
             state = dict(torch.load(path, map_location="cpu", weights_only=True))
-        except Exception as error:  # a foreign file shows as many exceptions
-            raise InputError(f"weights={path}: no state dict ({str(error).splitlines()[0]})") from None
+        except Exception as error:  # a foreign file raises many kinds of exceptions
+            raise InputError(f"weights={path}: not a state dict ({str(error).splitlines()[0]})") from None
         origin = f"{path} (md5 {md5(Path(path))})"
     state = {name: value for name, value in state.items() if not name.startswith(tuple(drop))} if drop else state
     try:

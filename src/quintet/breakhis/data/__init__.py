@@ -1,0 +1,1 @@
+"""From raw files to prepared arrays, and the parts of the split."""

@@ -1,0 +1,135 @@
+"""The BreaKHis tree: .../{benign,malignant}/SOB/{type}/{patient}/{40X,...}/SOB_B_A-14-22549AB-40-001.png (Spanhol 2016)."""
+
+import os
+import re
+from collections import defaultdict
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+from quintet.imaging.pictures import PICTURES
+
+MAGNIFICATIONS = ("40X", "100X", "200X", "400X")
+CLASSES = ("benign", "malignant")
+TYPES = {  # folder -> code in names; four benign, four malignant
+    "adenosis": "A",
+    "fibroadenoma": "F",
+    "phyllodes_tumor": "PT",
+    "tubular_adenoma": "TA",
+    "ductal_carcinoma": "DC",
+    "lobular_carcinoma": "LC",
+    "mucinous_carcinoma": "MC",
+    "papillary_carcinoma": "PC",
+}
+BENIGN = tuple(TYPES)[:4]
+NAME = re.compile(r"SOB_(?P<letter>[BM])_(?P<code>[A-Z]+)-(?P<patient>\d+-[0-9A-Z]+)-(?P<factor>\d+)-\d+")
+LAYOUT = "{benign,malignant}/SOB/TYPE/PATIENT/{40X,100X,200X,400X}/NAME.png"
+
+
+def class_of(tumour_type: str) -> str:
+    return "benign" if tumour_type in BENIGN else "malignant"
+
+
+def case_number(patient: str) -> str:
+    """14-22549AB -> 14-22549: slides whose numbers differ only in letters are of one biopsy."""
+    return patient.rstrip("ABCDEFGHIJKLMNOPQRSTUVWXYZ")
+
+
+@dataclass(frozen=True)
+class Image:
+    path: Path
+    patient: str  # such as 14-22549AB
+    tumour_class: str
+    tumour_type: str
+    magnification: str
+
+
+def parse_name(stem: str) -> tuple[str, str, str] | None:
+    """(type, patient, magnification) according to a file name; None if it is not a BreaKHis name."""
+    match = NAME.fullmatch(stem)
+    type_of_code = {code: name for name, code in TYPES.items()}
+    if not match or match["code"] not in type_of_code or f"{match['factor']}X" not in MAGNIFICATIONS:
+        return None
+    tumour_type = type_of_code[match["code"]]
+    if (class_of(tumour_type) == "benign") != (match["letter"] == "B"):
+        return None
+    return tumour_type, match["patient"], f"{match['factor']}X"
+
+
+def picture_files(folder: Path) -> list[Path]:
+    """All pictures below a folder, following links; hidden files and folders are left out (macOS writes ._NAME beside each file)."""
+    found, visited = [], set[str]()
+    for parent, folders, names in os.walk(folder, followlinks=True):
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        if (real := os.path.realpath(parent)) in visited:  # a link to a parent folder
+            folders.clear()
+            continue
+        visited.add(real)
+        found += [Path(parent) / n for n in names if Path(n).suffix.lower() in PICTURES and not n.startswith(".")]
+    return sorted(found)
+
+
+def read_tree(raw: Path) -> tuple[list[Image], list[str]]:
+    """All images whose names and folders agree, and one sentence per problem. Pixels are not read here."""
+    raw = Path(raw)
+    if not raw.is_dir():
+        return [], [f"{raw}: no such folder; breakhis.raw must be a folder with the tree {LAYOUT}"]
+    files = picture_files(raw)
+    images: list[Image] = []
+    problems, seen = [], dict[str, Path]()
+    for path in files:
+        where = path.relative_to(raw)
+        image = _parse_path(path)
+        if isinstance(image, str):
+            problems.append(f"{where}: {image}")
+        elif path.stem in seen:
+            problems.append(f"{where}: {path.stem} also exists as {seen[path.stem]}; delete one of them")
+        else:
+            seen[path.stem] = where
+            images.append(image)
+    if not images:
+        found = f"{len(files)} pictures, but none in such a folder" if files else "no .png or .jpg below it"
+        return [], [f"{raw}: expected images at .../{LAYOUT}; found {found}", *problems[:3]]
+    for name in CLASSES:
+        if not any(image.tumour_class == name for image in images) and not problems:
+            problems.append(f"{raw}: no {name} image below it; give the folder that holds both classes")
+    return images, problems + _patients_in_both_classes(images)
+
+
+def _parse_path(path: Path) -> Image | str:
+    """The image, or what is wrong with its folder or name."""
+    folders = path.absolute().parts[-6:-1]  # the folders may be above a relative path
+    if len(folders) < 5 or folders[0] not in CLASSES or folders[1] != "SOB" or folders[2] not in TYPES:
+        return f"not at .../{LAYOUT}; move it there or out of the tree"
+    tumour_class, _, tumour_type, folder, magnification = folders
+    named = parse_name(path.stem)
+    if named is None:
+        return "not a BreaKHis name (SOB_B_A-14-22549AB-40-001: class, type, year, slide, magnification, number); rename it"
+    from_name = (class_of(named[0]), *named)
+    from_folders = (tumour_class, tumour_type, folder.rpartition("_")[2], magnification)  # SOB_B_A_14-22549AB -> 14-22549AB
+    keys = ("class", "type", "patient", "magnification")
+    if wrong := [
+        f"the name gives {key} {a}, the folder {b}" for key, a, b in zip(keys, from_name, from_folders, strict=True) if a != b
+    ]:
+        return f"{'; '.join(wrong)}; one of them is wrong"
+    return Image(path, named[1], tumour_class, tumour_type, magnification)
+
+
+def _patients_in_both_classes(images: Iterable[Image]) -> list[str]:
+    folders: dict[str, dict[str, Path]] = defaultdict(dict)
+    for image in images:
+        folders[image.patient].setdefault(image.tumour_class, image.path.parent)
+    return [
+        f"patient {patient} is under both classes: {' and '.join(map(str, found.values()))}; one of them is wrong"
+        for patient, found in sorted(folders.items())
+        if len(found) > 1
+    ]
+
+
+def missing_magnifications(images: Iterable[Image]) -> dict[str, list[str]]:
+    """Patient -> the magnifications at which it has no image; complete patients are left out."""
+    available: dict[str, set[str]] = defaultdict(set)
+    for image in images:
+        available[image.patient].add(image.magnification)
+    missing = {p: [m for m in MAGNIFICATIONS if m not in found] for p, found in sorted(available.items())}
+    return {patient: magnifications for patient, magnifications in missing.items() if magnifications}

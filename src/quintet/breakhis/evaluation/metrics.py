@@ -1,0 +1,103 @@
+"""What a model predicts about patients, and how good that is. Importing it does not import torch."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import combinations
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+from sklearn.metrics import (
+    accuracy_score,
+    average_precision_score,
+    balanced_accuracy_score,
+    f1_score,
+    recall_score,
+    roc_auc_score,
+)
+
+Floats = NDArray[np.float64]
+BINS = 10  # of the reliability curve and the calibration error
+
+
+def subsets(magnifications: Sequence[str]) -> list[str]:
+    """All non-empty subsets, small ones first: 40X, ..., 40X+100X, ..., all."""
+    return ["+".join(s) for size in range(1, len(magnifications) + 1) for s in combinations(magnifications, size)]
+
+
+@dataclass(frozen=True)
+class Predicted:
+    """Predictions for P patients. Probabilities are of malignant; NaN if a patient has no image at the magnifications."""
+
+    patients: list[str]
+    magnifications: list[str]
+    probability: dict[str, Floats]  # subset of magnifications -> [P]
+    types: Floats  # probabilities [P, 8]
+    images: pd.DataFrame  # patient, magnification, row, probability (from this image alone)
+    importance: Floats | None = None  # [P, M]
+    hierarchy: Floats | None = None  # attention weights [M, M] (query, key), means over patients
+    fusion: Floats | None = None  # likewise
+
+    @property
+    def malignant(self) -> Floats:
+        """The probability from all magnifications, `[P]`."""
+        return self.probability["+".join(self.magnifications)]
+
+
+def mean_prediction(predicted: Sequence[Predicted]) -> Predicted:
+    """The mean prediction of several models for the same patients and magnifications."""
+    first = predicted[0]
+    images = first.images.assign(probability=np.mean([p.images["probability"] for p in predicted], axis=0))
+    weights = [p.importance for p in predicted if p.importance is not None]
+    return Predicted(
+        first.patients,
+        first.magnifications,
+        {name: np.mean([p.probability[name] for p in predicted], axis=0) for name in first.probability},
+        np.mean([p.types for p in predicted], axis=0),
+        images,
+        np.mean(weights, axis=0) if weights else None,
+    )
+
+
+def choose_threshold(labels: NDArray[np.int64], probability: Floats) -> float:
+    """The threshold with the highest balanced accuracy; among equals the one nearest to 0.5."""
+    values = np.unique(probability)
+    candidates = np.unique([0.5, *((values[1:] + values[:-1]) / 2)])
+    scores = np.array([balanced_accuracy_score(labels, probability >= t) for t in candidates])
+    best = candidates[scores >= scores.max() - 1e-12]
+    return float(best[np.abs(best - 0.5).argmin()])
+
+
+def reliability(labels: NDArray[Any], probability: Floats) -> pd.DataFrame:
+    """Mean probability, share of malignant and count of each non-empty bin of the probability.
+
+    scikit-learn's calibration_curve closes its bins on the right instead of the left and has no counts.
+    """
+    bins = np.minimum((probability * BINS).astype(int), BINS - 1)
+    table = pd.DataFrame({"bin": bins, "predicted": probability, "observed": labels})
+    return table.groupby("bin").agg(predicted=("predicted", "mean"), observed=("observed", "mean"), count=("bin", "size"))
+
+
+def classification(labels: NDArray[Any], probability: Floats, threshold: float) -> dict[str, float]:
+    """Scores of a two-class decision; without those that need both classes if one is missing."""
+    labels, malignant = np.asarray(labels).astype(int), (probability >= threshold).astype(int)
+    both = len(np.unique(labels)) == 2
+    curve = reliability(labels, probability)
+    gaps = (curve["predicted"] - curve["observed"]).abs() * curve["count"]
+    scores = {"accuracy": accuracy_score(labels, malignant)}
+    if both:
+        scores["balanced_accuracy"] = balanced_accuracy_score(labels, malignant)
+    scores |= {
+        "f1": f1_score(labels, malignant, zero_division=0),
+        "brier": ((probability - labels) ** 2).mean(),
+        "ece": gaps.sum() / len(labels),  # expected calibration error, bins of equal width
+    }
+    if both:
+        scores |= {
+            "sensitivity": recall_score(labels, malignant),
+            "specificity": recall_score(labels, malignant, pos_label=0),
+            "auc": roc_auc_score(labels, probability),
+            "average_precision": average_precision_score(labels, probability),
+        }
+    return {name: float(value) for name, value in scores.items() if np.isfinite(value)}

@@ -1,0 +1,191 @@
+"""From raw scans to one uint8 cube each, with labels and split."""
+
+import csv
+import shutil
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from filelock import FileLock
+from joblib import Parallel, delayed
+
+from quintet import splits
+from quintet.arrays import new_array
+from quintet.ct.data.prepared import VOLUMES, Prepared, load
+from quintet.ct.data.raw import find_scans, fingerprint, hash_of, match, read_cube, read_labels
+from quintet.errors import InputError, InputProblemsError
+from quintet.files import atomic_folder, refuse_overlap, repository_root, write_json
+from quintet.imaging.cubes import Cube
+from quintet.params import Ct
+from quintet.params.ct import CtData
+
+FACTS = ("format", "columns", "rows", "slices", "spacing_mm")
+MIN_PATIENTS = 6  # of a split into three parts
+MIN_STRATUM = 3  # patients with one label set; sets with fewer are stratified together
+CubeOrProblem = tuple[Cube, dict[str, object]] | str
+
+
+def check(raw: Path, params: Ct) -> list[str]:
+    """Every problem of a raw folder, including those in the voxels."""
+    scans, labels = find_scans(raw), read_labels(raw)
+    names, problems = match(scans, labels)
+    for name in names:
+        try:
+            read_cube(scans[name], 16, _window_hu(params.data))
+        except InputError as error:
+            problems.append(f"scan {name}: {error}")
+    try:
+        make_split(labels.table.loc[names].reset_index(), params.data)
+    except InputProblemsError as error:
+        problems += error.problems
+    except InputError as error:
+        problems.append(str(error))
+    return problems
+
+
+def prepare(raw: Path, out: Path, params: Ct, *, workers: int = 1) -> tuple[Prepared, list[str]]:
+    """Write the prepared data set to `out`; returns it and a sentence for each skipped scan.
+
+    An unreadable scan does not stop the others, and all of them are listed. Cubes are kept outside `out` until all are finished,
+    so that an interrupted run continues where it stopped.
+    """
+    refuse_overlap(raw, out)
+    data = params.data
+    scans, labels = find_scans(raw), read_labels(raw)
+    names, problems = match(scans, labels)
+    if not names:
+        raise InputProblemsError(str(raw), problems)
+    key = hash_of([str(Path(raw).resolve()), names, data.size, data.window])
+    work = repository_root() / ".checkpoints" / f"ct_prepare-{key}"
+    work.mkdir(parents=True, exist_ok=True)
+    with FileLock(work.with_suffix(".lock")):
+        facts, errors = _write_cubes([(name, scans[name]) for name in names], work, data, workers)
+        problems += errors
+        if problems and (data.on_error == "raise" or not facts):
+            hint = " (ct.data.on_error=skip would leave these scans out)" if data.on_error == "raise" else ""
+            raise InputProblemsError(f"{raw}{hint}", problems)
+        kept = [name for name in names if name in facts]
+        table = make_split(labels.table.loc[kept].reset_index(), data)
+        table = table.assign(**{fact: [facts[name][fact] for name in kept] for fact in FACTS})
+        with atomic_folder(out) as folder:
+            _move_rows(work / VOLUMES, folder / VOLUMES, [names.index(name) for name in kept])
+            table.to_csv(folder / "index.csv", index=False)
+            table[["study", "split"]].to_csv(folder / "split.csv", index=False)
+            write_json(folder / "findings.json", labels.findings)
+        shutil.rmtree(work)
+    work.with_suffix(".lock").unlink(missing_ok=True)
+    return load(out), problems
+
+
+def _window_hu(data: CtData) -> tuple[float, float]:
+    low, high = data.window
+    return low, high
+
+
+def _write_cubes(
+    scans: list[tuple[str, Path]], work: Path, data: CtData, workers: int
+) -> tuple[dict[str, dict[str, str]], list[str]]:
+    """Fill work/volumes.npy, one row per scan; work/done.csv lists the finished rows. Returns acquisition facts and errors."""
+    volumes_path, done_path = work / VOLUMES, work / "done.csv"
+    if not volumes_path.is_file():
+        done_path.unlink(missing_ok=True)
+        new_array(volumes_path, np.uint8, (len(scans), data.size, data.size, data.size)).flush()
+    volumes = np.load(volumes_path, mmap_mode="r+")
+    fingerprints = {name: fingerprint(path) for name, path in scans}
+    facts = {name: own for name, own in _read_done(done_path).items() if own.pop("fingerprint") == fingerprints.get(name)}
+    errors = []
+    with done_path.open("a", newline="", encoding="utf-8") as file:
+        remaining = [(row, name, path) for row, (name, path) in enumerate(scans) if name not in facts]
+        if facts:
+            print(f"{len(facts)} of {len(scans)} scans were finished before", flush=True)
+        for row, name, result in _read_cubes(remaining, data, workers):
+            if isinstance(result, str):
+                errors.append(f"scan {name}: {result}")
+                continue
+            volumes[row] = result[0]
+            volumes.flush()
+            facts[name] = {fact: str(result[1][fact]) for fact in FACTS}
+            csv.writer(file).writerow([name, fingerprints[name], *facts[name].values()])
+            file.flush()
+    return facts, sorted(errors)
+
+
+def _read_done(path: Path) -> dict[str, dict[str, str]]:
+    """The scans that an earlier run finished; a line that a kill cut short does not count."""
+    if not path.is_file():
+        return {}
+    with path.open(newline="", encoding="utf-8") as file:
+        complete = [line for line in file if line.endswith("\n")]
+    path.write_text("".join(complete), encoding="utf-8", newline="")
+    rows = [row for row in csv.reader(complete) if len(row) == 2 + len(FACTS)]
+    return {row[0]: dict(zip(("fingerprint", *FACTS), row[1:], strict=True)) for row in rows}
+
+
+def _read_cubes(scans: list[tuple[int, str, Path]], data: CtData, workers: int) -> Iterator[tuple[int, str, CubeOrProblem]]:
+    """Each scan's cube or its problem, in the order of completion; each worker holds one cube in memory."""
+
+    def jobs() -> Iterator[object]:
+        for row, name, path in scans:
+            yield delayed(_read_one)(row, name, path, data.size, _window_hu(data))
+
+    workers = min(workers, max(1, len(scans)))
+    yield from Parallel(n_jobs=workers, return_as="generator_unordered", pre_dispatch="2*n_jobs", batch_size=1)(jobs())
+
+
+def _read_one(row: int, name: str, path: Path, size: int, window_hu: tuple[float, float]) -> tuple[int, str, CubeOrProblem]:
+    try:
+        return row, name, read_cube(path, size, window_hu)
+    except InputError as error:
+        return row, name, str(error)
+    except Exception as error:  # one scan must not stop the others
+        return row, name, f"{path}: {type(error).__name__}: {error}"
+
+
+def _move_rows(source: Path, target: Path, rows: list[int]) -> None:
+    """Move the file if all its rows are wanted; otherwise copy those that are."""
+    volumes = np.load(source, mmap_mode="r")
+    if rows == list(range(len(volumes))):
+        shutil.move(source, target)
+        return
+    kept = new_array(target, np.uint8, (len(rows), *volumes.shape[1:]))
+    for to, row in enumerate(rows):
+        kept[to] = volumes[row]
+    kept.flush()
+
+
+def make_split(table: pd.DataFrame, data: CtData) -> pd.DataFrame:
+    """`table` (study, patient, findings) with the columns split and train_eval added.
+
+    A patient's scans are all in the same part. Patients are stratified by the label set of their first scan.
+    """
+    if data.split == "grouped":
+        parts = _grouped_split(table, data)
+    else:
+        names = list(table["study"])
+        parts = splits.read_split(Path(data.split), names, column="study")
+        splits.refuse_leaks(parts, list(table["patient"]), names, remedy="move all scans of a patient to one part")
+    train = np.flatnonzero(np.array(parts) == "train")
+    chosen = np.random.default_rng([data.split_seed, 2]).permutation(train)[: round(data.train_eval * len(train))]
+    return table.assign(split=parts, train_eval=np.isin(np.arange(len(table)), chosen).astype(int))
+
+
+def _grouped_split(table: pd.DataFrame, data: CtData) -> list[str]:
+    """The part of each row."""
+    patients = table.drop_duplicates("patient").set_index("patient")
+    if len(patients) < MIN_PATIENTS:
+        raise InputError(
+            f"{len(patients)} patient(s) with labels and readable scans: a split into three parts needs {MIN_PATIENTS}"
+        )
+    label_sets = patients.drop(columns="study").astype(str).agg("+".join, axis=1)
+    counts = Counter(label_sets)
+    strata = [s if counts[s] >= MIN_STRATUM else "rare" for s in label_sets]
+    if strata.count("rare") < MIN_STRATUM:
+        strata = [s if s != "rare" else counts.most_common(1)[0][0] for s in strata]
+    stratum_of = dict(zip(patients.index, strata, strict=True))
+    test = splits.held_out_groups(list(stratum_of), strata, data.test, seed=[data.split_seed, 0])
+    rest = {patient: stratum for patient, stratum in stratum_of.items() if patient not in test}
+    fraction = data.validation / (1 - data.test)
+    valid = splits.held_out_groups(list(rest), list(rest.values()), fraction, seed=[data.split_seed, 1])
+    return ["test" if p in test else "valid" if p in valid else "train" for p in table["patient"]]

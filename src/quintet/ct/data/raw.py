@@ -1,0 +1,132 @@
+"""The raw folder: one entry per scan (a DICOM series folder or a NIfTI file) and labels.csv.
+
+labels.csv has the columns study (the scan's name), optionally patient, and one column of 0 and 1 per finding.
+"""
+
+import hashlib
+from dataclasses import dataclass
+from pathlib import Path
+
+import pandas as pd
+
+from quintet.errors import InputError
+from quintet.imaging.cubes import Cube, Scan, Volume, to_cube
+from quintet.imaging.dicom import dicom_files, read_series
+from quintet.imaging.volumes import NIFTI, read_nifti
+from quintet.tables import read_text_table
+
+LABELS = "labels.csv"
+NOT_FINDINGS = ("study", "patient")
+MAX_SHOWN = 20  # problems of labels.csv in one message
+
+
+@dataclass(frozen=True)
+class Labels:
+    """`table`: index study; the column patient, which is the scan's own name if the file does not give it; one column of 0 and 1
+    per finding."""
+
+    table: pd.DataFrame
+
+    @property
+    def findings(self) -> list[str]:
+        return [name for name in self.table if name != "patient"]
+
+
+def find_scans(raw: Path) -> dict[str, Path]:
+    """Every scan in `raw`, sorted by name: name -> series folder or NIfTI file.
+
+    Raises InputError if there is none, or if two entries have the same name.
+    """
+    if not Path(raw).is_dir():
+        raise InputError(f"{raw}: no such folder; expected one entry per scan (a DICOM series folder or a NIfTI file)")
+    found: dict[str, Path] = {}
+    for path in sorted(Path(raw).iterdir()):
+        suffix = next((end for end in reversed(NIFTI) if path.name.lower().endswith(end)), None)
+        if path.name.startswith(".") or not (path.is_dir() or suffix):
+            continue
+        name = path.name[: -len(suffix)] if suffix else path.name
+        if name in found:
+            raise InputError(f"{path} and {found[name]} are both scan {name}; keep one")
+        found[name] = path
+    if not found:
+        raise InputError(f"{raw}: contains no scan; expected DICOM series folders or NIfTI files")
+    return found
+
+
+def read_labels(raw: Path) -> Labels:
+    """Read labels.csv; raises one InputError that lists its problems."""
+    path = Path(raw) / LABELS
+    if not path.is_file():
+        raise InputError(f"{path}: no such file; expected a CSV file with study,finding_1,... (0 or 1) and, if known, patient")
+    table = read_text_table(path)
+    findings = [name for name in table if name not in NOT_FINDINGS]
+    problems = [] if "study" in table else ["there is no column `study`"]
+    problems += [] if findings else ["there is no column of a finding (0 or 1)"]
+    problems += [] if len(table) else ["there is no row"]
+    if not problems:
+        problems = _row_problems(table, findings)
+    if problems:
+        more = f"; and {len(problems) - MAX_SHOWN} more" if len(problems) > MAX_SHOWN else ""
+        raise InputError(f"{path}: {'; '.join(problems[:MAX_SHOWN])}{more}")
+    table["patient"] = table["patient"] if "patient" in table else table["study"]
+    return Labels(table.set_index("study")[["patient", *findings]].astype(dict.fromkeys(findings, int)))
+
+
+def _row_problems(table: pd.DataFrame, findings: list[str]) -> list[str]:
+    names = table["study"]
+    problems = [f"row {i + 2}: study is empty" for i in table.index[names == ""]]
+    problems += [f"row {i + 2}: study {names[i]} is listed twice" for i in table.index[names.duplicated()]]
+    for finding in findings:
+        wrong = table.index[~table[finding].isin(["0", "1"])]
+        problems += [f"row {i + 2}: {finding} of {names[i]} is {table[finding][i]!r}, expected 0 or 1" for i in wrong]
+    if "patient" in table:
+        problems += [f"row {i + 2}: patient of {names[i]} is empty" for i in table.index[table["patient"] == ""]]
+    return problems
+
+
+def match(scans: dict[str, Path], labels: Labels) -> tuple[list[str], list[str]]:
+    """The names of the scans that have labels, sorted, and a problem for each scan without labels and each label without scan."""
+    labelled = labels.table.index
+    problems = [f"{scans[name]}: scan {name} is not in {LABELS}; add a row for it" for name in scans if name not in labelled]
+    problems += [f"{LABELS}: scan {n} has neither a folder nor a NIfTI file of that name" for n in labelled if n not in scans]
+    return [name for name in sorted(scans) if name in labelled], problems
+
+
+def open_scan(path: Path) -> Scan:
+    if path.is_dir():
+        return read_series(path)
+    array, grid = read_nifti(path)
+    if array.ndim != 3:
+        raise InputError(f"{path}: {array.shape[3]} volumes in one file, expected one; split them")
+    return Volume(array, grid)
+
+
+def read_cube(path: Path, size: int, window_hu: tuple[float, float], *, threads: int = 1) -> tuple[Cube, dict[str, object]]:
+    """A scan as a uint8 cube `[size, size, size]`, and how it was acquired according to its file.
+
+    Preparation, prediction and search all read scans with this function.
+    """
+    scan = open_scan(path)
+    try:
+        cube = to_cube(scan, size, window_hu, threads=threads)
+    except InputError as error:
+        raise InputError(f"{path}: {error}" if str(path) not in str(error) else str(error)) from None
+    x, y, z = scan.grid.shape
+    spacing = scan.grid.spacing_mm
+    return cube, {
+        "format": "DICOM" if path.is_dir() else "NIfTI",
+        "columns": x,
+        "rows": y,
+        "slices": z,
+        "spacing_mm": " x ".join(f"{v:.3g}" for v in spacing),
+    }
+
+
+def fingerprint(path: Path) -> str:
+    """A hash of the names, sizes and modification times of a scan's files."""
+    files = dicom_files(path) if path.is_dir() else [path]
+    return hash_of([(f.name, f.stat().st_size, f.stat().st_mtime_ns) for f in files])
+
+
+def hash_of(value: object) -> str:
+    return hashlib.sha256(repr(value).encode()).hexdigest()[:16]

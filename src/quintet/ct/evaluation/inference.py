@@ -1,0 +1,123 @@
+"""Inference with a trained run: cubes to embeddings."""
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from quintet.ct.data.prepared import Prepared
+from quintet.ct.evaluation.scores import evaluate
+from quintet.ct.metrics import cosine
+from quintet.ct.model.networks import Proximity, network_input
+from quintet.errors import InputError
+from quintet.params import Compute
+from quintet.params.ct import CtEvaluation
+from quintet.runs import Record
+from quintet.training.hardware import resolve_device
+from quintet.training.models import load_network
+
+BATCH = 8
+NOT_NETWORK = ("size", "window", "names")  # build values that describe the data
+Cubes = NDArray[np.uint8]  # [N, S, S, S]
+
+
+@dataclass(frozen=True)
+class Embeddings:
+    vectors: NDArray[np.float32]  # [N, E], of length 1
+    probabilities: NDArray[np.float32] | None  # [N, F], if the network classifies
+
+
+@dataclass(frozen=True)
+class Model:
+    """A trained network, and how its input was prepared: cubes of `size` voxels per side, a window in HU."""
+
+    net: Proximity
+    size: int
+    window_hu: tuple[float, float]
+    findings: list[str]
+    device: str
+
+    @staticmethod
+    def load(run: Path, device: str) -> "Model":
+        return Model.read(run / "model" / "model.pt", device)
+
+    @staticmethod
+    def read(path: Path, device: str) -> "Model":
+        net, build = load_network(
+            path, "ct", "input_size", lambda build: Proximity(**{k: v for k, v in build.items() if k not in NOT_NETWORK})
+        )
+        device = resolve_device(device)
+        net = net.to(device)
+        net.backbone.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        return Model(net, build["size"], tuple(build["window"]), build["names"], device)
+
+    def get_embeddings(self, volumes: torch.Tensor, *, mixed_precision: bool = False) -> Embeddings:
+        """Embed stored cubes `[B, S, S, S]` uint8; `mixed_precision`: with autocast to bfloat16."""
+        with torch.inference_mode(), torch.autocast(self.device, torch.bfloat16, enabled=mixed_precision):
+            output = self.net(network_input(volumes.to(self.device), self.net.input_size))
+        probabilities = None if output.logits is None else output.logits.float().sigmoid().cpu().numpy()
+        return Embeddings(output.embedding.float().cpu().numpy(), probabilities)
+
+    def __call__(self, volumes: Cubes, rows: NDArray[np.int64] | None = None) -> Embeddings:
+        """Embed stored cubes (or some rows of them) in batches."""
+        chosen = np.arange(len(volumes)) if rows is None else rows
+        return concatenate(
+            [
+                self.get_embeddings(torch.from_numpy(np.stack([volumes[row] for row in chosen[start : start + BATCH]])))
+                for start in range(0, len(chosen), BATCH)
+            ]
+        )
+
+
+def concatenate(parts: Sequence[Embeddings]) -> Embeddings:
+    """Join the embeddings of different scans by the same network."""
+    probabilities = [part.probabilities for part in parts if part.probabilities is not None]
+    return Embeddings(np.concatenate([part.vectors for part in parts]), np.concatenate(probabilities) if probabilities else None)
+
+
+def evaluate_run(
+    run: Path, data: Prepared, out: Path, evaluation: CtEvaluation, compute: Compute, *, record: Record
+) -> dict[str, float]:
+    """Embed the test scans and evaluate how they retrieve each other, into the folder `out`; returns the metrics."""
+    model = Model.load(run, compute.device)
+    if model.size != data.volumes.shape[1]:
+        raise InputError(
+            f"{run} was trained on cubes of {model.size} voxels, {data.folder} has {data.volumes.shape[1]}; train it again"
+        )
+    rows = data.rows("test")
+    started = time.monotonic()
+    embeddings = model(data.volumes, rows)
+    seconds = time.monotonic() - started
+    metrics = evaluate(
+        cosine(embeddings.vectors),
+        data.scans(rows),
+        neighbours=evaluation.neighbours,
+        record=record,
+        out=out,
+        probabilities=embeddings.probabilities,
+        vectors=embeddings.vectors,
+        model=run / "model",
+    )
+    return metrics | {"evaluation_seconds_per_scan": seconds / len(rows)}
+
+
+def load_models(runs: Sequence[Path], device: str) -> list[Model]:
+    """Runs whose embeddings are combined: they must have the same input."""
+    models = [Model.load(run, device) for run in runs]
+    for model, run in zip(models, runs, strict=True):
+        if (model.size, model.window_hu) != (models[0].size, models[0].window_hu):
+            raise InputError(f"{runs[0]} and {run} were trained on cubes of other sizes or windows; give runs of one data set")
+    return models
+
+
+def embed_with_all(models: Sequence[Model], cubes: Cubes) -> Embeddings:
+    """The concatenated vectors of several networks, whose cosine similarity is the mean of theirs; probabilities are averaged."""
+    parts = [model(cubes) for model in models]
+    vectors = np.concatenate([part.vectors for part in parts], 1) / np.float32(np.sqrt(len(parts)))
+    probabilities = [part.probabilities for part in parts if part.probabilities is not None]
+    mean = np.mean(probabilities, 0).astype(np.float32) if len(probabilities) == len(parts) else None
+    return Embeddings(vectors.astype(np.float32), mean)

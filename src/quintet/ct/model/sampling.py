@@ -1,0 +1,70 @@
+"""Balanced batches for triplets: classes are label sets, and those of one batch have no finding in common."""
+
+import math
+from collections.abc import Iterator
+
+import numpy as np
+from numpy.typing import NDArray
+from torch.utils.data import Sampler
+
+from quintet.errors import InputError
+from quintet.training.batches import rank_and_world_size
+
+
+class BalancedBatches(Sampler[list[int]]):
+    """Batches of `classes` label sets x `samples` scans of each, in an order that depends on (seed, epoch) alone.
+
+    A scan is not drawn again before all scans of its set were drawn. An epoch has as many batches as are needed to draw every
+    scan once. Under DDP with n ranks, each rank takes every n-th batch.
+    """
+
+    def __init__(self, rows: NDArray[np.int64], labels: NDArray[np.floating], *, classes: int, samples: int, seed: int) -> None:
+        sets, set_of = np.unique(labels, axis=0, return_inverse=True)
+        self.members = [rows[set_of.ravel() == k] for k in range(len(sets))]
+        overlap = sets @ sets.T > 0
+        self.disjoint = [np.flatnonzero(~row) for row in overlap]
+        self.disjoint = [others[others != k] for k, others in enumerate(self.disjoint)]
+        self.first_sets = [k for k in range(len(sets)) if self._draw_sets(k, classes, np.random.default_rng(0)) is not None]
+        if not self.first_sets:
+            raise InputError(
+                f"a triplet batch needs {classes} label sets without a common finding, which the training scans do not have; "
+                "lower ct.training.classes or use objective=micro_f1"
+            )
+        self.classes, self.samples, self.seed, self.epoch = classes, samples, seed, 0
+        self.count = math.ceil(len(rows) / (classes * samples))
+
+    def _draw_sets(self, first: int, classes: int, rng: np.random.Generator) -> list[int] | None:
+        """`first` and further sets in random order, all without a common finding; None if there are not enough."""
+        chosen = [first]
+        candidates = self.disjoint[first]
+        while len(chosen) < classes:
+            if not len(candidates):
+                return None
+            chosen.append(int(rng.choice(candidates)))
+            candidates = np.intersect1d(candidates, self.disjoint[chosen[-1]])
+        return chosen
+
+    def set_epoch(self, epoch: int) -> None:
+        """Called by Lightning before each epoch."""
+        self.epoch = epoch
+
+    def __len__(self) -> int:
+        return math.ceil(self.count / rank_and_world_size()[1])
+
+    def __iter__(self) -> Iterator[list[int]]:
+        rng = np.random.default_rng([self.seed, self.epoch])
+        remaining: list[list[int]] = [[] for _ in self.members]
+        weights = np.array([len(self.members[k]) for k in self.first_sets], float)
+        rank, processes = rank_and_world_size()
+        for number in range(len(self) * processes):
+            sets = None
+            while sets is None:
+                sets = self._draw_sets(int(rng.choice(self.first_sets, p=weights / weights.sum())), self.classes, rng)
+            batch: list[int] = []
+            for k in sets:
+                for _ in range(self.samples):
+                    if not remaining[k]:
+                        remaining[k] = rng.permutation(self.members[k]).tolist()
+                    batch.append(remaining[k].pop())
+            if number % processes == rank:
+                yield batch

@@ -1,0 +1,231 @@
+"""The driver: train, evaluate and rank the runs of any study, and apply trained runs to a user's folder.
+
+Run folders and their records are described in runs.py, what a study implements in study.py. Outputs are written whole or not at
+all. Nothing here imports torch or MLflow at import time.
+"""
+
+import hashlib
+import shutil
+from collections.abc import Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+from quintet.comparison import prune_runs, publish
+from quintet.errors import InputError, InputProblemsError
+from quintet.files import atomic_file, atomic_folder, write_json
+from quintet.params import Compute, Configuration, Params, StudyParams
+from quintet.ranking import Ranking
+from quintet.results import write_scores
+from quintet.runs import Record, new_record
+from quintet.study import Metrics, Runs, Study, load_study
+
+P = TypeVar("P", bound=StudyParams)
+
+
+@dataclass(frozen=True)
+class Run:
+    """What is trained: a configuration under the name that the record gets, on one fold with one seed."""
+
+    stage: str
+    name: str
+    config: Configuration
+    fold: int
+    seed: int
+
+
+def train_selected(name: str, params: Params, data: Path, run: Path) -> Record:
+    """Train the selected configuration into `run` = {record.json, model/}."""
+    from quintet.training.fit import delete_resume_checkpoints
+
+    section: Any = params.of(name)
+    selected = Run(f"{name}_train", "selected", section, getattr(section, "fold", 0), section.seed)
+    record = _train(name, params, data, run, selected)
+    delete_resume_checkpoints(record)
+    return record
+
+
+def evaluate_selected(name: str, params: Params, data: Path, run: Path, scores: Path) -> Metrics:
+    """Evaluate the selected run into `run`/evaluation and write the metrics that git keeps to `scores`."""
+    from quintet.tracking import upload
+
+    metrics = _evaluate(name, params, data, run, detailed=True)
+    write_scores(metrics, scores)
+    upload(run)
+    return metrics
+
+
+def run_sweep_entry(name: str, params: Params, data: Path, out: Path, config: str, *, fold: int = 0, seed: int) -> Metrics:
+    """Train and evaluate one configuration of the sweep into the run folder `out`."""
+    (metrics,) = _sweep(name, params, data, out, config, {".": (fold, seed)})
+    return metrics
+
+
+def run_sweep_seeds(name: str, params: Params, data: Path, out: Path, config: str, seeds: Sequence[int]) -> list[Metrics]:
+    """Train and evaluate one configuration with each seed into the run folders `out`/seed<n>, all of them or none."""
+    return _sweep(name, params, data, out, config, {f"seed{seed}": (0, seed) for seed in seeds})
+
+
+def _sweep(name: str, params: Params, data: Path, out: Path, config: str, runs: dict[str, tuple[int, int]]) -> list[Metrics]:
+    from quintet.tracking import upload
+    from quintet.training.fit import delete_resume_checkpoints
+
+    configs = params.of(name).configs
+    if config not in configs:
+        raise InputError(f"--config {config}: no such configuration; there are {', '.join(configs)}")
+    records, metrics = [], []
+    with atomic_folder(out) as folder:
+        for place, (fold, seed) in runs.items():
+            entry = Run(f"{name}_sweep", config, configs[config], fold, seed)
+            records.append(_train(name, params, data, folder / place, entry, previous=out / place))
+            metrics.append(_evaluate(name, params, data, folder / place, detailed=False))
+    for record in records:
+        delete_resume_checkpoints(record)
+    for place in runs:
+        upload(out / place)
+    return metrics
+
+
+def _train(name: str, params: Params, data: Path, out: Path, run: Run, *, previous: Path | None = None) -> Record:
+    """Train into the run folder `out`, unless the run folder `previous` holds the same training."""
+    study, section = load_study(name), resolve_precision_of(params.of(name), params.compute)
+    prepared = study.load_data(data)
+    if not 0 <= run.fold < prepared.fold_count:
+        raise InputError(f"fold {run.fold}: {data} has {prepared.fold_count} folds, numbered from 0; run {name}_prepare again")
+    values = run.config.configuration_values() | section.training_values()
+    inputs = {"data": data} | study.training_inputs(run.config, section, run.seed)
+    record = new_record(name, run.stage, run.name, fold=run.fold, seed=run.seed, params=values, inputs=inputs)
+    record.tags["code_md5"] = code_md5()
+    if previous and (reused := _same_training(previous, record)):
+        shutil.copytree(previous / "model", out / "model")
+        record = reused
+    else:
+        trained = study.train(prepared, run.config, section, params.compute, record)
+        with atomic_folder(out / "model") as folder:
+            trained.save(folder)
+    record.save(out)
+    return record
+
+
+def _same_training(previous: Path, record: Record) -> Record | None:
+    """The record in `previous` if training again would give the same model: then only the evaluation has to run again."""
+    if not ((previous / "record.json").is_file() and (previous / "model" / "model.pt").is_file()):
+        return None
+    found = Record.load(previous)
+    same_code = all(found.tags.get(tag) == record.tags[tag] for tag in ("code_md5", "version.torch", "version.lightning"))
+    return found if found.key == record.key and same_code else None
+
+
+def code_md5() -> str:
+    """A hash of this package's source code."""
+    digest = hashlib.md5(usedforsecurity=False)
+    for path in sorted(Path(__file__).parent.rglob("*.py")):
+        digest.update(path.read_bytes())
+    return digest.hexdigest()
+
+
+def resolve_precision_of(section: P, compute: Compute) -> P:
+    """`precision: auto` becomes what this machine computes in, so that it is part of the run's identity."""
+    from quintet.training.hardware import resolve_device, resolve_precision
+
+    precision = 32 if compute.debug else resolve_precision(section.training.precision, resolve_device(compute.device))
+    return section.model_copy(update={"training": section.training.model_copy(update={"precision": precision})})
+
+
+def _evaluate(name: str, params: Params, data: Path, run: Path, *, detailed: bool) -> Metrics:
+    study, section, record = load_study(name), params.of(name), Record.load(run)
+    with atomic_folder(run / "evaluation") as folder:
+        prepared = study.load_data(data)
+        metrics = study.evaluate(run, prepared, folder, section, params.compute, record, detailed=detailed)
+        write_json(folder / "metrics.json", metrics)
+        if settings := section.evaluation_values():
+            write_json(folder / "settings.json", settings)
+    return metrics
+
+
+def run_baselines(name: str, params: Params, data: Path, out: Path) -> dict[str, Metrics]:
+    """Evaluate a study's baselines into the run folders `out`/NAME/seed0 (without model/), all of them or none."""
+    from quintet.tracking import upload
+
+    study, section = load_study(name), params.of(name)
+    metrics = {}
+    with atomic_folder(out) as folder:
+        for label, baseline in study.baselines(study.load_data(data), section).items():
+            inputs = {"data": data} | baseline.inputs
+            record = new_record(name, f"{name}_baselines", label, seed=0, params=baseline.params, inputs=inputs)
+            evaluation = folder / label / "seed0" / "evaluation"
+            evaluation.mkdir(parents=True)
+            metrics[label] = baseline.evaluate(evaluation, record)
+            write_json(evaluation / "metrics.json", metrics[label])
+            record.save(evaluation.parent)
+    for label in metrics:
+        upload(out / label / "seed0")
+    return metrics
+
+
+def run_folders(study: Study, section: StudyParams, sweep: Path, baselines: Path) -> Runs:
+    """The run folders that params name: those of the sweep and of the baselines."""
+    runs = {config: [sweep / config / run for run in names] for config, names in section.sweep_runs().items()}
+    return runs | {label: [baselines / label / "seed0"] for label in study.baseline_names(section)}
+
+
+def rank_runs(name: str, params: Params, sweep: Path, baselines: Path, out: Path, report: Path) -> Ranking:
+    """Rank the runs that params name; writes the folder `report` and `out` = {record.json}. Sweep runs that params no longer name
+    are removed first (DVC's cache keeps them), or a fresh clone would rank others."""
+    from quintet.tracking import upload
+
+    study, section = load_study(name), params.of(name)
+    runs = run_folders(study, section, sweep, baselines)
+    prune_runs(sweep, [run for folders in runs.values() for run in folders if run.is_relative_to(sweep)])
+    ranking = study.rank(params, runs)
+    publish(
+        name,
+        ranking,
+        runs,
+        out,
+        report,
+        title=study.TITLE,
+        unit=study.ranking_unit(section),
+        sections=lambda folder: study.report_sections(params, ranking, runs, folder),
+    )
+    upload(out)
+    return ranking
+
+
+def rank_finished(name: str, params: Params, runs: Path) -> Ranking:
+    """The ranking of the finished runs below `runs`, without a report."""
+    study = load_study(name)
+    return study.rank(params, run_folders(study, params.of(name), runs / name / "sweep", runs / name / "baselines"))
+
+
+def predict_folder(
+    name: str, runs: Sequence[Path], source: Path, output: Path, *, overlays: Path | None, device: str, skip: bool, **options: Any
+) -> int:
+    """Predict a folder of new cases with the mean of the given runs; returns the number of cases.
+
+    Cases that cannot be read are all listed at once; with `skip` they are left out instead.
+    """
+    study, problems = load_study(name), list[str]()
+    models = study.load_models(runs, device)
+    with ExitStack() as stack:
+        atomic = atomic_folder if study.PREDICTS_FOLDER else atomic_file
+        outputs = [stack.enter_context(atomic(path)) for path in study.prediction_files(output)]
+        pictures = stack.enter_context(atomic_folder(overlays)) if overlays else None
+        count = study.predict(models, source, outputs, problems, overlays=pictures, **options)
+        if problems and (not skip or not count):
+            raise InputProblemsError(f"{source} (--skip leaves them out)", problems)
+    for problem in problems:
+        print(f"skipped: {problem}")
+    return count
+
+
+def evaluate_folder(name: str, runs: Sequence[Path], raw: Path, out: Path, params: Params, *, device: str) -> Metrics:
+    """Evaluate the mean prediction of runs on every case of a labelled raw folder; writes the folder `out`.
+
+    Scores on cases that a run was trained on are optimistic.
+    """
+    with atomic_folder(out) as folder:
+        metrics = load_study(name).evaluate_folder(runs, raw, folder, params.of(name), device)
+        write_json(folder / "metrics.json", metrics)
+    return metrics

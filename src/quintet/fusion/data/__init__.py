@@ -1,0 +1,1 @@
+"""From raw files to masks and prepared arrays."""

@@ -1,0 +1,217 @@
+"""Raw patients and masks -> the prepared data set: one cube per image, clinical features, targets and a split."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from joblib import Parallel, delayed
+from numpy.typing import NDArray
+
+from quintet import splits
+from quintet.arrays import new_array
+from quintet.errors import InputError, InputProblemsError
+from quintet.files import atomic_folder, refuse_overlap, write_json
+from quintet.fusion.data.clinical import Encoder, refuse_leaks
+from quintet.fusion.data.preparation import Preparation
+from quintet.fusion.data.prepared import FEATURES, VOLUMES, Prepared, load
+from quintet.fusion.data.raw import Clinical, find_patients, read_image, read_table, targets
+from quintet.fusion.data.segmentation import TABLE, Mask, mask_of, segmenter_for, stored_masks
+from quintet.imaging.boxes import bounds_mm, sample_cube
+from quintet.params import Fusion
+from quintet.params.fusion import CLINICAL, FusionData
+
+MAX_INTENSITY = 4.0  # times the upper percentile: lesions may be brighter than it, stray voxels are cut
+MIN_PER_CLASS = 4  # patients; with fewer, a class cannot be in all three parts
+Cubes = NDArray[np.float16]  # [M, S, S, S]
+Files = Mapping[str, Path]  # modality -> file
+
+
+def check(raw: Path, params: Fusion) -> list[str]:
+    """Every problem of a raw folder, including voxels, table and split."""
+    patients, problems = find_patients(raw, params.data.names, params.data.modalities)
+    for name, files in patients.items():
+        for path in files.values():
+            try:
+                read_image(path)
+            except InputError as error:
+                problems.append(f"patient {name}: {error}")
+    try:
+        problems += _tables(raw, patients, params)[3]
+    except InputProblemsError as error:
+        problems += error.problems
+    except InputError as error:
+        problems.append(str(error))
+    return problems
+
+
+def clinical_features(clinical: Clinical, patients: Sequence[str], data: FusionData) -> pd.DataFrame:
+    """The clinical table without the targets and `fusion.data.drop`; a patient who is not in the table has empty values."""
+    c = data.columns
+    left_out = {c.label, c.time, c.event, *data.drop}
+    if clinical.path and (unknown := [name for name in data.drop if name not in clinical.table]):
+        there_are = ", ".join(clinical.table)
+        raise InputError(f"fusion.data.drop: {clinical.path} has no column {', '.join(unknown)}; there are {there_are}")
+    return clinical.table.drop(columns=[name for name in clinical.table if name in left_out]).reindex(list(patients)).fillna("")
+
+
+def _tables(
+    raw: Path, patients: Mapping[str, Files], params: Fusion
+) -> tuple[pd.DataFrame, NDArray[np.float32], Encoder, list[str]]:
+    """The usable patients (target, split, has/clinical), their clinical features, the encoder, and a problem for each other
+    patient."""
+    data = params.data
+    clinical = read_table(raw, data.tables, data.columns)
+    target, problems = targets(clinical, list(patients), Preparation.of(params))
+    features = clinical_features(clinical, list(patients), data)
+    usable = (target["label"] != "") if "label" in target else (target["time"] > 0) & target["event"].isin([0, 1])
+    known = (features != "").any(axis=1) if len(features.columns) else pd.Series(False, index=features.index)
+    empty = [p for p in patients if not patients[p] and not known[p]]
+    problems += [
+        f"patient {p}: no modality (no image that matches fusion.data.names and fusion.data.modalities, no clinical value)"
+        for p in empty
+    ]
+    kept = [p for p in patients if usable[p] and p not in empty]
+    table = target.loc[kept].reset_index()
+    table.insert(1, "split", _split(table, data))
+    if data.task == "classification":
+        refuse_leaks(features.loc[kept], target.loc[kept, "label"], data.columns.label)
+    elif params.training.survival_loss == "mse" and (censored := int((table["event"] == 0).sum())):
+        raise InputError(
+            f"fusion.training.survival_loss=mse treats times as known, but {censored} patients are censored; "
+            "use survival_loss: cox"
+        )
+    encoder = Encoder.fit(features.loc[table.loc[table["split"] == "train", "patient"]])
+    encoded, has, notes = encoder(features.loc[kept])
+    for note in notes:
+        print(f"note: {note}")
+    return table.assign(**{f"has/{CLINICAL}": has.astype(int)}), encoded, encoder, problems
+
+
+def _split(table: pd.DataFrame, data: FusionData) -> list[str]:
+    names = list(table["patient"])
+    if data.split != "stratified":
+        return splits.read_split(Path(data.split), names, column="patient")
+    strata = [str(s) for s in (table["label"] if "label" in table else table["event"].map({0: "censored", 1: "event"}))]
+    for stratum in sorted(set(strata)):
+        if (count := strata.count(stratum)) < MIN_PER_CLASS:
+            raise InputError(f"{stratum!r}: {count} patient(s) with a target; a split into three parts needs {MIN_PER_CLASS}")
+    if data.task == "classification" and len(set(strata)) < 2:
+        raise InputError(
+            f"every patient is {strata[0]!r}: a classification needs two classes (fusion.data.columns.label)"
+            if strata
+            else "no patient has a target"
+        )
+    test = splits.held_out_groups(names, strata, data.test, seed=[data.split_seed, 0])
+    rest = [(n, s) for n, s in zip(names, strata, strict=True) if n not in test]
+    share = data.validation / (1 - data.test)
+    valid = splits.held_out_groups([n for n, _ in rest], [s for _, s in rest], share, seed=[data.split_seed, 1])
+    return ["test" if n in test else "valid" if n in valid else "train" for n in names]
+
+
+def make_cubes(files: Files, masks: Mapping[str, Mask], preparation: Preparation) -> Cubes:
+    """One patient's images in one cube, each resampled from its own grid.
+
+    The cube is centred on the box around all masks; its side is the longest edge of the box. The two percentiles inside an
+    image's mask become 0 and 1; brighter voxels stay brighter."""
+    modalities, size = preparation.modalities, preparation.size
+    images = {m: read_image(files[m]) for m in modalities if m in files and m in masks}
+    out = np.zeros((len(modalities), size, size, size), np.float16)
+    if not images:
+        return out
+    corners = np.stack([bounds_mm(masks[m], grid) for m, (_, grid) in images.items()])
+    low, high = corners[:, 0].min(0), corners[:, 1].max(0)
+    for modality, (array, grid) in images.items():
+        mask = masks[modality]
+        if mask.shape != array.shape:
+            raise InputError(
+                f"{files[modality]}: {array.shape} voxels, but {mask.shape} in its mask; run `dvc repro fusion_segment`"
+            )
+        darkest, brightest = np.percentile(array[mask], preparation.percentiles)
+        if darkest == brightest:
+            raise InputError(f"{files[modality]}: every voxel in its mask is {darkest:g}; remove it, or choose another segmenter")
+        if preparation.skull_strip:
+            array = np.where(mask, array, np.float32(darkest))
+        cube = sample_cube(array, grid, (low + high) / 2, float((high - low).max()), size, fill=float(darkest))
+        out[modalities.index(modality)] = np.clip((cube - darkest) / (brightest - darkest), 0, MAX_INTENSITY)
+    return out
+
+
+def _prepare_patient(name: str, files: Files, masks: Path, preparation: Preparation) -> tuple[Cubes, list[bool], list[str]]:
+    """Cubes, which modalities they contain, problems."""
+    modalities, size = preparation.modalities, preparation.size
+    try:
+        own_masks = stored_masks(masks, name, modalities)
+        return make_cubes(files, own_masks, preparation), [m in files and m in own_masks for m in modalities], []
+    except InputError as error:
+        empty = np.zeros((len(modalities), size, size, size), np.float16)
+        return empty, [False] * len(modalities), [f"patient {name}: {error}"]
+
+
+def prepare(raw: Path, masks: Path, out: Path, params: Fusion, *, workers: int = 1) -> tuple[Prepared, list[str]]:
+    """Write the prepared data set to `out`, whole or not at all; returns it and a sentence for each skipped problem. Each worker
+    keeps one patient in memory."""
+    refuse_overlap(raw, out)
+    preparation = Preparation.of(params)
+    modalities, size = preparation.modalities, preparation.size
+    patients, problems = find_patients(raw, preparation.names, modalities)
+    if not (masks / TABLE).is_file():
+        raise InputError(f"{masks}: no masks there; run `dvc repro fusion_segment`")
+    status = pd.read_csv(masks / TABLE, dtype={"patient": str}, keep_default_na=False)
+    problems += [f"patient {r.patient}: {r.status}" for r in status.itertuples() if r.status != "ok"]
+    table, clinical, encoder, unusable = _tables(raw, patients, params)
+    problems += unusable
+    if not len(table):
+        raise InputProblemsError(str(raw), problems)
+    has = np.zeros((len(table), len(modalities)), int)
+    with atomic_folder(out) as folder:
+        volumes = new_array(folder / VOLUMES, np.float16, (len(table), len(modalities), size, size, size))
+        prepared = Parallel(n_jobs=workers, return_as="generator", pre_dispatch="2*n_jobs")(
+            delayed(_prepare_patient)(name, patients[name], masks, preparation) for name in table["patient"]
+        )
+        for row, (cubes, contained, wrong) in enumerate(prepared):
+            volumes[row], has[row] = cubes, contained
+            problems += wrong
+        volumes.flush()
+        if problems and params.data.on_error == "raise":
+            raise InputProblemsError(f"{raw} (fusion.data.on_error=skip would leave these out)", problems)
+        table = table.assign(**{f"has/{m}": has[:, k] for k, m in enumerate(modalities)})
+        kept = np.flatnonzero(table.filter(like="has/").any(axis=1))
+        if len(kept) < len(table):
+            np.save(folder / VOLUMES, volumes[kept])
+        del volumes
+        np.save(folder / FEATURES, clinical[kept])
+        table.iloc[kept].to_csv(folder / "patients.csv", index=False)
+        classes = sorted(table["label"].unique()) if "label" in table else []
+        about = {"modalities": modalities, "classes": classes, "encoder": encoder.to_dicts(), "how": preparation.to_dict()}
+        write_json(folder / "about.json", about)
+    return load(out), problems
+
+
+def read_new(
+    raw: Path, preparation: Preparation, encoder: Encoder, problems: list[str]
+) -> Iterator[tuple[str, Cubes, NDArray[np.float32], NDArray[np.bool_]]]:
+    """Name, cubes, clinical features and present modalities of each patient of a folder without labels, one in memory at a
+    time; adds a sentence to `problems` for each image or patient that cannot be read."""
+    patients, ambiguous = find_patients(raw, preparation.names, preparation.modalities)
+    problems += ambiguous
+    clinical = read_table(raw, preparation.tables, preparation.columns)
+    features, known, notes = encoder(clinical.table.reindex(list(patients)).fillna(""))
+    for note in notes:
+        print(f"note: {note}")
+    for row, (name, files) in enumerate(patients.items()):
+        masks = {}
+        for modality, path in files.items():
+            try:
+                masks[modality] = mask_of(path, segmenter_for(preparation.segmentation, modality))[0]
+            except InputError as error:
+                problems.append(f"patient {name}: {error}")
+        present = np.array([m in masks for m in preparation.modalities] + [bool(known[row])])
+        if not present.any():
+            needed = ", ".join(preparation.modalities)
+            problems.append(f"patient {name}: no modality; it needs an image of {needed}, or clinical features")
+            continue
+        try:
+            yield name, make_cubes(files, masks, preparation), features[row], present
+        except InputError as error:
+            problems.append(f"patient {name}: {error}")

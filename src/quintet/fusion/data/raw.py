@@ -1,0 +1,113 @@
+"""The raw folder: one folder per patient with one NIfTI file per modality, recognised by name patterns, and a clinical table.
+
+The generic layout (`patient_001/mri_t1ce.nii.gz`), both generations of BraTS (`BraTS-x/BraTS-x-t1c.nii.gz`, `x/x_t1ce.nii.gz`)
+and others differ only in the patterns (`fusion.data.names`).
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from fnmatch import fnmatch
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from quintet.errors import InputError
+from quintet.fusion.data.preparation import Preparation
+from quintet.imaging.volumes import NIFTI, Grid, read_nifti
+from quintet.params.fusion import FusionColumns
+from quintet.tables import read_text_table
+
+MISSING = ("", "na", "nan", "n/a", "none", "null", "?", "unknown")
+
+
+@dataclass(frozen=True)
+class Clinical:
+    """`table`: index patient, every column as text (empty: missing). `path`: None if there is no table."""
+
+    table: pd.DataFrame
+    path: Path | None
+
+
+def find_patients(
+    raw: Path, names: Mapping[str, Sequence[str]], modalities: Sequence[str]
+) -> tuple[dict[str, dict[str, Path]], list[str]]:
+    """Each patient's files of `modalities`, sorted by patient, and a problem for each ambiguous file."""
+    if not Path(raw).is_dir():
+        raise InputError(f"{raw}: no such folder; expected one folder per patient with NIfTI files")
+    patients: dict[str, dict[str, Path]] = {}
+    problems = []
+    for folder in sorted(p for p in Path(raw).iterdir() if p.is_dir() and not p.name.startswith(".")):
+        files = sorted(p for p in folder.iterdir() if p.name.lower().endswith(NIFTI) and not p.name.startswith("."))
+        own: dict[str, Path] = {}
+        for path in files:
+            stem = path.name.lower().removesuffix(".gz").removesuffix(".nii")
+            matches = [m for m in names if any(fnmatch(stem, pattern.lower()) for pattern in names[m])]
+            if len(matches) > 1:
+                problems.append(
+                    f"patient {folder.name}: {path.name} matches the patterns of {' and '.join(matches)}; "
+                    "correct fusion.data.names"
+                )
+            elif matches and matches[0] in own:
+                problems.append(f"patient {folder.name}: {own[matches[0]].name} and {path.name} are both {matches[0]}; keep one")
+            elif matches and matches[0] in modalities:
+                own[matches[0]] = path
+        if files:
+            patients[folder.name] = own
+    if not patients:
+        raise InputError(f"{raw}: no folder with NIfTI files in it; expected one folder per patient")
+    return patients, problems
+
+
+def read_table(raw: Path, tables: Sequence[str], columns: FusionColumns) -> Clinical:
+    """Read the first of `tables` that exists. Raises InputError, naming rows, if a patient has no name or is listed twice."""
+    path = next((Path(raw) / name for name in tables if (Path(raw) / name).is_file()), None)
+    if path is None:
+        return Clinical(pd.DataFrame(), None)
+    table = read_text_table(path)
+    patient = table.columns[0] if columns.patient == "auto" else columns.patient
+    if patient not in table:
+        raise InputError(f"{path}: no column {patient!r} (fusion.data.columns.patient); there are {', '.join(table.columns)}")
+    problems = [f"row {i + 2}: no patient" for i in table.index[table[patient] == ""]]
+    problems += [f"row {i + 2}: patient {table[patient][i]} is listed twice" for i in table.index[table[patient].duplicated()]]
+    if problems:
+        raise InputError(f"{path}: {'; '.join(problems[:20])}")
+    table = table.set_index(patient).rename_axis("patient")
+    return Clinical(table.mask(table.apply(lambda column: column.str.lower().isin(MISSING)), ""), path)
+
+
+def targets(clinical: Clinical, patients: Sequence[str], preparation: Preparation) -> tuple[pd.DataFrame, list[str]]:
+    """The label (text), or time and event, of each of `patients` (the index), and a problem for each patient without."""
+    table, columns = clinical.table.reindex(list(patients)).fillna(""), preparation.columns
+    classification = preparation.task == "classification"
+    needed = [columns.label] if classification else [c for c in (columns.time, columns.event) if c]
+    if missing := [c for c in needed if c not in table]:
+        where = clinical.path or f"no table ({', '.join(preparation.tables)})"
+        raise InputError(f"{where}: no column {', '.join(missing)} (fusion.data.columns); training and evaluation need it")
+    problems = []
+    result = pd.DataFrame(index=table.index)
+    if classification:
+        result["label"] = table[columns.label]
+        file = clinical.path.name if clinical.path else "the table"
+        problems = [f"patient {p}: no {columns.label} in {file}" for p in table.index[table[columns.label] == ""]]
+    else:
+        result["time"] = pd.to_numeric(table[columns.time], errors="coerce")
+        result["event"] = pd.to_numeric(table[columns.event], errors="coerce") if columns.event else 1.0
+        for p in table.index[~(result["time"] > 0) | ~np.isfinite(result["time"])]:
+            problems.append(f"patient {p}: {columns.time} is {table[columns.time][p]!r}, expected days above 0")
+        for p in table.index[~result["event"].isin([0, 1])]:
+            problems.append(f"patient {p}: {columns.event} is {table[columns.event][p]!r}, expected 0 (censored) or 1")
+    return result, problems
+
+
+def read_image(path: Path) -> tuple[NDArray[np.float32], Grid]:
+    """One modality `[X, Y, Z]`. Raises InputError, naming the file, unless it is a single volume with contrast."""
+    array, grid = read_nifti(path)
+    if array.ndim != 3:
+        raise InputError(f"{path}: {array.shape[3]} volumes in one file, expected one; split them")
+    if min(array.shape) < 2:
+        raise InputError(f"{path}: {' x '.join(map(str, array.shape))} voxels are not a volume")
+    if array.min() == array.max():
+        raise InputError(f"{path}: every voxel is {array.min():g}; remove the empty image")
+    return array, grid

@@ -1,0 +1,197 @@
+"""From predictions to scores: per patient, per pattern of modalities, Shapley values, imputation. Importing it does not import
+torch."""
+
+from collections.abc import Mapping, Sequence
+from itertools import combinations
+from math import factorial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+from sklearn.linear_model import Ridge
+from sklearn.metrics import balanced_accuracy_score
+
+from quintet import results
+from quintet.fusion.data.prepared import Prepared
+from quintet.fusion.evaluation import figures
+from quintet.fusion.evaluation.patterns import NOT_SUBSETS, RECORDED
+from quintet.fusion.metrics import auc_or_concordance_of, comparable_pairs
+from quintet.params.fusion import TTT
+from quintet.runs import Record
+
+Floats = NDArray[np.float64]
+CLASSIFICATION, SURVIVAL = "brier", "concordance"  # the ranked score of each task, per patient
+
+
+def patient_scores(values: Floats, target: NDArray[np.floating[Any]], *, classes: int) -> pd.DataFrame:
+    """One row per patient. Probabilities `[P, classes]`: Brier score (half the squared distance), log loss, and whether the most
+    likely class is correct. Risks `[P, 1]`: the share of the patient's comparable pairs in the right order (NaN: no pair)."""
+    if not classes:
+        ((risk, pairs),) = comparable_pairs(values, target)
+        correct = (risk[:, None] > risk[None, :]) + 0.5 * (risk[:, None] == risk[None, :])
+        count = pairs.sum(1) + pairs.sum(0)
+        total = (correct * pairs).sum(1) + (correct * pairs).sum(0)
+        return pd.DataFrame({SURVIVAL: np.where(count > 0, total / np.maximum(count, 1), np.nan)})
+    truth = np.eye(classes)[target[:, 0].astype(int)]
+    return pd.DataFrame(
+        {
+            CLASSIFICATION: ((values - truth) ** 2).sum(1) / 2,
+            "log_loss": -np.log(np.clip((values * truth).sum(1), 1e-12, 1)),
+            "correct": (values.argmax(1) == target[:, 0]).astype(float),
+        }
+    )
+
+
+def summary(predictions: pd.DataFrame, columns: Sequence[str]) -> dict[str, float]:
+    """Metrics of one configuration's predictions: AUC or concordance index by pattern, its mean over the subsets and the worst
+    one; balanced accuracy, Brier score and log loss from all recorded modalities."""
+    values = {str(name): auc_or_concordance_of(rows, columns) for name, rows in predictions.groupby("pattern", sort=False)}
+    score = "auc" if len(columns) > 1 else "concordance"
+    subsets = [v for name, v in values.items() if name not in NOT_SUBSETS and np.isfinite(v)]
+    metrics = {f"{score}/{name}": value for name, value in values.items()}
+    if subsets:
+        metrics |= {f"{score}_mean_of_subsets": float(np.mean(subsets)), f"{score}_worst_subset": float(np.min(subsets))}
+    recorded = predictions[predictions["pattern"] == RECORDED]
+    metrics["patients"] = float(len(recorded))
+    if len(columns) > 1:
+        predicted = recorded[list(columns)].to_numpy().argmax(1)
+        metrics |= {
+            "brier": recorded[CLASSIFICATION].mean(),
+            "log_loss": recorded["log_loss"].mean(),
+            "balanced_accuracy": balanced_accuracy_score(recorded["target"], predicted),
+        }
+    return {name: float(v) for name, v in metrics.items() if np.isfinite(v)}
+
+
+def predictions(
+    config: str,
+    pattern: str,
+    patients: NDArray[Any],
+    used: Sequence[str],
+    values: Floats,
+    target: NDArray[np.floating[Any]],
+    classes: Sequence[str],
+    *,
+    spread: Floats | float = 0.0,
+    adapted: NDArray[np.bool_] | bool = False,
+) -> pd.DataFrame:
+    """One row per patient: the modalities `used`, probabilities `[P, classes]` or risk `[P, 1]`, their spread over samples,
+    whether the weights were adapted, target (class and 1, or time and event) and scores."""
+    table = pd.DataFrame({"config": config, "pattern": pattern, "patient": patients})
+    table[prediction_columns(classes)] = values
+    table = table.assign(modalities=used, target=target[:, 0], event=target[:, 1], spread=spread, adapted=np.int64(adapted))
+    return pd.concat([table, patient_scores(values, target, classes=len(classes))], axis=1)
+
+
+def prepared_predictions(
+    config: str,
+    pattern: str,
+    data: Prepared,
+    rows: NDArray[np.int64],
+    kept: NDArray[np.bool_],
+    values: Floats,
+    spread: Floats | float = 0.0,
+    adapted: NDArray[np.bool_] | bool = False,
+) -> pd.DataFrame:
+    """`predictions` of `rows` of a prepared data set, predicted from the modalities `kept` `[P, K]`."""
+    patients = data.table["patient"].to_numpy()[rows]
+    used = ["+".join(np.array(data.modalities)[own]) for own in kept]
+    target = data.target[rows].astype(float)
+    return predictions(config, pattern, patients, used, values, target, data.classes, spread=spread, adapted=adapted)
+
+
+def prediction_columns(classes: Sequence[str]) -> list[str]:
+    return [f"probability/{name}" for name in classes] or ["risk"]
+
+
+def evaluate(
+    tables: Mapping[str, pd.DataFrame],
+    classes: Sequence[str],
+    *,
+    record: Record,
+    out: Path,
+    seconds: Mapping[str, float] | None = None,
+    details: Mapping[str, pd.DataFrame] | None = None,
+    history: pd.DataFrame | None = None,
+) -> dict[str, float]:
+    """Score the predictions of a configuration, `{config: table}`, and with test-time training, `{config-ttt: table}`; returns
+    the metrics (those with test-time training under `ttt/`).
+
+    Writes predictions.csv, cases.csv (each patient's score, and its mean over the subsets), the tables `details` and figures/
+    into `out`. `seconds`: per prediction. `history`: the training's, for a figure."""
+    columns, details = prediction_columns(classes), details or {}
+    metric = CLASSIFICATION if classes else SURVIVAL
+    metrics: dict[str, float] = {}
+    tidy = []
+    for config, table in tables.items():
+        prefix = "ttt/" if config.endswith(TTT) else ""
+        metrics |= {f"{prefix}{name}": value for name, value in summary(table, columns).items()}
+        if seconds:
+            metrics[f"{prefix}seconds_per_prediction"] = seconds[config]
+        subsets = table[~table["pattern"].isin(NOT_SUBSETS)].dropna(subset=[metric])
+        recorded = table[table["pattern"] == RECORDED].set_index("patient")
+        values = pd.DataFrame(
+            {f"{metric}_over_subsets": subsets.groupby("patient")[metric].mean(), metric: recorded[metric]},
+        )
+        names = values.index
+        tidy.append(results.tidy(values, record.study, config, fold=record.fold, seed=record.seed, cases=names, groups=names))
+    if len(tables) == 2:
+        plain, adapted = tables.values()
+        metrics |= _adaptation_metrics(plain, adapted, "log_loss" if classes else SURVIVAL, lower_is_better=bool(classes))
+    for row in details.get("imputation", pd.DataFrame()).to_dict("records"):
+        name = row.pop("modality")
+        metrics |= {f"imputation/{name}/{key}": float(v) for key, v in row.items() if key != "patients"}
+    pd.concat(tables.values()).to_csv(out / "predictions.csv", index=False)
+    results.write(pd.concat(tidy, ignore_index=True).dropna(subset="value"), out / "cases.csv")
+    for name, table in details.items():
+        table.to_csv(out / f"{name}.csv", index=False)
+    (out / "figures").mkdir()
+    figures.plot_all(out / "figures", tables, columns, details.get("curves"), title=record.name, history=history)
+    return metrics
+
+
+def _adaptation_metrics(plain: pd.DataFrame, adapted: pd.DataFrame, metric: str, *, lower_is_better: bool) -> dict[str, float]:
+    """What test-time training changes for patients with all their modalities: the share that was adapted (the loss fell), the
+    shares whose score became worse (harm rate) and better, and the mean change."""
+    a, b = (t[t["pattern"] == RECORDED].set_index("patient") for t in (plain, adapted))
+    worse = (b[metric] - a[metric]) * (1 if lower_is_better else -1)
+    return {
+        "ttt/adapted_rate": float(b["adapted"].mean()),
+        "ttt/harm_rate": float((worse > 1e-9).mean()),
+        "ttt/help_rate": float((worse < -1e-9).mean()),
+        f"ttt/change_of_{metric}": float((b[metric] - a[metric]).mean()),
+    }
+
+
+def shapley(value: Mapping[frozenset[str], float], players: Sequence[str]) -> dict[str, float]:
+    """Shapley (1953) values: what each modality adds, averaged over all orders of adding them. `value`: of every subset,
+    including the empty one."""
+    n = len(players)
+    result = {}
+    for player in players:
+        others = [p for p in players if p != player]
+        result[player] = sum(
+            factorial(size)
+            * factorial(n - size - 1)
+            / factorial(n)
+            * (value[frozenset({*chosen, player})] - value[frozenset(chosen)])
+            for size in range(n)
+            for chosen in combinations(others, size)
+        )
+    return result
+
+
+def imputation(real: Floats, imputed: Floats, others: Floats, known: Floats, known_others: Floats) -> dict[str, float]:
+    """Cosine similarity and mean squared error between real features `[P, F]` and the imputed ones, and for comparison those of a
+    ridge regression on the features of the `others` `[P, G]` (fitted on training patients: `known` `[N, F]` from `known_others`
+    `[N, G]`) and of the training mean."""
+    ridge = Ridge(alpha=10.0).fit(known_others, known)
+    estimates = {"imputed": imputed, "ridge": ridge.predict(others), "mean": np.broadcast_to(known.mean(0), real.shape)}
+    found = {}
+    for name, estimate in estimates.items():
+        lengths = np.linalg.norm(estimate, axis=1) * np.linalg.norm(real, axis=1)
+        found[f"cosine/{name}"] = float(((estimate * real).sum(1) / np.maximum(lengths, 1e-12)).mean())
+        found[f"mse/{name}"] = float(((estimate - real) ** 2).mean())
+    return found

@@ -1,0 +1,166 @@
+"""Encoders of the modalities: volumes `[B, M, S, S, S]`, clinical features `[B, C]` and which modalities are present `[B, K]`
+(K = M + 1) -> features of each modality `[B, F_k]` -> tokens `[B, K, D]`."""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from itertools import pairwise
+
+import torch
+from monai.networks.nets import ResNet
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+ENCODERS = {
+    "small": ("basic", [1, 1, 1, 1]),
+    "resnet10": ("basic", [1, 1, 1, 1]),
+    "resnet18": ("basic", [2, 2, 2, 2]),
+    "resnet34": ("basic", [3, 4, 6, 3]),
+    "resnet50": ("bottleneck", [3, 4, 6, 3]),
+}
+MOMENTUM = 0.05  # of running statistics
+
+
+class RunningNorm(nn.Module):
+    """Normalise channels by the running mean and SD of the training data, then scale and shift; `[B, C, ...]` -> the same shape.
+
+    This is batch norm in evaluation mode, used in training too: the statistics have no gradient, so that the patients of a batch
+    do not influence each other and a batch of one works (missing modalities make such batches). Group norm, the usual solution,
+    removes how much of something one patient has compared with another, and little else is left before a global mean
+    (docs/fusion.md has the measurements).
+    """
+
+    mean: Tensor
+    square: Tensor
+    seen: Tensor
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.register_buffer("mean", torch.zeros(channels))
+        self.register_buffer("square", torch.ones(channels))
+        self.register_buffer("seen", torch.zeros(()))  # batches
+        self.updates = True
+        self.weight, self.bias = nn.Parameter(torch.ones(channels)), nn.Parameter(torch.zeros(channels))
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.training and self.updates:
+            self._update(x.detach().float().transpose(0, 1).flatten(1))
+        shape = (1, -1, *[1] * (x.dim() - 2))
+        scale = self.weight / (self.square - self.mean.square()).clamp_min(1e-5).sqrt()
+        return x * scale.view(shape) + (self.bias - self.mean * scale).view(shape)
+
+    @torch.no_grad()
+    def _update(self, values: Tensor) -> None:
+        """`[C, N]`; the average over all batches at first. Not in place: the backward pass needs the old tensors."""
+        self.seen = self.seen + 1
+        weight = torch.clamp(1 / self.seen, min=MOMENTUM)
+        self.mean = torch.lerp(self.mean, values.mean(1), weight)
+        self.square = torch.lerp(self.square, values.square().mean(1), weight)
+
+
+class ImageEncoder(nn.Module):
+    """3D ResNet (He et al. 2016) with running norm; `[B, 1, S, S, S]` -> `[B, F]`. `small`: one block per stage, without the
+    pooling after the first convolution."""
+
+    def __init__(self, name: str, width: int) -> None:
+        super().__init__()
+        block, layers = ENCODERS[name]
+        planes = [width * 2**i for i in range(4)]
+        small = name == "small"
+        self.net = ResNet(
+            block,
+            layers,
+            planes,
+            spatial_dims=3,
+            n_input_channels=1,
+            conv1_t_size=3 if small else 7,
+            conv1_t_stride=2,
+            no_max_pool=small,
+            bias_downsample=False,
+            feed_forward=False,
+        )
+        _use_running_norm(self.net)
+        self.features = planes[-1] * (4 if block == "bottleneck" else 1)
+
+    def forward(self, volumes: Tensor) -> Tensor:
+        return self.net(volumes).flatten(1)
+
+
+@contextmanager
+def _no_updates(module: nn.Module) -> Iterator[None]:
+    """Gradient checkpointing repeats a forward pass in the backward pass: statistics must count a batch once."""
+    norms = [m for m in module.modules() if isinstance(m, RunningNorm)]
+    for norm in norms:
+        norm.updates = False
+    yield
+    for norm in norms:
+        norm.updates = True
+
+
+def _use_running_norm(module: nn.Module) -> None:
+    for name, child in module.named_children():
+        if isinstance(child, nn.BatchNorm3d):
+            setattr(module, name, RunningNorm(child.num_features))
+        else:
+            _use_running_norm(child)
+
+
+def mlp(sizes: Sequence[int], dropout: float, *, last: bool) -> nn.Sequential:
+    """Linear layers, each followed by GELU and dropout; with `last`, the last one is not."""
+    layers: list[nn.Module] = []
+    for i, (a, b) in enumerate(pairwise(sizes)):
+        layers.append(nn.Linear(a, b))
+        if not (last and i == len(sizes) - 2):
+            layers += [nn.GELU(), nn.Dropout(dropout)]
+    return nn.Sequential(*layers)
+
+
+class Encoders(nn.Module):
+    """One encoder and one projection to `hidden` per modality. Features and tokens of missing modalities are zeros."""
+
+    def __init__(
+        self,
+        *,
+        images: int,
+        clinical: int,
+        encoder: str,
+        width: int,
+        clinical_units: Sequence[int],
+        hidden: int,
+        dropout: float,
+        recompute: bool,
+    ) -> None:
+        super().__init__()
+        image_encoders = [ImageEncoder(encoder, width) for _ in range(images)]
+        self.images = nn.ModuleList(image_encoders)
+        # even without any usable clinical column the modality exists; then no patient has it
+        self.clinical = mlp([max(clinical, 1), *clinical_units], dropout, last=False)
+        self.widths = [net.features for net in image_encoders] + [clinical_units[-1]]
+        self.standard = nn.ModuleList([RunningNorm(width) for width in self.widths])
+        self.project = nn.ModuleList([nn.Linear(width, hidden) for width in self.widths])
+        self.recompute = recompute
+
+    def features(self, volumes: Tensor, clinical: Tensor, present: Tensor) -> list[Tensor]:
+        """Standardised features `[B, F_k]` of each modality."""
+        features = []
+        for k, standard in enumerate(self.standard):
+            rows = present[:, k].nonzero()[:, 0]
+            out = torch.zeros(len(present), self.widths[k], device=present.device)
+            if len(rows):
+                clinical_features = k == len(self.images)
+                x = self._clinical(clinical[rows]) if clinical_features else self._image(k, volumes[rows, k : k + 1])
+                out = out.index_copy(0, rows, standard(x.float()))
+            features.append(out)
+        return features
+
+    def _image(self, k: int, volumes: Tensor) -> Tensor:
+        x = volumes.contiguous(memory_format=torch.channels_last_3d)
+        if not (self.recompute and self.training and torch.is_grad_enabled()):
+            return self.images[k](x)
+        return checkpoint(self.images[k], x, use_reentrant=False, context_fn=lambda: (nullcontext(), _no_updates(self.images[k])))
+
+    def _clinical(self, clinical: Tensor) -> Tensor:
+        return self.clinical(clinical if clinical.shape[1] else clinical.new_zeros(len(clinical), 1))
+
+    def tokens(self, features: Sequence[Tensor], present: Tensor) -> Tensor:
+        """`[B, K, D]`."""
+        return torch.stack([layer(x) for layer, x in zip(self.project, features, strict=True)], 1).float() * present[..., None]

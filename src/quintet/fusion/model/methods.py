@@ -1,0 +1,189 @@
+"""Four ways to join the tokens of the present modalities, `[B, K, D]`, into one fused vector `[B, D]`."""
+
+import math
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from quintet.fusion.model.encoders import mlp
+from quintet.registry import Registry
+
+METHODS = Registry("method")
+
+
+def masked_mean(tokens: Tensor, present: Tensor) -> Tensor:
+    """The mean over the present modalities, `[B, K, D]` -> `[B, D]`."""
+    weight = present.float()
+    return (tokens * weight[..., None]).sum(1) / weight.sum(1, keepdim=True).clamp_min(1)
+
+
+class Attention(nn.Module):
+    """Multi-head attention in plain operations, so that torch.func can map it over patients that each have their own weights."""
+
+    def __init__(self, hidden: int, heads: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.inward, self.outward = nn.Linear(hidden, 3 * hidden), nn.Linear(hidden, hidden)
+
+    def forward(self, x: Tensor, present: Tensor | None = None) -> Tensor:
+        """`[B, K, D]` -> `[B, K, D]`; attends only to what is `present` `[B, K]`."""
+        batch, count, hidden = x.shape
+        q, k, v = self.inward(x).reshape(batch, count, 3, self.heads, hidden // self.heads).permute(2, 0, 3, 1, 4)
+        logits = q @ k.transpose(-1, -2) / math.sqrt(hidden // self.heads)
+        if present is not None:
+            logits = logits.masked_fill(~present[:, None, None, :], -1e4)
+        return self.outward((logits.softmax(-1) @ v).transpose(1, 2).reshape(batch, count, hidden))
+
+
+class Block(nn.Module):
+    """A pre-norm transformer block."""
+
+    def __init__(self, hidden: int, heads: int, dropout: float) -> None:
+        super().__init__()
+        self.before, self.attend = nn.LayerNorm(hidden), Attention(hidden, heads)
+        self.between, self.mlp = nn.LayerNorm(hidden), mlp([hidden, 4 * hidden, hidden], dropout, last=True)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x + self.attend(self.before(x))
+        return x + self.mlp(self.between(x))
+
+
+class Denoiser(nn.Module):
+    """Noisy vector, time and condition as three tokens -> the noise or the clean vector, predicted from the mean of the tokens.
+
+    A prediction from the first token alone needs several epochs to make use of the condition.
+    """
+
+    def __init__(self, hidden: int, layers: int, heads: int, dropout: float) -> None:
+        super().__init__()
+        self.token_type = nn.Parameter(torch.randn(3, hidden) * 0.02)
+        self.time = mlp([hidden, hidden, hidden], 0.0, last=True)
+        self.blocks = nn.ModuleList([Block(hidden, heads, dropout) for _ in range(layers)])
+        self.out = nn.Sequential(nn.LayerNorm(hidden), nn.Linear(hidden, hidden))
+
+    def forward(self, noisy: Tensor, time: Tensor, condition: Tensor) -> Tensor:
+        """`noisy`, `condition` `[B, D]`, `time` `[B]` (step of the schedule) -> `[B, D]`."""
+        half = noisy.shape[1] // 2
+        frequency = torch.exp(-math.log(10_000) * torch.arange(half, device=noisy.device) / half)
+        angle = time.float()[:, None] * frequency
+        time_embedding = self.time(F.pad(torch.cat([angle.sin(), angle.cos()], 1), (0, noisy.shape[1] - 2 * half)))
+        x = torch.stack([noisy, time_embedding, condition], 1) + self.token_type
+        for block in self.blocks:
+            x = block(x)
+        return self.out(x.mean(1))
+
+
+class DiffusionNoise(NamedTuple):
+    """The random numbers of one evaluation of the diffusion loss: steps `[B]` and noise `[B, D]`."""
+
+    time: Tensor
+    noise: Tensor
+
+
+@METHODS.register("attention")
+class AttentionFusion(nn.Module):
+    """Self-attention over the present modalities, their mean, LayerNorm."""
+
+    def __init__(self, *, hidden: int, heads: int, **_: Any) -> None:
+        super().__init__()
+        self.attend, self.norm, self.size = Attention(hidden, heads), nn.LayerNorm(hidden), hidden
+
+    def forward(self, tokens: Tensor, present: Tensor) -> Tensor:
+        return self.norm(masked_mean(tokens + self.attend(tokens, present), present))
+
+
+@METHODS.register("diffusion")
+class DiffusionFusion(nn.Module):
+    """A Gaussian diffusion (Ho et al. 2020, arXiv 2006.11239) over the fused vector, conditioned on the mean of the present
+    tokens. The schedule and the DDIM sampler (Song et al. 2021, arXiv 2010.02502) are those of diffusers."""
+
+    signal: Tensor
+
+    def __init__(
+        self,
+        *,
+        hidden: int,
+        heads: int,
+        dropout: float,
+        steps: int,
+        schedule: str,
+        predicts: str,
+        layers: int,
+        target: str,
+        **_: Any,
+    ) -> None:
+        super().__init__()
+        self.size, self.steps, self.schedule, self.predicts = hidden, steps, schedule, predicts
+        self.normalised = target != "unguarded"
+        # normalised at the end, because it must not start out smaller than the noise, whose variance is 1
+        self.condition = nn.Sequential(
+            nn.LayerNorm(hidden), *mlp([hidden, hidden, hidden], dropout, last=True), nn.LayerNorm(hidden)
+        )
+        self.denoise = Denoiser(hidden, layers, heads, dropout)
+        self.register_buffer("signal", self.scheduler().alphas_cumprod.float(), persistent=False)
+
+    def scheduler(self, sampler: str = "ddim") -> Any:
+        from diffusers.schedulers.scheduling_ddim import DDIMScheduler
+        from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
+
+        scheduler_class: Any = {"ddim": DDIMScheduler, "ddpm": DDPMScheduler}[sampler]
+        return scheduler_class(
+            num_train_timesteps=self.steps,
+            beta_schedule={"linear": "linear", "cosine": "squaredcos_cap_v2"}[self.schedule],
+            prediction_type={"noise": "epsilon", "sample": "sample"}[self.predicts],
+            clip_sample=False,
+        )
+
+    def scaled(self, x: Tensor) -> Tensor:
+        """Give fused vectors mean 0 and variance 1, so that training cannot lower the loss by shrinking them."""
+        return F.layer_norm(x, x.shape[-1:]) if self.normalised else x
+
+    def target(self, tokens: Tensor, present: Tensor) -> Tensor:
+        """x0 `[B, D]`: the mean of all modalities that a patient has, without gradient. With `unguarded`, as the reference
+        describes it, gradient flows and the loss can be lowered by shrinking every feature."""
+        x0 = self.scaled(masked_mean(tokens, present))
+        return x0.detach() if self.normalised else x0
+
+    def one_step(self, tokens: Tensor, present: Tensor, x0: Tensor, noise: DiffusionNoise) -> tuple[Tensor, Tensor]:
+        """The estimate of x0 from one noisy version of it, `[B, D]`, and the diffusion loss of each row, `[B]`."""
+        signal = self.signal[noise.time][:, None]
+        noisy = signal.sqrt() * x0 + (1 - signal).sqrt() * noise.noise
+        output = self.denoise(noisy, noise.time, self.condition(masked_mean(tokens, present))).float()
+        if self.predicts == "sample":
+            return self.scaled(output), (output - x0).square().mean(1)
+        estimate = (noisy - (1 - signal).sqrt() * output) / signal.sqrt().clamp_min(1e-3)
+        return self.scaled(estimate), (output - noise.noise).square().mean(1)
+
+    def sample(self, tokens: Tensor, present: Tensor, noise: Tensor, *, steps: int, sampler: str = "ddim") -> Tensor:
+        """Fused vectors `[B, D]` from noise `[B, D]`: DDIM without added noise, or all steps of DDPM (`sampler="ddpm"`)."""
+        scheduler = self.scheduler(sampler)
+        scheduler.set_timesteps(steps)
+        condition, x = self.condition(masked_mean(tokens, present)), noise
+        for time in scheduler.timesteps.tolist():
+            output = self.denoise(x, torch.full((len(x),), time, device=x.device), condition).float()
+            x = scheduler.step(output, time, x).prev_sample
+        return self.scaled(x)
+
+
+@METHODS.register("concat")
+class ConcatFusion(nn.Module):
+    """The tokens side by side, zeros for missing modalities."""
+
+    def __init__(self, *, hidden: int, count: int, dropout: float, **_: Any) -> None:
+        super().__init__()
+        self.join = nn.Sequential(nn.Linear(count * hidden, hidden), nn.LayerNorm(hidden), nn.GELU(), nn.Dropout(dropout))
+        self.size = hidden
+
+    def forward(self, tokens: Tensor, present: Tensor) -> Tensor:
+        return self.join((tokens * present[..., None]).flatten(1))
+
+
+@METHODS.register("late")
+class LateFusion(nn.Module):
+    """Joins no tokens: each modality has its own predictor, and their predictions are averaged (`FusionNet.forward`)."""
+
+    def __init__(self, *, hidden: int, **_: Any) -> None:
+        super().__init__()
+        self.size = hidden

@@ -1,0 +1,194 @@
+"""From a raw folder to the prepared data set.
+
+Raw: `annotations.csv` (no header: row, x1, y1, ..., x15, y15, stem; pixels of the original image) and
+`images/<any folder>/<stem>.png|jpg|jpeg`.
+"""
+
+import csv
+from collections import defaultdict
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+from PIL import Image
+from skimage.exposure import equalize_adapthist
+
+from quintet import splits
+from quintet.errors import InputError, InputProblemsError
+from quintet.files import atomic_folder, refuse_overlap
+from quintet.imaging.duplicates import near_groups, perceptual_hash
+from quintet.imaging.pictures import PICTURES, read_grey, resize
+from quintet.landmarks.data.anatomy import CATEGORIES, LANDMARKS
+from quintet.landmarks.data.prepared import POINT_COLUMNS, Prepared, load
+from quintet.params import Landmarks
+from quintet.params.landmarks import LandmarksData
+
+COLUMN_COUNT = 2 * LANDMARKS + 2
+
+
+@dataclass(frozen=True)
+class Row:
+    number: int  # 1-based line of annotations.csv
+    stem: str
+    points_px: NDArray[np.float64]  # [15, 2], pixels of the original
+    file: Path
+
+    @property
+    def category(self) -> str:
+        return self.stem.rsplit("-", 1)[0]
+
+
+def read_annotations(raw: Path) -> tuple[list[Row], list[str]]:
+    """All usable rows, and one sentence per problem that names row and file. Does not read pixels."""
+    raw = Path(raw)
+    table = raw / "annotations.csv"
+    if not raw.is_dir():
+        return [], [f"{raw}: no such folder; landmarks.raw must contain annotations.csv and images/"]
+    if not table.is_file():
+        return [], [f"{table}: missing; expected lines of row,x1,y1,...,x{LANDMARKS},y{LANDMARKS},stem without a header"]
+    files = _image_files(raw)
+    rows: list[Row] = []
+    problems: list[str] = []
+    seen: dict[str, int] = {}
+    with table.open(newline="", encoding="utf-8-sig") as file:
+        for number, cells in enumerate(csv.reader(file), start=1):
+            if not cells:
+                continue
+            try:
+                row = _parse(number, cells, files)
+            except InputError as error:
+                problems.append(f"{table.name} row {number}: {error}")
+                continue
+            if row.stem in seen:
+                problems.append(f"{table.name} row {number}: {row.stem} is also in row {seen[row.stem]}; delete one")
+                continue
+            seen[row.stem] = number
+            rows.append(row)
+    if not rows and not problems:
+        problems.append(f"{table}: no rows")
+    return rows, problems
+
+
+def _image_files(raw: Path) -> dict[str, list[Path]]:
+    files: dict[str, list[Path]] = defaultdict(list)
+    for path in sorted((raw / "images").glob("*/*")):
+        if path.suffix.lower() in PICTURES:
+            files[path.stem].append(path)
+    return files
+
+
+def _parse(number: int, cells: list[str], files: dict[str, list[Path]]) -> Row:
+    if len(cells) != COLUMN_COUNT:
+        raise InputError(f"expected {COLUMN_COUNT} columns (row, {LANDMARKS} x and y, stem), got {len(cells)}")
+    stem = cells[-1].strip()
+    values = []
+    for column, cell in enumerate(cells[1:-1]):
+        try:
+            values.append(float(cell))
+        except ValueError:
+            raise InputError(f"{stem}: {POINT_COLUMNS[column]} is {cell!r}, not a number") from None
+    points = np.array(values).reshape(LANDMARKS, 2)
+    if not np.isfinite(points).all():
+        raise InputError(f"{stem}: a coordinate is not finite")
+    if (points < 0).any():
+        landmark = int(np.argwhere(points < 0)[0][0])
+        raise InputError(f"{stem}: landmark {landmark} has a negative coordinate {points[landmark].tolist()}")
+    if stem.rsplit("-", 1)[0] not in CATEGORIES:
+        raise InputError(f"{stem}: its category (the stem's prefix) is none of {', '.join(f'{c}-' for c in CATEGORIES)}")
+    found = files.get(stem, [])
+    if not found:
+        raise InputError(f"{stem}: no image images/*/{stem}.png, .jpg or .jpeg")
+    if len(found) > 1:
+        raise InputError(f"{stem}: {len(found)} images of that name ({', '.join(map(str, found))}); keep one")
+    return Row(number, stem, points, found[0])
+
+
+def _read(row: Row, size: int, clahe: float) -> tuple[NDArray[np.uint8], NDArray[np.bool_], tuple[int, int]]:
+    """Prepared image, 64-bit perceptual hash, (width, height); raises InputError for points outside the image."""
+    grey = read_grey(row.file)
+    height, width = grey.shape
+    outside = (row.points_px > [width, height]).any(axis=1)
+    if outside.any():
+        landmark = int(np.flatnonzero(outside)[0])
+        where = row.points_px[landmark].tolist()
+        raise InputError(f"{row.stem}: landmark {landmark} at {where} lies outside the image of {width} x {height} pixels")
+    picture = Image.fromarray((grey * 255).round().astype(np.uint8))
+    return preprocess(grey, size=size, clahe=clahe), perceptual_hash(picture), (width, height)
+
+
+def preprocess(grey: NDArray[np.float32], *, size: int, clahe: float) -> NDArray[np.uint8]:
+    """Preprocessing in training and prediction alike: resize, then contrast equalisation (CLAHE)."""
+    small = resize(grey, size)
+    if clahe > 0 and small.max() > small.min():
+        small = equalize_adapthist(small, clip_limit=clahe)
+    return (small * 255).round().astype(np.uint8)
+
+
+def check(raw: Path, params: Landmarks) -> list[str]:
+    """Every problem of a raw folder, images and split included."""
+    read, problems = _read_rows(raw, params.data)
+    try:
+        if read:
+            _table(read, params.data)
+    except InputProblemsError as error:
+        problems += error.problems
+    except InputError as error:
+        problems.append(str(error))
+    return problems
+
+
+def make_split(kind: str, cases: pd.DataFrame, *, seed: int) -> list[str]:
+    """train, valid or test for each row of `cases` (in annotation order)."""
+    if kind == "reference":
+        return splits.random_split(len(cases), seed=seed)
+    if kind == "stratified":
+        return splits.random_split(len(cases), seed=seed, strata=list(cases["category"]))
+    if kind == "grouped":
+        return splits.grouped_split(list(cases["group"]), list(cases["category"]), seed=seed)
+    parts = splits.read_split(Path(kind), list(cases["stem"]))
+    remedy = "move its images to one part, or lower landmarks.data.near_duplicate_distance"
+    splits.refuse_leaks(parts, list(cases["group"]), list(cases["stem"]), remedy=remedy)
+    return parts
+
+
+def _read_rows(raw: Path, params: LandmarksData) -> tuple[list[Any], list[str]]:
+    """Each row with the results of `_read`, and one sentence per row that cannot be read."""
+    rows, problems = read_annotations(raw)
+    read = []
+    for row in rows:
+        try:
+            read.append((row, *_read(row, params.size, params.clahe)))
+        except InputError as error:
+            problems.append(f"annotations.csv row {row.number}: {error}")
+    return read, problems
+
+
+def _table(read: list[Any], params: LandmarksData) -> pd.DataFrame:
+    """The table of cases, with the split."""
+    # images with nearly equal hashes count as one person
+    groups = near_groups(np.stack([r[2] for r in read]), params.near_duplicate_distance)
+    cases = pd.DataFrame({"stem": [r[0].stem for r in read], "category": [r[0].category for r in read]})
+    cases["group"] = [f"group-{g:04d}" for g in groups]
+    cases[["width", "height"]] = [r[3] for r in read]
+    cases[POINT_COLUMNS] = np.stack([r[0].points_px for r in read]).reshape(-1, 2 * LANDMARKS)
+    cases["split"] = make_split(params.split, cases, seed=params.split_seed)
+    return cases
+
+
+def prepare(raw: Path, out: Path, params: Landmarks) -> tuple[Prepared, list[str]]:
+    """Write the prepared data set to `out`, whole or not at all; returns it and one sentence per skipped row."""
+    refuse_overlap(raw, out)
+    data = params.data
+    read, problems = _read_rows(raw, data)
+    if problems and (data.on_error == "raise" or not read):
+        hint = " (landmarks.data.on_error=skip would leave these rows out)" if data.on_error == "raise" else ""
+        raise InputProblemsError(f"{raw}{hint}", problems)
+    cases = _table(read, data)
+    with atomic_folder(out) as folder:
+        np.save(folder / "images.npy", np.stack([r[1] for r in read]))
+        cases.drop(columns="split").to_csv(folder / "cases.csv", index=False)
+        cases[["stem", "split"]].sort_values("stem").to_csv(folder / "split.csv", index=False)
+    return load(out), problems

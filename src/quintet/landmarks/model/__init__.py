@@ -1,0 +1,1 @@
+"""Networks, losses, augmentation, and the LightningModule that trains them."""

@@ -1,0 +1,136 @@
+"""The LightningModule, and one call that trains a configuration."""
+
+from typing import Any
+
+import lightning as L
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from quintet.backbones import NOT_BACKBONE, RESNET18_URL
+from quintet.errors import InputError
+from quintet.landmarks.data.anatomy import PIXELS
+from quintet.landmarks.data.prepared import Prepared
+from quintet.landmarks.model.augmentation import augment
+from quintet.landmarks.model.losses import LOSSES
+from quintet.landmarks.model.networks import LandmarkNet
+from quintet.params import Compute, Landmarks, LandmarksConfig
+from quintet.params.landmarks import LandmarksTraining
+from quintet.runs import Record
+from quintet.training.batches import batch_loader
+from quintet.training.fit import Monitor, adam_optimizer, cosine_with_warmup, fit, set_threads_and_seed, with_step_schedule
+from quintet.training.models import TrainedModel, load_model, load_pretrained_weights
+
+PERFECT_PX = 0.5  # below the annotation's own rounding
+VALIDATION_BATCH = 64
+
+
+class Batches(Dataset[dict[str, Any]]):
+    """Batches of a prepared data set, indexed by a list of its rows."""
+
+    def __init__(self, data: Prepared, rows: NDArray[np.int64]) -> None:
+        self.place = {int(row): i for i, row in enumerate(rows)}
+        self.images = torch.from_numpy(np.array(data.images[rows]))[:, None]  # in memory: size^2 bytes per image
+        self.points = torch.from_numpy(data.points[rows]).float()
+        self.cases = data.table["stem"].to_numpy()[rows]
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitem__(self, rows: list[int]) -> dict[str, Any]:
+        places = [self.place[row] for row in rows]
+        return {"images": self.images[places], "points": self.points[places], "case": list(self.cases[places])}
+
+
+class LandmarkModule(L.LightningModule):
+    """Augments on the device, predicts fractions, and weights the loss terms in pixels at 224 (or in fractions)."""
+
+    def __init__(self, net: LandmarkNet, config: LandmarksConfig, training: LandmarksTraining, *, debug: bool = False) -> None:
+        super().__init__()
+        self.net, self.config, self.training_params, self.debug = net, config, training, debug
+        self.unit = PIXELS if training.units == "pixels" else 1.0
+        if config.trains == "head":  # batch norm still adapts its statistics, as in the reference
+            self.net.backbone.requires_grad_(False)
+
+    def loss(self, predicted: Tensor, true: Tensor) -> Tensor:
+        training = self.training_params
+        wing = {"omega": training.wing_omega, "epsilon": training.wing_epsilon}
+        terms = [
+            getattr(training.loss_weights, name) * LOSSES[name](predicted * self.unit, true * self.unit, **wing)
+            for name in self.config.losses
+        ]
+        return torch.stack(terms).sum()
+
+    def training_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor:
+        self.last_batch = batch
+        images, points = batch["images"].float() / 255, batch["points"]
+        if not self.debug:
+            images, points = augment(images, points, self.training_params.augment)
+        predicted, _ = self.net(images.contiguous(memory_format=torch.channels_last))
+        loss = self.loss(predicted, points)
+        self.log("train_loss", loss, prog_bar=True, on_step=False, on_epoch=True, batch_size=len(points))
+        return loss
+
+    def validation_step(self, batch: dict[str, Any], batch_idx: int) -> None:
+        predicted, _ = self.net((batch["images"].float() / 255).contiguous(memory_format=torch.channels_last))
+        count = len(predicted)
+        error = (predicted - batch["points"]).norm(dim=-1).mean() * PIXELS
+        self.log("valid_loss", self.loss(predicted, batch["points"]), batch_size=count, sync_dist=True)
+        self.log("valid_error_px", error, prog_bar=True, batch_size=count, sync_dist=True)
+
+    def configure_optimizers(self) -> Any:
+        groups = [{"params": [*self.net.attention.parameters(), *self.net.head.parameters()], "lr": self.config.rate_head}]
+        if self.config.trains == "all":
+            groups.insert(0, {"params": list(self.net.backbone.parameters()), "lr": self.config.rate_backbone})
+        optimizer = adam_optimizer(groups, self.training_params)
+        steps = int(self.trainer.estimated_stepping_batches)
+        return with_step_schedule(optimizer, cosine_with_warmup(optimizer, self.training_params, steps))
+
+
+def initialize(net: LandmarkNet, config: LandmarksConfig, weights: str, seed: int) -> str:
+    """Load the weights that training starts from: those of an earlier phase, or pretrained ones; returns their origin."""
+    start = config.start(seed)
+    if start is None:
+        if weights == "none" or config.arch != "resnet18":  # pretrained weights are those of a ResNet
+            return "random"
+        return load_pretrained_weights(net.backbone.net, weights, RESNET18_URL, drop=NOT_BACKBONE)
+    state, _ = load_model(start / "model" / "model.pt")
+    # a later phase may add attention, whose weights stay new; everything else must be there and fit
+    try:
+        missing, unknown = net.load_state_dict(state, strict=False)
+    except RuntimeError as error:
+        raise InputError(f"{start} does not fit the network (is its arch, head or width different?): {error}") from None
+    if unknown or [name for name in missing if not name.startswith("attention.")]:
+        raise InputError(f"{start} does not fit the network: missing {missing[:3]}, unknown {unknown[:3]}")
+    return str(start)
+
+
+def train(data: Prepared, config: LandmarksConfig, params: Landmarks, compute: Compute, *, record: Record) -> TrainedModel:
+    """Train one configuration; the record gets the final metrics and the origin of the initial weights."""
+    training = params.training
+    set_threads_and_seed(compute, record.seed)
+    rows, held_out = data.rows("train"), data.rows("valid")
+    net = LandmarkNet(
+        arch=config.arch, head=config.head, attention=config.attention, width=training.width, dropout=training.dropout
+    ).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    record.tags["weights"] = initialize(net, config, training.weights, record.seed)
+    fitted = fit(
+        LandmarkModule(net, config, training, debug=compute.debug),
+        batch_loader(Batches(data, rows), rows, training.batch_size, seed=record.seed, shuffle=True),
+        batch_loader(Batches(data, held_out), held_out, VALIDATION_BATCH, seed=0, shuffle=False),
+        epochs=config.epochs,
+        seed=record.seed,
+        training=training,
+        compute=compute,
+        record=record,
+        monitor=Monitor("valid_error_px", lower_is_better=True, perfect=PERFECT_PX, keep="best", patience=training.patience),
+    )
+    build = {name: getattr(config, name) for name in ("arch", "head", "attention")} | {
+        "width": training.width,
+        "dropout": training.dropout,
+        "size": params.data.size,
+        "clahe": params.data.clahe,
+    }
+    return TrainedModel({"model": fitted.state}, build, {"history": fitted.history})

@@ -1,0 +1,132 @@
+"""Networks: an encoder (pyramid of features), optionally coordinate attention, and a head (regression or heatmap).
+
+Every network maps images `[B, 1, H, W]` in [0, 1] to `(points [B, 15, 2] as fractions, spread [B, 15])`; spread is the standard
+deviation of the heatmap's probability around its mean, as a fraction, and zero for regression.
+"""
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from quintet.backbones import ResNet18
+from quintet.landmarks.data.anatomy import LANDMARKS
+from quintet.registry import Registry
+
+ENCODERS = Registry("arch")
+HEADS = Registry("head")
+
+
+def conv(inputs: int, outputs: int, stride: int = 1) -> nn.Sequential:
+    return nn.Sequential(nn.Conv2d(inputs, outputs, 3, stride, 1, bias=False), nn.BatchNorm2d(outputs), nn.ReLU(inplace=True))
+
+
+ENCODERS.register("resnet18")(ResNet18)
+
+
+@ENCODERS.register("unet")
+class UNetEncoder(nn.Module):
+    """The contracting path of a small U-Net (Ronneberger et al. 2015) behind a convolution that halves the image; features at
+    strides 4, 8, 16, 32. (Finer maps than stride 4 cost twice the time without a gain: soft-argmax is finer than its grid.)"""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.channels = [width, 2 * width, 4 * width, 4 * width]
+        self.stem = conv(1, width, stride=2)
+        inputs = [width, *self.channels[:-1]]
+        self.levels = nn.ModuleList(
+            nn.Sequential(conv(i, o, stride=2), conv(o, o)) for i, o in zip(inputs, self.channels, strict=True)
+        )
+
+    def forward(self, images: Tensor) -> list[Tensor]:
+        x = self.stem((images - 0.5) / 0.25)
+        features = []
+        for level in self.levels:
+            x = level(x)
+            features.append(x)
+        return features
+
+
+class CoordinateAttention(nn.Module):
+    """Coordinate attention (Hou et al. 2021, arXiv 2103.02907): channel weights along rows times those along columns."""
+
+    def __init__(self, channels: int, reduction: int = 32) -> None:
+        super().__init__()
+        hidden = max(8, channels // reduction)
+        self.shared = nn.Sequential(nn.Conv2d(channels, hidden, 1, bias=False), nn.BatchNorm2d(hidden), nn.Hardswish())
+        self.rows = nn.Conv2d(hidden, channels, 1)
+        self.columns = nn.Conv2d(hidden, channels, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        height, width = x.shape[-2:]
+        pooled = torch.cat([x.mean(3, keepdim=True), x.mean(2, keepdim=True).transpose(2, 3)], dim=2)  # [B, C, H + W, 1]
+        rows, columns = self.shared(pooled).split([height, width], dim=2)
+        return x * self.rows(rows).sigmoid() * self.columns(columns.transpose(2, 3)).sigmoid()
+
+
+@HEADS.register("regression")
+class RegressionHead(nn.Module):
+    """The reference's head on globally pooled features: three linear layers with falling dropout, and a sigmoid."""
+
+    def __init__(self, channels: list[int], dropout: float) -> None:
+        super().__init__()
+        self.layers = nn.Sequential(
+            nn.Dropout(dropout),
+            nn.Linear(channels[-1], 512),
+            nn.ReLU(inplace=True),
+            nn.Dropout(dropout / 2),
+            nn.Linear(512, 256),
+            nn.ReLU(inplace=True),
+            nn.Dropout(dropout / 4),
+            nn.Linear(256, 2 * LANDMARKS),
+        )
+
+    def forward(self, features: list[Tensor]) -> tuple[Tensor, Tensor]:
+        points = self.layers(features[-1].mean((2, 3))).float().sigmoid().view(-1, LANDMARKS, 2)
+        return points, points.new_zeros(points.shape[:2])
+
+
+@HEADS.register("heatmap")
+class HeatmapHead(nn.Module):
+    """An expanding path back to stride 4 and a soft-argmax over each landmark's map."""
+
+    def __init__(self, channels: list[int], dropout: float) -> None:
+        super().__init__()
+        levels = list(zip(channels[:0:-1], channels[-2::-1], strict=True))  # (from below, skip connection), coarse to fine
+        self.up = nn.ModuleList(nn.Sequential(conv(below + skip, skip), conv(skip, skip)) for below, skip in levels)
+        self.maps = nn.Conv2d(channels[0], LANDMARKS, 1)
+
+    def forward(self, features: list[Tensor]) -> tuple[Tensor, Tensor]:
+        x = features[-1]
+        for level, skip in zip(self.up, features[-2::-1], strict=True):
+            x = level(torch.cat([F.interpolate(x, size=skip.shape[-2:], mode="bilinear"), skip], dim=1))
+        return soft_argmax(self.maps(x).float())
+
+
+def soft_argmax(maps: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean position and standard deviation of softmax(maps) (DSNT, Nibali et al. 2018, arXiv 1801.07372): `[B, K, h, w]` ->
+    points `[B, K, 2]` (fractions, cell centres at (i + 1/2) / n) and spread `[B, K]`."""
+    height, width = maps.shape[-2:]
+    probability = maps.flatten(2).softmax(-1).view_as(maps)
+    xs = (torch.arange(width, device=maps.device, dtype=maps.dtype) + 0.5) / width
+    ys = (torch.arange(height, device=maps.device, dtype=maps.dtype) + 0.5) / height
+    by_column, by_row = probability.sum(2), probability.sum(3)
+    x, y = by_column @ xs, by_row @ ys
+    variance = by_column @ xs.square() - x.square() + by_row @ ys.square() - y.square()
+    return torch.stack([x, y], -1), variance.clamp_min(1e-12).sqrt()
+
+
+class LandmarkNet(nn.Module):
+    """Backbone (encoder), optional attention, and head (regression layers or decoder): the parts that the phases train."""
+
+    def __init__(self, *, arch: str, head: str, attention: bool, width: int, dropout: float) -> None:
+        super().__init__()
+        self.backbone: Any = ENCODERS[arch](width)
+        channels: list[int] = self.backbone.channels
+        self.attention = CoordinateAttention(channels[-1]) if attention else nn.Identity()
+        self.head = HEADS[head](channels, dropout)
+
+    def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        features = self.backbone(images)
+        return self.head([*features[:-1], self.attention(features[-1])])

@@ -1,0 +1,215 @@
+"""nnU-Net v2's raw layout: imagesTr/CASE_0000.nii[.gz], ..., labelsTr/CASE.nii[.gz], dataset.json, splits_final.json.
+
+Files are found and read here; every problem is one sentence that names the file and the remedy.
+"""
+
+import json
+import re
+import unicodedata
+from collections import defaultdict
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from quintet.errors import InputError
+from quintet.imaging.volumes import NIFTI, Grid, read_nifti
+from quintet.perfusion.data.prepared import SIDES
+
+IMAGE = re.compile(r"^(?P<case>.+)_(?P<channel>\d{4})\.nii(\.gz)?$", re.IGNORECASE)
+LABEL = re.compile(r"^(?P<case>.+)\.nii(\.gz)?$", re.IGNORECASE)
+CHANNELS = range(2, 5)  # LICA CBF, RICA CBF, and up to two more
+
+
+@dataclass(frozen=True)
+class Case:
+    name: str
+    subject: str
+    images: tuple[Path, ...]  # one file per channel
+    label: Path | None
+
+
+@dataclass(frozen=True)
+class Dataset:
+    channels: tuple[str, ...]
+    values: tuple[frozenset[int], frozenset[int]]  # label values of the left and of the right territory
+    cases: list[Case]
+
+
+def read_dataset(raw: Path, subject_pattern: str) -> tuple[Dataset | None, list[str]]:
+    """The labelled cases of a raw folder, and one sentence per problem. Voxels are not read here."""
+    raw = Path(raw)
+    description = raw / "dataset.json"
+    if not raw.is_dir():
+        return None, [f"{raw}: no such folder; perfusion.raw must hold dataset.json, imagesTr/ and labelsTr/"]
+    try:
+        channels, values = _describe(json.loads(description.read_text(encoding="utf-8-sig")))
+    except FileNotFoundError:
+        return None, [f"{description}: missing; it names the channels and the label values (nnU-Net v2's raw format)"]
+    except (InputError, OSError, ValueError, TypeError, AttributeError) as error:
+        return None, [f"{description}: {error}"]
+    images, problems = find_images(raw / "imagesTr", len(channels))
+    labels, more = _find_labels(raw / "labelsTr")
+    problems += more
+    problems += [
+        f"{raw}/imagesTr/{name}_*: no label labelsTr/{name}.nii.gz; add it or move the images to imagesTs/"
+        for name in sorted(set(images) - set(labels))
+    ]
+    problems += [
+        f"{labels[name]}: label without images imagesTr/{name}_0000.nii.gz, ...; add them or remove the label"
+        for name in sorted(set(labels) - set(images))
+        if not any(f"/{name}_" in p for p in problems)
+    ]
+    pattern = re.compile(subject_pattern)
+    both = sorted(set(images) & set(labels))
+    cases = [Case(name, subject_of(name, pattern), images[name], labels[name]) for name in both]
+    if not cases and not problems:
+        problems = [f"{raw}/imagesTr: no CASE_0000.nii.gz there"]
+    return Dataset(channels, values, cases), problems
+
+
+def subject_of(case: str, pattern: re.Pattern[str]) -> str:
+    """The person of a case; a case that the pattern does not match is a person of its own."""
+    found = pattern.match(case)
+    return found["subject"] if found else case
+
+
+def _describe(description: dict[str, Any]) -> tuple[tuple[str, ...], tuple[frozenset[int], frozenset[int]]]:
+    """Channel names, and the values of both territories from `"left": 1`, `"left": [1, 3]` or an own label for both."""
+    if not isinstance(description, dict) or not isinstance(description.get("labels"), dict):
+        raise InputError('expected {"channel_names": {...}, "labels": {...}}, as nnU-Net v2 writes it')
+    names = description.get("channel_names")
+    if not isinstance(names, dict) or sorted(names) != [str(i) for i in range(len(names))] or len(names) not in CHANNELS:
+        raise InputError(f'channel_names must be {{"0": ..., "1": ...}} with 2 to 4 channels, got {names!r}')
+    if re.match("r", str(names["0"]).lower()) and re.match("l", str(names["1"]).lower()):
+        raise InputError(f"channel_names: channel 0 must be the left artery's map and 1 the right one's, got {names}")
+    labels = {name: value for name, value in description["labels"].items() if name.lower() != "background"}
+    found: list[set[int]] = []
+    for side in SIDES:
+        ours = [v for name, v in labels.items() if re.match(rf"({side}|{side[0]}ica)", name.lower())]
+        if len(ours) != 1:
+            raise InputError(f'labels needs one entry "{side}" (or "{side[0].upper()}ICA"), got {sorted(labels)}')
+        found.append(set(ours[0]) if isinstance(ours[0], list) else {ours[0]})
+    for name, value in labels.items():
+        if re.match(r"(both|overlap)", name.lower()):
+            for side_values in found:
+                side_values.update(value if isinstance(value, list) else [value])
+        elif not re.match(r"(left|lica|right|rica)", name.lower()):
+            raise InputError(f"labels: {name!r} is not left, right, both or background; remove it and set its voxels to 0")
+    if any(not isinstance(v, int) or isinstance(v, bool) for values in found for v in values):
+        raise InputError(f"labels: values must be whole numbers, got {description['labels']}")
+    if min([0, *found[0], *found[1]]) < 0 or 0 in found[0] | found[1] or not (found[0] - found[1] and found[1] - found[0]):
+        raise InputError(f"labels: each side needs a positive value of its own, got {description['labels']}")
+    channels = tuple(str(names[str(i)]) for i in range(len(names)))
+    return channels, (frozenset(found[0]), frozenset(found[1]))
+
+
+def find_images(folder: Path, channels: int) -> tuple[dict[str, tuple[Path, ...]], list[str]]:
+    """Case -> its files in channel order, for the cases whose set is complete; one sentence per problem."""
+    if not folder.is_dir():
+        return {}, [f"{folder}: no such folder; it holds the images as CASE_0000.nii.gz (LICA), CASE_0001.nii.gz (RICA), ..."]
+    found: dict[str, dict[int, list[Path]]] = defaultdict(lambda: defaultdict(list))
+    problems = []
+    for path in _volumes(folder):
+        if not (parts := IMAGE.match(path.name)):
+            problems.append(f"{path}: the name must end in the channel's number, such as _0000.nii.gz")
+            continue
+        found[_name(parts)][int(parts["channel"])].append(path)
+    complete = {}
+    for name, files in found.items():
+        own = [
+            f"{' and '.join(p.name for p in paths)} ({folder}): the same channel twice; keep one"
+            for paths in files.values()
+            if len(paths) > 1
+        ]
+        own += [
+            f"{folder}/{name}_{i:04d}.nii.gz: missing; {channels} channels are expected"
+            for i in range(channels)
+            if i not in files
+        ]
+        own += [f"{files[i][0]}: one channel too many; {channels} are expected" for i in sorted(files) if i >= channels]
+        problems += own
+        if not own:
+            complete[name] = tuple(files[i][0] for i in range(channels))
+    return complete, problems
+
+
+def _find_labels(folder: Path) -> tuple[dict[str, Path], list[str]]:
+    if not folder.is_dir():
+        return {}, [f"{folder}: no such folder; it holds one label map per case, CASE.nii.gz"]
+    found: dict[str, Path] = {}
+    problems = []
+    for path in _volumes(folder):
+        name = _name(LABEL.match(path.name))  # type: ignore[arg-type]  # _volumes returns only such names
+        if name in found:
+            problems.append(f"{found[name].name} and {path.name} ({folder}): the same case twice; keep one")
+        found[name] = path
+    return found, problems
+
+
+def _volumes(folder: Path) -> list[Path]:
+    return sorted(p for p in folder.iterdir() if p.name.lower().endswith(NIFTI) and not p.name.startswith("."))
+
+
+def _name(parts: re.Match[str]) -> str:
+    return unicodedata.normalize("NFC", parts["case"])  # macOS writes umlauts as two characters
+
+
+def read_images(case: Case) -> tuple[NDArray[np.float32], Grid]:
+    """All channels `[C, X, Y, Z]` on their common grid."""
+    channels: list[NDArray[np.float32]] = []
+    grids: list[Grid] = []
+    for path in case.images:
+        array, grid = read_nifti(path)
+        if array.ndim != 3:
+            raise InputError(f"{path}: expected one volume `X, Y, Z` per channel, got shape {array.shape}")
+        if not grids or grid.same_as(grids[0]):
+            channels.append(array)
+            grids.append(grid)
+            inside = array[array != 0]
+            if not len(inside) or inside.min() == inside.max():
+                what = "all voxels are 0" if not len(inside) else f"all voxels that are not 0 are {inside[0]:g}"
+                raise InputError(f"{path}: {what}; the map was not computed, or this is the wrong file")
+            continue
+        raise InputError(f"{path}: {_difference(grid, grids[0])} than {case.images[0].name}; resample it onto that grid")
+    return np.stack(channels), grids[0]
+
+
+def read_label(case: Case, grid: Grid, values: tuple[frozenset[int], frozenset[int]]) -> NDArray[np.bool_]:
+    """The territories `[2, X, Y, Z]` (left, right) from an integer map or a 4D map with one channel per territory."""
+    assert case.label is not None
+    array, own = read_nifti(case.label)
+    if not own.same_as(grid):
+        raise InputError(
+            f"{case.label}: {_difference(own, grid)} than {case.images[0].name}; resample it (nearest) onto that grid"
+        )
+    whole = np.rint(array)
+    array = np.where(np.abs(array - whole) < 1e-3, whole, array)  # the values of a scaled file are not exactly whole
+    allowed = {0, 1} if array.ndim == 4 else {0, *values[0], *values[1]}
+    if foreign := sorted(set(np.unique(array).tolist()) - allowed):
+        shown = ", ".join(f"{v:g}" for v in foreign[:5])
+        remedy = '; voxels of both territories need "left": [1, 3], "right": [2, 3]' if 3.0 in foreign else ""
+        raise InputError(f"{case.label}: label value(s) {shown} are not in dataset.json (known: {sorted(allowed)}){remedy}")
+    if array.ndim == 4 and array.shape[3] != 2:
+        raise InputError(f"{case.label}: a 4D label needs 2 channels (left, right), got {array.shape[3]}")
+    sides = [array[..., i] > 0 if array.ndim == 4 else np.isin(array, sorted(values[i])) for i in range(2)]
+    if not (sides[0].any() or sides[1].any()):
+        raise InputError(f"{case.label}: the label is empty; draw it or remove the case")
+    return np.stack(sides)
+
+
+def read_case(case: Case, dataset: Dataset) -> tuple[NDArray[np.float32], Grid, NDArray[np.bool_]]:
+    """Channels, grid and territories of a case."""
+    images, grid = read_images(case)
+    label = read_label(case, grid, dataset.values)
+    if not (label.any(0) & (images != 0).any(0)).any():
+        raise InputError(f"{case.label}: no labelled voxel lies where the images are not 0; do they belong together?")
+    return images, grid, label
+
+
+def _difference(grid: Grid, other: Grid) -> str:
+    if grid.shape != other.shape:
+        return f"another shape {grid.shape} (expected {other.shape})"
+    return "another affine (position, spacing or orientation)"

@@ -1,0 +1,190 @@
+"""From a raw folder to the prepared data set: nnU-Net v2's 2D preprocessing, and folds by person."""
+
+import json
+from collections import Counter
+from collections.abc import Sequence
+from contextlib import suppress
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+from scipy.ndimage import binary_fill_holes
+
+from quintet import splits
+from quintet.arrays import new_array
+from quintet.errors import InputError, InputProblemsError
+from quintet.files import atomic_folder, refuse_overlap, write_json
+from quintet.imaging.volumes import Grid, read_spacing
+from quintet.params import Perfusion
+from quintet.params.perfusion import PerfusionData
+from quintet.perfusion.data.geometry import Geometry, plan_geometry
+from quintet.perfusion.data.nnunet import Case, Dataset, read_case, read_dataset
+from quintet.perfusion.data.prepared import SIDES, Fold, Prepared, centred, load
+
+COLUMNS = ["case", "subject", "first", "slices", "truth_at", *(f"{side}_ml" for side in SIDES)]
+
+
+def normalise(images: NDArray[np.float32], grid: Grid) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
+    """z-scores over the non-zero voxels of each channel (0 stays 0 outside) and the mask of these voxels: canonical
+    `[C, Z, Y, X]` and `[Z, Y, X]`.
+
+    A voxel is non-zero if any channel is; holes are filled.
+    """
+    canonical = np.stack([grid.to_canonical(channel) for channel in images])
+    inside = binary_fill_holes((canonical != 0).any(0))
+    chosen = canonical[:, inside]
+    mean, sd = chosen.mean(1, dtype=np.float64), chosen.std(1, dtype=np.float64)
+    scores = np.where(inside, (canonical - mean[:, None, None, None]) / sd[:, None, None, None], 0)
+    return scores.astype(np.float32), inside
+
+
+def resample(images: NDArray[np.float32], grid: Grid, spacing_mm: tuple[float, float]) -> tuple[NDArray[np.float32], Geometry]:
+    """A case as the networks see it, `[slices, C, rows, columns]`, and the geometry that maps predictions back."""
+    scores, inside = normalise(images, grid)
+    geometry = plan_geometry(grid, inside, spacing_mm)
+    box = tuple(slice(*edge) for edge in geometry.box)
+    return np.stack([geometry.resample_image(channel[box]) for channel in scores], axis=1), geometry
+
+
+def check(raw: Path, params: Perfusion) -> list[str]:
+    """Every problem of a raw folder, voxels and folds included."""
+    dataset, problems = read_dataset(raw, params.data.subject_pattern)
+    if dataset is None:
+        return problems
+    for case in dataset.cases:
+        try:
+            read_case(case, dataset)
+        except InputError as error:
+            problems.append(str(error))
+    try:
+        make_folds(raw, dataset.cases, params.data)
+    except InputProblemsError as error:
+        problems += error.problems
+    except InputError as error:
+        problems.append(str(error))
+    return problems
+
+
+def make_folds(raw: Path, cases: list[Case], params: PerfusionData) -> list[Fold]:
+    """Folds by person. A splits_final.json (in the raw folder, or the file that params name) takes precedence if no person is on
+    both sides of a fold."""
+    path = Path(raw) / "splits_final.json" if params.split == "auto" else Path(params.split)
+    if params.split != "auto" and not path.is_file():
+        raise InputError(f"perfusion.data.split: {path}: no such file; auto makes folds by person")
+    if path.is_file():
+        return _read_folds(path, cases, params.folds)
+    subjects = [case.subject for case in cases]
+    held_out = splits.grouped_folds(subjects, params.folds, seed=params.split_seed)
+    names = np.array([case.name for case in cases])
+    return [
+        {"train": sorted(names[held_out != fold].tolist()), "val": sorted(names[held_out == fold].tolist())}
+        for fold in range(params.folds)
+    ]
+
+
+def _read_folds(path: Path, cases: list[Case], count: int) -> list[Fold]:
+    try:
+        folds = [
+            {part: sorted(fold[part]) for part in ("train", "val")} for fold in json.loads(path.read_text(encoding="utf-8-sig"))
+        ]
+        if not folds or not all(isinstance(name, str) for fold in folds for names in fold.values() for name in names):
+            raise ValueError("case names must be strings, and there must be at least one fold")
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise InputError(f'{path}: expected a list of {{"train": [...], "val": [...]}} ({error!r})') from None
+    if len(folds) != count:
+        raise InputError(f"{path} has {len(folds)} folds, perfusion.data.folds is {count}; set it to {len(folds)}")
+    subject = {case.name: case.subject for case in cases}
+    problems = []
+    for number, fold in enumerate(folds):
+        unknown = sorted(set(fold["train"] + fold["val"]) - set(subject))
+        problems += [f"fold {number}: {name} is not a case of this data set" for name in unknown]
+        problems += [f"fold {number}: {part} is empty" for part in ("train", "val") if not fold[part]]
+        problems += [f"fold {number}: {n} is listed twice in {p}" for p in fold for n, k in Counter(fold[p]).items() if k > 1]
+        shared = {subject.get(n, n) for n in fold["train"]} & {subject.get(n, n) for n in fold["val"]}
+        for name in sorted(shared):
+            both = [f"{n} ({part})" for part in ("train", "val") for n in fold[part] if subject.get(n, n) == name]
+            problems.append(f"fold {number}: subject {name} is on both sides: {', '.join(both)}; keep a person's visits together")
+    held_out = Counter(name for fold in folds for name in fold["val"])
+    problems += [f"{name} is held out in {k} folds, so it would be counted {k} times" for name, k in held_out.items() if k > 1]
+    if problems:
+        raise InputProblemsError(str(path), problems)
+    return folds
+
+
+def prepare(raw: Path, out: Path, params: Perfusion) -> tuple[Prepared, list[str]]:
+    """Write the prepared data set to `out`, whole or not at all; returns it and one sentence per problem that was skipped.
+
+    All problems of the raw folder are listed at once; with `on_error: skip` the cases concerned are left out instead.
+    """
+    refuse_overlap(raw, out)
+    skip = params.data.on_error == "skip"
+    dataset, problems = read_dataset(raw, params.data.subject_pattern)
+    if dataset is None:
+        raise InputProblemsError(str(raw), problems)
+    with atomic_folder(out) as folder:
+        table, geometry, spacing_mm = _resample_cases(dataset, problems, folder, skip=skip)
+        if problems and (not skip or table.empty):
+            hint = "" if skip else " (perfusion.data.on_error=skip would leave these cases out)"
+            raise InputProblemsError(f"{raw}{hint}", problems)
+        kept = set(table["case"])
+        folds = make_folds(raw, [case for case in dataset.cases if case.name in kept], params.data)
+        _join_cases(folder, table, geometry, len(dataset.channels), params.training.patch)
+        table.to_csv(folder / "cases.csv", index=False)
+        write_json(folder / "dataset.json", {"channels": dataset.channels, "spacing_mm": spacing_mm})
+        write_json(folder / "geometry.json", {n: g.as_json() for n, g in zip(table["case"], geometry, strict=True)})
+        write_json(folder / "splits_final.json", folds)
+    return load(out), problems
+
+
+def _resample_cases(
+    dataset: Dataset, problems: list[str], folder: Path, *, skip: bool
+) -> tuple[pd.DataFrame, list[Geometry], list[float]]:
+    """Write each case to folder/NUMBER.npz, one in memory at a time. Returns the table of cases, their geometry and the median
+    spacing; adds to `problems`."""
+    spacings = []
+    for case in dataset.cases:
+        with suppress(InputError):  # read_case reports it
+            spacings.append(read_spacing(case.images[0]))
+    spacing = [float(mm) for mm in np.median(spacings or [(1, 1, 1)], axis=0)]
+    rows, geometry = [], list[Geometry]()
+    first = truth_at = 0
+    for case in dataset.cases:
+        try:
+            channels, grid, label = read_case(case, dataset)
+        except InputError as error:
+            problems.append(str(error))
+            continue
+        if problems and not skip:
+            continue  # the other cases are read only for their problems
+        images, mapping = resample(channels, grid, (spacing[1], spacing[2]))
+        masks = np.stack([mapping.resample_mask(mapping.crop(side)) for side in label], axis=1).astype(np.uint8)
+        truth = (label[0] + 2 * label[1]).astype(np.uint8).ravel()
+        np.savez(folder / f"{len(geometry)}.npz", images=images, masks=masks, truth=truth)
+        voxel_ml = float(np.prod(grid.spacing_mm)) / 1000
+        volume = {f"{side}_ml": float(label[i].sum()) * voxel_ml for i, side in enumerate(SIDES)}
+        place = {"first": first, "slices": len(images), "truth_at": truth_at}
+        rows.append({"case": case.name, "subject": case.subject} | place | volume)
+        geometry.append(mapping)
+        first, truth_at = first + len(images), truth_at + len(truth)
+    return pd.DataFrame(rows, columns=COLUMNS), geometry, spacing
+
+
+def _join_cases(folder: Path, table: pd.DataFrame, geometry: list[Geometry], channels: int, patch: Sequence[int]) -> None:
+    """Join the cases' files into images.npy, masks.npy and truth.npy, now that the largest frame is known."""
+    largest = np.max([*(mapping.size for mapping in geometry), patch], axis=0)
+    height, width = (int(edge + edge % 2) for edge in largest)  # even, like the patch: offsets are whole pixels
+    slices, voxels = int(table["slices"].sum()), sum(int(np.prod(mapping.grid.shape)) for mapping in geometry)
+    images = new_array(folder / "images.npy", np.float32, (slices, channels, height, width))
+    masks = new_array(folder / "masks.npy", np.uint8, (slices, len(SIDES), height, width))
+    truth = new_array(folder / "truth.npy", np.uint8, (voxels,))
+    for number, (row, mapping) in enumerate(zip(table.itertuples(), geometry, strict=True)):
+        path = folder / f"{number}.npz"
+        with np.load(path) as case:
+            chosen = slice(row.first, row.first + row.slices)
+            centred(images[chosen], mapping.size)[:] = case["images"]
+            centred(masks[chosen], mapping.size)[:] = case["masks"]
+            truth[row.truth_at : row.truth_at + len(case["truth"])] = case["truth"]
+        path.unlink()
+    for array in (images, masks, truth):
+        array.flush()

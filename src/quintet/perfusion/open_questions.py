@@ -1,0 +1,100 @@
+"""The reference's open questions, answered from the ranking, and recommendations."""
+
+import numpy as np
+import pandas as pd
+from scipy import stats
+
+from quintet.params import Perfusion
+from quintet.perfusion.published import LAST, PUBLISHED, RERUN, TOP
+from quintet.ranking import Ranking
+
+
+def difference(table: Ranking, config: str, other: str) -> tuple[float, float, bool]:
+    """(config - other, half width of its interval, significant under the decision rule)."""
+    pairs = table.pairs
+    pair = pairs[pairs["first"].isin([config, other]) & pairs["second"].isin([config, other])].iloc[0]
+    sign = 1.0 if pair["first"] == config else -1.0
+    half_width = float(stats.t.ppf(1 - table.alpha / 2, pair["df"]) * pair["se"])
+    return sign * float(pair["difference"]), half_width, bool(pair["significant"])
+
+
+def open_questions(table: Ranking, params: Perfusion) -> list[str]:
+    """One answer per question, from the decision rule, or what would answer it."""
+    order = list(table.table["config"])
+    answers = [_significant(table)]
+    if LAST in order and len(order) > 1:
+        answers.append(_anomaly(table, order))
+    if set(TOP) < set(order):
+        answers.append(_top_three(table, order, params))
+    return answers
+
+
+def _significant(table: Ranking) -> str:
+    count = f"{int(table.pairs['significant'].sum())} of {len(table.pairs)} pairs"
+    if table.run_sd is not None:
+        return f"Are the differences significant? {count} are significantly different."
+    return (
+        f"Are the differences significant? {count} of these trained models are significantly different. Without repeated seeds "
+        "nothing can be concluded about the configurations."
+    )
+
+
+def _anomaly(table: Ranking, order: list[str]) -> str:
+    others = [difference(table, name, LAST) for name in order if name != LAST]
+    above, below = sum(s and d > 0 for d, _, s in others), sum(s and d < 0 for d, _, s in others)
+    text = (
+        f"Is {LAST} (published last with {PUBLISHED[LAST][0]}, then {RERUN[LAST]} in a second run) an anomaly? Here it has rank "
+        f"{order.index(LAST) + 1} of {len(order)}; {above} of the others are significantly better, {below} significantly worse."
+    )
+    if not table.run_sd:
+        return f"{text} Whether randomness in training could explain that can only be told with two or more seeds."
+    jump, sd = abs(RERUN[LAST] - PUBLISHED[LAST][0]) / 100, np.sqrt(2) * table.run_sd
+    chance = 100 * 2 * stats.norm.sf(jump / sd)
+    return (
+        f"{text} Two runs of one configuration differ with SD {sd:.4f}: a jump of {jump:.4f} has a probability of {chance:.2g} %."
+    )
+
+
+def _top_three(table: Ranking, order: list[str], params: Perfusion) -> str:
+    missing = sorted(set(range(params.data.folds)) - set(params.sweep.folds))
+    scope = f"Not answered, because folds {', '.join(map(str, missing))} were not run. So far: " if missing else ""
+    places = ", ".join(f"{name} {order.index(name) + 1}" for name in TOP)
+    rest = [name for name in order if name not in TOP]
+    won = sum(s and d > 0 for name in TOP for other in rest for d, _, s in [difference(table, name, other)])
+    return (
+        f"Do the published first three hold in {params.data.folds}-fold cross-validation? {scope}Their ranks here: {places} of "
+        f"{len(order)}; {won} of their {len(TOP) * len(rest)} comparisons with the others are significant in their favour."
+    )
+
+
+def recommendations(table: Ranking, costs: pd.DataFrame, params: Perfusion) -> list[str]:
+    """By score, by run-to-run SD and by cost; each only where the decision rule (for SDs: an F test) supports it."""
+    order = list(table.table["config"])
+    tied = [name for name in order if name == order[0] or not difference(table, order[0], name)[2]]
+    score = f"By score: {order[0]}; it is significantly better than all others."
+    if len(tied) > 1:
+        score = (
+            f"By score: none. {order[0]} is first, but {len(tied) - 1} of the {len(order) - 1} others are not significantly "
+            "different from it."
+        )
+    cheapest = costs.loc[tied].sort_values(["parameters", "train_seconds"]).index[0]
+    cost = (
+        f"By cost: {cheapest} ({costs.loc[cheapest, 'parameters']:.0f} parameters, {costs.loc[cheapest, 'train_seconds']:.0f} "
+        f"s), the smallest, then fastest, of the {len(tied)} that are not significantly different from the first."
+    )
+    return [score, _most_reproducible(table, params), cost]
+
+
+def _most_reproducible(table: Ranking, params: Perfusion) -> str:
+    df = len(params.sweep.folds) * (len(params.sweep.seeds) - 1)
+    if df < 1:
+        return "By run-to-run variation: unknown, because one seed shows no run-to-run SD."
+    sds = table.table.set_index("config")["run_sd"].sort_values()
+    smallest, second = (*sds.iloc[:2], np.nan)[:2]
+    # the smallest of several SDs against the next: two-sided, Bonferroni over those it was chosen from
+    if second > 0 and 2 * stats.f.cdf((smallest / second) ** 2, df, df) <= table.alpha / (len(sds) - 1):
+        return f"By run-to-run variation: {sds.index[0]}, run SD {smallest:.4f}."
+    return (
+        f"By run-to-run variation: none. Run SDs range from {smallest:.4f} ({sds.index[0]}) to {sds.iloc[-1]:.4f} "
+        f"({sds.index[-1]}), each with {df} degrees of freedom: too few to distinguish the smallest from the next."
+    )

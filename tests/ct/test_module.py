@@ -1,0 +1,75 @@
+"""Training: every objective and selector, resuming, and data loading."""
+
+import pickle
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from torch.utils.data import DataLoader
+
+from quintet.ct.data.prepared import load
+from quintet.ct.model.module import Volumes
+from quintet.errors import InputError
+from tests.conftest import assert_killed_equals_alone, state_of, with_changes
+from tests.ct.conftest import SMALL, train
+
+
+@pytest.mark.parametrize(
+    "config", ["adaptive-micro-f1", "adaptive-all", "adaptive-hardest", "adaptive-random-hard", "adaptive-semi-hard"]
+)
+def test_every_objective_and_selector_trains(config, small, cubes):
+    record = train(small, cubes, Path("run"), config=small.ct.configs[config])
+    assert ("head.weight" in state_of(Path("run"))) == (config == "adaptive-micro-f1")
+    assert np.isfinite(record.metrics["last_valid_choice"])
+
+
+def test_history_curves_and_checkpoint_name(trained):
+    run, _, record = trained
+    assert {p.name for p in (run / "model").iterdir()} == {"model.pt", "final.pt", "history.csv", "pr_curves.csv"}
+    history = pd.read_csv(run / "model" / "history.csv")
+    assert {"train_loss", "valid_loss", "valid_map_at_5", "valid_micro_f1", "train_eval_map_at_5"} <= set(history)
+    assert not history.isna().any().any()
+    curves = pd.read_csv(run / "model" / "pr_curves.csv")
+    assert set(curves["epoch"]) == {0, 1}
+    assert len(curves) == 2 * 3 * 21
+    best = int(record.metrics["best_epoch"])
+    ((name, path),) = record.artifacts.items()
+    assert name.startswith("checkpoints/microf1_20")
+    assert name.endswith(f"_epoch={best:03d}_metric={history['valid_micro_f1'][best]:.4f}.pt")
+    assert path == "model/model.pt"
+
+
+def test_random_triplets_step_schedule_early_stopping_and_curves_resume(cubes, values, tmp_path):
+    changes = {
+        "ct.objective": "triplet",
+        "ct.selector": "semi_hard",
+        "ct.training.epochs": 4,
+        "ct.training.schedule": "step",
+        "ct.training.step_epochs": 2,
+        "ct.training.patience": 4,
+    }
+    assert_killed_equals_alone("ct_train.py", cubes, with_changes(values, SMALL | changes), tmp_path, kill_after="2")
+    curves = [(tmp_path / name / "run" / "model" / "pr_curves.csv").read_bytes() for name in ("alone", "killed")]
+    assert curves[0] == curves[1]
+
+
+def test_weights_that_diverge_in_the_last_step_of_an_epoch_are_reported(make_params, cubes, tmp_path, monkeypatch):
+    """One step per epoch: the loss of the step is finite, the embeddings after it are not."""
+    monkeypatch.chdir(tmp_path)
+    changes = {"ct.training.batch_size": 40, "ct.training.rate": 1.0e30, "ct.training.clip_norm": 0.0}
+    with pytest.raises(InputError, match=r"diverged in epoch 1; lower ct\.training\.rate"):
+        train(make_params(SMALL | changes), cubes, tmp_path / "run")
+    assert not (tmp_path / "run" / "model").exists()
+
+
+def test_loader_processes_started_by_spawn_read_the_file_themselves(cubes):
+    """As on Windows: only a path and the labels are sent to them."""
+    volumes = Volumes(load(cubes))
+    batch = volumes[[3, 5]]
+    assert len(pickle.dumps(volumes)) < 20_000 < volumes.volumes.nbytes
+    loader = DataLoader(volumes, sampler=[[3, 5]], batch_size=None, num_workers=1, multiprocessing_context="spawn")
+    (loaded,) = list(loader)
+    assert torch.equal(loaded["volumes"], batch["volumes"])
+    assert loaded["case"] == batch["case"]

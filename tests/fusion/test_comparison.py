@@ -1,0 +1,138 @@
+"""The ranking's report on tables of predictions with a known truth."""
+
+import json
+
+import numpy as np
+import pandas as pd
+import pytest
+from sklearn.metrics import roc_auc_score
+
+from quintet import results
+from quintet.fusion import comparison
+from quintet.fusion.comparison import BootstrapScores
+from quintet.fusion.evaluation.patterns import MAR, MCAR, RECORDED
+from quintet.fusion.evaluation.scores import evaluate, predictions
+from quintet.runs import Record
+from tests.fusion.conftest import SMALL
+
+PATTERNS = ("pet", "clinical", "pet+clinical", RECORDED, MCAR, MAR)
+NOISE = {"diffusion": 2.0, "diffusion-ttt": 1.0, "late": 0.3, "clinical-only": 6.0}  # of the log odds: late is the best
+PATIENTS = 120
+
+
+def table_of(config, rng, *, task):
+    """Predictions of one configuration: pet tells the outcome better than clinical, both together better still."""
+    truth = np.arange(PATIENTS) % 2
+    target = np.stack([truth, np.ones(PATIENTS)], 1) if task == "classification" else np.stack([500.0 - 300 * truth, truth], 1)
+    names, tables = np.array([f"p{i}" for i in range(PATIENTS)]), []
+    for pattern in PATTERNS:
+        noise = NOISE[config] * {"pet": 1.5, "clinical": 4.0}.get(pattern, 1.0)
+        logit = 2 * truth - 1 + rng.normal(0, noise, PATIENTS)
+        p = 1 / (1 + np.exp(-logit))
+        values = np.stack([1 - p, p], 1) if task == "classification" else logit[:, None]
+        classes = ["no", "yes"] if task == "classification" else []
+        adapted = np.arange(PATIENTS) < 90 if config.endswith("-ttt") else False
+        tables.append(predictions(config, pattern, names, [pattern] * PATIENTS, values, target, classes, adapted=adapted))
+    return pd.concat(tables, ignore_index=True)
+
+
+@pytest.fixture(params=["classification", "survival"])
+def evaluated(request, make_params, tmp_path, monkeypatch):
+    """Parameters, run folders and the tables of predictions of three configurations; late has two seeds."""
+    monkeypatch.chdir(tmp_path)
+    sweep = {"fusion.sweep.configs": ["diffusion", "late"], "fusion.sweep.seeds": [0, 1], "fusion.data.task": request.param}
+    params = make_params(SMALL | sweep)
+    rng, runs, tables = np.random.default_rng(0), {}, {}
+    for config in ("diffusion", "late", "clinical-only"):
+        runs[config] = [tmp_path / config / f"seed{seed}" for seed in ([0] if config == "clinical-only" else [0, 1])]
+        for seed, run in enumerate(runs[config]):
+            ranked = [config, "diffusion-ttt"] if config == "diffusion" else [config]
+            own = {name: table_of(name, rng, task=request.param) for name in ranked}
+            record = Record("fusion", "fusion_sweep", config, seed, {}, {}, metrics={"train_seconds": 10.0, "best_epoch": 2.0})
+            (run / "evaluation").mkdir(parents=True)
+            record.save(run)
+            classes = ["no", "yes"] if request.param == "classification" else []
+            metrics = evaluate(own, classes, record=record, out=run / "evaluation", seconds=dict.fromkeys(own, 0.5))
+            (run / "evaluation/metrics.json").write_text(json.dumps(metrics))
+            for name, table in own.items():
+                tables.setdefault(name, []).append(table)
+    return params, runs, tables
+
+
+def test_the_true_order_is_found(evaluated):
+    params, runs, _ = evaluated
+    ranking = comparison.rank(params, runs)
+    classification = params.fusion.data.task == "classification"
+    assert ranking.label == f"{'Brier score' if classification else 'concordance'}, mean over modality subsets"
+    assert ranking.lower_is_better == classification
+    assert list(ranking.table["config"]) == ["late", "diffusion-ttt", "diffusion", "clinical-only"]
+    assert ranking.patients == PATIENTS
+    pair = ranking.pairs.set_index(["first", "second"]).loc["late", "clinical-only"]
+    assert pair["significant"]
+
+
+def test_report_sections(evaluated):
+    params, runs, tables = evaluated
+    ranking = comparison.rank(params, runs)
+    sections = {section.heading: section.table for section in comparison.report_sections(params.fusion, ranking, runs)}
+    score = "AUC" if params.fusion.data.task == "classification" else "concordance index"
+    by_pattern = sections[f"{score} by modalities"].set_index("modalities")
+    assert list(by_pattern.index) == [*PATTERNS, "mean of subsets", "worst subset"]
+    assert set(by_pattern["patients"][list(PATTERNS)]) == {PATIENTS}
+    if score == "AUC":
+        own = [table[table["pattern"] == "pet"] for table in tables["late"]]
+        expected = np.mean([roc_auc_score(table["target"], table["probability/yes"]) for table in own])  # over the seeds
+        assert by_pattern.loc["pet", "late"].startswith(f"{expected:.3f} [")
+    singles = sections["Compared with the best single modality"]
+    assert singles["best single"].str.startswith("pet (late)").all()
+    differences = sections["Diffusion and test-time training"]
+    assert list(zip(differences["first"], differences["second"], strict=True)) == [
+        ("diffusion-ttt", "diffusion"),
+        ("diffusion", "late"),
+    ]
+    assert differences[RECORDED][1].startswith("-")
+    adaptation = sections["Effect of test-time training on patients"].set_index("config")
+    assert adaptation.loc["diffusion", "adapted"] == 0.75
+    loss, sign = ("log_loss", 1) if score == "AUC" else ("concordance", -1)
+    worse = [
+        (sign * (b[loss].to_numpy() - a[loss].to_numpy())[a["pattern"] == RECORDED] > 0).mean()
+        for a, b in zip(tables["diffusion"], tables["diffusion-ttt"], strict=True)
+    ]
+    assert adaptation.loc["diffusion", "worse"] == pytest.approx(np.mean(worse), abs=0.02)  # equal scores are neither
+    shapley = sections["What each modality adds"].set_index("config")
+    assert shapley.loc["late", "pet"] > shapley.loc["late", "clinical"] > 0
+    assert sections["Imputed features"].empty
+    cost = sections["Cost"].set_index("config")
+    assert cost.loc["late", "prediction, s"] == 0.5
+    assert np.isnan(cost.loc["late", "with test-time training, s"])
+
+
+def test_intervals_use_the_same_draws_for_all_configurations(evaluated):
+    _, _, tables = evaluated
+    scores = BootstrapScores(tables | {"copy": tables["late"]})
+    (value, draws), (again, same) = scores.score("late", "pet"), scores.score("copy", "pet")
+    assert value == again
+    assert np.array_equal(draws, same)
+    few = pd.Index(["p0", "p2"])  # the same class, or nobody with an event
+    value, draws = scores.score("late", "pet", patients=few)
+    assert np.isnan(value)
+    assert np.isnan(draws).all()
+
+
+def test_imputation_is_averaged_over_seeds(evaluated):
+    params, runs, _ = evaluated
+    for run, value in zip(runs["diffusion"], (0.2, 0.4), strict=True):
+        table = pd.DataFrame({"modality": ["pet", "clinical"], "patients": 9, "cosine/imputed": [value, 0.5]})
+        table.to_csv(run / "evaluation/imputation.csv", index=False)
+    ranking = comparison.rank(params, runs)
+    sections = {section.heading: section.table for section in comparison.report_sections(params.fusion, ranking, runs)}
+    table = sections["Imputed features"]
+    assert table["config"].tolist() == ["diffusion", "diffusion"]
+    assert table["cosine/imputed"].tolist() == pytest.approx([0.3, 0.5])
+
+
+def test_cases_have_no_patient_twice(evaluated):
+    _, runs, _ = evaluated
+    cases = results.read(run / "evaluation/cases.csv" for run in runs["diffusion"])
+    assert not cases.duplicated(["config", "seed", "case", "metric"]).any()
+    assert set(cases["config"]) == {"diffusion", "diffusion-ttt"}
