@@ -66,7 +66,7 @@ def test_recommendations_need_the_decision_rule(simulated):
 
 
 def test_a_run_sd_far_below_the_others_is_recommended(simulated):
-    run_sd = dict.fromkeys(PUBLISHED, 0.02) | {"separate": 0.0005}
-    params, _, ranking = simulated({}, folds=range(5), seeds=range(4), run_sd=run_sd)
-    costs = pd.DataFrame({"parameters": 100.0, "train_seconds": 9.0}, index=list(PUBLISHED))
+    run_sd = {"shared": 0.02, "separate": 0.0005, "crossattention": 0.02}
+    params, _, ranking = simulated({}, configs=list(run_sd), folds=range(5), seeds=range(4), run_sd=run_sd)
+    costs = pd.DataFrame({"parameters": 100.0, "train_seconds": 9.0}, index=list(run_sd))
     assert recommendations(ranking, costs, params.perfusion)[1].startswith("By run-to-run variation: separate, run SD 0.000")
