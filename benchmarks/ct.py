@@ -1,21 +1,21 @@
-"""The CT study against its peers, side by side in one run.
+"""The CT study compared with its peers, side by side in one run.
 
     pip install -c constraints.txt torchio SimpleITK
     python benchmarks/ct.py [--part dicom|metrics|input|memory] [--rounds 3]
 
-dicom: one series of 300 slices of 512 x 512 to 270^3 uint8: ours, a MONAI pipeline (pydicom reader) and a SimpleITK one, with the
-mean absolute difference of what they give in grey levels, and peak memory above that after the imports, in int16 volumes of it.
-metrics: all retrieval metrics of 2,156 queries x 2,156 scans against a loop over queries. input: stored voxels a second of the
-training input path (read, turn, resize, noise) against torchio transforms on each sample. memory: one training step of both
-networks at full scale, batch 1. Every variant runs in a process of its own, the variants take turns, medians over the rounds are
-compared. Expected: about 8 minutes.
+dicom: convert one series of 300 slices of 512 x 512 to 270^3 uint8 with our code, a MONAI pipeline (pydicom reader) and a
+SimpleITK one; reports the mean absolute difference from our result in grey levels, and the peak memory above that after the
+imports, in multiples of the int16 volume. metrics: all retrieval metrics of 2,156 queries x 2,156 scans, compared with a loop
+over queries. input: stored voxels per second through the training input path (read, rotate and scale, resize, add noise),
+compared with torchio transforms on each sample. memory: one training step of both networks at full scale, batch size 1. Each
+variant runs in its own process; the variants alternate, and medians over the rounds are compared. Expected: about 8 minutes.
 """
 
 import argparse
+import importlib
 import json
 import tempfile
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +32,7 @@ from quintet.training.hardware import peak_memory_mb
 SLICES, MATRIX, SIZE, WINDOW = 300, 512, 270, (-1000.0, 400.0)
 SPACING_MM = (1.0, 0.7, 0.7)
 QUERIES = 2156
-STORED, SEEN = 96, (24, 72, 72)  # the shipped scale; --full: 270 and 270 x 150 x 150
+STORED, INPUT = 96, (24, 72, 72)  # the default scale; --full: 270 and 270 x 150 x 150
 RAW_MIB = SLICES * MATRIX**2 * 2 / 2**20
 PARTS = {
     "dicom": ("ours", "monai", "simpleitk"),
@@ -43,7 +43,7 @@ PARTS = {
 
 
 def write_phantom(folder: Path) -> None:
-    """A series with structure of every scale and noise, larger than any phantom of the study."""
+    """A series with structure at all scales and noise, larger than any phantom of the study."""
     from quintet.ct.synthetic import write_series
 
     rng = np.random.default_rng(0)
@@ -60,22 +60,22 @@ def dicom_ours(series: Path) -> NDArray[np.uint8]:
 
 
 def dicom_simpleitk(series: Path) -> NDArray[np.uint8]:
-    import SimpleITK as sitk  # noqa: N813
+    import SimpleITK
 
-    reader = sitk.ImageSeriesReader()
+    reader = SimpleITK.ImageSeriesReader()
     reader.SetFileNames(reader.GetGDCMSeriesFileNames(str(series)))
     image = reader.Execute()
     spacing = max(n * mm for n, mm in zip(image.GetSize(), image.GetSpacing(), strict=True)) / SIZE
     middle = np.array(image.TransformContinuousIndexToPhysicalPoint([(n - 1) / 2 for n in image.GetSize()]))
-    resample = sitk.ResampleImageFilter()
+    resample = SimpleITK.ResampleImageFilter()
     resample.SetSize([SIZE] * 3)
     resample.SetOutputSpacing([spacing] * 3)
     resample.SetOutputOrigin([float(v) for v in middle - (SIZE - 1) / 2 * spacing])
-    resample.SetInterpolator(sitk.sitkLinear)
+    resample.SetInterpolator(SimpleITK.sitkLinear)
     resample.SetDefaultPixelValue(WINDOW[0])
-    resample.SetOutputPixelType(sitk.sitkFloat32)
-    grey = sitk.IntensityWindowing(resample.Execute(image), *WINDOW, 0, 255)
-    return np.asarray(sitk.GetArrayFromImage(sitk.Cast(grey + 0.5, sitk.sitkUInt8))[:, ::-1, ::-1])  # LPS -> RAS
+    resample.SetOutputPixelType(SimpleITK.sitkFloat32)
+    grey = SimpleITK.IntensityWindowing(resample.Execute(image), *WINDOW, 0, 255)
+    return np.asarray(SimpleITK.GetArrayFromImage(SimpleITK.Cast(grey + 0.5, SimpleITK.sitkUInt8))[:, ::-1, ::-1])  # LPS -> RAS
 
 
 def dicom_monai(series: Path) -> NDArray[np.uint8]:
@@ -96,13 +96,9 @@ def dicom_monai(series: Path) -> NDArray[np.uint8]:
 
 def dicom(variant: str, options: argparse.Namespace) -> dict[str, float]:
     read = {"ours": dicom_ours, "monai": dicom_monai, "simpleitk": dicom_simpleitk}[variant]
-    if variant == "monai":
-        import monai.transforms  # noqa: F401
-    elif variant == "simpleitk":
-        import SimpleITK  # noqa: F401
-    else:
-        import quintet.imaging.cubes
-        import quintet.imaging.dicom  # noqa: F401
+    ours = ["quintet.imaging.cubes", "quintet.imaging.dicom"]
+    for name in {"ours": ours, "monai": ["monai.transforms"], "simpleitk": ["SimpleITK"]}[variant]:
+        importlib.import_module(name)  # its time and memory do not count
     before = psutil.Process().memory_info().rss / 2**20
     started = time.perf_counter()
     cube = read(Path(options.folder) / "series")
@@ -127,16 +123,16 @@ def scans() -> tuple[Any, NDArray[np.float32]]:
 
 
 def loop_over_queries(similarity: NDArray[np.float64], known: Any, ks: tuple[int, ...]) -> dict[str, NDArray[np.float64]]:
-    """One query after the other with NumPy, as evaluation scripts do (ties in the order of the sort)."""
+    """One query after the other with NumPy, as evaluation scripts do (ties keep the order of the sort)."""
     rows = []
-    own = [frozenset(np.flatnonzero(row)) for row in known.labels]
-    table = {(a, b): len(a & b) / len(a | b) if a | b else 1.0 for a in set(own) for b in set(own)}
-    for q in range(len(own)):
+    sets = [frozenset(np.flatnonzero(row)) for row in known.labels]
+    jaccard = {(a, b): len(a & b) / len(a | b) if a | b else 1.0 for a in set(sets) for b in set(sets)}
+    for q in range(len(sets)):
         gallery = np.flatnonzero(known.patients != known.patients[q])
-        gains = np.array([table[own[q], own[g]] for g in gallery])
+        gains = np.array([jaccard[sets[q], sets[g]] for g in gallery])
         order = gains[np.argsort(-similarity[q, gallery], kind="stable")]
         relevant = order > 0
-        best = np.sort(gains)[::-1]
+        ideal = np.sort(gains)[::-1]
         discount = 1 / np.log2(np.arange(2, len(order) + 2))
         precision = relevant.cumsum() / np.arange(1, len(order) + 1)
         row = {}
@@ -144,7 +140,7 @@ def loop_over_queries(similarity: NDArray[np.float64], known: Any, ks: tuple[int
             row[f"precision_at_{k}"] = relevant[:k].sum() / k
             row[f"recall_at_{k}"] = relevant[:k].sum() / relevant.sum()
             row[f"ap_at_{k}"] = (precision * relevant)[:k].sum() / min(k, relevant.sum())
-            row[f"ndcg_at_{k}"] = (order * discount)[:k].sum() / (best * discount)[:k].sum()
+            row[f"ndcg_at_{k}"] = (order * discount)[:k].sum() / (ideal * discount)[:k].sum()
             row[f"jaccard_at_{k}"] = order[:k].sum() / k
         rows.append(row)
     return {name: np.array([row[name] for row in rows]) for name in rows[0]}
@@ -155,8 +151,7 @@ def metrics(variant: str, options: argparse.Namespace) -> dict[str, float]:
 
     known, vectors = scans()
     similarity = cosine(vectors)
-    warm = 2 if variant == "ours" else 0
-    for _ in range(warm):
+    for _ in range(2 if variant == "ours" else 0):  # warm-up
         retrieve(similarity, known)
     started = time.perf_counter()
     found = retrieve(similarity, known).metrics if variant == "ours" else loop_over_queries(similarity, known, KS)
@@ -170,47 +165,47 @@ def metrics(variant: str, options: argparse.Namespace) -> dict[str, float]:
 
 
 def input_path(variant: str, options: argparse.Namespace) -> dict[str, float]:
-    how = load().ct.augment
-    stored, seen = (270, (270, 150, 150)) if options.full else (STORED, SEEN)
+    params = load().ct.training.augment
+    stored, size = (270, (270, 150, 150)) if options.full else (STORED, INPUT)
     batch = 2 if options.full else 8
     volumes = np.load(Path(options.folder) / f"volumes-{stored}.npy", mmap_mode="r")
     rng = np.random.default_rng(0)
-    advance: Callable[[], object]
     if variant == "ours":
         from quintet.ct.model.augmentation import Augmentation
 
-        augment = Augmentation(how)
-        advance = lambda: augment(  # noqa: E731
-            torch.from_numpy(np.stack([volumes[row] for row in rng.integers(len(volumes), size=batch)])), seen
-        )
+        augment = Augmentation(params)
+
+        def next_batch() -> object:
+            rows = rng.integers(len(volumes), size=batch)
+            return augment(torch.from_numpy(np.stack([volumes[row] for row in rows])), size)
     else:
         import torchio as tio
 
-        change = tio.Compose(
+        transform = tio.Compose(
             [
-                tio.RandomAffine(scales=how.scale, degrees=how.rotation_deg, default_pad_value=0, p=how.affine),
-                tio.Resize(seen),
-                tio.RandomNoise(std=how.noise_sd, p=how.noise),
+                tio.RandomAffine(scales=params.scale, degrees=params.rotation_deg, default_pad_value=0, p=params.affine),
+                tio.Resize(size),
+                tio.RandomNoise(std=params.noise_sd, p=params.noise),
             ]
         )
 
-        def advance() -> object:
+        def next_batch() -> object:
             rows = rng.integers(len(volumes), size=batch)
-            return torch.stack([change(torch.from_numpy(np.array(volumes[row])[None]).float() / 255) for row in rows])
+            return torch.stack([transform(torch.from_numpy(np.array(volumes[row])[None]).float() / 255) for row in rows])
 
     for _ in range(2):
-        advance()
+        next_batch()
     started, count = time.perf_counter(), 0
     while (passed := time.perf_counter() - started) < options.seconds:
-        advance()
+        next_batch()
         count += batch
     return {"million_voxels_per_s": count * stored**3 / passed / 1e6, "peak_memory_mb": peak_memory_mb()}
 
 
 def memory(variant: str, options: argparse.Namespace) -> dict[str, float]:
-    """Resize, forward, loss, backward and Adam at batch 1, with the preset paper's sizes."""
+    """Resize, forward, loss, backward and Adam at batch 1, with the sizes of the preset `paper`."""
     from quintet.ct.model.losses import micro_f1_loss
-    from quintet.ct.model.networks import Proximity, see
+    from quintet.ct.model.networks import Proximity, network_input
 
     torch.manual_seed(0)
     net = Proximity(
@@ -228,7 +223,7 @@ def memory(variant: str, options: argparse.Namespace) -> dict[str, float]:
     optimizer = torch.optim.Adam(net.parameters(), lr=1e-5, weight_decay=1e-4, fused=True)
     cube = torch.randint(0, 256, (1, 270, 270, 270), dtype=torch.uint8)
     started = time.perf_counter()
-    loss = micro_f1_loss(net(see(cube, net.input_size)).scores, torch.tensor([[1.0, 0, 1]]))
+    loss = micro_f1_loss(net(network_input(cube, net.input_size)).logits, torch.tensor([[1.0, 0, 1]]))
     loss.backward()
     optimizer.step()
     return {
@@ -260,7 +255,7 @@ def main() -> None:
     parser.add_argument("--folder", help=argparse.SUPPRESS)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--seconds", type=float, default=8)
-    parser.add_argument("--full", type=int, default=0, help="1: the input path at 270^3 stored, 270 x 150 x 150 seen")
+    parser.add_argument("--full", type=int, default=0, help="1: the input path at 270^3 stored, 270 x 150 x 150 as input")
     options = parser.parse_args()
     if options.variant:
         print(json.dumps(MEASURES[options.part](options.variant, options)))

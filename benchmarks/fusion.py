@@ -1,11 +1,13 @@
-"""The fusion study: few sampling steps against all of them, and memory over the number of patients.
+"""The fusion study: few sampling steps against all of them, and memory by number of patients.
 
     python benchmarks/fusion.py [--part sampling|memory] [--run runs/fusion/selected] [--data data/processed/fusion]
 
-sampling: a trained diffusion run predicts the test patients from everything recorded, by DDIM in 20 steps and by DDPM in all
-1000; AUC (or concordance) of both, the paired difference with its 95 % interval (patients drawn again), and how many times as
-fast. memory: peak of prepare (one worker) and of two epochs of training over 60 and 240 phantoms of the shipped scale, above
-that after the imports, each in a process of its own. Expected: about 3 minutes."""
+sampling: a trained and evaluated diffusion run predicts the test patients from all their modalities, by DDIM in 20 steps and by
+DDPM in all 1000. Prints the AUC (or concordance index) of both, the paired difference with its 95 % interval (bootstrap over
+patients), and the speed-up.
+memory: peak memory of the preparation (one worker) and of two epochs of training on 60 and 240 phantoms at the default scale,
+minus the memory after the imports, each in its own process. Takes about 3 minutes.
+"""
 
 import argparse
 import json
@@ -21,72 +23,75 @@ from turns import take_turns
 from quintet.params import Params, load
 from quintet.training.hardware import peak_memory_mb
 
-STEPS, ALL = 20, 1000
+FEW_STEPS, ALL_STEPS = 20, 1000
 
 
 def sampling(run: Path, data: Path) -> None:
     import pandas as pd
 
     from quintet.fusion.data.prepared import load as load_data
-    from quintet.fusion.evaluation.inference import Model, of_prepared
-    from quintet.fusion.evaluation.scores import headline, pairs_of
-    from quintet.fusion.model.networks import noise_for
+    from quintet.fusion.evaluation.inference import Model, encode_prepared
+    from quintet.fusion.metrics import auc_or_concordance, comparable_pairs
+    from quintet.fusion.model.networks import initial_noise
     from quintet.resampling import bootstrap_concordance, bootstrap_weights, percentile_interval
 
     model, prepared = Model.load(run, "auto"), load_data(data)
-    rows = prepared.rows("test")
-    patients, target = of_prepared(model, prepared, rows), prepared.target[rows].astype(float)
+    rows, samples = prepared.rows("test"), model.evaluation.samples
+    patients, target = encode_prepared(model, prepared, rows), prepared.target[rows].astype(float)
     weights = bootstrap_weights(np.arange(len(rows)), target[:, 0] if prepared.classes else target[:, 1])
-    found: list[dict[str, float]] = []
+    results: list[dict[str, float]] = []
     draws = []
-    for sampler, steps in (("ddim", STEPS), ("ddpm", ALL)):
-        torch.manual_seed(0)  # DDPM adds noise at each step
-        start = noise_for(patients.names, model.samples, patients.tokens.shape[2])
-        many = (
-            patients.tokens.repeat(model.samples, 1, 1),
-            patients.present.repeat(model.samples, 1),
+    for sampler, steps in (("ddim", FEW_STEPS), ("ddpm", ALL_STEPS)):
+        torch.manual_seed(0)  # DDPM adds noise in each step
+        start = initial_noise(patients.names, samples, patients.tokens.shape[2])
+        inputs = (
+            patients.tokens.repeat(samples, 1, 1),
+            patients.present.repeat(samples, 1),
             start.transpose(0, 1).flatten(0, 1),
         )
         with torch.inference_mode():
-            model.net.fuse.sample(*many, steps=2, sampler=sampler)  # warm
+            model.net.fuse.sample(*inputs, steps=2, sampler=sampler)  # warm-up
             started = time.perf_counter()
-            fused = model.net.fuse.sample(*many, steps=steps, sampler=sampler)
+            fused = model.net.fuse.sample(*inputs, steps=steps, sampler=sampler)
             seconds = time.perf_counter() - started
-            said = model.net.scores(fused).unflatten(0, (model.samples, len(rows)))
-        values = (said.softmax(-1).mean(0).log() if prepared.classes else said.mean(0)).double().numpy()
-        draws.append(np.mean([bootstrap_concordance(score, pairs, weights) for score, pairs in pairs_of(values, target)], 0))
-        found.append({"steps": float(steps), "score": headline(values, target), "seconds": seconds})
-    print(pd.DataFrame(found).to_string(index=False))
+            scores = model.net.scores(fused).unflatten(0, (samples, len(rows)))
+        values = (scores.softmax(-1).mean(0).log() if prepared.classes else scores.mean(0)).double().numpy()
+        draws.append(np.mean([bootstrap_concordance(s, pairs, weights) for s, pairs in comparable_pairs(values, target)], 0))
+        results.append({"steps": float(steps), "score": auc_or_concordance(values, target), "seconds": seconds})
+    print(pd.DataFrame(results).to_string(index=False))
     low, high = percentile_interval(100 * (draws[0] - draws[1]))
-    gap = 100 * (found[0]["score"] - found[1]["score"])
-    faster = found[1]["seconds"] / found[0]["seconds"]
-    print(f"difference {gap:+.2f} points [{low:+.2f}, {high:+.2f}], {len(rows)} patients; {faster:.1f} times as fast")
+    difference = 100 * (results[0]["score"] - results[1]["score"])
+    speed_up = results[1]["seconds"] / results[0]["seconds"]
+    print(f"difference {difference:+.2f} points [{low:+.2f}, {high:+.2f}], {len(rows)} patients; {speed_up:.1f} times as fast")
 
 
 def memory(patients: int, folder: Path) -> dict[str, float]:
-    """Draw, segment, prepare, train; peaks above the imports. Prepare first: the peak only grows."""
+    """Draw, segment, prepare and train; peaks minus the memory after the imports. The preparation comes first because a peak
+    never decreases."""
     import monai.networks.nets  # noqa: F401
 
-    from quintet.fusion import analysis, inference, module  # noqa: F401
+    from quintet.experiment import train_selected
+    from quintet.fusion import analysis  # noqa: F401
+    from quintet.fusion.data.prepare import prepare
     from quintet.fusion.data.prepared import load as load_data
-    from quintet.fusion.data.prepared import prepare
     from quintet.fusion.data.segmentation import segment
-    from quintet.fusion.study import train_run
+    from quintet.fusion.evaluation import run  # noqa: F401
+    from quintet.fusion.model import module  # noqa: F401
     from quintet.fusion.synthetic import synthesize
 
     params: Params = load("params.yaml")
-    p = params.fusion.model_copy(update={"epochs": 2})
+    training = params.fusion.training.model_copy(update={"epochs": 2})
+    params = params.model_copy(update={"fusion": params.fusion.model_copy(update={"training": training})})
     os.chdir(folder)
     synthesize(Path("raw"), patients=patients, seed=1, workers=1)
-    segment(Path("raw"), Path("masks"), p)
+    segment(Path("raw"), Path("masks"), params.fusion)
     before = peak_memory_mb()
-    prepare(Path("raw"), Path("masks"), Path("data"), p)
+    prepare(Path("raw"), Path("masks"), Path("data"), params.fusion)
     prepared = peak_memory_mb()
-    train_run(Path("run"), Path("data"), p, p, params.compute, stage="fusion_train", config="selected", seed=0)
-    volumes = load_data(Path("data")).volumes.nbytes / 2**20
+    train_selected("fusion", params, Path("data"), Path("run"))
     return {
         "patients": patients,
-        "volumes_mib": volumes,
+        "volumes_mib": load_data(Path("data")).volumes.nbytes / 2**20,
         "prepare_above_mib": prepared - before,
         "training_above_mib": peak_memory_mb() - before,
     }

@@ -7,11 +7,11 @@ import pytest
 from tests.conftest import REAL, with_changes
 
 SMALL = {
-    "breakhis.folds": 2,
-    "breakhis.size": 32,
-    "breakhis.epochs": 2,
-    "breakhis.samples": 1,
-    "breakhis.units": [16, 8],
+    "breakhis.data.folds": 2,
+    "breakhis.data.size": 32,
+    "breakhis.training.epochs": 2,
+    "breakhis.training.samples": 1,
+    "breakhis.training.units": [16, 8],
     "breakhis.sweep": {"configs": ["mmnet", "single-400X"], "folds": [0, 1], "seeds": [0]},
     "ranking.bootstrap": 100,
     "compute.device": "cpu",
@@ -31,7 +31,7 @@ def slides(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="session")
 def slide_arrays(slides, tmp_path_factory, values) -> Path:
-    from quintet.breakhis.data.prepared import prepare
+    from quintet.breakhis.data.prepare import prepare
     from quintet.params import parse
 
     folder = tmp_path_factory.mktemp("prepared") / "breakhis"

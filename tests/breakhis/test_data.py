@@ -7,7 +7,8 @@ import pytest
 from PIL import Image
 
 from quintet.breakhis.analysis import analyze
-from quintet.breakhis.data.prepared import check, load, prepare, refuse_overlapping_parts
+from quintet.breakhis.data.prepare import check, prepare, refuse_overlapping_parts
+from quintet.breakhis.data.prepared import load
 from quintet.breakhis.data.tree import MAGNIFICATIONS, picture_files
 from quintet.errors import InputError, InputProblemsError
 from tests.breakhis.conftest import SMALL
@@ -20,28 +21,28 @@ def tree(slides, tmp_path):
 
 def test_arrays_index_and_folds(slides, slide_arrays):
     data = load(slide_arrays)
-    assert len(data.index) == len(picture_files(slides)) == sum(len(a) for a in data.images.values())
+    assert len(data.table) == len(picture_files(slides)) == sum(len(a) for a in data.images.values())
     for m in MAGNIFICATIONS:
-        own = data.index[data.index["magnification"] == m]
+        own = data.table[data.table["magnification"] == m]
         assert own["row"].tolist() == list(range(len(own)))
         assert data.images[m].shape[1:] == (32, 32, 3)
         assert isinstance(data.images[m], np.memmap)
-    row = data.index.iloc[100]
+    row = data.table.iloc[100]
     picture = Image.open(slides / row["file"]).resize((32, 32), Image.Resampling.BILINEAR, reducing_gap=3.0)
     np.testing.assert_array_equal(data.images[row["magnification"]][row["row"]], np.asarray(picture))
     assert set(data.folds["part"]) == {"train", "valid", "test"}
-    shares = data.types(sorted(set(data.index["patient"])))
+    shares = data.types(sorted(set(data.table["patient"])))
     np.testing.assert_allclose(shares.sum(1), 1, rtol=1e-6)
     assert ((shares > 0).sum(1) == 2).sum() == 1  # the person under two types
 
 
 def test_rows_of_patients(slide_arrays):
     data = load(slide_arrays)
-    names = data.patients(0, "test")
-    patients = data.rows(names, ["100X", "400X"])
+    names = data.patients("test", 0)
+    patients = data.image_rows(names, ["100X", "400X"])
     for name, rows in zip(patients.names, patients.rows, strict=True):
         for m, own in zip(["100X", "400X"], rows, strict=True):
-            table = data.index[data.index["magnification"] == m].set_index("row")
+            table = data.table[data.table["magnification"] == m].set_index("row")
             assert set(table.loc[own, "patient"]) == {name}
 
 
@@ -49,7 +50,7 @@ def test_a_picture_in_two_patients_of_different_parts_fails_with_both_paths(tree
     params = make_params(SMALL).breakhis
     prepared, _ = prepare(tree, tmp_path / "out", params)
     tested, trained = (
-        prepared.index[prepared.index["patient"].isin(prepared.patients(0, part))].iloc[0] for part in ("test", "train")
+        prepared.table[prepared.table["patient"].isin(prepared.patients(part, 0))].iloc[0] for part in ("test", "train")
     )
     shutil.copy(tree / tested["file"], tree / trained["file"])
     with pytest.raises(InputProblemsError) as caught:
@@ -92,9 +93,9 @@ def test_unreadable_images_are_all_listed_or_all_skipped(tree, tmp_path, make_pa
     assert "on_error=skip" in str(caught.value)
     assert not (tmp_path / "out").exists()
     assert set(check(tree, make_params(SMALL).breakhis)) == set(caught.value.problems)
-    prepared, skipped = prepare(tree, tmp_path / "out", make_params(SMALL | {"breakhis.on_error": "skip"}).breakhis)
+    prepared, skipped = prepare(tree, tmp_path / "out", make_params(SMALL | {"breakhis.data.on_error": "skip"}).breakhis)
     assert len(skipped) == 3
-    assert len(prepared.index) == len(files) - 3
+    assert len(prepared.table) == len(files) - 3
 
 
 def test_missing_magnifications_are_no_error(tree, tmp_path, make_params, capsys):
@@ -124,7 +125,7 @@ def test_real_images(real_slides, tmp_path, make_params, capsys):
     assert check(real_slides, params) == []
     assert capsys.readouterr().out.count("note: patient") == 29
     prepared, skipped = prepare(real_slides, tmp_path / "grouped", params)
-    assert (len(prepared.index), len(skipped)) == (64, 0)
+    assert (len(prepared.table), len(skipped)) == (64, 0)
     official = params.model_copy(update={"split": "official", "folds": 5})
     prepared, _ = prepare(real_slides, tmp_path / "official", official)
     assert prepared.folds["fold"].nunique() == 5

@@ -1,19 +1,18 @@
 import numpy as np
 import pandas as pd
 import pytest
+from sklearn.metrics import balanced_accuracy_score
 
-from quintet.breakhis.comparison import balanced, balanced_interval
+from quintet.breakhis.comparison import as_balanced_accuracy, balanced_interval
 from quintet.breakhis.evaluation.metrics import (
     Predicted,
-    balanced_accuracy,
+    choose_threshold,
     classification,
-    lock_threshold,
-    mean_of,
+    mean_prediction,
     reliability,
     subsets,
 )
-from quintet.breakhis.evaluation.scores import _judged as judged
-from quintet.breakhis.evaluation.scores import by_patient, summary
+from quintet.breakhis.evaluation.scores import score_images, score_patients, summary
 from quintet.resampling import bootstrap_weights
 
 LABELS = np.array([0, 0, 1, 1, 1])
@@ -54,10 +53,10 @@ def test_reliability_bins():
 
 
 def test_threshold_is_the_best_one_nearest_to_a_half():
-    assert lock_threshold(LABELS, np.array([0.1, 0.2, 0.6, 0.8, 0.9])) == 0.5
-    found = lock_threshold(LABELS, np.array([0.5, 0.6, 0.7, 0.8, 0.9]))
+    assert choose_threshold(LABELS, np.array([0.1, 0.2, 0.6, 0.8, 0.9])) == 0.5
+    found = choose_threshold(LABELS, np.array([0.5, 0.6, 0.7, 0.8, 0.9]))
     assert found == pytest.approx(0.65)
-    assert balanced_accuracy(LABELS, np.array([0.5, 0.6, 0.7, 0.8, 0.9]) >= found) == 1
+    assert balanced_accuracy_score(LABELS, np.array([0.5, 0.6, 0.7, 0.8, 0.9]) >= found) == 1
 
 
 def predicted(probability, images):
@@ -80,8 +79,8 @@ def test_patient_recognition_rate_is_the_mean_of_patients_shares():
         IMAGES,
     )
     labels, types = np.array([0, 1, 1]), np.eye(3, 8)
-    table = by_patient(own, labels, types, 0.5)
-    metrics = summary(table, judged(own, labels, 0.5), 0.5)
+    table = score_patients(own, labels, types, 0.5)
+    metrics = summary(table, score_images(own, labels, 0.5), 0.5)
     assert metrics["patient_recognition_rate/40X"] == pytest.approx((3 / 4 + 1 / 2) / 2)
     assert metrics["image_accuracy/40X"] == pytest.approx(4 / 6)
     assert metrics["patient_recognition_rate/100X"] == 1
@@ -93,7 +92,7 @@ def test_patient_recognition_rate_is_the_mean_of_patients_shares():
 def test_mean_of_models():
     one = predicted({"40X+100X": np.array([0.2, 0.4, 0.6])}, IMAGES)
     other = predicted({"40X+100X": np.array([0.4, 0.8, 0.6])}, IMAGES)
-    np.testing.assert_allclose(mean_of([one, other]).whole, [0.3, 0.6, 0.6])
+    np.testing.assert_allclose(mean_prediction([one, other]).malignant, [0.3, 0.6, 0.6])
 
 
 def tidy(config, right, classes):
@@ -112,14 +111,14 @@ def test_the_ranked_values_average_to_the_balanced_accuracy_of_the_shared_patien
             tidy("fewer folds", {"a": 1, "b": 1, "c": 1, "d": 0, "e": 1}, classes),
         ]
     )
-    own = balanced(table)
+    own = as_balanced_accuracy(table)
     shared = own[own["group"] != "f"]
     means = shared.groupby("config")["value"].mean()
     assert means["full"] == pytest.approx((1 / 2 + 2 / 3) / 2)
     assert means["fewer folds"] == pytest.approx((1 + 2 / 3) / 2)
 
 
-def test_balanced_intervals_draw_whole_patients():
+def test_balanced_intervals_resample_whole_patients():
     """100 equal images of each of few patients are worth those few patients, not 100 times as much."""
     rng = np.random.default_rng(0)
     right = rng.integers(0, 2, 20).astype(float)
@@ -135,6 +134,6 @@ def test_balanced_intervals_draw_whole_patients():
 def test_a_subset_that_one_class_alone_has_gets_no_balanced_accuracy():
     own = predicted({"40X": np.array([0.3, np.nan, np.nan]), "40X+100X": np.array([0.3, 0.6, 0.9])}, IMAGES)
     labels = np.array([0, 1, 1])
-    metrics = summary(by_patient(own, labels, np.eye(3, 8), 0.5), judged(own, labels, 0.5), 0.5)
+    metrics = summary(score_patients(own, labels, np.eye(3, 8), 0.5), score_images(own, labels, 0.5), 0.5)
     assert "balanced_accuracy/40X" not in metrics
     assert metrics["balanced_accuracy/40X+100X"] == 1

@@ -16,7 +16,7 @@ def people(benign=10, malignant=15, siblings=True):
 @pytest.mark.parametrize("seed", range(5))
 def test_grouped_folds_keep_patients_and_biopsies_together(make_params, tmp_path, seed):
     own = people()
-    params = make_params({"breakhis.split_seed": seed}).breakhis
+    params = make_params({"breakhis.data.split_seed": seed}).breakhis
     folds, notes = make_folds(own, tmp_path, params)
     assert not notes
     joined = folds.merge(own, on="patient").assign(case=lambda t: t["patient"].map(case_number))
@@ -48,7 +48,7 @@ def hand_made(tmp_path, rows):
 def test_hand_made_folds_win(make_params, tmp_path):
     own = people(siblings=False)
     rows = [(p, i % 5) for i, p in enumerate(own["patient"])]
-    folds, _ = make_folds(own, tmp_path, make_params({"breakhis.split": hand_made(tmp_path, rows)}).breakhis)
+    folds, _ = make_folds(own, tmp_path, make_params({"breakhis.data.split": hand_made(tmp_path, rows)}).breakhis)
     tested = folds[folds["part"] == "test"].set_index("patient")["fold"]
     assert {p: tested[p] for p, _ in rows} == dict(rows)
 
@@ -57,7 +57,7 @@ def test_every_problem_of_a_hand_made_file_at_once(make_params, tmp_path):
     rows = [(p, i % 5) for i, p in enumerate(people(siblings=False)["patient"])]
     rows = [*rows[1:], rows[3], ("14-9", 0), (rows[5][0], 7)]
     with pytest.raises(InputError) as caught:
-        make_folds(people(siblings=False), tmp_path, make_params({"breakhis.split": hand_made(tmp_path, rows)}).breakhis)
+        make_folds(people(siblings=False), tmp_path, make_params({"breakhis.data.split": hand_made(tmp_path, rows)}).breakhis)
     for part in ("14-100 is not listed", "14-103 stands twice", "14-9 is no patient", "fold '7' is none of 0 to 4"):
         assert part in str(caught.value)
 
@@ -76,15 +76,15 @@ def official(folder, parts):
 def test_official_folds(make_params, tmp_path):
     own = people(siblings=False)
     official(tmp_path, {p: (c, "test" if i % 3 == 0 else "train") for i, (p, c) in enumerate(own.itertuples(index=False))})
-    params = make_params({"breakhis.split": "official", "breakhis.folds": 2, "breakhis.sweep.folds": [0, 1]}).breakhis
+    params = make_params({"breakhis.data.split": "official", "breakhis.data.folds": 2, "breakhis.sweep.folds": [0, 1]}).breakhis
     folds, notes = make_folds(own, tmp_path, params)
     assert not notes
     tested = folds[(folds["part"] == "test") & (folds["fold"] == 1)]
     assert sorted(tested["patient"]) == sorted(own["patient"][::3])
     with pytest.raises(InputError, match="does not name patient 14-100B"):
         make_folds(people(), tmp_path, params)
-    with pytest.raises(InputError, match=r"dsfold1.txt, dsfold2.txt, breakhis.folds is 5"):
-        make_folds(own, tmp_path, make_params({"breakhis.split": "official"}).breakhis)
+    with pytest.raises(InputError, match=r"dsfold1.txt, dsfold2.txt, breakhis.data.folds is 5"):
+        make_folds(own, tmp_path, make_params({"breakhis.data.split": "official"}).breakhis)
     (tmp_path / "dsfold2.txt").write_text("SOB_B_A-14-100-40-001.png|40|1\n")
     with pytest.raises(InputError, match=r"line 1: .*expected NAME\|MAGNIFICATION"):
         make_folds(own, tmp_path, params)
@@ -100,7 +100,7 @@ def test_official_folds_of_the_whole_data_set(make_params, real_slides):
     assert (len(own), (own["class"] == "benign").sum()) == (81, 24)  # 82 in the paper, which counts 13412 twice
     lines = [line for line in (real_slides / "folds/dsfold1.txt").read_text().splitlines() if line]
     assert len(lines) == 7909
-    folds, notes = make_folds(own, real_slides, make_params({"breakhis.split": "official"}).breakhis)
+    folds, notes = make_folds(own, real_slides, make_params({"breakhis.data.split": "official"}).breakhis)
     double = [note for note in notes if "on both sides" in note]
     assert [note.split()[0] for note in double] == ["dsfold1.txt", "dsfold3.txt", "dsfold5.txt"]
     assert all("14-13412" in note and "ductal_carcinoma" in note and "lobular_carcinoma" in note for note in double)
@@ -116,12 +116,12 @@ def test_official_folds_of_the_whole_data_set(make_params, real_slides):
 def test_a_file_that_is_no_table(make_params, tmp_path, text):
     (tmp_path / "folds.csv").write_bytes(text)
     with pytest.raises(InputError, match=r"folds.csv"):
-        make_folds(people(), tmp_path, make_params({"breakhis.split": str(tmp_path / "folds.csv")}).breakhis)
+        make_folds(people(), tmp_path, make_params({"breakhis.data.split": str(tmp_path / "folds.csv")}).breakhis)
 
 
 def test_official_files_that_cannot_be(make_params, tmp_path):
     own = people(siblings=False)
-    params = make_params({"breakhis.split": "official", "breakhis.folds": 2, "breakhis.sweep.folds": [0, 1]}).breakhis
+    params = make_params({"breakhis.data.split": "official", "breakhis.data.folds": 2, "breakhis.sweep.folds": [0, 1]}).breakhis
     official(tmp_path, {p: (c, "test" if c == "benign" else "train") for p, c in own.itertuples(index=False)})
     with pytest.raises(InputError, match="fold 0 trains on no benign patient"):
         make_folds(own, tmp_path, params)

@@ -5,15 +5,16 @@ import numpy as np
 import pytest
 from torch.utils.data import DataLoader
 
-from quintet.breakhis.data.prepared import load, sampling
+from quintet.breakhis.data import sampling
+from quintet.breakhis.data.prepared import load
 from quintet.breakhis.data.sampling import (
-    NONE,
-    Patients,
+    MISSING,
+    PatientRows,
     QuadrupleBatches,
     all_quadruples,
-    automatic_batch,
+    automatic_batch_size,
     epoch_quadruples,
-    samples_of,
+    samples_per_epoch,
     utilisation,
 )
 from quintet.breakhis.data.tree import MAGNIFICATIONS
@@ -22,16 +23,16 @@ from quintet.breakhis.model.module import Quadruples
 
 def patients(counts=((12, 9, 10, 11), (4, 4, 20, 6), (30, 0, 25, 28))):
     rows = [[np.arange(n) + 100 * i for n in own] for i, own in enumerate(counts)]
-    return Patients([f"14-{i}" for i in range(len(counts))], rows)
+    return PatientRows([f"14-{i}" for i in range(len(counts))], rows)
 
 
 @pytest.mark.parametrize(("count", "expected"), [(1, 1), (4, 2), (8, 5), (15, 6), (16, 6), (30, 6), (31, 6), (100, 6)])
 def test_samples_of_a_patient(count, expected):
-    assert samples_of(count, 3) == expected
+    assert samples_per_epoch(count, 3) == expected
 
 
 def test_shares_above_the_cap():
-    assert [samples_of(n, 50) for n in (10, 15, 20, 30, 40)] == [6, 9, 8, 12, 10]
+    assert [samples_per_epoch(n, 50) for n in (10, 15, 20, 30, 40)] == [6, 9, 8, 12, 10]
 
 
 def test_quadruples_are_of_one_patient_and_deal_every_image_before_one_comes_again():
@@ -39,9 +40,9 @@ def test_quadruples_are_of_one_patient_and_deal_every_image_before_one_comes_aga
     seen = {m: [] for m in range(4)}
     for epoch in range(10):
         quadruples, owner = epoch_quadruples(own, 3, seed=7, epoch=epoch)
-        assert (quadruples[owner == 2][:, 1] == NONE).all()
+        assert (quadruples[owner == 2][:, 1] == MISSING).all()
         for rows, who in zip(quadruples, owner, strict=True):
-            assert all(row in own.rows[who][m] for m, row in enumerate(rows) if row != NONE)
+            assert all(row in own.rows[who][m] for m, row in enumerate(rows) if row != MISSING)
             if who == 0:
                 for m in range(4):
                     seen[m].append(rows[m])
@@ -63,34 +64,36 @@ def test_every_image_is_scored():
     assert np.bincount(owner).tolist() == [12, 20, 30]
     for i, rows in enumerate(own.rows):
         for m in range(4):
-            assert set(quadruples[owner == i][:, m]) == (set(rows[m]) or {NONE})
+            assert set(quadruples[owner == i][:, m]) == (set(rows[m]) or {MISSING})
 
 
 def test_the_same_in_another_process_with_another_hash_seed():
     code = (
         "import numpy as np; from quintet.breakhis.data.sampling import *;"
-        "p = Patients(['14-1', '14-22549AB'], [[np.arange(9)] * 4, [np.arange(17)] * 4]);"
+        "p = PatientRows(['14-1', '14-22549AB'], [[np.arange(9)] * 4, [np.arange(17)] * 4]);"
         "print([item[0].tolist() + item[2].tolist() for item in QuadrupleBatches(p, 3, 5, seed=3)])"
     )
-    said = {
+    outputs = {
         subprocess.run(
             [sys.executable, "-c", code], capture_output=True, text=True, check=True, env={"PYTHONHASHSEED": seed, "PATH": ""}
         ).stdout
         for seed in ("1", "2")
     }
-    assert len(said) == 1
-    assert len(said.pop()) > 100
+    assert len(outputs) == 1
+    assert len(outputs.pop()) > 100
 
 
 @pytest.mark.parametrize("workers", [1, 2])
 def test_batches_are_the_same_for_any_number_of_workers(slide_arrays, make_params, workers):
     data = load(slide_arrays)
-    own = data.rows(data.patients(0, "train"), MAGNIFICATIONS)
-    how = make_params({"breakhis.augment.elastic": 1.0, "breakhis.augment.erase": 1.0}).breakhis.augment
+    own = data.image_rows(data.patients("train", 0), MAGNIFICATIONS)
+    augment = make_params(
+        {"breakhis.training.augment.elastic": 1.0, "breakhis.training.augment.erase": 1.0}
+    ).breakhis.training.augment
 
     def images(count):
         loader = DataLoader(
-            Quadruples(data, list(MAGNIFICATIONS), list(own.names), how),
+            Quadruples(data, list(MAGNIFICATIONS), list(own.names), augment),
             sampler=QuadrupleBatches(own, 2, 5, seed=1),
             batch_size=None,
             num_workers=count,
@@ -120,4 +123,4 @@ def test_ranks_share_an_epoch_and_batches_are_even(monkeypatch):
     [("cuda", 5000, 16), ("cuda", 1500, 20), ("cuda", 500, 24), ("mps", 1500, 12), ("cpu", 5000, 4), ("cpu", 200, 12)],
 )
 def test_automatic_batch(device, samples, size):
-    assert automatic_batch(device, samples) == size
+    assert automatic_batch_size(device, samples) == size

@@ -1,4 +1,4 @@
-"""The study end to end, shrunk to seconds: train, evaluate, rank, predict, resume, repeat, and real images."""
+"""The study end to end, shrunk to seconds: train, evaluate, rank, predict, and real images."""
 
 import json
 import shutil
@@ -9,42 +9,40 @@ import pandas as pd
 import pytest
 import torch
 
-from quintet import results
-from quintet.breakhis import study
-from quintet.breakhis.comparison import compare
-from quintet.breakhis.data.prepared import load, prepare
+from quintet import experiment, results
+from quintet.breakhis.data.prepare import prepare
+from quintet.breakhis.data.prepared import load
 from quintet.breakhis.data.tree import MAGNIFICATIONS, TYPES
 from quintet.breakhis.evaluation.inference import Model, predict_prepared
-from quintet.breakhis.model.module import MagnificationModule, class_weights
+from quintet.breakhis.model.module import MagnificationModule, inverse_frequency
 from quintet.breakhis.model.networks import MagnificationNet
-from quintet.breakhis.prediction import evaluate_folder, predict_folder
 from quintet.errors import InputError
 from quintet.params import parse
 from tests.breakhis.conftest import SMALL
-from tests.conftest import assert_killed_equals_alone, equal, state_of, with_changes
+from tests.conftest import assert_killed_equals_alone, state_of, with_changes
 
 
-def train(params, data, run, *, config=None, fold=0, seed=0):
-    p = params.breakhis
-    return study.train_run(
-        run, data, config or p, p, params.compute, stage="breakhis_train", config="selected", fold=fold, seed=seed
-    )
+def train(params, data, run):
+    return experiment.train_selected("breakhis", params, data, run)
+
+
+def evaluate(params, data, run):
+    return experiment.evaluate_selected("breakhis", params, data, run, run.parent / "selected.json")
+
+
+def predict(runs, source, output, *, overlays=None, skip=False):
+    return experiment.predict_folder("breakhis", runs, source, output, overlays=overlays, device="cpu", skip=skip)
 
 
 @pytest.fixture(scope="session")
 def trained(slide_arrays, tmp_path_factory, values):
     """MMNet after a few epochs, evaluated on fold 0."""
-    import os
-
     params = parse(with_changes(values, SMALL))
     folder = tmp_path_factory.mktemp("trained")
-    before = Path.cwd()
-    os.chdir(folder)
-    try:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
         record = train(params, slide_arrays, folder / "run")
-        metrics = study.evaluate_run(folder / "run", slide_arrays, params.compute, pictures=True)
-    finally:
-        os.chdir(before)
+        metrics = evaluate(params, slide_arrays, folder / "run")
     return folder / "run", metrics, record
 
 
@@ -55,25 +53,25 @@ def test_a_run_folder_has_everything(trained, slide_arrays):
     assert history["coverage"].is_monotonic_increasing
     assert not history.isna().any().any()
     assert record.tags["batch_size"] == "16"
-    tested = load(slide_arrays).patients(0, "test")
+    tested = load(slide_arrays).patients("test", 0)
     cases = results.read([run / "evaluation" / "cases.csv"])
     assert sorted(set(cases["group"])) == tested
     assert cases["metric"].str.startswith("correct/").sum() == 15 * len(tested)
     assert metrics["patients"] == len(tested)
     assert {f"patient_recognition_rate/{m}" for m in MAGNIFICATIONS} <= set(metrics)
     images = pd.read_csv(run / "evaluation" / "images.csv", dtype={"patient": str})
-    assert len(images) == load(slide_arrays).index["patient"].isin(tested).sum()  # all of them
+    assert len(images) == load(slide_arrays).table["patient"].isin(tested).sum()  # all of them
     figures = {p.stem for p in (run / "evaluation" / "figures").iterdir()}
     assert figures == {"diagnostics", "attention", "learning_curves", "grad_cam"}
 
 
 def test_threshold_comes_from_the_validation_patients(trained, slide_arrays):
     run, metrics, _ = trained
-    from quintet.breakhis.evaluation.metrics import lock_threshold
+    from quintet.breakhis.evaluation.metrics import choose_threshold
 
     data = load(slide_arrays)
-    held_out, _, _ = predict_prepared(Model.load(run, "cpu"), data, data.patients(0, "valid"))
-    assert metrics["threshold"] == lock_threshold(data.classes(held_out.patients), held_out.whole)
+    held_out, _, _ = predict_prepared(Model.load(run, "cpu"), data, data.patients("valid", 0))
+    assert metrics["threshold"] == choose_threshold(data.classes(held_out.patients), held_out.malignant)
 
 
 def test_a_patients_score_is_the_mean_over_quadruples_of_all_images(trained, slide_arrays):
@@ -81,9 +79,9 @@ def test_a_patients_score_is_the_mean_over_quadruples_of_all_images(trained, sli
 
     data = load(slide_arrays)
     model = Model.load(trained[0], "cpu")
-    name = data.patients(0, "test")[0]
+    name = data.patients("test", 0)[0]
     predicted, _, _ = predict_prepared(model, data, [name])
-    rows = data.rows([name], MAGNIFICATIONS).rows[0]
+    rows = data.image_rows([name], MAGNIFICATIONS).rows[0]
     count = max(len(r) for r in rows)
     with torch.inference_mode():
         for subset, columns in (("40X+100X+200X+400X", [0, 1, 2, 3]), ("100X+400X", [1, 3])):
@@ -98,24 +96,17 @@ def test_a_patients_score_is_the_mean_over_quadruples_of_all_images(trained, sli
             assert predicted.probability[subset][0] == pytest.approx(np.mean(scores), abs=1e-5)
 
 
-def test_same_seed_same_numbers_another_seed_others(small, slide_arrays, trained):
-    train(small, slide_arrays, Path("again"))
-    assert equal(state_of(Path("again")), state_of(trained[0]))
-    train(small, slide_arrays, Path("other"), seed=1)
-    assert not equal(state_of(Path("other")), state_of(trained[0]))
-
-
 def test_killed_and_run_again_equals_left_alone(slide_arrays, values, tmp_path):
     """With the plateau schedule and early stopping, whose states must survive too."""
     params = with_changes(
         values,
         SMALL
         | {
-            "breakhis.epochs": 4,
-            "breakhis.schedule": "plateau",
-            "breakhis.plateau_patience": 0,
-            "breakhis.patience": 4,
-            "breakhis.batch_size": "auto",
+            "breakhis.training.epochs": 4,
+            "breakhis.training.schedule": "plateau",
+            "breakhis.training.plateau_patience": 0,
+            "breakhis.training.patience": 4,
+            "breakhis.training.batch_size": "auto",
         },
     )
     assert_killed_equals_alone("breakhis_train.py", slide_arrays, params, tmp_path, kill_after="2")
@@ -123,14 +114,19 @@ def test_killed_and_run_again_equals_left_alone(slide_arrays, values, tmp_path):
 
 def test_plateau_lowers_the_rate(make_params, slide_arrays, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    changes = {"breakhis.epochs": 4, "breakhis.schedule": "plateau", "breakhis.plateau_patience": 0, "breakhis.rate": 0.3}
+    changes = {
+        "breakhis.training.epochs": 4,
+        "breakhis.training.schedule": "plateau",
+        "breakhis.training.plateau_patience": 0,
+        "breakhis.training.rate": 0.3,
+    }
     train(make_params(SMALL | changes), slide_arrays, tmp_path / "run")
     rates = pd.read_csv(tmp_path / "run" / "model" / "history.csv")["lr"]
     assert rates.iloc[-1] < rates.iloc[0]
     assert set((rates / 0.3).round(4)) <= {1.0, 0.5, 0.25, 0.125}
 
 
-def test_validation_dropout_is_a_choice(make_params):
+def test_validation_dropout_is_optional(make_params):
     net = MagnificationNet(
         magnifications=["40X"],
         attention=[],
@@ -141,29 +137,35 @@ def test_validation_dropout_is_a_choice(make_params):
         stochastic_depth=0.0,
         dropout=0.5,
     )
-    weights = (class_weights(np.eye(2)), class_weights(np.eye(8)))
     for on in (False, True):
-        shared = make_params(SMALL | {"breakhis.validation_dropout": on}).breakhis
-        module = MagnificationModule(net.eval(), shared, steps=1, weights=weights, labels=np.array([0, 1]), used=([], []))
+        training = make_params(SMALL | {"breakhis.training.validation_dropout": on}).breakhis.training
+        module = MagnificationModule(
+            net.eval(),
+            training,
+            class_weights=inverse_frequency(np.eye(2)),
+            type_weights=inverse_frequency(np.eye(8)),
+            labels=np.array([0, 1]),
+            usage=([], []),
+        )
         module.on_validation_epoch_start()
         dropouts = [m.training for m in net.modules() if isinstance(m, torch.nn.Dropout)]
         assert dropouts == [on] * 4
 
 
 def test_class_weights():
-    assert class_weights(np.eye(2)[[0, 1, 1, 1]]).tolist() == pytest.approx([4 / 2 / 1, 4 / 2 / 3])
-    assert class_weights(np.eye(3)[[0, 1]]).tolist() == pytest.approx([1, 1, 0])
+    assert inverse_frequency(np.eye(2)[[0, 1, 1, 1]]).tolist() == pytest.approx([4 / 2 / 1, 4 / 2 / 3])
+    assert inverse_frequency(np.eye(3)[[0, 1]]).tolist() == pytest.approx([1, 1, 0])
 
 
 def test_sweep_and_ranking(small, slide_arrays):
-    p = small.breakhis
-    for config in p.sweep.configs:
-        for fold in p.sweep.folds:
-            study.sweep_cell(
-                Path(f"runs/breakhis/sweep/{config}/fold{fold}-seed0"), slide_arrays, config, fold, 0, p, small.compute
-            )
-    (Path("runs/breakhis/sweep") / "removed/fold0-seed0").mkdir(parents=True)
-    verdict = compare(small, Path("runs/breakhis/sweep"), Path("runs/breakhis/rank"), Path("reports/ranking"))
+    sweep = Path("runs/breakhis/sweep")
+    for config in small.breakhis.sweep.configs:
+        for fold in small.breakhis.sweep.folds:
+            run = sweep / config / f"fold{fold}-seed0"
+            experiment.run_sweep_entry("breakhis", small, slide_arrays, run, config, fold=fold, seed=0)
+    (sweep / "removed/fold0-seed0").mkdir(parents=True)
+    none, out, report = (Path(name) for name in ("runs/breakhis/baselines", "runs/breakhis/rank", "reports/ranking"))
+    verdict = experiment.rank_runs("breakhis", small, sweep, none, out, report).verdict
     assert not Path("runs/breakhis/sweep/removed").exists()
     assert "20 patients" in verdict
     table = pd.read_csv("reports/ranking/ranking.csv").set_index("config")
@@ -183,8 +185,8 @@ def test_sweep_and_ranking(small, slide_arrays):
 
 
 def test_probe_trains_one_layer(small, slide_arrays):
-    train(small, slide_arrays, Path("run"), config=small.breakhis.configs["probe"])
-    train(small, slide_arrays, Path("again"), config=small.breakhis.configs["probe"], fold=1)
+    for fold, run in enumerate(("run", "again")):
+        experiment.run_sweep_entry("breakhis", small, slide_arrays, Path(run), "probe", fold=fold, seed=0)
     state, other = state_of(Path("run")), state_of(Path("again"))
     frozen = [n for n in state if n.startswith("backbones") and n.endswith("weight")]
     assert all(torch.equal(state[n], other[n]) for n in frozen)  # other patients, same frozen weights
@@ -202,7 +204,7 @@ def test_predict_any_magnifications(trained, slides, tmp_path):
         shutil.copytree(patient, source / patient.name)
     shutil.rmtree(source / patients[1].name / "40X")
     shutil.rmtree(source / patients[1].name / "200X")
-    count = predict_folder([trained[0]], source, tmp_path / "out.csv", overlays=tmp_path / "cams", device="cpu", skip=False)
+    count = predict([trained[0]], source, tmp_path / "out.csv", overlays=tmp_path / "cams")
     table = pd.read_csv(tmp_path / "out.csv")
     assert count == len(table) == 2
     assert table["probability_malignant"].between(0, 1).all()
@@ -214,10 +216,7 @@ def test_predict_any_magnifications(trained, slides, tmp_path):
     assert weights.loc[1, ["importance_40X", "importance_200X"]].tolist() == [0, 0]
     assert len(list((tmp_path / "cams").glob("*.png"))) == 2
     # the folder of one patient, and two models
-    assert (
-        predict_folder([trained[0]] * 2, source / patients[0].name, tmp_path / "one.csv", overlays=None, device="cpu", skip=False)
-        == 1
-    )
+    assert predict([trained[0]] * 2, source / patients[0].name, tmp_path / "one.csv") == 1
     assert pd.read_csv(tmp_path / "one.csv")["probability_malignant"][0] == table["probability_malignant"][0]
 
 
@@ -227,60 +226,45 @@ def test_predict_lists_unreadable_images_or_skips_them(trained, slides, tmp_path
     bad = sorted((tmp_path / "new/p1/100X").iterdir())[0]
     bad.write_bytes(b"not a picture")
     with pytest.raises(InputError, match="corrupt"):
-        predict_folder([trained[0]], tmp_path / "new", tmp_path / "out.csv", overlays=None, device="cpu", skip=False)
+        predict([trained[0]], tmp_path / "new", tmp_path / "out.csv")
     assert not (tmp_path / "out.csv").exists()
-    assert predict_folder([trained[0]], tmp_path / "new", tmp_path / "out.csv", overlays=None, device="cpu", skip=True) == 1
+    assert predict([trained[0]], tmp_path / "new", tmp_path / "out.csv", skip=True) == 1
     shutil.rmtree(tmp_path / "new")
     with pytest.raises(InputError, match="no picture below it in a folder named 40X"):
-        predict_folder([trained[0]], tmp_path, tmp_path / "x.csv", overlays=None, device="cpu", skip=False)
+        predict([trained[0]], tmp_path, tmp_path / "x.csv")
 
 
-def test_evaluate_folder_repeats_the_runs_own_figures(trained, slides, slide_arrays, small, tmp_path):
+def test_evaluate_folder_repeats_the_runs_own_metrics(trained, slides, slide_arrays, small, tmp_path):
     run, metrics, _ = trained
-    tested = set(load(slide_arrays).patients(0, "test"))
+    tested = set(load(slide_arrays).patients("test", 0))
     raw = tmp_path / "raw"
     for patient in slides.glob("*/SOB/*/*"):
         if patient.name.rpartition("_")[2] in tested:
             shutil.copytree(patient, raw / patient.relative_to(slides))
-    again = evaluate_folder([run], raw, tmp_path / "out", device="cpu", params=small.breakhis)
+    again = experiment.evaluate_folder("breakhis", [run], raw, tmp_path / "out", small, device="cpu")
     for name in ("balanced_accuracy", "auc", "brier", "patient_recognition_rate/400X", "balanced_accuracy/40X+100X"):
         assert again[name] == pytest.approx(metrics[name], abs=1e-5), name
 
 
-def test_a_fold_that_the_data_lack_is_refused(small, slide_arrays):
-    with pytest.raises(InputError, match="has 2 folds"):
-        train(small, slide_arrays, Path("run"), fold=4)
-
-
-def test_a_run_of_another_study_is_refused(tmp_path):
-    (tmp_path / "model").mkdir()
-    torch.save({"state_dict": {}, "build": {"arch": "unet"}}, tmp_path / "model" / "model.pt")
-    with pytest.raises(InputError, match="another study"):
-        Model.load(tmp_path, "cpu")
-
-
 def test_real_patients_are_predicted(trained, real_slides, tmp_path):
-    count = predict_folder([trained[0]], real_slides, tmp_path / "out.csv", overlays=None, device="cpu", skip=False)
+    count = predict([trained[0]], real_slides, tmp_path / "out.csv")
     table = pd.read_csv(tmp_path / "out.csv")
     assert count == len(table) >= 30  # a person under two types has two folders
     assert table["probability_malignant"].between(0, 1).all()
     assert (table["magnifications"] == "40X+100X+200X+400X").sum() == 1
 
 
-def test_what_cannot_be_trained_or_evaluated_is_said(make_params, slides, trained, small, slide_arrays, tmp_path):
-    p = small.breakhis
-    with pytest.raises(InputError, match="--config nope: no such configuration; there are mmnet"):
-        study.sweep_cell(Path("cell"), slide_arrays, "nope", 0, 0, p, small.compute)
-    diverging = make_params(SMALL | {"breakhis.rate": 1.0e30, "breakhis.clip_norm": 0.0})
+def test_what_cannot_be_trained_or_evaluated_is_reported(make_params, slides, trained, small, slide_arrays, tmp_path):
+    diverging = make_params(SMALL | {"breakhis.training.rate": 1.0e30, "breakhis.training.clip_norm": 0.0})
     with pytest.raises(InputError, match=r"diverged|step"):
         train(diverging, slide_arrays, tmp_path / "run")
     assert not (tmp_path / "run" / "model").exists()
-    larger = prepare(slides, tmp_path / "larger", make_params(SMALL | {"breakhis.size": 64}).breakhis)[0]
+    larger = prepare(slides, tmp_path / "larger", make_params(SMALL | {"breakhis.data.size": 64}).breakhis)[0]
     with pytest.raises(InputError, match=r"trained on images of 32 pixels, .* has 64"):
-        study.evaluate_run(trained[0], tmp_path / "larger", small.compute, pictures=False)
-    lost = larger.index.assign(patient=larger.index["patient"].where(larger.index["magnification"] != "40X", "nobody"))
+        evaluate(small, tmp_path / "larger", trained[0])
+    lost = larger.table.assign(patient=larger.table["patient"].where(larger.table["magnification"] != "40X", "nobody"))
     with pytest.raises(InputError, match="no training patient has an image at 40X"):
         train_on = Path("without")
         shutil.copytree(tmp_path / "larger", train_on)
         lost.to_csv(train_on / "index.csv", index=False)
-        train(make_params(SMALL | {"breakhis.size": 64}), train_on, tmp_path / "run")
+        train(make_params(SMALL | {"breakhis.data.size": 64}), train_on, tmp_path / "run")

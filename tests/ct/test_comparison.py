@@ -86,4 +86,4 @@ def test_report_tables(simulated):
     assert findings.loc["random", ["F1 nodules", "mAP@5 none"]].tolist() == [0.5, 0.25]
     costs = sections["Cost"].table.set_index("config")
     assert list(costs.index) == ["adaptive-all"]
-    assert costs.loc["adaptive-all", ["training, s", "embedding, s per scan"]].tolist() == [15, 0.6]
+    assert costs.loc["adaptive-all", ["training, s", "embedding, s per scan"]].tolist() == pytest.approx([15, 0.6])

@@ -52,7 +52,8 @@ def test_concordance_of_each_patient_by_loops():
             if event[i] and time[i] < time[j]:
                 own[[i, j]] += [1.0 if risk[i] > risk[j] else 0.5 if risk[i] == risk[j] else 0.0, 1]
     scores = patient_scores(risk[:, None], np.stack([time, event], 1).astype(float), classes=0)["concordance"]
-    assert scores.dropna().tolist() == pytest.approx((own[:, 0] / own[:, 1])[own[:, 1] > 0].tolist())
+    own = own[own[:, 1] > 0]
+    assert scores.dropna().tolist() == pytest.approx((own[:, 0] / own[:, 1]).tolist())
 
 
 def test_shapley_by_all_orders():

@@ -1,3 +1,5 @@
+"""Mirroring, the annotation template and the axis frame."""
+
 import numpy as np
 
 from quintet.landmarks.data.anatomy import LEVELS, MIDLINE, PAIRS, SWAPPED, axis_frame, mirror, project_on_template

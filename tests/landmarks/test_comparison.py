@@ -1,4 +1,4 @@
-"""The ranking's own sections, from run folders made by hand."""
+"""The sections of the ranking's report, from run folders made by hand."""
 
 import json
 from pathlib import Path
@@ -15,7 +15,7 @@ from quintet.runs import Record
 
 @pytest.fixture
 def runs(make_params, tmp_path) -> dict[str, list[Path]]:
-    """Each configuration and baseline evaluated on 12 images with two seeds; each phase is 1 px better than the one before."""
+    """Each configuration and baseline evaluated on 12 images with two seeds; each entry is 1 px better than the one before."""
     configs = make_params().landmarks.configs
     found: dict[str, list[Path]] = {}
     for number, name in enumerate([*configs, "mean_shape", "ridge"]):
@@ -45,7 +45,7 @@ def test_each_phase_is_compared_with_its_predecessor(make_params, runs, tmp_path
     params = make_params({"ranking.bootstrap": 100})
     ranking = study.rank(params, runs)
     sections = {section.heading: section for section in study.report_sections(params, ranking, runs, tmp_path)}
-    phases = sections["Each phase against the phase before"].table.set_index("phase - the phase before")
+    phases = sections["Each phase compared with the previous one"].table.set_index("phase - previous phase")
     assert list(phases.index) == ["finetune - frozen", "symmetry - finetune", "complete - symmetry", "attention - frozen"]
     assert phases.loc["finetune - frozen", "difference"] == pytest.approx(-1, abs=1e-9)
     assert phases.loc["attention - frozen", "difference"] == pytest.approx(-4, abs=1e-9)

@@ -1,4 +1,4 @@
-"""Raw folder to arrays, and every kind of bad input that the study reports."""
+"""From the raw folder to arrays, and every kind of bad input that is reported."""
 
 import shutil
 
@@ -9,14 +9,14 @@ from PIL import Image
 
 from quintet.errors import InputError, InputProblemsError
 from quintet.landmarks.analysis import label_grid, write_data_page
-from quintet.landmarks.data import prepare as data
+from quintet.landmarks.data.prepare import check, prepare, read_annotations
 
 SMALL = {"landmarks.data.size": 32, "landmarks.data.clahe": 0.0}
 
 
 @pytest.fixture
 def broken(raw, tmp_path):
-    """A copy of the phantoms to damage, and its rows."""
+    """A copy of the phantoms that a test can damage."""
     folder = tmp_path / "raw"
     shutil.copytree(raw, folder)
     return folder
@@ -104,15 +104,15 @@ DAMAGES = [value for name, value in sorted(globals().items()) if name.startswith
 @pytest.mark.parametrize("damage", DAMAGES, ids=lambda f: f.__name__)
 def test_bad_input_is_named_with_row_and_file(broken, tmp_path, make_params, damage):
     expected = damage(broken, rows_of(broken))
-    problems = data.check(broken, make_params().landmarks)
+    problems = check(broken, make_params().landmarks)
     assert len(problems) == 1
     for part in expected:
         assert part in problems[0]
     out = tmp_path / "out"
     with pytest.raises(InputProblemsError):
-        data.prepare(broken, out, make_params(SMALL).landmarks)
+        prepare(broken, out, make_params(SMALL).landmarks)
     assert not out.exists()
-    prepared, skipped = data.prepare(broken, out, make_params(SMALL | {"landmarks.data.on_error": "skip"}).landmarks)
+    prepared, skipped = prepare(broken, out, make_params(SMALL | {"landmarks.data.on_error": "skip"}).landmarks)
     assert skipped == problems
     assert len(prepared.table) == (40 if damage is damage_stem_twice else 39)
     write_data_page(tmp_path / "data.html", prepared, skipped, make_params(SMALL).landmarks)
@@ -124,7 +124,7 @@ def test_all_problems_are_listed_at_once(broken, make_params):
     damage_zero(broken, rows)
     damage_number(broken, rows)
     damage_missing(broken, rows)
-    assert len(data.check(broken, make_params().landmarks)) == 3
+    assert len(check(broken, make_params().landmarks)) == 3
 
 
 @pytest.mark.parametrize("missing", ["annotations.csv", "."])
@@ -132,8 +132,8 @@ def test_missing_folder_or_table(tmp_path, missing, make_params):
     folder = tmp_path / "nothing"
     if missing != ".":
         folder.mkdir()
-    assert len(data.check(folder, make_params().landmarks)) == 1
-    assert "annotations.csv" in data.check(folder, make_params().landmarks)[0]
+    assert len(check(folder, make_params().landmarks)) == 1
+    assert "annotations.csv" in check(folder, make_params().landmarks)[0]
 
 
 def test_category_seen_once_under_a_stratified_split(broken, tmp_path, make_params):
@@ -141,13 +141,13 @@ def test_category_seen_once_under_a_stratified_split(broken, tmp_path, make_para
     viral = [row for row in rows if row[-1].startswith("Viral")]
     write_rows(broken, [row for row in rows if row not in viral[1:]])
     with pytest.raises(InputError, match="'Viral Pneumonia' has 1 image"):
-        data.prepare(broken, tmp_path / "out", make_params(SMALL | {"landmarks.data.split": "stratified"}).landmarks)
+        prepare(broken, tmp_path / "out", make_params(SMALL | {"landmarks.data.split": "stratified"}).landmarks)
 
 
 def test_prepare_is_reproducible_and_keeps_near_duplicates_together(raw, tmp_path, make_params):
     params = make_params(SMALL).landmarks
-    one, _ = data.prepare(raw, tmp_path / "one", params)
-    other, _ = data.prepare(raw, tmp_path / "other", params)
+    one, _ = prepare(raw, tmp_path / "one", params)
+    other, _ = prepare(raw, tmp_path / "other", params)
     assert one.images.shape == (40, 32, 32)
     for name in ("images.npy", "cases.csv", "split.csv"):
         assert (tmp_path / "one" / name).read_bytes() == (tmp_path / "other" / name).read_bytes()
@@ -155,7 +155,7 @@ def test_prepare_is_reproducible_and_keeps_near_duplicates_together(raw, tmp_pat
     np.testing.assert_array_equal(one.points, other.points)
 
 
-def test_hand_made_split_wins_after_the_leak_check(raw, tmp_path, make_params):
+def test_hand_made_split_is_used_unless_it_leaks(raw, tmp_path, make_params):
     rows = rows_of(raw)
     shutil.copytree(raw, tmp_path / "raw")
     first, second = (image_of(tmp_path / "raw", rows[k][-1]) for k in (0, 1))
@@ -163,19 +163,19 @@ def test_hand_made_split_wins_after_the_leak_check(raw, tmp_path, make_params):
     table = pd.DataFrame({"stem": [row[-1] for row in rows], "split": parts})
     table.to_csv(tmp_path / "mine.csv", index=False)
     changes = SMALL | {"landmarks.data.split": str(tmp_path / "mine.csv"), "landmarks.data.near_duplicate_distance": 0}
-    prepared, _ = data.prepare(tmp_path / "raw", tmp_path / "out", make_params(changes).landmarks)
+    prepared, _ = prepare(tmp_path / "raw", tmp_path / "out", make_params(changes).landmarks)
     assert list(prepared.table["split"]) == parts
-    shutil.copy(first, second)  # the same picture under two names: one in train, one in valid
+    shutil.copy(first, second)  # the same image under two names, one in train and one in valid
     parts[1] = "valid"
     table.assign(split=parts).to_csv(tmp_path / "mine.csv", index=False)
     with pytest.raises(InputError) as caught:
-        data.prepare(tmp_path / "raw", tmp_path / "out", make_params(changes).landmarks)
+        prepare(tmp_path / "raw", tmp_path / "out", make_params(changes).landmarks)
     assert first.stem in str(caught.value)
     assert second.stem in str(caught.value)
 
 
 def test_formats_give_the_same_grey_image(tmp_path):
-    """8 and 16 bit, grey, RGB and RGBA PNG agree; JPEG nearly."""
+    """8 and 16 bit, grey, RGB and RGBA PNG give the same values."""
     from quintet.imaging.pictures import read_grey
 
     grey = np.random.default_rng(0).integers(0, 256, (40, 30)).astype(np.uint8)
@@ -225,8 +225,8 @@ def test_label_grid_is_found():
     assert label_grid(rng.integers(0, 299, (50, 15, 2)).astype(float), sides) is None
 
 
-def test_real_folder_has_no_problem_and_the_references_structure(real_landmarks):
-    rows, problems = data.read_annotations(real_landmarks)
+def test_real_folder_has_no_problems_and_labels_on_the_references_grid(real_landmarks):
+    rows, problems = read_annotations(real_landmarks)
     assert problems == []
     assert len(rows) == 813
     points = np.stack([row.points_px for row in rows])
@@ -238,8 +238,8 @@ def test_check_reports_the_problems_of_the_split(raw, tmp_path, make_params):
     path.write_text("stem,split\nnobody,train\n")
     params = make_params({"landmarks.data.split": str(path)}).landmarks
     with pytest.raises(InputError) as caught:
-        data.prepare(raw, tmp_path / "out", params)
-    assert data.check(raw, make_params().landmarks) == []
-    problems = data.check(raw, params)
+        prepare(raw, tmp_path / "out", params)
+    assert check(raw, make_params().landmarks) == []
+    problems = check(raw, params)
     assert problems
     assert all(problem in str(caught.value) for problem in problems)

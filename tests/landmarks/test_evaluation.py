@@ -1,11 +1,11 @@
-"""Per-case metrics and summaries against naive loops and hand-made cases."""
+"""Per-case metrics and summaries compared with naive loops and hand-made cases."""
 
 import numpy as np
 import pandas as pd
 import pytest
 
 from quintet.landmarks.data.anatomy import DISTANCES, MIDLINE, MIDLINE_WEIGHTS, PAIRS
-from quintet.landmarks.evaluation import scores as evaluation
+from quintet.landmarks.evaluation import scores
 
 
 @pytest.fixture
@@ -14,7 +14,7 @@ def case():
     true = rng.random((6, 15, 2))
     predicted = true + rng.normal(0, 0.02, true.shape)
     sizes = np.array([[299.0, 299.0]] * 3 + [[500.0, 400.0]] * 3)
-    return predicted, true, sizes, evaluation.per_case(predicted, true, sizes, np.ones((6, 15)))
+    return predicted, true, sizes, scores.per_case(predicted, true, sizes, np.ones((6, 15)))
 
 
 def test_errors_by_a_loop(case):
@@ -39,13 +39,13 @@ def test_structure_by_a_loop(case):
 
 
 def test_along_and_across_the_axis():
-    """A shift along an upright axis is all along, one to the side is all across."""
+    """Of an upright axis, a vertical shift counts as along only and a horizontal one as across only."""
     true = np.full((2, 15, 2), 0.5)
     true[:, 0], true[:, 1] = [0.5, 0.1], [0.5, 0.9]
     predicted = true.copy()
     predicted[0, :, 1] += 0.01
     predicted[1, :, 0] += 0.01
-    table = evaluation.per_case(predicted, true, np.full((2, 2), 224.0), np.ones((2, 15)))
+    table = scores.per_case(predicted, true, np.full((2, 2), 224.0), np.ones((2, 15)))
     np.testing.assert_allclose(table["along_axis_error_px"], [2.24, 0], atol=1e-9)
     np.testing.assert_allclose(table["across_axis_error_px"], [0, 2.24], atol=1e-9)
 
@@ -62,7 +62,7 @@ def test_summary_counts_shares_and_categories():
         "left_right_confused",
     ):
         table[name] = 0.0
-    metrics = evaluation.summary(table, np.array(["COVID", "COVID", "Normal", "Normal"], dtype=object), error, error)
+    metrics = scores.summary(table, np.array(["COVID", "COVID", "Normal", "Normal"], dtype=object), error, error)
     assert metrics["error_px"] == 9.75
     assert metrics["error_px_median"] == 7.5
     assert [metrics[f"share_below_{t}_px"] for t in ("5", "8.5", "10", "15")] == [0.25, 0.5, 0.75, 0.75]

@@ -1,4 +1,4 @@
-"""Loss terms against hand-computed values and naive loops."""
+"""Loss terms compared with hand-computed values and naive loops."""
 
 import math
 
@@ -9,7 +9,7 @@ import torch
 from quintet.landmarks.data.anatomy import DISTANCES, MIDLINE, MIDLINE_WEIGHTS, PAIRS
 from quintet.landmarks.model.losses import LOSSES, distance, symmetry, wing
 
-HOW = {"omega": 10.0, "epsilon": 2.0}
+WING = {"omega": 10.0, "epsilon": 2.0}
 
 
 def points(seed: int) -> torch.Tensor:
@@ -22,21 +22,21 @@ def points(seed: int) -> torch.Tensor:
         (0.0, 0.0),
         (2.0, 10 * math.log(2)),  # 6.9315
         (4.0, 10 * math.log(3)),  # 10.9861
-        (10.0, 10 * math.log(6)),  # 17.9176, both branches meet
+        (10.0, 10 * math.log(6)),  # 17.9176, where both branches meet
         (20.0, 20 - (10 - 10 * math.log(6))),  # 27.9176
     ],
 )
 def test_wing_by_hand(error, value):
     true = torch.zeros(1, 15, 2)
-    assert wing(true + error, true, **HOW).item() == pytest.approx(value, rel=1e-5)
-    assert wing(true - error, true, **HOW).item() == pytest.approx(value, rel=1e-5)
+    assert wing(true + error, true, **WING).item() == pytest.approx(value, rel=1e-5)
+    assert wing(true - error, true, **WING).item() == pytest.approx(value, rel=1e-5)
 
 
 def test_wing_on_fractions_is_the_references_near_l1():
-    """On [0, 1] omega = 10 is never reached: small errors weigh omega / epsilon times their size, as an L1 loss."""
+    """On [0, 1] omega = 10 is never reached: a small error costs omega / epsilon times its size, as in an L1 loss."""
     true = torch.zeros(1, 15, 2)
-    assert wing(true + 0.01, true, **HOW).item() == pytest.approx(0.05, rel=0.01)
-    assert wing(true + 0.02, true, **HOW).item() / wing(true + 0.01, true, **HOW).item() == pytest.approx(2, rel=0.01)
+    assert wing(true + 0.01, true, **WING).item() == pytest.approx(0.05, rel=0.01)
+    assert wing(true + 0.02, true, **WING).item() / wing(true + 0.01, true, **WING).item() == pytest.approx(2, rel=0.01)
 
 
 def test_symmetry_against_a_naive_loop():
@@ -73,5 +73,5 @@ def test_distance_against_a_naive_loop():
 def test_every_term_has_finite_gradients_even_at_a_perfect_prediction(name):
     true = points(6)
     predicted = true.clone().requires_grad_()
-    LOSSES[name](predicted, true, **HOW).backward()
+    LOSSES[name](predicted, true, **WING).backward()
     assert torch.isfinite(predicted.grad).all()

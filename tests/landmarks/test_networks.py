@@ -1,13 +1,15 @@
+"""Output shapes, sizes and weight names of the networks, soft-argmax and coordinate attention."""
+
 import pytest
 import torch
 
 from quintet.landmarks.model.networks import CoordinateAttention, LandmarkNet, soft_argmax
 
-CHOICES = [("resnet18", "regression"), ("resnet18", "heatmap"), ("unet", "heatmap")]
+NETWORKS = [("resnet18", "regression"), ("resnet18", "heatmap"), ("unet", "heatmap")]
 
 
 @pytest.mark.parametrize("attention", [False, True])
-@pytest.mark.parametrize(("arch", "head"), CHOICES)
+@pytest.mark.parametrize(("arch", "head"), NETWORKS)
 def test_every_network_predicts_fractions_and_trains_all_its_weights(arch, head, attention):
     net = LandmarkNet(arch=arch, head=head, attention=attention and arch != "unet", width=8, dropout=0.1)
     points, spread = net(torch.rand(2, 1, 64, 64))
@@ -20,7 +22,7 @@ def test_every_network_predicts_fractions_and_trains_all_its_weights(arch, head,
 
 
 def test_resnet18_has_torchvisions_size_and_names():
-    """11,176,512 weights without the classifier; the names that its published state dict uses."""
+    """11,176,512 weights without the classifier, with the names of the published state dict."""
     net = LandmarkNet(arch="resnet18", head="regression", attention=False, width=64, dropout=0.5).backbone.net
     assert sum(p.numel() for p in net.parameters()) == 11_176_512
     names = set(net.state_dict())

@@ -1,4 +1,4 @@
-"""The study end to end, with a configuration shrunk to seconds: train, evaluate, rank, predict."""
+"""The study end to end with a configuration that takes seconds: train, evaluate, rank, predict."""
 
 import json
 from pathlib import Path
@@ -11,8 +11,8 @@ from PIL import Image
 
 from quintet import experiment, results
 from quintet.errors import InputError
-from quintet.landmarks.data import prepare as data
 from quintet.landmarks.data.anatomy import mirror
+from quintet.landmarks.data.prepare import prepare
 from quintet.landmarks.data.prepared import load
 from quintet.landmarks.evaluation.figures import overlays
 from quintet.landmarks.evaluation.inference import Model
@@ -34,13 +34,13 @@ SMALL = {
 
 @pytest.fixture
 def small(make_params, tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)  # checkpoints go here; without a dvc.yaml nothing is mirrored
+    monkeypatch.chdir(tmp_path)  # checkpoints go here; without a dvc.yaml nothing is logged to MLflow
     return make_params(SMALL)
 
 
 @pytest.fixture
 def prepared(raw, small, tmp_path):
-    data.prepare(raw, tmp_path / "data", small.landmarks)
+    prepare(raw, tmp_path / "data", small.landmarks)
     return tmp_path / "data"
 
 
@@ -76,7 +76,7 @@ def test_train_evaluate_predict(changes, make_params, prepared, raw, tmp_path):
         "uncertainty.png",
         "learning_curves.png",
     } <= figures
-    # the shipped prediction of the raw images equals what was evaluated
+    # `quintet predict` on the raw images gives the predictions that were evaluated
     count = predict([run], raw / "images", tmp_path / "p.csv")
     assert count == 40
     predicted = pd.read_csv(tmp_path / "p.csv", header=None)
@@ -89,7 +89,7 @@ def test_train_evaluate_predict(changes, make_params, prepared, raw, tmp_path):
     assert len(pd.read_csv(tmp_path / "p.csv.uncertainty.csv")) == 40
 
 
-def test_a_phase_continues_from_the_one_before(small, prepared, tmp_path, make_params):
+def test_a_phase_continues_from_the_previous_one(small, prepared, tmp_path, make_params):
     first = make_params(SMALL | {"landmarks.trains": "head", "landmarks.epochs": 1})
     train(first, prepared, tmp_path / "first")
     untrained = [name for name in state_of(tmp_path / "first") if "backbone" in name and name.endswith("conv1.weight")]
@@ -104,7 +104,7 @@ def test_a_phase_continues_from_the_one_before(small, prepared, tmp_path, make_p
         train(other, prepared, tmp_path / "third")
 
 
-def test_head_phase_leaves_the_backbone_alone(prepared, tmp_path, make_params):
+def test_training_the_head_leaves_the_backbone_unchanged(prepared, tmp_path, make_params):
     runs = {}
     for epochs in (1, 3):
         params = make_params(SMALL | {"landmarks.trains": "head", "landmarks.epochs": epochs})
@@ -116,7 +116,7 @@ def test_head_phase_leaves_the_backbone_alone(prepared, tmp_path, make_params):
     assert not torch.equal(runs[1]["head.layers.1.weight"], runs[3]["head.layers.1.weight"])
 
 
-def test_local_weights_are_loaded_and_named_and_wrong_ones_refused(prepared, tmp_path, make_params):
+def test_local_weights_are_loaded_and_recorded_and_wrong_ones_refused(prepared, tmp_path, make_params):
     from quintet.landmarks.model.networks import LandmarkNet
 
     torch.manual_seed(5)
@@ -137,7 +137,7 @@ def test_local_weights_are_loaded_and_named_and_wrong_ones_refused(prepared, tmp
         train(make_params(changes | {"landmarks.training.weights": "nowhere.pt"}), prepared, tmp_path / "run3")
 
 
-def test_imagenet_without_internet_says_how_to_give_a_file(prepared, tmp_path, make_params, monkeypatch):
+def test_imagenet_without_internet_explains_how_to_use_a_file(prepared, tmp_path, make_params, monkeypatch):
     def offline(*_args, **_options):
         raise OSError("Name or service not known")
 
@@ -147,7 +147,7 @@ def test_imagenet_without_internet_says_how_to_give_a_file(prepared, tmp_path, m
         train(params, prepared, tmp_path / "run")
 
 
-def test_loss_that_is_not_finite_stops_with_step_and_cases(prepared, tmp_path, make_params):
+def test_a_loss_that_is_not_finite_stops_training_and_names_step_and_cases(prepared, tmp_path, make_params):
     params = make_params(
         SMALL | {"landmarks.rate_head": 1.0e30, "landmarks.rate_backbone": 1.0e30, "landmarks.training.clip_norm": 0.0}
     )
@@ -169,7 +169,7 @@ def test_sweep_and_ranking(prepared, tmp_path, make_params, values):
         metrics = experiment.run_sweep_seeds("landmarks", params, prepared, sweep / config, config, [0, 1])
         assert len(metrics) == 2
     record = Record.load(sweep / "finetune" / "seed1")
-    assert record.tags["weights"] == "runs/landmarks/sweep/frozen/seed1"  # seed by seed
+    assert record.tags["weights"] == "runs/landmarks/sweep/frozen/seed1"  # each seed continues from the same seed
     experiment.run_baselines("landmarks", params, prepared, base)
     (sweep / "removed").mkdir()
     ranking = experiment.rank_runs("landmarks", params, sweep, base, Path("runs/landmarks/rank"), Path("reports/ranking"))
@@ -185,7 +185,7 @@ def test_sweep_and_ranking(prepared, tmp_path, make_params, values):
 
 
 def test_mirrored_image_gives_mirrored_landmarks(small, prepared, tmp_path):
-    """With mirror averaging the prediction is exactly equivariant under the flip with exchanged pairs."""
+    """With mirror averaging, the prediction is exactly equivariant under a flip that exchanges the pairs."""
     train(small, prepared, tmp_path / "run")
     model = Model.load(tmp_path / "run", "cpu", mirror_average=True, template=False)
     images = load(prepared).images[:6]
@@ -193,7 +193,7 @@ def test_mirrored_image_gives_mirrored_landmarks(small, prepared, tmp_path):
     np.testing.assert_allclose(other.points, mirror(one.points), atol=1e-5)
 
 
-def test_prediction_of_a_folder_of_many_formats(small, prepared, tmp_path, capsys):
+def test_predict_a_folder_with_several_formats(small, prepared, tmp_path, capsys):
     run = tmp_path / "run"
     train(small, prepared, run)
     with pytest.raises(InputError, match="not evaluated"):
@@ -219,7 +219,7 @@ def test_prediction_of_a_folder_of_many_formats(small, prepared, tmp_path, capsy
     assert predict([run], source, tmp_path / "q.csv", skip=True) == 4
 
 
-def test_calibration_is_right_on_the_data_it_was_fitted_to():
+def test_calibration_fits_its_own_data():
     rng = np.random.default_rng(0)
     true = rng.random((200, 15, 2))
     features = rng.uniform(1, 10, (200, 3))  # the error follows the second feature only, and landmark 0 is twice as hard
@@ -238,8 +238,8 @@ def test_calibration_is_right_on_the_data_it_was_fitted_to():
     assert coverage[-1] == 1
 
 
-def test_real_images_prepare_train_and_predict(real_landmarks, tmp_path, make_params, monkeypatch):
-    """60 real X-rays through the whole path."""
+def test_real_images_are_prepared_trained_on_and_evaluated(real_landmarks, tmp_path, make_params, monkeypatch):
+    """Every 13th real X-ray, from the raw folder to metrics."""
     import shutil
 
     monkeypatch.chdir(tmp_path)
@@ -251,13 +251,13 @@ def test_real_images_prepare_train_and_predict(real_landmarks, tmp_path, make_pa
         shutil.copy(image, raw / "images" / image.parent.name)
     (raw / "annotations.csv").write_text("\n".join(rows))
     params = make_params(SMALL | {"landmarks.data.split": "grouped", "landmarks.data.near_duplicate_distance": 6})
-    data.prepare(raw, tmp_path / "data", params.landmarks)
+    prepare(raw, tmp_path / "data", params.landmarks)
     train(params, tmp_path / "data", tmp_path / "run")
     metrics = evaluate(params, tmp_path / "data", tmp_path / "run")
     assert 0 < metrics["error_px"] < 60
 
 
-def test_a_page_of_one_image(tmp_path):
+def test_overlays_of_a_single_image(tmp_path):
     image, points = np.zeros((1, 32, 32), np.uint8), np.full((1, 15, 2), 0.5)
     overlays(tmp_path / "one.png", image, points, points, ["a"], "one")
     assert (tmp_path / "one.png").stat().st_size > 1000

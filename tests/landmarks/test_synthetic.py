@@ -1,4 +1,4 @@
-"""The drawn X-rays have the study's format, do not depend on the worker count, and show what their landmarks name."""
+"""The drawn X-rays have the format of the real data, do not depend on the number of workers, and match their landmarks."""
 
 import csv
 from collections import Counter
@@ -12,7 +12,7 @@ from PIL import Image
 from quintet.landmarks import synthetic
 from quintet.landmarks.synthetic import CATEGORIES, LEVELS, MIDLINE, SIDES, phantom, plan, synthesize
 
-PAIRS = ((2, 3), (4, 5), (6, 7), (11, 12), (13, 14))  # the first of each lies on the image's left
+PAIRS = ((2, 3), (4, 5), (6, 7), (11, 12), (13, 14))  # the first of each pair is on the image's left
 SIZE = 96
 
 
@@ -24,8 +24,8 @@ def read(folder: Path) -> tuple[list[list[str]], np.ndarray]:
 
 
 @pytest.fixture(scope="module")
-def study(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("data") / "study"
+def dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("data") / "phantoms"
     synthesize(folder, images=80, size=SIZE, seed=5, label_noise_px=1.5)
     return folder
 
@@ -35,22 +35,22 @@ def phantoms() -> list[tuple[np.ndarray, np.ndarray]]:
     return [phantom(default_rng(i), list(CATEGORIES)[i % 3], 299) for i in range(30)]
 
 
-def test_format(study: Path) -> None:
-    rows, points = read(study)
+def test_format(dataset: Path) -> None:
+    rows, points = read(dataset)
     assert [row[0] for row in rows] == [str(i) for i in range(80)]
     assert {len(row) for row in rows} == {32}
     assert len({row[31] for row in rows}) == 80
     assert points.min() >= 0
     assert points.max() < SIZE
     for row in rows:
-        with Image.open(study / "images" / row[31].rsplit("-", 1)[0].replace(" ", "_") / f"{row[31]}.png") as image:
+        with Image.open(dataset / "images" / row[31].rsplit("-", 1)[0].replace(" ", "_") / f"{row[31]}.png") as image:
             assert (image.size, image.mode) == ((SIZE, SIZE), "L")
-    assert len(list(study.rglob("*.png"))) == 80
+    assert len(list(dataset.rglob("*.png"))) == 80
 
 
-def test_rows_are_shuffled(study: Path) -> None:
-    kinds = [row[31].rsplit("-", 1)[0] for row in read(study)[0]]
-    assert kinds != [category for category, _ in plan(80)]
+def test_rows_are_shuffled(dataset: Path) -> None:
+    categories = [row[31].rsplit("-", 1)[0] for row in read(dataset)[0]]
+    assert categories != [category for category, _ in plan(80)]
 
 
 def test_same_files_for_any_number_of_workers(tmp_path: Path) -> None:
@@ -62,7 +62,7 @@ def test_same_files_for_any_number_of_workers(tmp_path: Path) -> None:
         assert (tmp_path / "1" / name).read_bytes() == (tmp_path / "2" / name).read_bytes()
 
 
-def test_an_image_does_not_depend_on_how_many_there_are(tmp_path: Path) -> None:
+def test_an_image_does_not_depend_on_the_number_of_images(tmp_path: Path) -> None:
     for images in (6, 12):
         synthesize(tmp_path / str(images), images=images, size=48, seed=2, label_noise_px=1.0)
     few = sorted((tmp_path / "6").rglob("*.png"))
@@ -78,16 +78,16 @@ def test_another_seed_gives_other_images(tmp_path: Path) -> None:
     assert one.read_bytes() != two.read_bytes()
 
 
-def test_proportions_and_twins_of_the_reference() -> None:
+def test_categories_and_second_exposures_are_as_often_as_in_the_reference() -> None:
     rows = plan(957)
     assert Counter(category for category, _ in rows) == CATEGORIES
-    twins = [(i, who) for i, (_, who) in enumerate(rows) if who != i]
-    assert len(twins) == 47
-    for i, who in twins:
-        assert rows[i][0] == rows[who][0]
+    second = [(i, person) for i, (_, person) in enumerate(rows) if person != i]
+    assert len(second) == 47
+    for i, person in second:
+        assert rows[i][0] == rows[person][0]
 
 
-def test_a_second_shot_shows_the_same_person() -> None:
+def test_a_second_exposure_shows_the_same_person() -> None:
     def pixels(person: int, shot: int) -> tuple[np.ndarray, np.ndarray]:
         return phantom(default_rng(person), "Normal", 128, shot=default_rng(shot))
 
@@ -98,15 +98,15 @@ def test_a_second_shot_shows_the_same_person() -> None:
     assert np.corrcoef(first.ravel(), second.ravel())[0, 1] > 0.9 > np.corrcoef(first.ravel(), other.ravel())[0, 1]
 
 
-def test_left_and_right(study: Path) -> None:
-    points = read(study)[1]
+def test_left_and_right(dataset: Path) -> None:
+    points = read(dataset)[1]
     for left, right in PAIRS:
         assert (points[:, left, 0] < points[:, right, 0]).all()
 
 
 def test_template_has_levels_and_perpendicular_offsets() -> None:
     offsets = np.array([[10.0, 20, 30, 40, 50], [11, 21, 31, 41, 51]])
-    points = synthetic.template(np.array([100.0, 20.0]), np.array([160.0, 100.0]), offsets)  # a 3-4-5 axis of 100 px
+    points = synthetic.template(np.array([100.0, 20.0]), np.array([160.0, 100.0]), offsets)  # 100 px long, in a 3-4-5 triangle
     np.testing.assert_allclose(points[9], [130, 60])
     np.testing.assert_allclose(points[5] - points[9], [31 * 0.8, -31 * 0.6])
     along = (points - points[0]) @ [0.6, 0.8]
@@ -114,7 +114,7 @@ def test_template_has_levels_and_perpendicular_offsets() -> None:
         np.testing.assert_allclose(along[list(landmarks)], 100 * LEVELS, atol=1e-9)
 
 
-def test_noise_moves_labels_by_its_size() -> None:
+def test_label_noise_has_the_requested_size() -> None:
     person = synthetic.draw_person(default_rng(0), "Normal")
     exact = synthetic.template(*synthetic.ends(person), person.offsets_px)
     noisy = np.array([synthetic.label(person, default_rng(i), 299, 2.0) for i in range(400)])
@@ -122,7 +122,7 @@ def test_noise_moves_labels_by_its_size() -> None:
     assert np.abs((noisy - exact).mean(axis=0)).max() < 0.5
 
 
-def test_lungs_lie_between_their_landmarks(phantoms: list[tuple[np.ndarray, np.ndarray]]) -> None:
+def test_lungs_are_between_their_landmarks(phantoms: list[tuple[np.ndarray, np.ndarray]]) -> None:
     def grey(image: np.ndarray, x: float, y: float) -> float:
         row, column = int(np.clip(y, 4, 294)), int(np.clip(x, 4, 294))
         return float(image[row - 4 : row + 5, column - 4 : column + 5].mean())
@@ -141,7 +141,7 @@ def test_lungs_lie_between_their_landmarks(phantoms: list[tuple[np.ndarray, np.n
 
 
 def test_lung_wall_is_at_its_landmark(phantoms: list[tuple[np.ndarray, np.ndarray]]) -> None:
-    """The steepest rise of the mean profile from lung to wall lies at landmarks 4 and 5."""
+    """The mean profile from lung to chest wall rises most steeply at landmarks 4 and 5."""
     for edge, sign in ((4, -1), (5, 1)):
         profiles = []
         for image, points in phantoms:

@@ -163,9 +163,9 @@ def _by_subset(patients: dict[str, pd.DataFrame]) -> pd.DataFrame:
     return pd.DataFrame(rows).fillna("")
 
 
-SINGLE_IMAGES = """Every image is classified by itself, with the other magnifications masked. Patient recognition rate: the share of
-a patient's images that are classified correctly, averaged over patients (Spanhol et al. 2016). The intervals are clustered: a
-bootstrap draws a patient with all its images."""
+SINGLE_IMAGES = """Every image is classified by itself, with the other magnifications masked. Patient recognition rate: the share
+of a patient's images that are classified correctly, averaged over patients (Spanhol et al. 2016). The intervals are clustered:
+the bootstrap draws patients with all their images."""
 
 
 def _by_magnification(runs: Runs, order: list[str]) -> pd.DataFrame:
@@ -215,7 +215,5 @@ def _plot_curves(folder: Path, name: str, table: pd.DataFrame) -> Path:
 def _cost_text(weights: str, order: list[str]) -> str:
     text = "On this machine; training time includes validation."
     if "probe" in order and weights == "none":
-        text += (
-            " Without pretrained weights the probe is one of random features: it shows what colours and textures alone predict."
-        )
+        text += " Without pretrained weights the probe has random features: it shows what colours and textures alone predict."
     return text

@@ -1,9 +1,10 @@
 """Breast-tissue phantoms in the BreaKHis tree: H&E-like fields of one biopsy at four magnifications.
 
-The tissue is drawn in micrometres and seen through fields 1400 um (40X) to 140 um (400X) wide: glands fit into the field at 40X and
-100X, nuclei are larger than a pixel at 200X and 400X. A biopsy has two grades, of its glands and of its nuclei. Both depend on the
-class, each with its own random error, so that no single magnification shows everything. Stain (colours and strength) is independent
-of the class and differs between patients far more than within one: a split by image would let a network recognise patients.
+The tissue is drawn in micrometres and seen through fields 1400 um (40X) to 140 um (400X) wide: glands fit into the field at
+40X and 100X, nuclei are larger than a pixel at 200X and 400X. A biopsy has two grades, of its glands and of its nuclei. Both
+depend on the class, each with its own random error, so that no single magnification shows everything. Stain (colours and
+strength) is independent of the class and differs between patients far more than within one: a split by image would let a
+network recognise patients.
 """
 
 from collections.abc import Sequence

@@ -1,1 +1,1 @@
-"""Fifteen anatomical landmarks on frontal chest X-rays, in four training phases and one stage of our own."""
+"""Fifteen anatomical landmarks on frontal chest X-rays: four training phases, and a heatmap network trained in one stage."""

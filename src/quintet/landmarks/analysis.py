@@ -29,18 +29,16 @@ def write_data_page(page: Path, data: Prepared, skipped: list[str], params: Land
     """Write the HTML page of a prepared data set; skipped rows are listed in full."""
     cases = data.table
     sections = [_split_section(cases), _limits_section(data), _duplicates_section(data)]
-    sections.append(Section("Positions of the landmarks", f"Mean and SD over all images, pixels at {PIXELS}.", _positions(data)))
+    sections.append(Section("Landmark positions", f"Mean and SD over all images, in pixels at {PIXELS}.", _positions(data)))
     with tempfile.TemporaryDirectory() as folder:
-        chosen = np.concatenate([rows.index[:4] for _, rows in cases.groupby("category")])
+        shown = np.concatenate([rows.index[:4] for _, rows in cases.groupby("category")])
         figure = Path(folder) / "samples.png"
-        points = data.points[chosen]
-        overlays(
-            figure, data.images[chosen], points, points, list(cases["stem"].iloc[chosen]), "The first images of each category"
-        )
+        points = data.points[shown]
+        overlays(figure, data.images[shown], points, points, list(cases["stem"].iloc[shown]), "The first images of each category")
         sections.insert(1, Section("Images as the networks see them", figures=[figure]))
         if skipped:
             sections.append(Section(f"{len(skipped)} skipped rows", "\n\n".join(skipped)))
-        lead = f"{len(cases)} images in {cases['category'].nunique()} categories, {cases['group'].nunique()} likely persons."
+        lead = f"{len(cases)} images in {cases['category'].nunique()} categories, probably of {cases['group'].nunique()} people."
         write_page(page, "Chest X-ray landmarks: the data set", sections, lead=lead)
 
 
@@ -56,7 +54,7 @@ def _split_section(cases: pd.DataFrame) -> Section:
 
 def _positions(data: Prepared) -> pd.DataFrame:
     pixels = data.points * PIXELS
-    columns = {f"{axis} {kind}": getattr(pixels[..., i], kind)(axis=0) for i, axis in enumerate("xy") for kind in ("mean", "std")}
+    columns = {f"{axis} {name}": getattr(pixels[..., i], name)(axis=0) for i, axis in enumerate("xy") for name in ("mean", "std")}
     return pd.DataFrame({"landmark": [f"{k} {name}" for k, name in enumerate(NAMES)], **columns})
 
 
@@ -76,14 +74,14 @@ def _limits_section(data: Prepared) -> Section:
     if grid and grid < int(sides.min()):
         rows.append((f"rounding of the labels to a grid of {grid} x {grid} (mean)", SQUARE_MEAN * PIXELS / grid))
     residual = np.linalg.norm(project_on_template(data.points) - data.points, axis=-1)
-    rows.append(("labels' distance from the annotation template (mean)", residual.mean() * PIXELS))
+    rows.append(("distance of the labels from the annotation template (mean)", residual.mean() * PIXELS))
     spans = [np.linalg.norm(data.points[:, a] - data.points[:, b], axis=-1) for a, b in DISTANCES]
-    rows.append(("SD of the distance mediastinum top to bottom", spans[0].std() * PIXELS))
+    rows.append(("SD of the distance from mediastinum top to bottom", spans[0].std() * PIXELS))
     same = pairs(data)
     if same:
-        differ = np.mean([np.linalg.norm(data.points[a] - data.points[b], axis=-1).mean() for a, b in same]) * PIXELS
-        rows.append((f"labels of near-duplicates differ ({len(same)} pairs, mean)", differ))
-    return Section("What limits the error", f"Pixels at {PIXELS}.", pd.DataFrame(rows, columns=["limit", "px"]))
+        difference = np.mean([np.linalg.norm(data.points[a] - data.points[b], axis=-1).mean() for a, b in same]) * PIXELS
+        rows.append((f"difference between the labels of near-duplicates ({len(same)} pairs, mean)", difference))
+    return Section("What limits the error", f"In pixels at {PIXELS}.", pd.DataFrame(rows, columns=["limit", "px"]))
 
 
 def pairs(data: Prepared) -> list[tuple[int, int]]:

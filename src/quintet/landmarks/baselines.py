@@ -1,4 +1,4 @@
-"""What a network must beat: the mean shape, and ridge regression on a small image. Imports no torch."""
+"""The baselines that a network must beat: the mean shape, and ridge regression on a small image. Imports no torch."""
 
 from collections.abc import Callable
 from functools import partial
@@ -18,34 +18,34 @@ from quintet.runs import Record
 from quintet.study import Baseline, Metrics
 
 BASELINES = Registry("baseline")
-Fitted = Callable[[NDArray[np.int64]], Points]  # rows -> points
+Predictor = Callable[[NDArray[np.int64]], Points]  # from rows of the prepared table to their points
 
 
 @BASELINES.register("mean_shape")
-def mean_shape(data: Prepared, params: LandmarksBaselines) -> Fitted:
+def mean_shape(data: Prepared, params: LandmarksBaselines) -> Predictor:
     """Every landmark at its mean position over the training images."""
     mean = data.points[data.rows("train")].mean(0)
     return lambda rows: np.repeat(mean[None], len(rows), axis=0)
 
 
 @BASELINES.register("ridge")
-def ridge(data: Prepared, params: LandmarksBaselines) -> Fitted:
+def ridge(data: Prepared, params: LandmarksBaselines) -> Predictor:
     """Ridge regression on the pixels of a small image; the penalty is chosen on the validation part."""
     small = np.stack([np.asarray(Image.fromarray(i).resize((params.ridge_size,) * 2, Image.Resampling.BOX)) for i in data.images])
     pixels = small.reshape(len(small), -1) / np.float32(255)
     train, valid = data.rows("train"), data.rows("valid")
-    fitted = [Ridge(alpha=alpha).fit(pixels[train], data.points[train].reshape(len(train), -1)) for alpha in params.ridge_alphas]
+    models = [Ridge(alpha=alpha).fit(pixels[train], data.points[train].reshape(len(train), -1)) for alpha in params.ridge_alphas]
 
     def points(model: Ridge, rows: NDArray[np.int64]) -> Points:
         return np.asarray(model.predict(pixels[rows])).reshape(-1, LANDMARKS, 2)
 
-    best = min(fitted, key=lambda model: pixel_errors(points(model, valid), data.points[valid]).mean())
+    best = min(models, key=lambda model: pixel_errors(points(model, valid), data.points[valid]).mean())
     return lambda rows: points(best, rows)
 
 
-def predict(fitted: Fitted, rows: NDArray[np.int64]) -> Predicted:
+def predict(predictor: Predictor, rows: NDArray[np.int64]) -> Predicted:
     """A baseline's prediction, without uncertainty."""
-    return Predicted(fitted(rows), np.zeros((len(rows), len(UNCERTAINTY_FEATURES))))
+    return Predicted(predictor(rows), np.zeros((len(rows), len(UNCERTAINTY_FEATURES))))
 
 
 def baselines(data: Prepared, params: LandmarksBaselines) -> dict[str, Baseline]:
@@ -55,7 +55,7 @@ def baselines(data: Prepared, params: LandmarksBaselines) -> dict[str, Baseline]
 def _evaluate(name: str, data: Prepared, params: LandmarksBaselines, out: Path, record: Record) -> Metrics:
     """Fit a baseline, calibrate it on the validation part and score the test part."""
     valid, test = data.rows("valid"), data.rows("test")
-    fitted = BASELINES[name](data, params)
-    calibration = Calibration.fit(predict(fitted, valid), data.points[valid])
-    predicted = predict(fitted, test)
+    predictor = BASELINES[name](data, params)
+    calibration = Calibration.fit(predict(predictor, valid), data.points[valid])
+    predicted = predict(predictor, test)
     return evaluate(data, test, predicted.points, calibration(predicted.uncertainty), record=record, out=out)

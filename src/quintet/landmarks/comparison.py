@@ -1,5 +1,6 @@
-"""The ranking of configurations and baselines, and further tables of this study."""
+"""The ranking of configurations and baselines, and the other tables of its report."""
 
+import re
 from pathlib import Path
 
 import numpy as np
@@ -28,7 +29,7 @@ DETAILS = {
     "along_axis_error_px": "along axis",
     "across_axis_error_px": "across axis",
     "symmetry_error_px": "asymmetry",
-    "distance_error_px": "distances",
+    "distance_error_px": "distances between landmarks",
     "left_right_confused": "left and right confused",
     "calibration_error_px": "calibration error",
     "risk_at_80_percent_coverage_px": "error of the most certain 80 %",
@@ -40,10 +41,10 @@ COSTS = {
     "best_epoch": "best epoch",
 }
 
-READING = """A patient here is a group of near-duplicate images, usually a single image: the data does not identify people.
+READING = """A patient here is a group of near-duplicate images, usually a single image, because the data do not identify people.
 
 The published errors were obtained with ImageNet weights on a GPU, on 144 other test images
-(github.com/Rhaink/landmark_prediction). They are listed for orientation, not as a comparison on equal terms."""
+(github.com/Rhaink/landmark_prediction). They are listed for orientation only; the conditions are not the same."""
 
 
 def rank(params: Params, runs: Runs) -> Ranking:
@@ -78,10 +79,9 @@ def _image_errors(runs: list[Path]) -> np.ndarray:
 def _sections(runs: Runs, order: list[str]) -> list[Section]:
     """Tables of details, per category, per landmark and cost; a configuration's value is the mean over its runs."""
     metrics, costs = evaluation_metrics(runs, order), training_metrics(runs, order)
-    categories = {
-        c: c.removeprefix("error_px_").replace("_", " ") for c in metrics if c.startswith("error_px_") and c[9].isupper()
-    }
-    places = {c: f"{k} {NAMES[k]}" for k in range(len(NAMES)) for c in metrics if c.startswith(f"error_px_{k:02d}_")}
+    prefix = "error_px_"
+    categories = {c: c.removeprefix(prefix).replace("_", " ") for c in metrics if re.match(f"{prefix}[A-Z]", c)}
+    landmarks = {c: f"{k} {name}" for k, name in enumerate(NAMES) for c in metrics if c.startswith(f"{prefix}{k:02d}_")}
     return [
         Section(
             "Details",
@@ -89,25 +89,26 @@ def _sections(runs: Runs, order: list[str]) -> list[Section]:
             select_columns(metrics, DETAILS),
         ),
         Section("By diagnosis", f"Mean error, {UNIT}.", select_columns(metrics, categories)),
-        Section("By landmark", f"Mean error, {UNIT}.", select_columns(metrics, places)),
+        Section("By landmark", f"Mean error, {UNIT}.", select_columns(metrics, landmarks)),
         Section("Cost", "On this machine; training time includes validation.", select_columns(costs, COSTS)),
     ]
 
 
-def _phases(pairs: pd.DataFrame, before: dict[str, str | None]) -> Section:
-    """Each phase against the one it continues from, paired by image, under the ranking's decision rule."""
+def _phases(pairs: pd.DataFrame, predecessors: dict[str, str | None]) -> Section:
+    """Each phase compared with the one that it continues from, under the ranking's decision rule."""
     rows = []
-    for config, earlier in before.items():
-        if earlier is None:
+    for config, previous in predecessors.items():
+        if previous is None:
             continue
-        for pair in pairs[pairs["first"].isin([config, earlier]) & pairs["second"].isin([config, earlier])].itertuples():
+        for pair in pairs[pairs["first"].isin([config, previous]) & pairs["second"].isin([config, previous])].itertuples():
             sign = 1 if pair.first == config else -1
             significant = "yes" if pair.significant else "no"
             rows.append(
-                (f"{config} - {earlier}", sign * float(pair.difference), float(pair.se), f"{pair.p_holm:.2g}", significant)
+                (f"{config} - {previous}", sign * float(pair.difference), float(pair.se), f"{pair.p_holm:.2g}", significant)
             )
     text = (
-        f"Difference of the mean error in {UNIT} (negative: better), paired by image; p after Holm over all pairs of the ranking."
+        f"Difference of the mean error in {UNIT} (negative: the phase is better), paired by patient; p is corrected by Holm's "
+        "method over all pairs of the ranking."
     )
-    columns = ["phase - the phase before", "difference", "standard error", "p (Holm)", "significant"]
-    return Section("Each phase against the phase before", text, pd.DataFrame(rows, columns=columns))
+    columns = ["phase - previous phase", "difference", "standard error", "p (Holm)", "significant"]
+    return Section("Each phase compared with the previous one", text, pd.DataFrame(rows, columns=columns))

@@ -16,7 +16,7 @@ from PIL import Image, ImageDraw
 from scipy.interpolate import PchipInterpolator
 from scipy.ndimage import gaussian_filter, gaussian_filter1d
 
-Array = NDArray[Any]  # float32 [S, S] unless said otherwise
+Array = NDArray[Any]  # float32 [S, S] unless stated otherwise
 Points = NDArray[np.float64]
 
 BASE_PX = 299  # all lengths below are px in an image of this size
@@ -46,13 +46,13 @@ class Person:
     category: str
     top_px: Points  # [2] landmark 0 (x, y)
     length_px: float
-    angle: float  # radians, the axis against the vertical
+    angle: float  # radians, of the axis to the vertical
     offsets_px: Points  # [2, 5] image left, image right
     inner_px: Points  # [2, 7] mediastinal border at INNER_T
     dome_t: Points  # [2] highest point of the diaphragm
-    ribs: int  # in one axis length
+    ribs: int  # per axis length
     arms_up: bool
-    build: tuple[float, ...]  # 12 uniform draws in 0..1 for everything minor
+    build: tuple[float, ...]  # 12 uniform numbers in [0, 1) for minor traits
     texture: int  # seed of lung and soft-tissue texture
 
 
@@ -67,13 +67,13 @@ def bump(z: Array) -> Array:
     return hill * hill
 
 
-def lookup(table: NDArray[np.floating], place: Array) -> Array:
-    """Values of `table` at the whole part of `place`, clipped to its ends, float32."""
-    return np.take(table.astype(np.float32), place.astype(np.intp, copy=False), mode="clip")
+def lookup(table: NDArray[np.floating], position: Array) -> Array:
+    """Values of `table` at the integer part of `position`, clipped to its ends, float32."""
+    return np.take(table.astype(np.float32), position.astype(np.intp, copy=False), mode="clip")
 
 
 def segment(f: Frame, start: tuple[float, float], end: tuple[float, float], bow: float = 0.0) -> Array:
-    """Distance [S, S] in px of (|x|, y) to a segment on either side of the chest, bent like an S by `bow` px."""
+    """Distance [S, S] in px from (|x|, y) to a segment on either side of the chest, bent into an S by `bow` px."""
     dx, dy = end[0] - start[0], end[1] - start[1]
     rx, ry = f.beside - start[0], f.y - start[1]
     s = np.clip(rx * (dx / (dx * dx + dy * dy)) + ry * (dy / (dx * dx + dy * dy)), 0, 1)
@@ -86,14 +86,14 @@ def segment(f: Frame, start: tuple[float, float], end: tuple[float, float], bow:
 @cache
 def interpolator(size: int, cells: int) -> Array:
     """Smooth upsampling matrix [size, cells]; field = M @ grid @ M.T."""
-    place = np.linspace(0, cells - 1, size)[:, None] - np.arange(cells)
-    weight: Array = np.exp(-((place / 0.6) ** 2)) * (np.abs(place) < 2)  # without tails: denormal numbers are slow
+    position = np.linspace(0, cells - 1, size)[:, None] - np.arange(cells)
+    weight: Array = np.exp(-((position / 0.6) ** 2)) * (np.abs(position) < 2)  # without tails: denormal numbers are slow
     weight /= weight.sum(1, keepdims=True)
     return weight.astype(np.float32)
 
 
 def clouds(rng: Generator, size: int, cells: int) -> Array:
-    """Smooth random field [S, S] of about unit variance, with `cells` grains across."""
+    """Smooth random field [S, S] of about unit variance, with `cells` grains per side."""
     matrix = interpolator(size, cells)
     return np.asarray(matrix @ rng.standard_normal((cells, cells), dtype=np.float32) @ matrix.T) * 1.6
 
@@ -138,7 +138,7 @@ def draw_body(f: Frame, person: Person) -> Array:
 
 
 def draw_lungs(f: Frame, person: Person) -> tuple[Array, Array]:
-    """Air [S, S] 0..1, and the same with a sharp edge as the place of lung texture."""
+    """Air [S, S], 0..1, and the same with a sharp edge, which masks the lung texture."""
     lateral, base = f.cage - f.beside, (f.dome - f.t) * person.length_px
     depth = np.minimum(np.minimum(np.minimum(lateral, base), f.beside - f.inner), f.y)
     sharp = ramp(depth, 4)
@@ -147,7 +147,7 @@ def draw_lungs(f: Frame, person: Person) -> tuple[Array, Array]:
 
 
 def rib(phase: Array, half_width: float) -> Array:
-    """A rib across each whole number of `phase`, with a brighter cortex."""
+    """A rib in each unit interval of `phase`, with a brighter cortex."""
     away = np.abs(phase - np.floor(phase) - 0.5)
     return ramp(half_width - away, 0.12) * (0.65 + 3.2 * np.clip(away - (half_width - 0.12), 0, 0.12))
 
@@ -190,7 +190,7 @@ def draw_middle(f: Frame, person: Person) -> Array:
 
 
 def in_bands(draw: Callable[[Frame, Person], Array], f: Frame, person: Person) -> Array:
-    """`draw(f, person)`, band by band of 96 rows: arrays that stay in the cache save a third of the time."""
+    """`draw(f, person)`, band by band of 96 rows: smaller arrays stay in the CPU cache, which saves a third of the time."""
     bands = (Frame(*(grid[row : row + 96] for grid in f)) for row in range(0, len(f.x), 96))
     return np.concatenate([draw(band, person) for band in bands])
 
@@ -212,8 +212,8 @@ def draw_disease(f: Frame, person: Person, rng: Generator) -> Array:
     size, amount = len(f.x), 0.3 + 0.7 * rng.random()
     fine = clouds(rng, size, 60)
     if person.category == "COVID":
-        place = ramp(f.q - 0.55, 0.6) * ramp(f.t - 0.4, 0.8)
-        return place * (amount * (0.06 + np.clip(clouds(rng, size, 7) + 0.5, 0, 1.5) * (0.15 + 0.02 * fine)))
+        region = ramp(f.q - 0.55, 0.6) * ramp(f.t - 0.4, 0.8)
+        return region * (amount * (0.06 + np.clip(clouds(rng, size, 7) + 0.5, 0, 1.5) * (0.15 + 0.02 * fine)))
     if person.category == "Viral Pneumonia":
         near = bump((f.q - 0.4) * 2) * bump((f.t - 0.5) * 1.8)
         return amount * near * (0.09 + 0.08 * np.clip(1 - 1.5 * np.abs(clouds(rng, size, 40)), 0, 1) + 0.02 * fine)
@@ -232,11 +232,11 @@ def expose(person: Person, shot: Generator, size: int) -> NDArray[np.uint8]:
     haze = texture.uniform(0.4 if person.category == "COVID" else 0.65, 1, 2).astype(np.float32)  # of each lung
     air *= haze[0] + (f.x > 0) * (haze[1] - haze[0])
     value += (0.012 * clouds(texture, size, 18) + 0.12 * clouds(texture, size, 4)) * body - aerated * air + lung * inside
-    blurred = interpolator(size, 7).T / (size / 7)  # local contrast, as a detector's own processing does
+    blurred = interpolator(size, 7).T / (size / 7)  # evens out local contrast, as detectors do
     value -= flatness * (interpolator(size, 7) @ (blurred @ (value - 0.5) @ blurred.T) @ interpolator(size, 7).T) * body
     low, high, gamma = shot.uniform(-0.15, 0.18), shot.uniform(0.74, 1.2), shot.uniform(0.6, 1.7)
     level = np.clip((np.linspace(-0.5, 1.5, 2000) - low) / (high - low), 0, None)
-    tone = np.where(level > 0.75, 1 - 0.25 * np.exp(-(level - 0.75) / 0.25), level) ** gamma  # with the film's shoulder
+    tone = np.where(level > 0.75, 1 - 0.25 * np.exp(-(level - 0.75) / 0.25), level) ** gamma  # compresses highlights like film
     value = lookup(tone, value * 1000 + 500)
     grain, blur_px = shot.uniform(0.005, 0.04), shot.uniform(0.45, 1.0)
     value += np.sqrt(value + 0.01) * (shot.standard_normal((size, size), dtype=np.float32) * grain)
@@ -252,7 +252,7 @@ def decorated(image: NDArray[np.uint8], shot: Generator) -> NDArray[np.uint8]:
         image[:top], image[size - bottom :], image[:, :left], image[:, size - right :] = 4, 4, 3, 3
     if chance[1] < 0.5:
         canvas = Image.fromarray(image)
-        place = (0.02 * size, (0.03 + 0.3 * chance[2]) * size)
-        ImageDraw.Draw(canvas).text(place, "R", fill=245, font_size=0.06 * size)
+        position = (0.02 * size, (0.03 + 0.3 * chance[2]) * size)
+        ImageDraw.Draw(canvas).text(position, "R", fill=245, font_size=0.06 * size)
         image = np.array(canvas)
     return image

@@ -1,4 +1,4 @@
-"""Trained runs applied to a user's folder: `quintet predict landmarks` and `quintet evaluate landmarks`."""
+"""Apply trained runs to a user's folder: `quintet predict landmarks` and `quintet evaluate landmarks`."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -22,7 +22,7 @@ from quintet.runs import Record
 def predict_folder(
     models: Sequence[Model], source: Path, outputs: Sequence[Path], problems: list[str], *, overlays: Path | None
 ) -> int:
-    """Predict every PNG, JPEG and DICOM below `source` with the mean of the models; returns the number of images.
+    """Average the models' predictions for every PNG, JPEG and DICOM file below `source`; returns the number of images.
 
     `outputs`: a CSV with the annotation file's columns (row, x1, y1, ..., stem) in original pixels, and one with the expected
     error of each landmark. Adds a sentence to `problems` for each unreadable file.
@@ -31,7 +31,7 @@ def predict_folder(
     if not files:
         raise InputError(f"{source}: no .png, .jpg, .jpeg, .dcm or .dicom file below it")
     points, expected, sizes, read = [], [], [], []
-    for start in range(0, len(files), BATCH):  # originals are dropped after each batch, which bounds memory
+    for start in range(0, len(files), BATCH):  # in batches, to bound memory
         originals = []
         for path in files[start : start + BATCH]:
             try:
@@ -68,7 +68,7 @@ def _ensemble(models: Sequence[Model], originals: list[NDArray[np.float32]]) -> 
 
 
 def _unique_stems(files: list[Path], source: Path) -> list[str]:
-    """The file's stem, or its path below `source` where two files share one."""
+    """The stem of each file, or its path below `source` if several files share a stem."""
     stems = [path.stem for path in files]
     return [s if stems.count(s) == 1 else str(p.relative_to(source)) for s, p in zip(stems, files, strict=True)]
 
@@ -82,7 +82,7 @@ def _write_overlays(folder: Path, files: list[Path], stems: list[str], points: N
 
 
 def evaluate_folder(runs: Sequence[Path], raw: Path, out: Path, device: str) -> dict[str, float]:
-    """Score the mean prediction of the runs on every image of a labelled raw folder, into the folder `out`."""
+    """Score the runs' mean prediction on every image of a labelled raw folder; writes into `out`, returns metrics."""
     rows, problems = read_annotations(raw)
     if problems:
         raise InputProblemsError(str(raw), problems)

@@ -258,9 +258,7 @@ def summarize(history: pd.DataFrame, monitor: Monitor) -> dict[str, float]:
     if drift:
         print(f"warning: over the last {DRIFT_EPOCHS} epochs training loss fell while validation loss rose (overfitting)")
     if gap:
-        print(
-            f"warning: in the last {DRIFT_EPOCHS} epochs validation loss exceeded training loss by {monitor.loss_gap} (overfitting)"
-        )
+        print(f"warning: validation loss exceeded training loss by {monitor.loss_gap} for {DRIFT_EPOCHS} epochs (overfitting)")
     for name, value in suspicious.items():
         print(f"warning: {name} reached {value:.3g}, too good to be true; look for a leak between the parts of the split")
     return {

@@ -57,7 +57,7 @@ def parse_name(stem: str) -> tuple[str, str, str] | None:
 
 
 def picture_files(folder: Path) -> list[Path]:
-    """All pictures below a folder, following links; hidden files and folders are left out (macOS writes ._NAME beside each file)."""
+    """All images below a folder, following links; without hidden files and folders (macOS writes ._NAME beside each file)."""
     found, visited = [], set[str]()
     for parent, folders, names in os.walk(folder, followlinks=True):
         folders[:] = [name for name in folders if not name.startswith(".")]

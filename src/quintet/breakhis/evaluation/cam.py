@@ -63,8 +63,8 @@ def _with_maps(model: Model, images: list[NDArray[np.uint8] | None]) -> list[Ima
 def plot_grad_cam(
     path: Path, model: Model, predicted: Predicted, images: Images, patients: PatientRows, labels: NDArray[np.int64]
 ) -> None:
-    """Grad-CAM of the first images of four patients: in each class, the correct one with the smallest error and the wrong one with
-    the largest."""
+    """Grad-CAM of the first images of four patients: in each class, the correct one with the smallest error and the wrong one
+    with the largest."""
     error = np.abs(predicted.malignant - labels)
     correct = (predicted.malignant >= model.threshold) == labels
     rows = {}

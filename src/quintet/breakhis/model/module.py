@@ -77,8 +77,8 @@ def inverse_frequency(shares: NDArray[np.floating[Any]]) -> Tensor:
 
 
 class MagnificationModule(L.LightningModule):
-    """`class_weights` `[2]` and `type_weights` `[8]` are those of the loss, `labels` `[P]` the classes of the validation patients.
-    `usage` has the shares of the training images that are used in each epoch, and in all epochs so far."""
+    """`class_weights` `[2]` and `type_weights` `[8]` are those of the loss, `labels` `[P]` the classes of the validation
+    patients. `usage` has the shares of the training images that are used in each epoch, and in all epochs so far."""
 
     class_weights: Tensor
     type_weights: Tensor
@@ -164,7 +164,8 @@ class MagnificationModule(L.LightningModule):
         scheduler = torch.optim.lr_scheduler.ReduceLROnPlateau(
             optimizer, factor=training.plateau_factor, patience=training.plateau_patience, min_lr=training.rate_floor
         )
-        # Lightning would step it after saving the epoch's checkpoint, and a resumed run would lose the step: on_train_epoch_end does
+        # Lightning would step it after saving the epoch's checkpoint, and a resumed run would lose the step.
+        # on_train_epoch_end steps it instead.
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "monitor": "valid_loss", "frequency": NEVER}}
 
     def on_train_epoch_end(self) -> None:

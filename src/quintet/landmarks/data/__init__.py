@@ -1,1 +1,1 @@
-"""From raw files to prepared arrays, and the parts of the split."""
+"""The raw folder, the prepared arrays made from it, and the split."""

@@ -11,8 +11,8 @@ Points = NDArray[np.float64]
 
 PIXELS = 224  # errors are reported in pixels of a 224 x 224 image
 LANDMARKS = 15
-# Where the annotations actually are, with left and right as seen in the image. The reference calls 2-7 apices, hila and bases
-# and 11-12 superior borders, but its labels put 11-12 on the apices and 2-7 on the lateral chest wall, at quarters of the axis.
+# Where the labels actually are, with left and right as seen in the image. The reference calls 2-7 apices, hila and bases and
+# 11-12 superior borders, but its labels are on the lateral chest wall at quarters of the axis (2-7) and on the apices (11-12).
 NAMES = (
     "mediastinum top",
     "mediastinum bottom",
@@ -36,23 +36,23 @@ MIDLINE_WEIGHTS = (1.2, 1.2, 1.5, 1.3, 1.3)
 DISTANCES = ((0, 1), (8, 9), (2, 3), (4, 5), (6, 7))
 CATEGORIES = ("COVID", "Normal", "Viral Pneumonia")
 
-SWAPPED = np.arange(LANDMARKS)  # index of each landmark's mirror image; the midline's is itself
+SWAPPED = np.arange(LANDMARKS)  # index of each landmark's mirror image; on the midline, its own
 for _left, _right in PAIRS:
     SWAPPED[[_left, _right]] = _right, _left
 
-# Share of the way from landmark 0 to 1 at which each landmark's perpendicular meets the axis.
+# Where each landmark's perpendicular meets the axis, as a share of the way from landmark 0 to 1.
 LEVELS = np.array([0.0, 1.0, 0.25, 0.25, 0.5, 0.5, 0.75, 0.75, 0.25, 0.5, 0.75, 0.0, 0.0, 1.0, 1.0])
 
 
 def mirror(points: Points) -> Points:
-    """The points of the mirror image: x is mirrored and the paired landmarks change places. An involution."""
+    """The points of the mirror image: x is mirrored and the paired landmarks are exchanged. An involution."""
     mirrored = points[..., SWAPPED, :].copy()
     mirrored[..., 0] = 1 - mirrored[..., 0]
     return mirrored
 
 
 def axis_frame(points: Points) -> tuple[Points, Points]:
-    """Unit vectors `[..., 1, 2]` along the axis from landmark 0 to 1, and across it (to the image's right when upright)."""
+    """Unit vectors `[..., 1, 2]` along the axis from landmark 0 to 1, and across it (to the right of an upright axis)."""
     along = points[..., 1:2, :] - points[..., 0:1, :]
     along = along / np.maximum(np.linalg.norm(along, axis=-1, keepdims=True), 1e-9)
     return along, np.stack([along[..., 1], -along[..., 0]], axis=-1)
@@ -66,12 +66,12 @@ def project_on_template(points: Points) -> Points:
     _, across = axis_frame(points)
     design = np.stack([1 - LEVELS, LEVELS], axis=1)  # [15, 2]
     weights = np.linalg.pinv(design)  # [2, 15], every landmark determines the position along the axis
-    middle = np.linalg.pinv(design[list(MIDLINE)])  # only the midline determines the position across it
+    midline = np.linalg.pinv(design[list(MIDLINE)])  # only the midline determines the position across it
     offset = ((points - points[..., 0:1, :]) * across).sum(-1, keepdims=True) * across
     ends = np.einsum("ek,...kc->...ec", weights, points - offset)
-    ends = ends + np.einsum("ek,...kc->...ec", middle, offset[..., MIDLINE, :])
+    ends = ends + np.einsum("ek,...kc->...ec", midline, offset[..., MIDLINE, :])
     fitted = np.einsum("ke,...ec->...kc", design, ends)
     _, across = axis_frame(fitted)
-    beside = ((points - fitted) * across).sum(-1, keepdims=True) * across
-    beside[..., MIDLINE, :] = 0
-    return fitted + beside
+    sideways = ((points - fitted) * across).sum(-1, keepdims=True) * across
+    sideways[..., MIDLINE, :] = 0
+    return fitted + sideways

@@ -1,4 +1,4 @@
-"""From a raw folder to the prepared data set.
+"""Turn a raw folder into the prepared data set.
 
 Raw: `annotations.csv` (no header: row, x1, y1, ..., x15, y15, stem; pixels of the original image) and
 `images/<any folder>/<stem>.png|jpg|jpeg`.
@@ -42,7 +42,7 @@ class Row:
 
 
 def read_annotations(raw: Path) -> tuple[list[Row], list[str]]:
-    """All usable rows, and one sentence per problem that names row and file. Does not read pixels."""
+    """All usable rows, and one sentence per problem, which names row and file. Does not read pixels."""
     raw = Path(raw)
     table = raw / "annotations.csv"
     if not raw.is_dir():
@@ -97,7 +97,7 @@ def _parse(number: int, cells: list[str], files: dict[str, list[Path]]) -> Row:
         landmark = int(np.argwhere(points < 0)[0][0])
         raise InputError(f"{stem}: landmark {landmark} has a negative coordinate {points[landmark].tolist()}")
     if stem.rsplit("-", 1)[0] not in CATEGORIES:
-        raise InputError(f"{stem}: its category (the stem's prefix) is none of {', '.join(f'{c}-' for c in CATEGORIES)}")
+        raise InputError(f"{stem}: its category (the stem's prefix) is not one of {', '.join(f'{c}-' for c in CATEGORIES)}")
     found = files.get(stem, [])
     if not found:
         raise InputError(f"{stem}: no image images/*/{stem}.png, .jpg or .jpeg")
@@ -113,22 +113,22 @@ def _read(row: Row, size: int, clahe: float) -> tuple[NDArray[np.uint8], NDArray
     outside = (row.points_px > [width, height]).any(axis=1)
     if outside.any():
         landmark = int(np.flatnonzero(outside)[0])
-        where = row.points_px[landmark].tolist()
-        raise InputError(f"{row.stem}: landmark {landmark} at {where} lies outside the image of {width} x {height} pixels")
+        position = row.points_px[landmark].tolist()
+        raise InputError(f"{row.stem}: landmark {landmark} at {position} is outside the image of {width} x {height} pixels")
     picture = Image.fromarray((grey * 255).round().astype(np.uint8))
     return preprocess(grey, size=size, clahe=clahe), perceptual_hash(picture), (width, height)
 
 
 def preprocess(grey: NDArray[np.float32], *, size: int, clahe: float) -> NDArray[np.uint8]:
-    """Preprocessing in training and prediction alike: resize, then contrast equalisation (CLAHE)."""
-    small = resize(grey, size)
-    if clahe > 0 and small.max() > small.min():
-        small = equalize_adapthist(small, clip_limit=clahe)
-    return (small * 255).round().astype(np.uint8)
+    """Preprocess for training and prediction: resize, then equalise the contrast (CLAHE)."""
+    resized = resize(grey, size)
+    if clahe > 0 and resized.max() > resized.min():
+        resized = equalize_adapthist(resized, clip_limit=clahe)
+    return (resized * 255).round().astype(np.uint8)
 
 
 def check(raw: Path, params: Landmarks) -> list[str]:
-    """Every problem of a raw folder, images and split included."""
+    """Every problem of a raw folder, including its images and the split."""
     read, problems = _read_rows(raw, params.data)
     try:
         if read:
@@ -141,7 +141,7 @@ def check(raw: Path, params: Landmarks) -> list[str]:
 
 
 def make_split(kind: str, cases: pd.DataFrame, *, seed: int) -> list[str]:
-    """train, valid or test for each row of `cases` (in annotation order)."""
+    """The part (train, valid or test) of each row of `cases`, which are in annotation order."""
     if kind == "reference":
         return splits.random_split(len(cases), seed=seed)
     if kind == "stratified":
@@ -179,7 +179,7 @@ def _table(read: list[Any], params: LandmarksData) -> pd.DataFrame:
 
 
 def prepare(raw: Path, out: Path, params: Landmarks) -> tuple[Prepared, list[str]]:
-    """Write the prepared data set to `out`, whole or not at all; returns it and one sentence per skipped row."""
+    """Write the prepared data set to `out` atomically; returns it and one sentence per skipped row."""
     refuse_overlap(raw, out)
     data = params.data
     read, problems = _read_rows(raw, data)

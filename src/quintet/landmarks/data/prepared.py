@@ -1,4 +1,4 @@
-"""The prepared data set: what training and evaluation read.
+"""The prepared data set, which training and evaluation read.
 
 A folder with images.npy `[N, size, size]` uint8, cases.csv (one row per image) and split.csv.
 """
@@ -30,7 +30,7 @@ class Prepared:
 
 
 def load(folder: Path) -> Prepared:
-    """Read what `prepare` wrote. The images stay on disk (memory-mapped) until rows are used."""
+    """Read what `prepare` wrote. Images are memory-mapped, not loaded."""
     folder = Path(folder)
     if not (folder / "cases.csv").is_file():
         raise InputError(f"{folder}: not prepared yet; run `dvc repro landmarks_prepare`")

@@ -48,12 +48,12 @@ def plot_all(
             title=title,
             loss_unit="weighted loss",
             score="valid_error_px",
-            score_label="validation error, px at 224",
+            score_label=f"validation error (px at {PIXELS})",
         )
 
 
 def overlay(axes: Axes, image: NDArray[np.uint8], points: Points, true: Points | None = None) -> None:
-    """One image with its landmarks; a line joins each prediction with its truth."""
+    """One image with its landmarks; a line joins each prediction to the true landmark."""
     height, width = image.shape
     axes.imshow(image, cmap="gray", vmin=0, vmax=255, extent=(0, 1, height / width, 0))
     scale = np.array([1, height / width])
@@ -67,8 +67,8 @@ def overlay(axes: Axes, image: NDArray[np.uint8], points: Points, true: Points |
 
 def overlays(path: Path, images: NDArray[np.uint8], points: Points, true: Points, labels: list[str], title: str) -> None:
     columns = min(4, len(images))
-    lines = -(-len(images) // columns)
-    figure, axes = new_figure(columns * 2.6, lines * 2.85 + 0.5, lines, columns)
+    row_count = -(-len(images) // columns)
+    figure, axes = new_figure(columns * 2.6, row_count * 2.85 + 0.5, row_count, columns)
     axes = np.ravel(axes)
     for axis in axes:
         axis.axis("off")
@@ -84,11 +84,11 @@ def per_landmark(path: Path, table: pd.DataFrame, title: str) -> None:
     errors = table[[f"error_px_{k:02d}" for k in range(LANDMARKS)]].to_numpy()
     axes.boxplot(errors, showmeans=True, flierprops={"markersize": 2}, medianprops={"color": PREDICTED})
     axes.set_xticks(range(1, LANDMARKS + 1), [f"{k} {name}" for k, name in enumerate(NAMES)], rotation=40, ha="right", fontsize=8)
-    limit = 1.3 * float(np.percentile(errors, 99))  # a single outlier would flatten all boxes
+    limit = 1.3 * float(np.percentile(errors, 99))  # otherwise a single outlier would flatten all boxes
     beyond = int((errors > limit).sum())
     axes.set(
-        title=f"{title}: error per landmark, {len(table)} test images (triangle: mean; {beyond} of {errors.size} points above)",
-        ylabel=f"error, px at {PIXELS}",
+        title=f"{title}: error per landmark, {len(table)} test images (triangle: mean; {beyond} of {errors.size} not shown)",
+        ylabel=f"error (px at {PIXELS})",
         ylim=(0, limit),
     )
     save_figure(figure, path)
@@ -105,8 +105,8 @@ def success_rate(path: Path, errors: dict[str, NDArray[np.float64]]) -> None:
         axes.text(limit, 1, f" {limit:g}", fontsize=7, color="#666666")
     axes.set(
         title="Success detection rate on the test images",
-        xlabel=f"mean error of an image below, px at {PIXELS}",
-        ylabel="share of images, %",
+        xlabel=f"threshold on the mean error of an image (px at {PIXELS})",
+        ylabel="images below the threshold (%)",
         xlim=(0, 30),
         ylim=(0, 100),
     )
@@ -125,13 +125,17 @@ def risk_and_calibration(path: Path, table: pd.DataFrame, title: str) -> None:
         left.plot(kept / len(kept) * 100, observed[order].cumsum() / kept, label=name)
     left.set(
         title="Risk and coverage",
-        xlabel="share of images kept, most certain first, %",
-        ylabel=f"mean error of these, px at {PIXELS}",
+        xlabel="images kept, most certain first (%)",
+        ylabel=f"mean error of the kept images (px at {PIXELS})",
     )
     left.legend(fontsize=8)
     right.plot(expected, observed, ".", color="#4575b4", markersize=4)
     limit = max(float(observed.max()), float(expected.max()))
     right.plot([0, limit], [0, limit], color="#999999", linewidth=0.8)
-    right.set(title="Expected and observed error", xlabel="expected error of the image, px", ylabel="observed error, px")
+    right.set(
+        title="Expected and observed error",
+        xlabel=f"expected error of an image (px at {PIXELS})",
+        ylabel=f"observed error (px at {PIXELS})",
+    )
     figure.suptitle(title, fontsize=10)
     save_figure(figure, path)

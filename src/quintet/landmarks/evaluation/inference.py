@@ -38,8 +38,8 @@ class Model:
 
     @staticmethod
     def load(run: Path, device: str, **settings: Any) -> "Model":
-        """Rebuild a run's network. Without `settings` (mirror_average, template) it uses those of the run's evaluation, and its
-        calibration; raises InputError if the run was not evaluated."""
+        """Rebuild a run's network with these `settings` (mirror_average, template) and no calibration. Without `settings`, use
+        the settings and calibration of the run's evaluation; raises InputError if there is none."""
         net, build = load_network(
             run / "model" / "model.pt",
             "landmarks",
@@ -58,7 +58,7 @@ class Model:
 
     @torch.inference_mode()
     def __call__(self, images: NDArray[np.uint8]) -> Predicted:
-        """Predict images `[N, size, size]`. With mirror_average, the mirror image is predicted too, and the disagreement is an
+        """Predict images `[N, size, size]`. With mirror_average, the mirror images are predicted too; their disagreement is an
         uncertainty feature."""
         parts = [self._batch(images[i : i + BATCH]) for i in range(0, len(images), BATCH)]
         points, spread, disagreement = (np.concatenate(part) for part in zip(*parts, strict=True))
@@ -74,9 +74,9 @@ class Model:
         points, spread = (t.double().cpu().numpy() for t in self.net(x))
         if not self.mirror_average:
             return points, spread, np.zeros_like(spread)
-        other, other_spread = (t.double().cpu().numpy() for t in self.net(mirror_images(x)))
-        other = mirror(other)
-        return (points + other) / 2, (spread + other_spread[:, SWAPPED]) / 2, np.linalg.norm(points - other, axis=-1) / 2
+        mirrored, mirrored_spread = (t.double().cpu().numpy() for t in self.net(mirror_images(x)))
+        mirrored = mirror(mirrored)
+        return (points + mirrored) / 2, (spread + mirrored_spread[:, SWAPPED]) / 2, np.linalg.norm(points - mirrored, axis=-1) / 2
 
 
 def evaluate_run(
@@ -89,7 +89,7 @@ def evaluate_run(
     record: Record,
     every_image: bool,
 ) -> dict[str, float]:
-    """Calibrate a trained run on the validation part and score the test part into the folder `out`; returns the metrics."""
+    """Calibrate a trained run on the validation images and score it on the test images; writes into `out`, returns metrics."""
     settings = evaluation.model_dump()
     model = Model.load(run, compute.device, **settings)
     valid, test = data.rows("valid"), data.rows("test")

@@ -1,4 +1,4 @@
-"""From predictions to the tidy table, summary metrics and figures; the same for networks and baselines. Imports no torch."""
+"""Turn predictions of networks and baselines into the tidy table, summary metrics and figures. Imports no torch."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -39,8 +39,8 @@ class Predicted:
 
 @dataclass(frozen=True)
 class Calibration:
-    """Expected error of an image: a constant plus a non-negative combination of its uncertainty features, by least squares on the
-    validation images; of a landmark: that times the landmark's share."""
+    """The expected error of an image is a constant plus a non-negative combination of its uncertainty features, fitted by least
+    squares on the validation images; that of a landmark is this value times the landmark's share."""
 
     weights: list[float]  # constant, then one per uncertainty feature
     share: list[float]  # per landmark, mean 1
@@ -115,11 +115,10 @@ def evaluate(
 def summary(
     table: pd.DataFrame, category: NDArray[np.object_], expected: NDArray[np.float64], error: NDArray[np.float64]
 ) -> dict[str, float]:
-    """Flat final metrics: mean error per image (distribution, interval, shares), per category, per landmark; structure."""
+    """Flat metrics: mean error per image (distribution, interval, shares), structure, per category and landmark, calibration."""
     image = table["error_px"].to_numpy()
-    low, high = percentile_interval(
-        bootstrap_means(image, bootstrap_weights(np.arange(len(image))))
-    )  # an image's 15 landmarks stay together
+    weights = bootstrap_weights(np.arange(len(image)))  # resamples images: the 15 landmarks of an image stay together
+    low, high = percentile_interval(bootstrap_means(image, weights))
     metrics = {
         "error_px": image.mean(),
         "error_px_low": low,
@@ -146,11 +145,10 @@ def summary(
     metrics |= {
         f"error_px_{k:02d}_{name.replace(' ', '_').replace('/', '-')}": error[:, k].mean() for k, name in enumerate(NAMES)
     }
+    _, risk = risk_coverage(table["expected_error_px"].to_numpy(), image)
     metrics |= {
         "calibration_error_px": calibration_error(expected.ravel(), error.ravel()),
-        "risk_at_80_percent_coverage_px": risk_coverage(table["expected_error_px"].to_numpy(), image)[1][
-            int(0.8 * len(image)) - 1
-        ],
+        "risk_at_80_percent_coverage_px": risk[int(0.8 * len(image)) - 1],
     }
     return {name: float(value) for name, value in metrics.items()}
 
@@ -164,13 +162,13 @@ def calibration_error(expected: NDArray[np.float64], observed: NDArray[np.float6
 def risk_coverage(
     expected: NDArray[np.float64], observed: NDArray[np.float64]
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Mean error of the most certain images, as their share grows: (coverage, risk), both `[N]`."""
+    """Coverage (share of images kept, most certain first) and risk (their mean error), both `[N]`."""
     kept = np.arange(1, len(expected) + 1)
     return kept / len(expected), observed[np.argsort(expected, kind="stable")].cumsum() / kept
 
 
 def write_predictions(path: Path, cases: pd.DataFrame, points: Points) -> None:
-    """Write the annotation file's columns (row, x1, ..., y15, stem), original pixels, without a header."""
+    """Write points in the format of annotations.csv: row, x1, ..., y15, stem in original pixels, without a header."""
     pixels = points * cases[["width", "height"]].to_numpy(float)[:, None, :]
     table = pd.DataFrame(pixels.reshape(len(cases), -1).round(2))
     table.insert(0, "row", range(len(cases)))

@@ -1,7 +1,7 @@
 """Augmentation of whole batches on the device; landmarks are transformed too, and a flip exchanges the paired ones.
 
-One affine grid per batch: flip, rotation, scale and shift cost a single resampling. (Measured in benchmarks/landmarks.py
-against kornia, which composes the same in several passes, and against albumentations, which works image by image.)
+One affine grid per batch: flip, rotation, scale and shift cost a single resampling. (benchmarks/landmarks.py
+compares this with kornia, which needs several passes, and with albumentations, which augments one image at a time.)
 """
 
 import math
@@ -15,17 +15,16 @@ from quintet.params.landmarks import LandmarksAugment
 
 
 def augment(images: Tensor, points: Tensor, params: LandmarksAugment) -> tuple[Tensor, Tensor]:
-    """Augment images `[B, 1, H, W]` in [0, 1] and points `[B, 15, 2]` (fractions of a square image) with torch's global
-    generator."""
+    """Augment images `[B, 1, S, S]` in [0, 1] and points `[B, 15, 2]` (fractions), using torch's global generator."""
     count = len(images)
-    draw = torch.rand(7, count, device=images.device) * 2 - 1  # uniform in [-1, 1)
-    flip = draw[0] < 2 * params.flip - 1
-    angle = draw[1] * math.radians(params.rotation_deg)
-    scale = 1 + draw[2] * params.scale
-    shift = draw[3:5].T * params.shift
+    draws = torch.rand(7, count, device=images.device) * 2 - 1  # uniform in [-1, 1)
+    flip = draws[0] < 2 * params.flip - 1
+    angle = draws[1] * math.radians(params.rotation_deg)
+    scale = 1 + draws[2] * params.scale
+    shift = draws[3:5].T * params.shift
     images, points = transform(images, points, flip=flip, angle=angle, scale=scale, shift=shift)
-    contrast = (1 + draw[5] * params.contrast).view(-1, 1, 1, 1)
-    brightness = (draw[6] * params.brightness).view(-1, 1, 1, 1)
+    contrast = (1 + draws[5] * params.contrast).view(-1, 1, 1, 1)
+    brightness = (draws[6] * params.brightness).view(-1, 1, 1, 1)
     mean = images.mean((1, 2, 3), keepdim=True)
     return ((images - mean) * contrast + mean * (1 + brightness)).clamp_(0, 1), points
 
@@ -33,8 +32,7 @@ def augment(images: Tensor, points: Tensor, params: LandmarksAugment) -> tuple[T
 def transform(
     images: Tensor, points: Tensor, *, flip: Tensor, angle: Tensor, scale: Tensor, shift: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """Flip (bool `[B]`), then rotate by angle (radians, clockwise as seen), scale and shift (`[B, 2]`, fractions) about the
-    centre.
+    """Flip (bool `[B]`), then about the centre rotate by angle (radians, clockwise) and scale, then shift (`[B, 2]`, fractions).
 
     Pixels outside the image become 0. Points use the same matrix: `p' = s R F (p - 1/2) + 1/2 + shift`.
     """
@@ -43,7 +41,7 @@ def transform(
     sign = torch.where(flip, -1.0, 1.0)
     forward = rows * torch.stack([sign, torch.ones_like(sign)], -1)[:, None, :]
     inverse = torch.linalg.inv(forward)
-    # affine_grid maps output to input positions, in [-1, 1], where a shift of the whole side is 2
+    # affine_grid maps output to input positions in [-1, 1], where a shift by the image's whole side is 2
     theta = torch.cat([inverse, inverse @ (-2 * shift)[..., None]], dim=-1)
     grid = F.affine_grid(theta.to(images.dtype), list(images.shape), align_corners=False)
     moved = F.grid_sample(images, grid, align_corners=False)

@@ -36,7 +36,7 @@ def symmetry(predicted: Tensor, true: Tensor, **_: float) -> Tensor:
 
 @LOSSES.register("distance")
 def distance(predicted: Tensor, true: Tensor, **_: float) -> Tensor:
-    """|predicted - true| distance between the two landmarks of five pairs, mean."""
+    """Absolute difference of predicted and true distance between the two landmarks of a pair, mean over five pairs."""
     one, other = (list(side) for side in zip(*DISTANCES, strict=True))
     return (_length(predicted[:, one] - predicted[:, other]) - _length(true[:, one] - true[:, other])).abs().mean()
 

@@ -23,15 +23,15 @@ from quintet.training.batches import batch_loader
 from quintet.training.fit import Monitor, adam_optimizer, cosine_with_warmup, fit, set_threads_and_seed, with_step_schedule
 from quintet.training.models import TrainedModel, load_model, load_pretrained_weights
 
-PERFECT_PX = 0.5  # below the annotation's own rounding
+PERFECT_PX = 0.5  # less than the rounding of the labels
 VALIDATION_BATCH = 64
 
 
 class Batches(Dataset[dict[str, Any]]):
-    """Batches of a prepared data set, indexed by a list of its rows."""
+    """Batches of a prepared data set; an index is a list of row numbers."""
 
     def __init__(self, data: Prepared, rows: NDArray[np.int64]) -> None:
-        self.place = {int(row): i for i, row in enumerate(rows)}
+        self.position = {int(row): i for i, row in enumerate(rows)}
         self.images = torch.from_numpy(np.array(data.images[rows]))[:, None]  # in memory: size^2 bytes per image
         self.points = torch.from_numpy(data.points[rows]).float()
         self.cases = data.table["stem"].to_numpy()[rows]
@@ -40,18 +40,18 @@ class Batches(Dataset[dict[str, Any]]):
         return len(self.images)
 
     def __getitem__(self, rows: list[int]) -> dict[str, Any]:
-        places = [self.place[row] for row in rows]
-        return {"images": self.images[places], "points": self.points[places], "case": list(self.cases[places])}
+        positions = [self.position[row] for row in rows]
+        return {"images": self.images[positions], "points": self.points[positions], "case": list(self.cases[positions])}
 
 
 class LandmarkModule(L.LightningModule):
-    """Augments on the device, predicts fractions, and weights the loss terms in pixels at 224 (or in fractions)."""
+    """Augments on the device, predicts fractions, and computes the loss in pixels at 224 (or in fractions)."""
 
     def __init__(self, net: LandmarkNet, config: LandmarksConfig, training: LandmarksTraining, *, debug: bool = False) -> None:
         super().__init__()
         self.net, self.config, self.training_params, self.debug = net, config, training, debug
         self.unit = PIXELS if training.units == "pixels" else 1.0
-        if config.trains == "head":  # batch norm still adapts its statistics, as in the reference
+        if config.trains == "head":  # batch norm still updates its statistics, as in the reference
             self.net.backbone.requires_grad_(False)
 
     def loss(self, predicted: Tensor, true: Tensor) -> Tensor:
@@ -90,14 +90,14 @@ class LandmarkModule(L.LightningModule):
 
 
 def initialize(net: LandmarkNet, config: LandmarksConfig, weights: str, seed: int) -> str:
-    """Load the weights that training starts from: those of an earlier phase, or pretrained ones; returns their origin."""
+    """Load the weights of an earlier phase, or pretrained ones, if the configuration starts from any; returns their origin."""
     start = config.start(seed)
     if start is None:
         if weights == "none" or config.arch != "resnet18":  # pretrained weights are those of a ResNet
             return "random"
         return load_pretrained_weights(net.backbone.net, weights, RESNET18_URL, drop=NOT_BACKBONE)
     state, _ = load_model(start / "model" / "model.pt")
-    # a later phase may add attention, whose weights stay new; everything else must be there and fit
+    # a later phase may add attention, whose weights keep their initial values; all others must exist and match
     try:
         missing, unknown = net.load_state_dict(state, strict=False)
     except RuntimeError as error:
@@ -108,10 +108,10 @@ def initialize(net: LandmarkNet, config: LandmarksConfig, weights: str, seed: in
 
 
 def train(data: Prepared, config: LandmarksConfig, params: Landmarks, compute: Compute, *, record: Record) -> TrainedModel:
-    """Train one configuration; the record gets the final metrics and the origin of the initial weights."""
+    """Train one configuration. Adds the final metrics and the origin of the initial weights to the record."""
     training = params.training
     set_threads_and_seed(compute, record.seed)
-    rows, held_out = data.rows("train"), data.rows("valid")
+    rows, valid = data.rows("train"), data.rows("valid")
     net = LandmarkNet(
         arch=config.arch, head=config.head, attention=config.attention, width=training.width, dropout=training.dropout
     ).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
@@ -119,7 +119,7 @@ def train(data: Prepared, config: LandmarksConfig, params: Landmarks, compute: C
     fitted = fit(
         LandmarkModule(net, config, training, debug=compute.debug),
         batch_loader(Batches(data, rows), rows, training.batch_size, seed=record.seed, shuffle=True),
-        batch_loader(Batches(data, held_out), held_out, VALIDATION_BATCH, seed=0, shuffle=False),
+        batch_loader(Batches(data, valid), valid, VALIDATION_BATCH, seed=0, shuffle=False),
         epochs=config.epochs,
         seed=record.seed,
         training=training,

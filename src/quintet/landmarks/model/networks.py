@@ -1,4 +1,4 @@
-"""Networks: an encoder (pyramid of features), optionally coordinate attention, and a head (regression or heatmap).
+"""Networks: an encoder (feature pyramid), optional coordinate attention, and a head (regression or heatmap).
 
 Every network maps images `[B, 1, H, W]` in [0, 1] to `(points [B, 15, 2] as fractions, spread [B, 15])`; spread is the standard
 deviation of the heatmap's probability around its mean, as a fraction, and zero for regression.
@@ -28,7 +28,7 @@ ENCODERS.register("resnet18")(ResNet18)
 @ENCODERS.register("unet")
 class UNetEncoder(nn.Module):
     """The contracting path of a small U-Net (Ronneberger et al. 2015) behind a convolution that halves the image; features at
-    strides 4, 8, 16, 32. (Finer maps than stride 4 cost twice the time without a gain: soft-argmax is finer than its grid.)"""
+    strides 4, 8, 16, 32. (Maps finer than stride 4 take twice the time and gain nothing: soft-argmax is finer than a cell.)"""
 
     def __init__(self, width: int) -> None:
         super().__init__()
@@ -67,7 +67,7 @@ class CoordinateAttention(nn.Module):
 
 @HEADS.register("regression")
 class RegressionHead(nn.Module):
-    """The reference's head on globally pooled features: three linear layers with falling dropout, and a sigmoid."""
+    """The reference's head on globally pooled features: three linear layers with decreasing dropout, and a sigmoid."""
 
     def __init__(self, channels: list[int], dropout: float) -> None:
         super().__init__()
