@@ -1,4 +1,4 @@
-"""Evaluate the baselines, and embeddings from elsewhere (ct.external).
+"""Evaluate the baselines and any external embeddings (ct.external).
 
 python stages/ct_baselines.py --data data/processed/ct --out runs/ct/baselines
 """

@@ -1,4 +1,4 @@
-"""Evaluate the clinical features alone.
+"""Evaluate the baseline that uses the clinical features alone.
 
 python stages/fusion_baselines.py --data data/processed/fusion --out runs/fusion/baselines
 """

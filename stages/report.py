@@ -1,4 +1,4 @@
-"""Fill MLflow up and write one page about all studies.
+"""Upload runs that MLflow lacks, and write one page about all studies.
 
 python stages/report.py --runs runs --reports reports --out reports/index.html
 """

@@ -143,7 +143,7 @@ def test_a_fold_that_the_data_does_not_have_is_refused(prepared, params, tmp_pat
 def test_an_unknown_configuration_is_refused(prepared, params, tmp_path, monkeypatch):
     study, data = prepared
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(InputError, match="--config nonsense: no such configuration; there are "):
+    with pytest.raises(InputError, match="--config nonsense: no such configuration; choose one of "):
         experiment.run_sweep_entry(study, params, data, tmp_path / "run", "nonsense", seed=0)
     assert not list(tmp_path.iterdir())
 

@@ -26,7 +26,7 @@ P = TypeVar("P", bound=StudyParams)
 
 @dataclass(frozen=True)
 class Run:
-    """What is trained: a configuration under the name that the record gets, on one fold with one seed."""
+    """What to train: a configuration (under the name that its record gets), on one fold with one seed."""
 
     stage: str
     name: str
@@ -73,7 +73,7 @@ def _sweep(name: str, params: Params, data: Path, out: Path, config: str, runs: 
 
     configs = params.of(name).configs
     if config not in configs:
-        raise InputError(f"--config {config}: no such configuration; there are {', '.join(configs)}")
+        raise InputError(f"--config {config}: no such configuration; choose one of {', '.join(configs)}")
     records, metrics = [], []
     with atomic_folder(out) as folder:
         for place, (fold, seed) in runs.items():
@@ -126,7 +126,7 @@ def code_md5() -> str:
 
 
 def resolve_precision_of(section: P, compute: Compute) -> P:
-    """`precision: auto` becomes what this machine computes in, so that it is part of the run's identity."""
+    """Replace `precision: auto` with the precision of this machine, which becomes part of the run's identity."""
     from quintet.training.hardware import resolve_device, resolve_precision
 
     precision = 32 if compute.debug else resolve_precision(section.training.precision, resolve_device(compute.device))
@@ -172,7 +172,7 @@ def run_folders(study: Study, section: StudyParams, sweep: Path, baselines: Path
 
 def rank_runs(name: str, params: Params, sweep: Path, baselines: Path, out: Path, report: Path) -> Ranking:
     """Rank the runs that params name; writes the folder `report` and `out` = {record.json}. Sweep runs that params no longer name
-    are removed first (DVC's cache keeps them), or a fresh clone would rank others."""
+    are removed first (DVC's cache keeps them); otherwise a fresh clone would rank different runs."""
     from quintet.tracking import upload
 
     study, section = load_study(name), params.of(name)

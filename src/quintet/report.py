@@ -24,7 +24,7 @@ SOURCES = ("src", "stages", "params.yaml", "dvc.yaml")
 READING = """The mean is over patients (each counts once); low and high are its 95 % interval. Configurations that share a letter
 (group) are not significantly different. All verdicts follow one decision rule (docs/ranking.md).
 
-Scores on synthetic data show that the pipeline works and what its tables can tell; they say nothing about patients."""
+Scores on synthetic data show that the pipeline works and what its tables contain; they say nothing about patients."""
 
 
 def write_report(params: Params, runs: Path, reports: Path, out: Path) -> str:
@@ -88,7 +88,7 @@ def _overview(params: Params, rankings: dict[StudyName, tuple[Record, pd.DataFra
                 "data": "synthetic" if _synthetic(params, study) else "own",
             }
         )
-    return Section("Who is first, and does it mean anything?", table=pd.DataFrame(rows))
+    return Section("Which configuration is first, and is its lead significant?", table=pd.DataFrame(rows))
 
 
 def _tied(table: pd.DataFrame) -> int:

@@ -1,4 +1,4 @@
-"""The tidy per-case table: every evaluation writes one, the ranking reads nothing else.
+"""The tidy per-case table: every evaluation writes one, and the ranking reads nothing else.
 
 One row per value: study, config, fold, seed, group (patient), case, metric, value.
 """

@@ -1,12 +1,12 @@
-"""A run folder: what one trained (or fitted) configuration leaves behind, and the record that identifies it.
+"""A run folder: the outputs of one trained (or fitted) configuration, and the record that identifies it.
 
     RUN/record.json          study, stage, config, fold, seed, key, parameters, input hashes, environment
     RUN/model/               model.pt (weights and everything that rebuilds the model), history.csv (metrics per epoch)
     RUN/evaluation/          cases.csv (tidy table), metrics.json (flat, final), settings.json (evaluation parameters),
                              inference.json (values set on the validation part that prediction needs), predictions, figures/*.png
 
-The folder of a ranking holds only record.json, whose `artifacts` name the report. The files are the truth; MLflow mirrors
-them (tracking/).
+The folder of a ranking holds only record.json, whose `artifacts` name the report. The files are authoritative;
+MLflow mirrors them (tracking/).
 """
 
 import hashlib
@@ -49,7 +49,7 @@ class Record:
 
     @property
     def name(self) -> str:
-        """The name that people see: `heatmap fold 0 seed 0`, `selected fold 0 seed 0 (moody-crib)`, `ranking`."""
+        """The name shown to readers: `heatmap fold 0 seed 0`, `selected fold 0 seed 0 (moody-crib)`, `ranking`."""
         if self.stage == "rank":
             return self.config
         experiment = self.tags.get("dvc_exp_name")
@@ -85,7 +85,7 @@ def _read_evaluated(folder: Path) -> Record:
 def new_record(
     study: str, stage: str, config: str, *, seed: int, params: dict[str, Any], inputs: dict[str, Path], fold: int = 0
 ) -> Record:
-    """A record of what is about to run: hashes the inputs, notes commit, experiment name and versions."""
+    """Create the record of a run before it starts: hashes of the inputs, commit, experiment name and versions."""
     tags = {f"version.{name}": metadata.version(name) for name in PACKAGES} | {
         "version.python": platform.python_version(),
         "machine": f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores",

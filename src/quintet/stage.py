@@ -1,4 +1,4 @@
-"""What every script in stages/ does around its work: read parameters, print a summary, end with one clear error."""
+"""What all scripts in stages/ share: they read parameters, print a summary, and end bad input with one clear error."""
 
 import argparse
 import csv
@@ -22,10 +22,10 @@ TIMES = Path("logs") / "stages.csv"
 
 
 def run_stage(main: Callable[..., str], *, imports: str | tuple[str, ...]) -> None:
-    """Run `main(params, ...)` as a script: its other arguments become required --options, its result is the final line.
+    """Run `main(params, ...)` as a script: its other arguments become required --options, and the string that it returns is the last line printed.
 
-    The modules `imports` are imported, and the time it takes reported, only after the parameters are valid: a wrong value is
-    reported before torch is imported. Bad input ends with exit code 2 and no traceback.
+    The modules in `imports` are imported (and timed) after the parameters have been validated, so that a wrong value is reported
+    before torch is imported. Bad input ends with exit code 2 and no traceback.
     """
     parser = argparse.ArgumentParser(description=inspect.getdoc(main))
     for name, argument in list(inspect.signature(main).parameters.items())[1:]:
@@ -42,12 +42,12 @@ def run_stage(main: Callable[..., str], *, imports: str | tuple[str, ...]) -> No
     name = os.environ.get("DVC_STAGE") or Path(sys.argv[0]).stem
     seconds = time.time() - started
     print(f"{name}: {summary} ({seconds:.1f} s, of which {ready - started:.1f} s start-up and imports)", flush=True)
-    with suppress(OSError):  # a finished stage is not lost over a line of times
+    with suppress(OSError):  # a finished stage must not fail because its time cannot be logged
         append_time(name, started, ready - started, seconds)
 
 
 def _with_threads(params: parameters.Params) -> parameters.Params:
-    """`quintet repro` sets the number of threads per process; BLAS and OpenMP must know it before they are imported."""
+    """`quintet repro` sets the number of threads per process; BLAS and OpenMP read it when they are imported."""
     value = os.environ.get("QUINTET_THREADS", str(params.compute.threads))
     if not value.isdecimal():
         raise InputError(f"QUINTET_THREADS={value}: expected a number of threads (0: all cores); unset it to use compute.threads")
@@ -59,7 +59,7 @@ def _with_threads(params: parameters.Params) -> parameters.Params:
 
 @contextmanager
 def _garbage_collection_off() -> Iterator[None]:
-    """Garbage collection costs 1.4 s of 7 s of imports and, for what they leave behind, another 1.6 s at exit."""
+    """Garbage collection takes 1.4 s of 7 s of imports and another 1.6 s at exit, for the objects that they create."""
     gc.disable()
     try:
         yield

@@ -1,6 +1,6 @@
-"""The interface that a study implements, and the registry of the five.
+"""The interface that a study implements, and the registry of the five studies.
 
-A study is a package whose module `study.py` has the functions below; experiment.py (the driver) knows studies by nothing else.
+A study is a package whose module `study.py` has the functions below; experiment.py (the driver) uses nothing else.
 The functions import what they need when they are called: torch alone costs seconds.
 """
 
@@ -26,7 +26,7 @@ class Baseline:
     """A method without training runs of its own: what identifies it, and how it is evaluated into a folder."""
 
     params: dict[str, Any]
-    inputs: dict[str, Path]  # files beside the prepared data
+    inputs: dict[str, Path]  # files other than the prepared data
     evaluate: Callable[[Path, Record], Metrics]
 
 
@@ -49,8 +49,8 @@ class Study(Protocol):
         """Read what the prepare stage wrote."""
 
     def training_inputs(self, config: Any, params: Any, seed: int) -> dict[str, Path]:
-        """Files beside the prepared data that a training reads, by name: pretrained weights, an earlier phase. They identify
-        the run by their hashes."""
+        """Files other than the prepared data that training reads, by name: pretrained weights, an earlier phase. Their hashes are
+        part of the run's identity."""
 
     def train(self, data: Any, config: Any, params: Any, compute: Compute, record: Record) -> "TrainedModel":
         """Train with the fold and seed of `record`, which gets the final metrics and further tags."""
@@ -89,7 +89,7 @@ class Study(Protocol):
 
 
 def load_study(name: str) -> Study:
-    """Import one study's package. mypy holds each module against the protocol."""
+    """Import one study's package. mypy checks each module against the protocol."""
     match StudyName(name):
         case StudyName.landmarks:
             from quintet.landmarks import study as landmarks

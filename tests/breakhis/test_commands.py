@@ -16,9 +16,9 @@ def test_check_lists_what_is_wrong(checkout, slides):
     path = next((broken / "benign/SOB/adenosis").glob("*/40X/*.png"))
     path.rename(path.with_name("photo.png"))
     next((broken / "benign/SOB/adenosis").glob("*/100X/*.png")).write_bytes(b"")
-    said = str(run(app, ["check", "breakhis", "--data", str(broken)]).exception)
-    assert "photo.png: no BreaKHis name" in said
-    assert "the file is empty" in said
+    message = str(run(app, ["check", "breakhis", "--data", str(broken)]).exception)
+    assert "photo.png: not a BreaKHis name" in message
+    assert "the file is empty" in message
 
 
 def test_predict_writes_a_new_file_only(checkout, slides, trained):  # noqa: F811
@@ -28,5 +28,5 @@ def test_predict_writes_a_new_file_only(checkout, slides, trained):  # noqa: F81
     assert done.exit_code == 0, done.exception
     assert "1 cases predicted" in done.output
     before = (checkout / "out.csv").read_text()
-    assert "is there already" in str(run(app, command).exception)
+    assert "exists; choose another file" in str(run(app, command).exception)
     assert (checkout / "out.csv").read_text() == before

@@ -23,8 +23,8 @@ def test_arrays_index_and_folds(slides, slide_arrays):
     data = load(slide_arrays)
     assert len(data.table) == len(picture_files(slides)) == sum(len(a) for a in data.images.values())
     for m in MAGNIFICATIONS:
-        own = data.table[data.table["magnification"] == m]
-        assert own["row"].tolist() == list(range(len(own)))
+        images = data.table[data.table["magnification"] == m]
+        assert images["row"].tolist() == list(range(len(images)))
         assert data.images[m].shape[1:] == (32, 32, 3)
         assert isinstance(data.images[m], np.memmap)
     row = data.table.iloc[100]
@@ -33,7 +33,7 @@ def test_arrays_index_and_folds(slides, slide_arrays):
     assert set(data.folds["part"]) == {"train", "valid", "test"}
     shares = data.types(sorted(set(data.table["patient"])))
     np.testing.assert_allclose(shares.sum(1), 1, rtol=1e-6)
-    assert ((shares > 0).sum(1) == 2).sum() == 1  # the person under two types
+    assert ((shares > 0).sum(1) == 2).sum() == 1  # the patient with images of two types
 
 
 def test_rows_of_patients(slide_arrays):
@@ -41,9 +41,9 @@ def test_rows_of_patients(slide_arrays):
     names = data.patients("test", 0)
     patients = data.image_rows(names, ["100X", "400X"])
     for name, rows in zip(patients.names, patients.rows, strict=True):
-        for m, own in zip(["100X", "400X"], rows, strict=True):
+        for m, expected in zip(["100X", "400X"], rows, strict=True):
             table = data.table[data.table["magnification"] == m].set_index("row")
-            assert set(table.loc[own, "patient"]) == {name}
+            assert set(table.loc[expected, "patient"]) == {name}
 
 
 def test_a_picture_in_two_patients_of_different_parts_fails_with_both_paths(tree, tmp_path, make_params):
@@ -62,13 +62,13 @@ def test_a_picture_in_two_patients_of_different_parts_fails_with_both_paths(tree
     assert any(tested["image"] in problem and trained["image"] in problem for problem in check(tree, params))
 
 
-def test_a_relative_folder_is_prepared_alike(slides, slide_arrays, tmp_path, make_params, monkeypatch):
+def test_a_relative_path_gives_the_same_prepared_data(slides, slide_arrays, tmp_path, make_params, monkeypatch):
     monkeypatch.chdir(slides.parent)
     prepare(Path(slides.name), tmp_path / "out", make_params(SMALL).breakhis)
     assert (tmp_path / "out" / "index.csv").read_text() == (slide_arrays / "index.csv").read_text()
 
 
-def test_a_picture_twice_within_a_patient_is_no_leak(tree, tmp_path, make_params):
+def test_a_picture_twice_within_a_patient_is_not_a_leak(tree, tmp_path, make_params):
     files = sorted((tree / "benign/SOB/adenosis").glob("*/40X/*.png"))
     shutil.copy(files[0], files[1])
     prepare(tree, tmp_path / "out", make_params(SMALL).breakhis)
@@ -88,8 +88,8 @@ def test_unreadable_images_are_all_listed_or_all_skipped(tree, tmp_path, make_pa
     with pytest.raises(InputProblemsError) as caught:
         prepare(tree, tmp_path / "out", make_params(SMALL).breakhis)
     assert len(caught.value.problems) == 3
-    for path, what in ((files[40], "corrupt or truncated"), (files[90], "empty"), (files[130], "more than 8 bits")):
-        assert any(str(path) in p and what in p for p in caught.value.problems)
+    for path, expected in ((files[40], "corrupt or truncated"), (files[90], "empty"), (files[130], "more than 8 bits")):
+        assert any(str(path) in p and expected in p for p in caught.value.problems)
     assert "on_error=skip" in str(caught.value)
     assert not (tmp_path / "out").exists()
     assert set(check(tree, make_params(SMALL).breakhis)) == set(caught.value.problems)
@@ -98,7 +98,7 @@ def test_unreadable_images_are_all_listed_or_all_skipped(tree, tmp_path, make_pa
     assert len(prepared.table) == len(files) - 3
 
 
-def test_missing_magnifications_are_no_error(tree, tmp_path, make_params, capsys):
+def test_missing_magnifications_are_not_an_error(tree, tmp_path, make_params, capsys):
     for patient in sorted((tree / "benign/SOB/adenosis").iterdir()):
         shutil.rmtree(patient / "40X")
     params = make_params(SMALL).breakhis
@@ -114,7 +114,14 @@ def test_page(slides, tmp_path, make_params):
     analyze(slides, tmp_path / "page.html", make_params(SMALL).breakhis)
     page = (tmp_path / "page.html").read_text()
     assert "of 20 patients, 12 of them malignant" in page
-    for heading in ("Images by type", "Images a patient", "Folds", "What an epoch sees", "Stain", "Missing magnifications"):
+    for heading in (
+        "Images by type",
+        "Images per patient",
+        "Folds",
+        "Images used in an epoch",
+        "Stain",
+        "Missing magnifications",
+    ):
         assert heading in page
     assert page.count("data:image/png;base64") == 1
 
@@ -126,9 +133,9 @@ def test_real_images(real_slides, tmp_path, make_params, capsys):
     assert capsys.readouterr().out.count("note: patient") == 29
     prepared, skipped = prepare(real_slides, tmp_path / "grouped", params)
     assert (len(prepared.table), len(skipped)) == (64, 0)
-    official = params.model_copy(update={"split": "official", "folds": 5})
+    official = make_params(SMALL | {"breakhis.data.split": "official", "breakhis.data.folds": 5}).breakhis
     prepared, _ = prepare(real_slides, tmp_path / "official", official)
-    assert prepared.folds["fold"].nunique() == 5
+    assert prepared.fold_count == 5
     assert any("14-13412" in note and "both sides" in note for note in prepared.notes)
     analyze(real_slides, tmp_path / "page.html", official)
     assert "dsfold1.txt puts patient 14-13412" in (tmp_path / "page.html").read_text()

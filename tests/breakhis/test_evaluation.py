@@ -3,7 +3,6 @@ import pandas as pd
 import pytest
 from sklearn.metrics import balanced_accuracy_score
 
-from quintet.breakhis.comparison import as_balanced_accuracy, balanced_interval
 from quintet.breakhis.evaluation.metrics import (
     Predicted,
     choose_threshold,
@@ -13,7 +12,6 @@ from quintet.breakhis.evaluation.metrics import (
     subsets,
 )
 from quintet.breakhis.evaluation.scores import score_images, score_patients, summary
-from quintet.resampling import bootstrap_weights
 
 LABELS = np.array([0, 0, 1, 1, 1])
 P = np.array([0.1, 0.6, 0.4, 0.8, 0.9])
@@ -93,42 +91,6 @@ def test_mean_of_models():
     one = predicted({"40X+100X": np.array([0.2, 0.4, 0.6])}, IMAGES)
     other = predicted({"40X+100X": np.array([0.4, 0.8, 0.6])}, IMAGES)
     np.testing.assert_allclose(mean_prediction([one, other]).malignant, [0.3, 0.6, 0.6])
-
-
-def tidy(config, right, classes):
-    rows = []
-    for patient, value in right.items():
-        for metric, v in (("correct", value), ("malignant", classes[patient])):
-            rows.append(("breakhis", config, 0, 0, patient, patient, metric, float(v)))
-    return pd.DataFrame(rows, columns=["study", "config", "fold", "seed", "group", "case", "metric", "value"])
-
-
-def test_the_ranked_values_average_to_the_balanced_accuracy_of_the_shared_patients():
-    classes = {"a": 0, "b": 0, "c": 1, "d": 1, "e": 1, "f": 1}
-    table = pd.concat(
-        [
-            tidy("full", {"a": 1, "b": 0, "c": 1, "d": 1, "e": 0, "f": 0}, classes),
-            tidy("fewer folds", {"a": 1, "b": 1, "c": 1, "d": 0, "e": 1}, classes),
-        ]
-    )
-    own = as_balanced_accuracy(table)
-    shared = own[own["group"] != "f"]
-    means = shared.groupby("config")["value"].mean()
-    assert means["full"] == pytest.approx((1 / 2 + 2 / 3) / 2)
-    assert means["fewer folds"] == pytest.approx((1 + 2 / 3) / 2)
-
-
-def test_balanced_intervals_resample_whole_patients():
-    """100 equal images of each of few patients are worth those few patients, not 100 times as much."""
-    rng = np.random.default_rng(0)
-    right = rng.integers(0, 2, 20).astype(float)
-    classes, names = np.repeat([0.0, 1.0], 10), np.arange(20)
-    few = balanced_interval(right, classes, bootstrap_weights(names, classes))
-    again = names.repeat(100)
-    many = balanced_interval(right[again], classes[again], bootstrap_weights(again, classes[again]))
-    assert few == pytest.approx(many)
-    spread = np.sqrt(sum(right[classes == k].var() / 10 for k in (0, 1)) / 4)
-    assert few[1] - few[0] == pytest.approx(2 * 1.96 * spread, rel=0.2)
 
 
 def test_a_subset_that_one_class_alone_has_gets_no_balanced_accuracy():

@@ -178,7 +178,7 @@ def test_sweep_and_ranking(small, slide_arrays):
         assert f"<h2>{heading}" in page
     assert {p.name for p in Path("reports/ranking").glob("curves_*.png")} == {"curves_mmnet.png", "curves_single-400X.png"}
     text = Path("reports/ranking/ranking.md").read_text()
-    assert "one benign patient 6.2" in text  # points of balanced accuracy
+    assert "one benign patient is worth 6.2" in text  # points of balanced accuracy
     assert "0.892 +- 0.049" in text
     assert json.loads(Path("runs/breakhis/rank/record.json").read_text())["stage"] == "rank"
     assert not list(Path(".checkpoints").glob("*"))
@@ -260,7 +260,7 @@ def test_what_cannot_be_trained_or_evaluated_is_reported(make_params, slides, tr
         train(diverging, slide_arrays, tmp_path / "run")
     assert not (tmp_path / "run" / "model").exists()
     larger = prepare(slides, tmp_path / "larger", make_params(SMALL | {"breakhis.data.size": 64}).breakhis)[0]
-    with pytest.raises(InputError, match=r"trained on images of 32 pixels, .* has 64"):
+    with pytest.raises(InputError, match=r"trained on images of 32 pixels, the prepared ones have 64"):
         evaluate(small, tmp_path / "larger", trained[0])
     lost = larger.table.assign(patient=larger.table["patient"].where(larger.table["magnification"] != "40X", "nobody"))
     with pytest.raises(InputError, match="no training patient has an image at 40X"):

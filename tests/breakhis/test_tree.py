@@ -60,7 +60,7 @@ def test_name_that_contradicts_its_folder(tree):
         "patient 15-",
         "class malignant",
     ):
-        assert any(f"name says {what}" in p and "breast/benign" in p for p in problems), what
+        assert any(f"the name gives {what}" in p and "breast/benign" in p for p in problems), what
 
 
 def test_other_bad_places(tree):
@@ -68,12 +68,12 @@ def test_other_bad_places(tree):
     shutil.copy(path, tree / "breast" / "loose.png")
     shutil.copy(path, path.with_name("photo.png"))
     shutil.copy(path, path.with_suffix(".jpg"))
-    shutil.copy(path, path.with_name(f"._{path.name}"))  # a Mac's, ignored
+    shutil.copy(path, path.with_name(f"._{path.name}"))  # written by macOS, ignored
     _, problems = read_tree(tree)
     assert len(problems) == 3
     assert any("loose.png: not at .../{benign" in p for p in problems)
-    assert any("photo.png: no BreaKHis name" in p for p in problems)
-    assert any("stands at" in p and ".jpg" in p for p in problems)
+    assert any("photo.png: not a BreaKHis name" in p for p in problems)
+    assert any("also exists as" in p and ".jpg" in p for p in problems)
 
 
 def test_wrong_tree_is_one_problem_and_examples(tmp_path):
@@ -83,7 +83,7 @@ def test_wrong_tree_is_one_problem_and_examples(tmp_path):
         Image.new("RGB", (9, 9)).save(tmp_path / f"{number}.png")
     images, problems = read_tree(tmp_path)
     assert not images
-    assert "9 pictures, none of them there" in problems[0]
+    assert "9 pictures, but none in such a folder" in problems[0]
     assert len(problems) == 4
 
 

@@ -20,7 +20,7 @@ def test_check_and_analyze(checkout, flow_maps):
     assert "of 6 people" in page
     assert "skipped" not in page
     assert page.count("data:image/png;base64") == 1
-    for heading in ("Folds", "Grids", "Territories", "What the preparation costs"):
+    for heading in ("Folds", "Grids", "Territories", "Accuracy lost by resampling"):
         assert heading in page
 
 

@@ -1,4 +1,4 @@
-"""Resample a volume to a cube of given centre and size along the patient's axes: linear interpolation, averaging finer voxels."""
+"""Resample a volume to a cube of given centre and size along the patient's axes, with linear interpolation and averaging."""
 
 import nibabel as nib
 import numpy as np

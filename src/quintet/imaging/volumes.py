@@ -17,7 +17,7 @@ from quintet.errors import InputError
 
 NIFTI = (".nii", ".nii.gz")  # file name suffixes
 GRID_TOLERANCE_MM = 1e-2  # grids whose corners differ by less are the same
-SPACING_RANGE_MM = (0.1, 50.0)  # values outside this range are in another unit
+SPACING_RANGE_MM = (0.1, 50.0)  # values outside this range are probably in another unit
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""The data page: people, cases and folds, grids, territories, and what the preparation costs."""
+"""The data page: people, cases and folds, grids, territories, and how much accuracy resampling loses."""
 
 import tempfile
 from pathlib import Path
@@ -39,7 +39,7 @@ def write_data_page(page: Path, data: Prepared, skipped: list[str], params: Perf
             _grids(data),
             Section("Cases", figures=[figure]),
             _territories(data),
-            Section("What the preparation costs", ROUND_TRIP, _round_trip(data)),
+            Section("Accuracy lost by resampling", ROUND_TRIP, _round_trip(data)),
         ]
         if skipped:
             sections.append(Section(f"{len(skipped)} skipped", "\n\n".join(skipped)))
@@ -62,7 +62,7 @@ def _folds(data: Prepared) -> Section:
         people = sorted(held_out["subject"].unique())
         rows.append((number, len(fold["train"]), len(fold["val"]), len(people), ", ".join(people)))
     visits = data.table.groupby("subject").size().value_counts().sort_index()
-    text = "The visits of one person are always on the same side. Visits per person: " + ", ".join(
+    text = "All visits of a person are in the same part of a fold. Visits per person: " + ", ".join(
         f"{n} ({k} people)" for n, k in visits.items()
     )
     if unused := len(data.table) - len({name for fold in data.folds for part in fold.values() for name in part}):

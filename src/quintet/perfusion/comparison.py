@@ -60,14 +60,14 @@ def report_sections(params: Perfusion, table: Ranking, runs: Runs) -> list[Secti
         Section("The reference's open questions", "\n\n".join(open_questions(table, params))),
         Section("Recommendations", "\n\n".join(recommendations(table, costs, params))),
         Section("Details", "Means over the cases where a score is defined.", select_columns(metrics, DETAILS)),
-        Section("Cost", "On this machine; training time includes validation.", select_columns(costs, COSTS)),
+        Section("Cost", "Measured on the machine that trained the runs; training time includes validation.", select_columns(costs, COSTS)),
     ]
 
 
 LEFT_RIGHT = """Dice of the left and of the right territory, means over people, and the gap left - right with its 95 % interval.
 
-Published: left is ahead by 1.2 +- 0.7 points on average, which the reference calls universal, although in shared-multiscale
-right is ahead."""
+Published: Dice is higher on the left by 1.2 +- 0.7 points on average. The reference calls this universal, although in
+shared-multiscale it is higher on the right."""
 
 
 def _sides(runs: Runs, configs: dict[str, PerfusionConfig]) -> pd.DataFrame:

@@ -19,7 +19,7 @@ def difference(table: Ranking, config: str, other: str) -> tuple[float, float, b
 
 
 def open_questions(table: Ranking, params: Perfusion) -> list[str]:
-    """One answer per question, from the decision rule, or what would answer it."""
+    """One paragraph per question: the answer by the decision rule, or what is needed to answer it."""
     order = list(table.table["config"])
     answers = [_significant(table)]
     if LAST in order and len(order) > 1:
@@ -47,7 +47,7 @@ def _anomaly(table: Ranking, order: list[str]) -> str:
         f"{order.index(LAST) + 1} of {len(order)}; {above} of the others are significantly better, {below} significantly worse."
     )
     if not table.run_sd:
-        return f"{text} Whether randomness in training could explain that can only be told with two or more seeds."
+        return f"{text} Two or more seeds are needed to see whether randomness in training could explain that."
     jump, sd = abs(RERUN[LAST] - PUBLISHED[LAST][0]) / 100, np.sqrt(2) * table.run_sd
     chance = 100 * 2 * stats.norm.sf(jump / sd)
     return (
@@ -88,7 +88,7 @@ def recommendations(table: Ranking, costs: pd.DataFrame, params: Perfusion) -> l
 def _most_reproducible(table: Ranking, params: Perfusion) -> str:
     df = len(params.sweep.folds) * (len(params.sweep.seeds) - 1)
     if df < 1:
-        return "By run-to-run variation: unknown, because one seed shows no run-to-run SD."
+        return "By run-to-run variation: unknown, because one seed cannot measure it."
     sds = table.table.set_index("config")["run_sd"].sort_values()
     smallest, second = (*sds.iloc[:2], np.nan)[:2]
     # the smallest of several SDs against the next: two-sided, Bonferroni over those it was chosen from

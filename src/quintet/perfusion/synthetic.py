@@ -1,7 +1,7 @@
 """Perfusion phantoms in nnU-Net's raw layout: two maps of cerebral blood flow per visit, one per internal carotid artery.
 
 A person is a set of smooth fields in head coordinates (mm: x to the right, y to the front, z up): brain, tissue, and the
-share of the flow that each artery supplies. A visit places the head into a scanner grid and adds its own physiology, noise
+share of the flow that each artery supplies. A visit places the head in a scanner grid and adds its own physiology, noise
 and label. Flow: grey matter about 65, white 22 ml/100 g/min (Parkes et al. 2004, doi:10.1002/mrm.20023). A voxel belongs to
 an artery that supplies at least `SHARE` of it, so that territories overlap where both do.
 """
@@ -55,8 +55,8 @@ class Person:
     midline_mm: float  # where the anterior territories meet
     bend: Waves
     width_mm: float  # over which the supply changes from one side to the other
-    posterior_mm: Floats  # [2] left, right: behind it the posterior circulation supplies
-    occluded: int | None  # 0 left, 1 right: its front is fed from the other side
+    posterior_mm: Floats  # [2] left, right: tissue behind it has a posterior supply
+    occluded: int | None  # 0 left, 1 right: the other side supplies its front
     flow: float
 
     @staticmethod
@@ -121,7 +121,7 @@ def scanner_grid(rng: np.random.Generator, spacing_mm: Floats, number: int) -> G
     affine = np.eye(4)
     affine[:3, :3] = steps
     affine[:3, 3] = centre - steps @ ((shape - 1) / 2)
-    if number % 4 == 1:  # the same voxels, indices the other way round
+    if number % 4 == 1:  # the same voxels with reversed indices
         axis = int(number // 4 % 2)
         flip = np.eye(4)
         flip[axis, axis], flip[axis, 3] = -1, shape[axis] - 1
@@ -158,13 +158,13 @@ def visit(person: Person, grid: Grid, rng: np.random.Generator) -> tuple[Floats,
 
 
 def _as_drawn(mask: NDArray[np.bool_]) -> NDArray[np.bool_]:
-    """Slice by slice without specks and pinholes, like a manual annotation."""
+    """Remove specks and pinholes slice by slice, so that the mask resembles a manual annotation."""
     stencil = np.ones((3, 3, 1), bool)
     return binary_closing(binary_opening(mask, stencil), stencil) & mask
 
 
 def synthesize(out: Path, *, subjects: int, seed: int, workers: int = 1) -> None:
-    """Write `subjects` people with 1 to 3 visits each to `out`, whole or not at all. A person depends only on the seed and their
+    """Write `subjects` people with 1 to 3 visits each to `out`, atomically. A person depends only on the seed and the person's
     number."""
     with atomic_folder(out) as folder:
         for part in ("imagesTr", "labelsTr"):

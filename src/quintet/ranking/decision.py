@@ -1,6 +1,6 @@
 """The decision rule: which configurations differ significantly, given the variation between patients and training runs?
 
-Model of the score of configuration c, training run r, patient i:
+Model of the score of configuration c and training run r for patient i:
     y = mean_c + patient_ci + run_cr + noise_cri,   Var(run) = s_run^2, the same for every configuration.
 A patient's score is the mean over the m_ci runs that tested the patient; d_i is the difference between two configurations.
 The variance of any mean over patients is (variance + (n - 1) mean covariance of two patients) / n, so

@@ -1,4 +1,4 @@
-"""Batches of array rows: the order is a function of (seed, epoch), a batch is one tensor operation."""
+"""Batches of array rows: their order depends on (seed, epoch) alone, and each batch is one tensor operation."""
 
 import math
 import os
@@ -38,7 +38,7 @@ class EpochBatchSampler(Sampler[list[int]]):
 
 
 def rank_and_world_size() -> tuple[int, int]:
-    """Also before Lightning has started DDP."""
+    """Rank and world size of this process, even before Lightning has started DDP."""
     if torch.distributed.is_available() and torch.distributed.is_initialized():
         return torch.distributed.get_rank(), torch.distributed.get_world_size()
     return int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
@@ -53,5 +53,5 @@ def gather_rows(module: L.LightningModule, rows: Tensor) -> Tensor:
 
 
 def batch_loader(data: Dataset[Any], rows: NDArray[np.int64], batch_size: int, *, seed: int, shuffle: bool) -> DataLoader[Any]:
-    """A loader that gives `data` a whole list of indices at once: one tensor operation per batch, no workers, no collation."""
+    """A loader that passes `data` the indices of a whole batch at once: one tensor operation, no workers, no collation."""
     return DataLoader(data, sampler=EpochBatchSampler(rows, batch_size, seed=seed, shuffle=shuffle), batch_size=None)

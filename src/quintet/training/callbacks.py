@@ -1,4 +1,4 @@
-"""Lightning callbacks: random numbers per batch, the history of an epoch, a stop at the first loss that is not finite."""
+"""Lightning callbacks: seeds per batch, history per epoch, resumable early stopping, and a stop at the first non-finite loss."""
 
 import math
 import time
@@ -17,7 +17,7 @@ from quintet.training.hardware import peak_memory_mb
 
 
 class Reseed(Callback):
-    """The random numbers of a batch depend on (seed, global step) alone, so that a resumed training repeats them."""
+    """The random numbers of a batch depend on (seed, step) alone, so that a resumed run draws the same ones."""
 
     def __init__(self, seed: int) -> None:
         self.seed = seed
@@ -28,8 +28,8 @@ class Reseed(Callback):
 
 
 class History(Callback):
-    """Metrics, peak memory and time per epoch: kept in the checkpoint (so that a resumed run has them all), mirrored live in
-    MLflow, printed where there is no progress bar."""
+    """Metrics, peak memory and time per epoch: kept in the checkpoint (so that a resumed run has them all), mirrored live to
+    MLflow, and printed if there is no progress bar."""
 
     def __init__(self, record: Record) -> None:
         self.record = record
@@ -84,14 +84,15 @@ class History(Callback):
 
 
 class ResumableEarlyStopping(EarlyStopping):
-    """Lightning restores how long a run has waited, not that it had stopped: killed after its last epoch, it would train on."""
+    """Early stopping that survives a resume. Lightning restores the wait count but not that training had stopped, so a run that was
+    killed after its last epoch would train on."""
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         trainer.should_stop = self.wait_count >= self.patience
 
 
 class FiniteLoss(Callback):
-    """Stops at the first loss that is not finite and names the step, the cases and the largest weights and gradients."""
+    """Stops training at the first loss that is not finite, and names the step, the cases and the largest weights and gradients."""
 
     def on_before_backward(self, trainer: L.Trainer, pl_module: L.LightningModule, loss: Tensor) -> None:
         if torch.isfinite(loss):

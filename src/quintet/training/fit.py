@@ -1,4 +1,4 @@
-"""One call that trains: `fit`. Killed at any moment and called again, it ends with the result of one left alone."""
+"""`fit` trains a module. If it is killed at any moment and called again, the result is that of an uninterrupted call."""
 
 import logging
 import math
@@ -33,7 +33,7 @@ logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)  # no tips; war
 
 
 def set_threads_and_seed(compute: Compute, seed: int) -> None:
-    """Threads and seeds of this process."""
+    """Set the number of threads and the seeds of this process."""
     if compute.threads:
         torch.set_num_threads(compute.threads)
     L.seed_everything(seed, workers=True, verbose=False)
@@ -42,14 +42,14 @@ def set_threads_and_seed(compute: Compute, seed: int) -> None:
 
 
 def adam_optimizer(groups: list[dict[str, Any]], training: AdamCosine, *, decoupled: bool = False) -> torch.optim.Optimizer:
-    """Adam, or with decoupled weight decay AdamW."""
+    """Adam, or AdamW if weight decay is `decoupled`."""
     on_cpu = groups[0]["params"][0].device.type == "cpu"
-    # fused: 14 -> 3 ms a step of a ResNet-18 on 2 cores; on GPUs it would forbid clipping under float16
+    # fused: 14 -> 3 ms per step of a ResNet-18 on 2 cores; on a GPU it would rule out gradient clipping under float16
     optimizer = (torch.optim.AdamW if decoupled else torch.optim.Adam)(
         groups, weight_decay=training.weight_decay, fused=on_cpu or None
     )
-    # Lightning refuses to clip gradients where a fused step could unscale them itself. On a CPU nothing is scaled: float16, the
-    # only precision that needs it, is refused there (hardware.py).
+    # Lightning refuses to clip gradients if a fused step could unscale them itself. On a CPU nothing is scaled: float16, the only
+    # precision that needs scaling, is rejected there (hardware.py).
     optimizer._step_supports_amp_scaling = False
     return optimizer
 
@@ -62,7 +62,7 @@ def with_step_schedule(optimizer: torch.optim.Optimizer, schedule: torch.optim.l
 def cosine_with_warmup(
     optimizer: torch.optim.Optimizer, training: AdamCosine, steps: int
 ) -> torch.optim.lr_scheduler.LRScheduler:
-    """Linear warm-up over `training.warmup` of the steps, then cosine annealing to `training.rate_floor`, stepped per batch."""
+    """Linear warm-up over the fraction `training.warmup` of the steps, then cosine annealing to `training.rate_floor`, stepped per batch."""
     warm = max(1, round(training.warmup * steps))
 
     def factor(rate: float) -> Callable[[int], float]:
@@ -83,8 +83,8 @@ def cosine_with_warmup(
 class Monitor:
     """The validation metric that is monitored. `perfect`: a value this good or better is suspicious and causes a warning.
 
-    `keep`: the weights of the best or of the last epoch. Where the reported cases are the validation cases (a fold's), choosing
-    the best epoch on them would be optimistic: keep last.
+    `keep`: keep the weights of the best or of the last epoch. If scores are reported on the validation cases (as in
+    cross-validation), choosing the best epoch on them would be optimistic: keep the last.
     """
 
     metric: str
@@ -118,7 +118,7 @@ def fit(
     record: Record,
     monitor: Monitor,
 ) -> FitResult:
-    """Train `module`, whose network is its `net`; resumes where a killed run of the same record stopped.
+    """Train `module`, whose network is `module.net`; resumes where a killed run with the same record stopped.
 
     Adds device, precision, peak memory and the final metrics to the record.
     """
@@ -165,7 +165,8 @@ def delete_resume_checkpoints(record: Record) -> None:
 
 @contextmanager
 def _exclusive(folder: Path) -> Iterator[None]:
-    """A killed `dvc` leaves its stage process alive: a second process waits for it instead of writing into the same files."""
+    """Lock the folder. A killed `dvc` leaves its stage process alive; a second process waits for it instead of writing to the same
+    files."""
     folder.mkdir(parents=True, exist_ok=True)
     if int(os.environ.get("RANK", 0)) > 0:  # under DDP rank 0 holds the lock for all
         yield
@@ -232,7 +233,7 @@ def _trainer(
         logger=logger,
         enable_progress_bar=sys.stderr.isatty(),
         enable_model_summary=False,
-        use_distributed_sampler=False,  # EpochBatches takes each rank's share itself
+        use_distributed_sampler=False,  # EpochBatchSampler does it
         num_sanity_val_steps=0,
     )
 

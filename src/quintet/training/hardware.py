@@ -36,7 +36,7 @@ def resolve_precision(precision: Precision, device: str) -> Precision:
 
 
 def resolve_workers(workers: str | int, device: str) -> int:
-    """Processes that prepare batches. `auto`: 8 to feed a GPU; none on a CPU, whose cores training needs."""
+    """Number of processes that prepare batches. `auto`: 8 to feed a GPU; none on a CPU, where training needs all cores."""
     return int(workers) if workers != "auto" else 8 if device == "cuda" else 0
 
 
@@ -48,7 +48,7 @@ def cpu_computes_bf16() -> bool:
 def peak_memory_mb() -> float:
     """Peak resident memory of this process so far, MiB."""
     status = Path("/proc/self/status")
-    if status.is_file():  # getrusage's figure starts at that of the parent process
+    if status.is_file():  # getrusage includes the parent's peak before fork and exec
         high = next(line for line in status.read_text(encoding="ascii").splitlines() if line.startswith("VmHWM"))
         return float(high.split()[1]) / 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (1024 if sys.platform != "darwin" else 1024**2)

@@ -1,4 +1,4 @@
-"""Saved models (weights and what rebuilds them), and pretrained weights."""
+"""Saved models (weights and the values that rebuild the network), and pretrained weights."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -18,7 +18,7 @@ Net = TypeVar("Net", bound=nn.Module)
 
 @dataclass(frozen=True)
 class TrainedModel:
-    """What training leaves behind. `build`: the values that rebuild the network, as plain types."""
+    """The result of training. `build`: the values that rebuild the network, as plain types."""
 
     weights: Mapping[str, Mapping[str, Tensor]]  # file name -> state dict; "model" is the one that is evaluated
     build: Mapping[str, Any]
@@ -32,8 +32,8 @@ class TrainedModel:
 
 
 def save_model(path: Path, state: Mapping[str, Tensor], build: Mapping[str, Any]) -> None:
-    """Weights and all that rebuilds the model, as plain types, so that it loads with weights_only=True."""
-    buffer = BytesIO()  # torch's own writer names neither file nor reason when the disk is full
+    """Save the weights and the values that rebuild the network, as plain types, so that it loads with weights_only=True."""
+    buffer = BytesIO()  # if the disk is full, torch's own writer reports neither the file nor the reason
     torch.save({"state_dict": dict(state), "build": dict(build)}, buffer)
     path.write_bytes(buffer.getbuffer())
 
@@ -41,12 +41,12 @@ def save_model(path: Path, state: Mapping[str, Tensor], build: Mapping[str, Any]
 def load_model(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """The state dict and the build values that `save_model` wrote."""
     if not Path(path).is_file():
-        raise InputError(f"{path}: no trained model there; run its training stage (a baseline has none and cannot predict)")
+        raise InputError(f"{path}: no trained model there; run its training stage (a baseline has no model and cannot predict)")
     try:
         saved = torch.load(path, map_location="cpu", weights_only=True)
         return saved["state_dict"], saved["build"]
     except Exception as error:  # a damaged file raises many kinds of exceptions
-        raise InputError(f"{path}: not one of our models, or damaged ({str(error).splitlines()[0]}); train it again") from None
+        raise InputError(f"{path}: not a model of Quintet, or damaged ({str(error).splitlines()[0]}); train it again") from None
 
 
 def load_network(path: Path, study: str, key: str, make: Callable[[dict[str, Any]], Net]) -> tuple[Net, dict[str, Any]]:
@@ -66,12 +66,12 @@ def load_network(path: Path, study: str, key: str, make: Callable[[dict[str, Any
 
 
 def weight_files(weights: str) -> dict[str, Path]:
-    """The file of pretrained weights, as an input that identifies a run: changed under the same name it makes another run."""
+    """The file of pretrained weights, as an input of the run: its hash is part of the run's key, so new content makes another run."""
     return {"weights": Path(weights)} if Path(weights).is_file() else {}
 
 
 def load_pretrained_weights(module: nn.Module, path: str, url: str, *, drop: Sequence[str] = ()) -> str:
-    """Fill `module` from `imagenet` (downloaded from `url`, hash checked), or from a local state dict; returns origin and hash.
+    """Fill `module` from `imagenet` (downloaded from `url`, hash checked), or from a local state dict; returns their origin.
 
     There is no silent fallback: a missing file, a machine without internet or weights that do not fit raise InputError.
     """

@@ -77,7 +77,7 @@ def subject_of(case: str, pattern: re.Pattern[str]) -> str:
 
 
 def _describe(description: dict[str, Any]) -> tuple[tuple[str, ...], tuple[frozenset[int], frozenset[int]]]:
-    """Channel names, and the values of both territories from `"left": 1`, `"left": [1, 3]` or an own label for both."""
+    """Channel names, and the values of both territories from `"left": 1`, `"left": [1, 3]` or a separate label for both."""
     if not isinstance(description, dict) or not isinstance(description.get("labels"), dict):
         raise InputError('expected {"channel_names": {...}, "labels": {...}}, as nnU-Net v2 writes it')
     names = description.get("channel_names")

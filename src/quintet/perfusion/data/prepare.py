@@ -48,7 +48,7 @@ def resample(images: NDArray[np.float32], grid: Grid, spacing_mm: tuple[float, f
 
 
 def check(raw: Path, params: Perfusion) -> list[str]:
-    """Every problem of a raw folder, voxels and folds included."""
+    """List every problem of a raw folder, including its voxels and folds."""
     dataset, problems = read_dataset(raw, params.data.subject_pattern)
     if dataset is None:
         return problems
@@ -67,8 +67,8 @@ def check(raw: Path, params: Perfusion) -> list[str]:
 
 
 def make_folds(raw: Path, cases: list[Case], params: PerfusionData) -> list[Fold]:
-    """Folds by person. A splits_final.json (in the raw folder, or the file that params name) takes precedence if no person is on
-    both sides of a fold."""
+    """Folds by person. A splits_final.json (in the raw folder, or the file that params name) takes precedence; it is refused if a
+    person is in both train and val of a fold."""
     path = Path(raw) / "splits_final.json" if params.split == "auto" else Path(params.split)
     if params.split != "auto" and not path.is_file():
         raise InputError(f"perfusion.data.split: {path}: no such file; auto makes folds by person")
@@ -104,7 +104,7 @@ def _read_folds(path: Path, cases: list[Case], count: int) -> list[Fold]:
         shared = {subject.get(n, n) for n in fold["train"]} & {subject.get(n, n) for n in fold["val"]}
         for name in sorted(shared):
             both = [f"{n} ({part})" for part in ("train", "val") for n in fold[part] if subject.get(n, n) == name]
-            problems.append(f"fold {number}: subject {name} is on both sides: {', '.join(both)}; keep a person's visits together")
+            problems.append(f"fold {number}: subject {name} is in both train and val: {', '.join(both)}; keep a person's visits together")
     held_out = Counter(name for fold in folds for name in fold["val"])
     problems += [f"{name} is held out in {k} folds, so it would be counted {k} times" for name, k in held_out.items() if k > 1]
     if problems:
@@ -113,7 +113,7 @@ def _read_folds(path: Path, cases: list[Case], count: int) -> list[Fold]:
 
 
 def prepare(raw: Path, out: Path, params: Perfusion) -> tuple[Prepared, list[str]]:
-    """Write the prepared data set to `out`, whole or not at all; returns it and one sentence per problem that was skipped.
+    """Write the prepared data set to `out`, atomically; returns it and one sentence per problem that was skipped.
 
     All problems of the raw folder are listed at once; with `on_error: skip` the cases concerned are left out instead.
     """
@@ -156,7 +156,7 @@ def _resample_cases(
             problems.append(str(error))
             continue
         if problems and not skip:
-            continue  # the other cases are read only for their problems
+            continue  # after a problem, cases are read only to find further problems
         images, mapping = resample(channels, grid, (spacing[1], spacing[2]))
         masks = np.stack([mapping.resample_mask(mapping.crop(side)) for side in label], axis=1).astype(np.uint8)
         truth = (label[0] + 2 * label[1]).astype(np.uint8).ravel()

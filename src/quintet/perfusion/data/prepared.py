@@ -1,7 +1,7 @@
 """The prepared data set: what training and evaluation read.
 
 A folder with images.npy `[N, C, H, W]` float32 (z-scores; N slices of all cases, each centred in the frame of the largest one, 0
-outside), masks.npy `[N, 2, H, W]` uint8, truth.npy (labels on the files' own grids, flat; bit 1 left, bit 2 right), cases.csv
+outside), masks.npy `[N, 2, H, W]` uint8, truth.npy (labels on the files' own grids, flattened; 1 left, 2 right, 3 both), cases.csv
 (one row per case), geometry.json, dataset.json, splits_final.json.
 """
 
@@ -25,7 +25,7 @@ Fold = dict[str, list[str]]  # "train", "val" -> sorted case names
 class Prepared:
     images: NDArray[np.float32]  # [N, C, H, W]
     masks: NDArray[np.uint8]  # [N, 2, H, W]
-    truth: NDArray[np.uint8]  # flat
+    truth: NDArray[np.uint8]  # flattened
     table: pd.DataFrame  # case, subject, first (slice), slices, truth_at, volumes in ml
     geometry: list[Geometry]
     folds: list[Fold]

@@ -39,7 +39,7 @@ class Model:
 
     @staticmethod
     def load(run: Path, device: str, *, mirror_average: bool | None = None) -> "Model":
-        """Rebuild a run's network. `mirror_average` defaults to the value that the run was evaluated with; true if it was not."""
+        """Rebuild a run's network. `mirror_average` defaults to the value that the run was evaluated with, or to True if it has not been evaluated."""
         net, build = load_network(run / "model" / "model.pt", "perfusion", "spacing_mm", build_net)
         settings = run / "evaluation" / "settings.json"
         if mirror_average is None:
@@ -91,7 +91,7 @@ def evaluate_run(
 
 
 def predict_prepared(model: Model, data: Prepared, rows: list[int]) -> Iterator[Predicted]:
-    """The cases of a prepared data set in `rows`, one at a time."""
+    """Predict the cases in `rows` of a prepared data set, one at a time."""
     for row in rows:
         geometry = data.geometry[row]
         images = centred(data.images[data.slices(row)], geometry.size)
@@ -106,7 +106,7 @@ def on_file_grid(slices: NDArray[np.float32], geometry: Geometry) -> NDArray[np.
 
 
 def load_models(runs: Sequence[Path], device: str) -> list[Model]:
-    """Runs whose predictions are averaged: they must have the same channels."""
+    """Load runs whose predictions will be averaged; they must have the same number of channels."""
     models = [Model.load(run, device) for run in runs]
     if len({len(model.build["channels"]) for model in models}) > 1:
         raise InputError("the given runs were trained on different numbers of channels; give runs of one data set")

@@ -73,8 +73,8 @@ def case_scores(predicted: NDArray[np.bool_], true: NDArray[np.bool_], spacing_m
 
 
 def summary(table: pd.DataFrame) -> dict[str, float]:
-    """Means over the cases where a score is defined, and the number of undefined ones; `dice_of_subjects` is a mean of each
-    person's mean."""
+    """Means over the cases where a score is defined, and the number of undefined ones; `dice_of_subjects` is the mean of
+    the people's means."""
     numbers = table.drop(columns=["case", "subject"])
     metrics = numbers.mean().to_dict() | {
         "dice_of_subjects": table.groupby("subject")["dice"].mean().mean(),

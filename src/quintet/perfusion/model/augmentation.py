@@ -1,7 +1,7 @@
 """nnU-Net's 2D augmentations on whole batches, on the device: one resampling for crop, rotation, scale and mirror.
 
-Ranges and shares are nnU-Net v2's. Two things differ: images are resampled linearly (cubic there), and blur and low resolution
-are one product of matrices, applied before brightness and contrast. A left-right mirror also exchanges the LICA and RICA channels
+Ranges and probabilities are nnU-Net v2's. Two things differ: images are resampled linearly (nnU-Net: cubic), and blur and low
+resolution are one matrix product, applied before brightness and contrast. A left-right mirror also exchanges the LICA and RICA channels
 and the two masks; otherwise the labels would be wrong."""
 
 import math
@@ -25,7 +25,7 @@ SCALE, NOISE_VARIANCE, BLUR_SD, BRIGHTNESS, CONTRAST, RESOLUTION, GAMMA = (
 
 
 def swap_sides(x: Tensor) -> Tensor:
-    """Exchange channels 0 and 1 (left, right) of `[B, C, ...]`; further channels stay."""
+    """Exchange channels 0 and 1 (left, right) of `[B, C, ...]`; other channels are unchanged."""
     return torch.cat([x[:, [1, 0]], x[:, 2:]], dim=1) if x.shape[1] > 2 else x.flip(1)
 
 
@@ -36,7 +36,7 @@ def mirror(x: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class AugmentationParams:
-    """How each image of a batch is changed; 0 (1 for factors) where it is not. All `[B]` unless stated otherwise."""
+    """How each image of a batch is changed; 0 (1 for factors) means no change. All `[B]` unless stated otherwise."""
 
     shift: Tensor  # [B, 2], whole pixels (x, y) from the frame's centre to the patch's
     angle: Tensor  # radians
@@ -45,14 +45,14 @@ class AugmentationParams:
     flip_y: Tensor  # bool
     noise: Tensor  # [B, C, H, W], added
     blur: Tensor  # [B, C], SD in pixels
-    resolution: Tensor  # [B, C], share of the pixels that a side keeps
+    resolution: Tensor  # [B, C], fraction of the pixels kept along each side
     brightness: Tensor  # [B, C], as are the next three
     contrast: Tensor
     gamma: Tensor
     gamma_inverted: Tensor
 
     def mirrored(self) -> "AugmentationParams":
-        """The parameters that do to the mirror images what these do to the images."""
+        """The parameters that have the same effect on the mirror images as these have on the images."""
         sign = self.shift.new_tensor([-1.0, 1.0])
         each = ("blur", "resolution", "brightness", "contrast", "gamma", "gamma_inverted")
         swapped = {name: swap_sides(getattr(self, name)) for name in each}
@@ -115,7 +115,7 @@ def place(masks: Tensor, sizes: Tensor, patch: tuple[int, int], foreground: Tens
 
 
 def transform(images: Tensor, masks: Tensor, params: AugmentationParams, patch: tuple[int, int]) -> tuple[Tensor, Tensor]:
-    """Augmented patches of size `patch` from images `[B, C, H, W]` (z-scores) and masks `[B, 2, H, W]` (0, 1) of any frame."""
+    """Augmented patches of size `patch` from images `[B, C, H, W]` (z-scores) and masks `[B, 2, H, W]` (0, 1) of any size."""
     images, masks = _resample(images, masks, params, patch)
     images = images + params.noise
     images = _blur(images, params)

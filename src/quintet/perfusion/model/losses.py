@@ -18,8 +18,8 @@ SCALES = (1.0, 0.5, 0.25)
 
 
 def base(logits: Tensor, t: Tensor) -> Tensor:
-    """`0.5 BCE(left) + 0.5 BCE(right)` plus `1 - soft Dice` over both channels together; an empty image predicted empty
-    costs 0."""
+    """`0.5 BCE(left) + 0.5 BCE(right)` plus `1 - soft Dice` over both channels together; an empty image that is
+    predicted empty costs 0."""
     p = logits.sigmoid()
     bce = F.binary_cross_entropy_with_logits(logits, t, reduction="none").mean((1, 2, 3))
     dice = (2 * (p * t).sum((1, 2, 3)) + SMOOTH) / (p.sum((1, 2, 3)) + t.sum((1, 2, 3)) + SMOOTH)
@@ -28,8 +28,8 @@ def base(logits: Tensor, t: Tensor) -> Tensor:
 
 @LOSSES.register("spatial")
 def spatial(p: Tensor, t: Tensor) -> Tensor:
-    """Overlap penalty `mean(p_l p_r [t_l + t_r <= 1])`, coverage `MSE(clamp(p_l + p_r, 0, 1), clamp(t_l + t_r, 0, 1))`, and
-    exclusivity `mean(p_r t_l (1 - t_r)) + mean(p_l t_r (1 - t_l))`, added."""
+    """The sum of overlap `mean(p_l p_r [t_l + t_r <= 1])`, coverage `MSE(clamp(p_l + p_r, 0, 1), clamp(t_l + t_r, 0, 1))`, and
+    exclusivity `mean(p_r t_l (1 - t_r)) + mean(p_l t_r (1 - t_l))`."""
     (p_l, p_r), (t_l, t_r) = p.unbind(1), t.unbind(1)
     overlap = p_l * p_r * (t_l + t_r <= 1)
     coverage = (_covered(p) - _covered(t)).square()

@@ -1,4 +1,4 @@
-"""The LightningModule, and one call that trains a configuration."""
+"""The LightningModule, and `train`, which trains one configuration."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -28,9 +28,9 @@ VALIDATION_BATCH = 32
 
 
 class PatchBatches(Sampler[tuple[Any, Any]]):
-    """Slices of an epoch, a function of (seed, epoch, rank): a case is drawn uniformly, then one of its slices.
+    """Batches of slices that depend on (seed, epoch, rank) alone: a case is drawn uniformly, then one of its slices.
 
-    The last share `oversample` of a batch takes slices that contain a territory (nnU-Net's foreground oversampling).
+    The last part of each batch, a fraction `oversample`, has slices that contain a territory (nnU-Net's foreground oversampling).
     """
 
     def __init__(self, data: Prepared, cases: list[int], batch: int, iterations: int, *, oversample: float, seed: int) -> None:
@@ -56,7 +56,7 @@ class PatchBatches(Sampler[tuple[Any, Any]]):
 
 
 class Rows(Dataset[dict[str, Any]]):
-    """Identifies the slices of a batch; the pixels are on the device already."""
+    """The row numbers of a batch's slices; TerritoryModule holds their pixels."""
 
     def __init__(self, data: Prepared) -> None:
         self.cases = np.repeat(data.table["case"].to_numpy(), data.table["slices"])
@@ -83,7 +83,7 @@ class TerritoryModule(L.LightningModule):
         if wrong := [p for p, m in zip(training.patch, self.multiple, strict=True) if p % m]:
             larger = [p + -p % m for p, m in zip(training.patch, self.multiple, strict=True)]
             raise InputError(f"perfusion.training.patch: {wrong[0]} cannot be halved as often as the network needs; use {larger}")
-        # not buffers, which DDP would broadcast; memory-mapped, and read as batches need them
+        # not buffers, which DDP would broadcast; memory-mapped, so read only when a batch needs them
         self.images, self.masks = torch.from_numpy(data.images), torch.from_numpy(data.masks)
         self.sizes = torch.from_numpy(data.sizes())
         self.counts = torch.zeros(3)

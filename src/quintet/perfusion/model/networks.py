@@ -1,4 +1,4 @@
-"""One encoder and three kinds of decoders, made of MONAI's DynUNet blocks; `shared` is nnU-Net's plain 2D U-Net exactly."""
+"""One encoder and three kinds of decoders, made of MONAI's DynUNet blocks; `shared` is exactly nnU-Net's plain 2D U-Net."""
 
 import math
 from dataclasses import dataclass
@@ -123,7 +123,7 @@ class Heads(nn.Module):
 class CrossAttention(nn.Module):
     """One multi-head attention used in both directions, each with a residual: left attends to right and right to left.
 
-    At most `tokens` tokens per side: larger maps are averaged over squares first and the result is interpolated back, so that
+    At most `tokens` tokens per hemisphere: larger maps are averaged over squares first and the result is interpolated back, so that
     memory grows with the number of pixels and not with its square. MultiheadAttention without returned weights is PyTorch's
     fused scaled-dot-product attention (Vaswani et al. 2017, arXiv 1706.03762).
     """
@@ -197,7 +197,7 @@ def build_net(build: dict[str, Any]) -> TerritoryNet:
 
 
 def _as_group_norm(module: nn.Module) -> None:
-    """Instance norm is group norm with one channel per group; on a CPU, in channels-last memory, that is 1.3 times as fast
+    """Instance norm is group norm with one channel per group; on a CPU, in channels-last memory, it is 1.3 times as fast
     (benchmarks/)."""
     for name, child in module.named_children():
         if isinstance(child, nn.InstanceNorm2d):
