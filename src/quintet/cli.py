@@ -1,4 +1,4 @@
-"""The `quintet` command."""
+"""Check data, apply trained runs, and run the pipeline of five medical-imaging studies."""
 
 import os
 import sys
@@ -46,7 +46,7 @@ def raw_folder(study: StudyName, data: Path | None) -> Path:
 
 
 def require_empty(*outputs: Path | None) -> None:
-    """Results replace a folder as a whole: refuse one with content, which may be the user's own."""
+    """Raise InputError if an output has content, which may be the user's own: results replace a folder as a whole."""
     for output in outputs:
         if output and output.is_dir() and any(output.iterdir()):
             raise InputError(f"{output} exists and is not empty; choose another folder or delete it")
@@ -136,7 +136,7 @@ def evaluate(
 ) -> None:
     """Evaluate a trained run on every case of a labelled raw folder.
 
-    ct also takes a .npz or .parquet file of ids and vectors as --model: embeddings from elsewhere.
+    For ct, --model may also be a .npz or .parquet file of external embeddings (ids and vectors).
     """
     from quintet.experiment import evaluate_folder
     from quintet.tracking import resolve_run
@@ -187,11 +187,13 @@ def search(
 @app.command()
 def plan(
     study: StudyName,
-    difference: Annotated[float | None, typer.Option(min=0, help="The difference to detect; default: as measured.")] = None,
+    difference: Annotated[
+        float | None, typer.Option(min=0, help="The difference to detect, in the metric's unit; default: as measured.")
+    ] = None,
     run_sd: Annotated[float | None, typer.Option(min=0, help="SD between training runs; default: as measured.")] = None,
     power: Annotated[float, typer.Option(help="The probability of detecting the difference.")] = 0.8,
 ) -> None:
-    """How many patients and seeds would establish a difference from the first configuration (in the metric's unit)."""
+    """Compute how many patients and seeds are needed to establish a difference from the first configuration."""
     from quintet import ranking
     from quintet.experiment import rank_finished
 
@@ -233,7 +235,7 @@ def repro(
 
 @app.command()
 def sync() -> None:
-    """Upload to MLflow the runs under runs/ that it does not have yet."""
+    """Upload the runs under runs/ that MLflow does not have yet."""
     from quintet import tracking
 
     root = repository_root()

@@ -1,7 +1,7 @@
 """The driver: train, evaluate and rank the runs of any study, and apply trained runs to a user's folder.
 
-Run folders and their records are described in runs.py, what a study implements in study.py. Outputs are written whole or not at
-all. Nothing here imports torch or MLflow at import time.
+Run folders and their records are described in runs.py, what a study implements in study.py. Outputs are written
+atomically. Importing this module imports neither torch nor MLflow.
 """
 
 import hashlib

@@ -22,7 +22,7 @@ TIMES = Path("logs") / "stages.csv"
 
 
 def run_stage(main: Callable[..., str], *, imports: str | tuple[str, ...]) -> None:
-    """Run `main(params, ...)` as a script: its other arguments become required --options, and the string that it returns is the last line printed.
+    """Run `main(params, ...)` as a script: its other arguments become required --options, and its return value is printed last.
 
     The modules in `imports` are imported (and timed) after the parameters have been validated, so that a wrong value is reported
     before torch is imported. Bad input ends with exit code 2 and no traceback.

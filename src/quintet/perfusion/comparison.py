@@ -60,7 +60,7 @@ def report_sections(params: Perfusion, table: Ranking, runs: Runs) -> list[Secti
         Section("The reference's open questions", "\n\n".join(open_questions(table, params))),
         Section("Recommendations", "\n\n".join(recommendations(table, costs, params))),
         Section("Details", "Means over the cases where a score is defined.", select_columns(metrics, DETAILS)),
-        Section("Cost", "Measured on the machine that trained the runs; training time includes validation.", select_columns(costs, COSTS)),
+        Section("Cost", "Training time includes validation.", select_columns(costs, COSTS)),
     ]
 
 

@@ -1,6 +1,6 @@
 """How many patients and seeds would make the lead of the first configuration significant, given the measured variances.
 
-The decision rule for another number of patients, folds and seeds: a difference is significant where |t| exceeds Student's quantile, with
+The decision rule for other numbers of patients and seeds: a difference is significant where |t| exceeds Student's quantile, with
     se^2 = s_pair^2 / patients + (s_run^2 of each configuration with stochastic training) / (folds x seeds)
 and Satterthwaite's df. The level is alpha / pairs, Holm's first and strictest step: later steps can only raise the power.
 Power: noncentral t, in the direction of the difference. s_pair contains the patient x run noise at the measured number of seeds:

@@ -84,7 +84,7 @@ class History(Callback):
 
 
 class ResumableEarlyStopping(EarlyStopping):
-    """Early stopping that survives a resume. Lightning restores the wait count but not that training had stopped, so a run that was
+    """Early stopping that survives a resume. Lightning restores the wait count but not that training had stopped, so a run
     killed after its last epoch would train on."""
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
@@ -92,7 +92,7 @@ class ResumableEarlyStopping(EarlyStopping):
 
 
 class FiniteLoss(Callback):
-    """Stops training at the first loss that is not finite, and names the step, the cases and the largest weights and gradients."""
+    """Stops at the first loss that is not finite, and names the step, the cases and the largest weights and gradients."""
 
     def on_before_backward(self, trainer: L.Trainer, pl_module: L.LightningModule, loss: Tensor) -> None:
         if torch.isfinite(loss):

@@ -62,7 +62,7 @@ def with_step_schedule(optimizer: torch.optim.Optimizer, schedule: torch.optim.l
 def cosine_with_warmup(
     optimizer: torch.optim.Optimizer, training: AdamCosine, steps: int
 ) -> torch.optim.lr_scheduler.LRScheduler:
-    """Linear warm-up over the fraction `training.warmup` of the steps, then cosine annealing to `training.rate_floor`, stepped per batch."""
+    """Linear warm-up (a fraction `training.warmup` of the steps), then cosine annealing to `training.rate_floor`; per batch."""
     warm = max(1, round(training.warmup * steps))
 
     def factor(rate: float) -> Callable[[int], float]:
@@ -165,8 +165,8 @@ def delete_resume_checkpoints(record: Record) -> None:
 
 @contextmanager
 def _exclusive(folder: Path) -> Iterator[None]:
-    """Lock the folder. A killed `dvc` leaves its stage process alive; a second process waits for it instead of writing to the same
-    files."""
+    """Lock the folder. A killed `dvc` leaves its stage process alive; a second process waits for it instead of writing to the
+    same files."""
     folder.mkdir(parents=True, exist_ok=True)
     if int(os.environ.get("RANK", 0)) > 0:  # under DDP rank 0 holds the lock for all
         yield

@@ -48,7 +48,7 @@ def cpu_computes_bf16() -> bool:
 def peak_memory_mb() -> float:
     """Peak resident memory of this process so far, MiB."""
     status = Path("/proc/self/status")
-    if status.is_file():  # getrusage includes the parent's peak before fork and exec
+    if status.is_file():  # getrusage also counts the peak inherited from the parent
         high = next(line for line in status.read_text(encoding="ascii").splitlines() if line.startswith("VmHWM"))
         return float(high.split()[1]) / 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (1024 if sys.platform != "darwin" else 1024**2)

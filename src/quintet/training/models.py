@@ -66,7 +66,7 @@ def load_network(path: Path, study: str, key: str, make: Callable[[dict[str, Any
 
 
 def weight_files(weights: str) -> dict[str, Path]:
-    """The file of pretrained weights, as an input of the run: its hash is part of the run's key, so new content makes another run."""
+    """The file of pretrained weights, an input of the run: its hash is part of the run's key, so new content makes a new run."""
     return {"weights": Path(weights)} if Path(weights).is_file() else {}
 
 

@@ -104,7 +104,7 @@ def _read_folds(path: Path, cases: list[Case], count: int) -> list[Fold]:
         shared = {subject.get(n, n) for n in fold["train"]} & {subject.get(n, n) for n in fold["val"]}
         for name in sorted(shared):
             both = [f"{n} ({part})" for part in ("train", "val") for n in fold[part] if subject.get(n, n) == name]
-            problems.append(f"fold {number}: subject {name} is in both train and val: {', '.join(both)}; keep a person's visits together")
+            problems.append(f"fold {number}: subject {name} is in train and val: {', '.join(both)}; keep all visits together")
     held_out = Counter(name for fold in folds for name in fold["val"])
     problems += [f"{name} is held out in {k} folds, so it would be counted {k} times" for name, k in held_out.items() if k > 1]
     if problems:

@@ -1,8 +1,8 @@
 """The prepared data set: what training and evaluation read.
 
 A folder with images.npy `[N, C, H, W]` float32 (z-scores; N slices of all cases, each centred in the frame of the largest one, 0
-outside), masks.npy `[N, 2, H, W]` uint8, truth.npy (labels on the files' own grids, flattened; 1 left, 2 right, 3 both), cases.csv
-(one row per case), geometry.json, dataset.json, splits_final.json.
+outside), masks.npy `[N, 2, H, W]` uint8, truth.npy (labels on the files' own grids, flattened; 1 left, 2 right, 3 both),
+cases.csv (one row per case), geometry.json, dataset.json, splits_final.json.
 """
 
 import json

@@ -39,7 +39,7 @@ class Model:
 
     @staticmethod
     def load(run: Path, device: str, *, mirror_average: bool | None = None) -> "Model":
-        """Rebuild a run's network. `mirror_average` defaults to the value that the run was evaluated with, or to True if it has not been evaluated."""
+        """Rebuild a run's network. `mirror_average` defaults to the value used in the run's evaluation, or True without one."""
         net, build = load_network(run / "model" / "model.pt", "perfusion", "spacing_mm", build_net)
         settings = run / "evaluation" / "settings.json"
         if mirror_average is None:

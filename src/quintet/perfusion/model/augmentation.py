@@ -1,8 +1,8 @@
 """nnU-Net's 2D augmentations on whole batches, on the device: one resampling for crop, rotation, scale and mirror.
 
 Ranges and probabilities are nnU-Net v2's. Two things differ: images are resampled linearly (nnU-Net: cubic), and blur and low
-resolution are one matrix product, applied before brightness and contrast. A left-right mirror also exchanges the LICA and RICA channels
-and the two masks; otherwise the labels would be wrong."""
+resolution are one matrix product, applied before brightness and contrast. A left-right mirror also exchanges the LICA and RICA
+channels and the two masks; otherwise the labels would be wrong."""
 
 import math
 from dataclasses import dataclass, replace

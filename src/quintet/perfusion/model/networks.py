@@ -123,8 +123,8 @@ class Heads(nn.Module):
 class CrossAttention(nn.Module):
     """One multi-head attention used in both directions, each with a residual: left attends to right and right to left.
 
-    At most `tokens` tokens per hemisphere: larger maps are averaged over squares first and the result is interpolated back, so that
-    memory grows with the number of pixels and not with its square. MultiheadAttention without returned weights is PyTorch's
+    At most `tokens` tokens per hemisphere: larger maps are averaged over squares first and the result is interpolated back, so
+    that memory grows with the number of pixels and not with its square. MultiheadAttention without returned weights is PyTorch's
     fused scaled-dot-product attention (Vaswani et al. 2017, arXiv 1706.03762).
     """
 
