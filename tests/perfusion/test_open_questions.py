@@ -13,7 +13,7 @@ def test_one_seed_is_about_trained_models_and_leaves_questions_open(simulated):
     significant, anomaly, top_three = open_questions(ranking, params.perfusion)
     assert "0 of 91 pairs of these trained models are significantly different" in significant
     assert "nothing can be concluded about the configurations" in significant
-    assert "can only be told with two or more seeds" in anomaly
+    assert "Two or more seeds are needed to see whether" in anomaly
     assert "Not answered, because folds 1, 2, 3, 4 were not run" in top_three
 
 
