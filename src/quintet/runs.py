@@ -115,7 +115,10 @@ def _read_record(folder: Path) -> Record:
 
 def _read_json(path: Path, make: Callable[[dict[str, Any]], Any] = dict) -> Any:
     try:
-        return make(json.loads(path.read_text(encoding="utf-8")))
+        values = json.loads(path.read_text(encoding="utf-8"))
+        if not isinstance(values, dict):  # dict([]) would pass as empty
+            raise TypeError("not an object of names and values")
+        return make(values)
     except (TypeError, ValueError) as error:
         raise InputError(f"{path} cannot be read ({error}); delete the folder or run `dvc checkout` on it") from None
 
