@@ -46,8 +46,8 @@ ui: $(VENV)/.done ## compare runs in the browser: http://127.0.0.1:5000
 	mlflow ui --host 127.0.0.1 --backend-store-uri $${MLFLOW_TRACKING_URI:-sqlite:///mlflow.db}
 
 lint: $(VENV)/.done ## check the code with ruff and mypy
-	ruff check .
-	ruff format --check .
+	ruff check --no-cache .
+	ruff format --check --no-cache .
 	mypy
 
 docs: $(VENV)/.docs ## build the documentation site: site/index.html

@@ -78,9 +78,9 @@ def test_evaluate_and_predict_agree_on_a_foreign_folder(checkout, raw, make_para
     """`quintet evaluate` on a labelled folder measures exactly what `quintet predict` writes."""
     import numpy as np
     import pandas as pd
-    from quintet.landmarks.data.prepare import prepare
 
     from quintet import experiment
+    from quintet.landmarks.data.prepare import prepare
     from tests.landmarks.test_study import SMALL
 
     params = make_params(SMALL)
