@@ -5,7 +5,7 @@ import sys
 import pytest
 
 from quintet.errors import InputError
-from quintet.files import atomic_file, atomic_folder, md5, refuse_overlap
+from quintet.files import atomic_file, atomic_folder, md5, reject_overlap
 from quintet.registry import Registry
 
 
@@ -63,7 +63,7 @@ def test_registry_lists_its_names_and_refuses_duplicates():
     def dice_loss() -> None: ...
 
     assert registry["dice"] is dice_loss
-    with pytest.raises(InputError, match=r"unknown loss 'dicee'; there are: dice"):
+    with pytest.raises(InputError, match=r"unknown loss 'dicee'; choose from: dice"):
         registry["dicee"]
     with pytest.raises(ValueError, match="twice"):
         registry.register("dice")(dice_loss)
@@ -80,5 +80,5 @@ def test_the_current_folder_and_targets_of_the_wrong_kind_are_not_replaced(tmp_p
         raise AssertionError("never reached")
     assert (tmp_path / "file").read_text() == "mine"
     with pytest.raises(InputError, match="separate folders"):
-        refuse_overlap(tmp_path / "a" / "b", tmp_path / "a")
-    refuse_overlap(tmp_path / "a", tmp_path / "ab")
+        reject_overlap(tmp_path / "a" / "b", tmp_path / "a")
+    reject_overlap(tmp_path / "a", tmp_path / "ab")

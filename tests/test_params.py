@@ -26,7 +26,7 @@ def test_shipped_file_is_valid(make_params):
         ("landmarks.losses", ["symmetry"], ["needs wing"]),
         ("landmarks.losses", ["wing", "wing"], ["listed twice"]),
         ("landmarks.rate_backbone", 0.0, ["rate_backbone > 0"]),
-        ("landmarks.learning_rate", 1, ["landmarks.learning_rate", "there are:", "rate_head"]),
+        ("landmarks.learning_rate", 1, ["landmarks.learning_rate", "choose from:", "rate_head"]),
         ("landmarks.configs.finetune.after", "runs/landmarks/sweep/nothing", ["nothing", "frozen"]),
         ("perfusion.arch", "unet", ["perfusion.arch", "'shared', 'separate' or 'crossattention'", "unet"]),
         (

@@ -41,7 +41,7 @@ def test_single_member_stratum_is_an_error():
 
 def test_a_leak_is_refused_with_its_members():
     with pytest.raises(InputError, match=r"g1: a \(train\), b \(test\)"):
-        splits.refuse_leaks(["train", "test", "valid"], ["g1", "g1", "g2"], ["a", "b", "c"], remedy="move one")
+        splits.reject_leaks(["train", "test", "valid"], ["g1", "g1", "g2"], ["a", "b", "c"], remedy="move one")
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ import typer
 
 from quintet import params as parameters
 from quintet.errors import InputError, InputProblemsError, exit_on_user_error
-from quintet.files import refuse_overlap, repository_root
+from quintet.files import reject_overlap, repository_root
 from quintet.params import StudyName
 from quintet.study import load_study
 
@@ -30,9 +30,11 @@ Runs = Annotated[
     list[str], typer.Option("--model", help="A folder under runs/ or an MLflow run id; repeat it to average several runs.")
 ]
 
+Device = Annotated[str, typer.Option(help="auto (a GPU if there is one), cpu, cuda or mps.")]
 
-class Retrieval(StrEnum):
-    """The study whose scans can be searched."""
+
+class RetrievalStudy(StrEnum):
+    """Studies whose cases can be searched for similar ones."""
 
     ct = "ct"
 
@@ -81,7 +83,9 @@ def check(study: StudyName, data: Data = None) -> None:
 
 
 @app.command()
-def analyze(study: StudyName, data: Data = None, page: Path = Path("data.html")) -> None:
+def analyze(
+    study: StudyName, data: Data = None, page: Annotated[Path, typer.Option(help="The HTML file to write.")] = Path("data.html")
+) -> None:
     """Describe a raw folder as an HTML page: cases, classes, splits, duplicates, and what limits the score."""
     load_study(study).analyze(raw_folder(study, data), page, load_params().of(study))
     print(f"written: {page}")
@@ -109,7 +113,7 @@ def predict(
     ttt: Annotated[
         bool, typer.Option(help="fusion: adapt the network to each patient before predicting (test-time training).")
     ] = False,
-    device: str = "auto",
+    device: Device = "auto",
 ) -> None:
     """Apply a trained run to new cases; repeat `--model` to average several runs. Outputs must not already exist."""
     from quintet.experiment import predict_folder
@@ -117,7 +121,7 @@ def predict(
 
     require_empty(output, overlays)
     if overlays:
-        refuse_overlap(output, overlays)
+        reject_overlap(output, overlays)
     if ttt and study is not StudyName.fusion:
         raise InputError(f"--ttt: {study.value} has no test-time training; only fusion does")
     runs = [resolve_run(run) for run in model]
@@ -132,7 +136,7 @@ def evaluate(
     model: Runs,
     data: Data = None,
     output: Annotated[Path, typer.Option(help="Folder for tables and figures.")] = Path("evaluation"),
-    device: str = "auto",
+    device: Device = "auto",
 ) -> None:
     """Evaluate a trained run on every case of a labelled raw folder.
 
@@ -149,12 +153,12 @@ def evaluate(
 
 @app.command()
 def index(
-    study: Retrieval,
+    study: RetrievalStudy,
     model: Runs,
     input: Annotated[Path, typer.Option(help="Folder with one entry per scan; its labels.csv, if any, gives the findings.")],
     output: Annotated[Path, typer.Option(help="Folder for the index.")],
     skip: Annotated[bool, typer.Option(help="Skip unreadable scans instead of stopping.")] = False,
-    device: str = "auto",
+    device: Device = "auto",
 ) -> None:
     """Embed a folder of scans once, so that `search` can find similar ones (ct.index: exact, hnsw or ivf)."""
     from quintet.ct.search import build
@@ -169,12 +173,12 @@ def index(
 
 @app.command()
 def search(
-    study: Retrieval,
+    study: RetrievalStudy,
     index: Annotated[Path, typer.Option(help="A folder written by `quintet index`.")],
     query: Annotated[str, typer.Option(help="The name of a scan in the index, or a path (DICOM series folder or NIfTI file).")],
     k: Annotated[int, typer.Option("-k", min=1, help="How many scans to return.")] = 10,
     montage: Annotated[Path | None, typer.Option(help="PNG file for the query beside its neighbours.")] = None,
-    device: str = "auto",
+    device: Device = "auto",
 ) -> None:
     """Find the scans of an index that are most similar to one: similarity, findings and a montage."""
     from quintet.ct.search import search as search_index

@@ -74,7 +74,7 @@ def _create_folder(folder: Path) -> None:
         raise InputError(f"{folder} cannot be created ({error.strerror}); choose another place for the results") from None
 
 
-def refuse_overlap(first: Path, second: Path) -> None:
+def reject_overlap(first: Path, second: Path) -> None:
     """Raise InputError if two folders are the same or one contains the other: writing results replaces a whole folder."""
     a, b = Path(first).resolve(), Path(second).resolve()
     if a.is_relative_to(b) or b.is_relative_to(a):

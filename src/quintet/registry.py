@@ -36,4 +36,4 @@ class Registry(dict[str, Callable[..., Any]]):
         return decorate
 
     def __missing__(self, name: str) -> Callable[..., Any]:
-        raise InputError(f"unknown {self.kind} {name!r}; there are: {', '.join(sorted(self))}")
+        raise InputError(f"unknown {self.kind} {name!r}; choose from: {', '.join(sorted(self))}")

@@ -15,7 +15,7 @@ COLUMNS = ["study", "config", "fold", "seed", "group", "case", "metric", "value"
 KEY = COLUMNS[:-1]
 
 
-def tidy(
+def to_tidy(
     values: pd.DataFrame, study: str, config: str, *, fold: int, seed: int, cases: Iterable[str], groups: Iterable[str]
 ) -> pd.DataFrame:
     """Turn `values` (one row per case, one column per metric) into the tidy table."""

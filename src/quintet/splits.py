@@ -111,7 +111,9 @@ def read_split(path: Path, ids: Sequence[str], *, column: str = "stem") -> list[
     table = read_text_table(path)
     if not {column, "split"} <= set(table.columns):
         raise InputError(f"{path}: expected the columns {column},split, got {','.join(table.columns)}")
-    problems = [f"row {i + 2}: split {s!r} is none of {', '.join(PARTS)}" for i, s in enumerate(table["split"]) if s not in PARTS]
+    problems = [
+        f"row {i + 2}: split {s!r} is not one of {', '.join(PARTS)}" for i, s in enumerate(table["split"]) if s not in PARTS
+    ]
     problems += [f"{name} is listed twice" for name in table.loc[table[column].duplicated(), column]]
     missing = sorted(set(ids) - set(table[column]))
     problems += [f"{name} is not listed" for name in missing]
@@ -129,7 +131,7 @@ def leaks(parts: Sequence[str], groups: Sequence[str]) -> list[str]:
     return sorted(part_counts.index[part_counts > 1])
 
 
-def refuse_leaks(parts: Sequence[str], groups: Sequence[str], ids: Sequence[str], *, remedy: str) -> None:
+def reject_leaks(parts: Sequence[str], groups: Sequence[str], ids: Sequence[str], *, remedy: str) -> None:
     """Raise InputProblemsError, listing every member, if a group is in more than one part; `remedy` tells the user what to do."""
     if leaking := leaks(parts, groups):
         table = pd.DataFrame({"part": parts, "group": groups, "id": ids})

@@ -67,7 +67,7 @@ def write_run(run: Path, config: str, fold: int, correct: list[int]) -> Path:
             "correct/40X": np.ones(6),
         }
     )
-    table = results.tidy(values, "breakhis", config, fold=fold, seed=0, cases=names, groups=names)
+    table = results.to_tidy(values, "breakhis", config, fold=fold, seed=0, cases=names, groups=names)
     results.write(table, run / "evaluation" / "cases.csv")
     images = pd.DataFrame({"patient": names, "magnification": "40X", "malignant": MALIGNANT, "correct": right})
     images.to_csv(run / "evaluation" / "images.csv", index=False)

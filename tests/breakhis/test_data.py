@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 from quintet.breakhis.analysis import analyze
-from quintet.breakhis.data.prepare import check, prepare, refuse_overlapping_parts
+from quintet.breakhis.data.prepare import check, prepare, reject_overlapping_parts
 from quintet.breakhis.data.prepared import load
 from quintet.breakhis.data.tree import MAGNIFICATIONS, picture_files
 from quintet.errors import InputError, InputProblemsError
@@ -77,7 +77,7 @@ def test_a_picture_twice_within_a_patient_is_not_a_leak(tree, tmp_path, make_par
 def test_a_patient_in_two_parts_is_refused():
     folds = pd.DataFrame([(0, "a", "train"), (0, "a", "test"), (1, "a", "test")], columns=["fold", "patient", "part"])
     with pytest.raises(InputError, match="fold 0: patient a is in train"):
-        refuse_overlapping_parts(folds)
+        reject_overlapping_parts(folds)
 
 
 def test_unreadable_images_are_all_listed_or_all_skipped(tree, tmp_path, make_params):

@@ -60,7 +60,12 @@ def test_every_problem_of_a_hand_made_file_at_once(make_params, tmp_path):
         make_folds(
             patients(siblings=False), tmp_path, make_params({"breakhis.data.split": hand_made(tmp_path, rows)}).breakhis.data
         )
-    for part in ("14-100 is not listed", "14-103 is listed twice", "14-9 is not a patient", "fold '7' is none of 0 to 4"):
+    for part in (
+        "14-100 is not listed",
+        "14-103 is listed twice",
+        "14-9 is not a patient",
+        "fold '7' is not a whole number from 0 to 4",
+    ):
         assert part in str(caught.value)
 
 
@@ -95,7 +100,7 @@ def test_official_folds(make_params, tmp_path):
 
 
 def test_official_folds_of_the_whole_data_set(make_params, real_slides):
-    """All 7,909 names parse. A patient on both sides is listed and used for training; separated slides of a biopsy are listed."""
+    """All 7,909 names parse. Patients in training and test are reported and trained on; separated slides are reported."""
     rows = set()
     for number in range(1, 6):
         parts = read_official(real_slides / "folds" / f"dsfold{number}.txt")
@@ -105,7 +110,7 @@ def test_official_folds_of_the_whole_data_set(make_params, real_slides):
     lines = [line for line in (real_slides / "folds/dsfold1.txt").read_text().splitlines() if line]
     assert len(lines) == 7909
     folds, notes = make_folds(table, real_slides, make_params({"breakhis.data.split": "official"}).breakhis.data)
-    double = [note for note in notes if "on both sides" in note]
+    double = [note for note in notes if "in training and test" in note]
     assert [note.split()[0] for note in double] == ["dsfold1.txt", "dsfold3.txt", "dsfold5.txt"]
     assert all("14-13412" in note and "ductal_carcinoma" in note and "lobular_carcinoma" in note for note in double)
     assert not folds.duplicated(["fold", "patient"]).any()

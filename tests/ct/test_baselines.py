@@ -28,7 +28,7 @@ def test_baselines_by_their_definitions(cubes):
     assert (similarity <= 0).all()
 
 
-def test_run_folders_of_baselines_and_embeddings_from_elsewhere(make_params, cubes, trained, tmp_path, monkeypatch):
+def test_run_folders_of_baselines_and_external_embeddings(make_params, cubes, trained, tmp_path, monkeypatch):
     """A run's own embeddings, given as a file, have the run's scores."""
     monkeypatch.chdir(tmp_path)
     run, scores, _ = trained

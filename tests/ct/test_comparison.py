@@ -1,4 +1,4 @@
-"""The ranking of configurations, baselines and embeddings from elsewhere."""
+"""The ranking of configurations, baselines and external embeddings."""
 
 import json
 from pathlib import Path
@@ -53,7 +53,7 @@ def simulated(make_params, tmp_path):
             scores = pd.DataFrame({"ap_at_5": base + shift, "ndcg_at_10": base + 2 * gain})
             cases = [f"c{i}" for i in range(len(base))]
             groups = [f"p{i // QUERIES}" for i in range(len(base))]
-            tidy = results.tidy(scores, "ct", name, fold=0, seed=seed, cases=cases, groups=groups)
+            tidy = results.to_tidy(scores, "ct", name, fold=0, seed=seed, cases=cases, groups=groups)
             (run / "evaluation").mkdir(parents=True)
             results.write(tidy, run / "evaluation" / "cases.csv")
             found = {"map_at_5": float(scores["ap_at_5"].mean()), "f1/nodules": 0.5, "map_at_5/none": 0.25}

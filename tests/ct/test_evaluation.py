@@ -54,7 +54,7 @@ BAD_VECTORS = {
 
 
 @pytest.mark.parametrize("kind", BAD_VECTORS)
-def test_bad_embeddings_from_elsewhere(kind, tmp_path):
+def test_bad_external_embeddings(kind, tmp_path):
     change, message = BAD_VECTORS[kind]
     names = np.array([f"s{i}" for i in range(40)])
     np.savez(tmp_path / "x.npz", **change({"id": names, "vector": np.random.default_rng(0).normal(size=(40, 4))}))

@@ -5,7 +5,7 @@ import pandas as pd
 import pytest
 
 from quintet.errors import InputError
-from quintet.fusion.data.clinical import Category, Encoder, Numeric, refuse_leaks
+from quintet.fusion.data.clinical import Category, Encoder, Numeric, reject_leaks
 from quintet.fusion.data.preparation import Preparation
 from quintet.fusion.data.raw import find_patients, read_table, targets
 
@@ -127,9 +127,9 @@ def test_columns_that_reveal_the_label(columns, leaks):
     labels = pd.Series(["a", "b", "a", "b"], index=[f"p{i}" for i in range(4)])
     if leaks:
         with pytest.raises(InputError, match=r"fusion.data.drop="):
-            refuse_leaks(table(**columns), labels, "outcome")
+            reject_leaks(table(**columns), labels, "outcome")
     else:
-        refuse_leaks(table(**columns), labels, "outcome")
+        reject_leaks(table(**columns), labels, "outcome")
 
 
 def test_phantoms_in_both_layouts(heads, make_params):

@@ -24,7 +24,7 @@ def runs(make_params, tmp_path) -> dict[str, list[Path]]:
             rng = np.random.default_rng(seed)
             values = pd.DataFrame({"error_px": 20 - number + rng.normal(0, 0.1, 12)})
             names = [f"image{i}" for i in range(12)]
-            table = results.tidy(values, "landmarks", name, fold=0, seed=seed, cases=names, groups=names)
+            table = results.to_tidy(values, "landmarks", name, fold=0, seed=seed, cases=names, groups=names)
             results.write(table, run / "evaluation" / "cases.csv")
             metrics = {"error_px": 1.0, "error_px_COVID": 2.0, "error_px_00_mediastinum_top": 3.0, "error_px_median": 0.5}
             (run / "evaluation" / "metrics.json").write_text(json.dumps(metrics))

@@ -99,7 +99,7 @@ def simulated(make_params, tmp_path, monkeypatch):
                 dice = 0.9 + better.get(name, 0) + common[chosen] + own[chosen] + rng.normal(0, sd)
                 table = pd.DataFrame({"dice": dice, "dice_left": dice + 0.006, "dice_right": dice - 0.006, "gap": 0.012})
                 cases, groups = [f"p{c}-v{i % visits}" for i, c in enumerate(chosen)], [f"p{c}" for c in chosen]
-                tidy = results.tidy(table, "perfusion", name, fold=fold, seed=seed, cases=cases, groups=groups)
+                tidy = results.to_tidy(table, "perfusion", name, fold=fold, seed=seed, cases=cases, groups=groups)
                 results.write(tidy, run / "evaluation" / "cases.csv")
                 metrics = {"dice": dice.mean(), "evaluation_seconds_per_case": 0.1}
                 (run / "evaluation" / "metrics.json").write_text(json.dumps(metrics))

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from quintet.params.perfusion import PerfusionAugment
-from quintet.perfusion.model.augmentation import AugmentationParams, draw_params, mirror, place, swap_sides, transform
+from quintet.perfusion.model.augmentation import AugmentationParams, draw_params, mirror, sample_offsets, swap_sides, transform
 
 PATCH = (24, 16)
 EVERYTHING = PerfusionAugment(
@@ -138,15 +138,15 @@ def test_patches_lie_inside_and_show_the_foreground_they_were_asked_for():
     masks[:, 0, 4, 26] = 1  # one pixel near a corner
     sizes = torch.tensor([[40, 30]]).expand(200, 2)
     torch.manual_seed(0)
-    wanted = place(masks, sizes, (10, 10), torch.ones(200, dtype=torch.bool))
+    wanted = sample_offsets(masks, sizes, (10, 10), torch.ones(200, dtype=torch.bool))
     assert (wanted == wanted[0]).all()
     _, cut = transform(torch.zeros(200, 2, 40, 30), masks, params_at(wanted), (10, 10))
     assert (cut.sum((1, 2, 3)) == 1).all()
-    free = place(masks, sizes, (10, 10), torch.zeros(200, dtype=torch.bool))
+    free = sample_offsets(masks, sizes, (10, 10), torch.zeros(200, dtype=torch.bool))
     assert free[:, 0].abs().max() <= 10
     assert free[:, 1].abs().max() <= 15
     assert free.std(0).min() > 3
-    assert (place(masks, sizes, (40, 30), torch.ones(200, dtype=torch.bool)) == 0).all()
+    assert (sample_offsets(masks, sizes, (40, 30), torch.ones(200, dtype=torch.bool)) == 0).all()
 
 
 def params_at(shift):

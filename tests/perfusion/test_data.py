@@ -72,11 +72,11 @@ def test_prepared_arrays_are_z_scores_in_the_middle_of_their_frame(flow_arrays, 
         resampled = prepared.geometry[case].grid.spacing_mm[2] != pytest.approx(2.625)  # averages noise away
         np.testing.assert_allclose(chosen.std(0), 0.85 if resampled else 1, atol=0.15 if resampled else 1e-3)
         label = nib.load(flow_maps / "labelsTr" / f"{prepared.table['case'][case]}.nii.gz").get_fdata()
-        np.testing.assert_array_equal(prepared.true(case)[0], np.isin(label, [1, 3]))
-        np.testing.assert_array_equal(prepared.true(case)[1], np.isin(label, [2, 3]))
+        np.testing.assert_array_equal(prepared.label_masks(case)[0], np.isin(label, [1, 3]))
+        np.testing.assert_array_equal(prepared.label_masks(case)[1], np.isin(label, [2, 3]))
         for side in range(2):
             back = prepared.geometry[case].to_file(centred(masks, prepared.geometry[case].size)[:, side].astype(np.float32))
-            assert dice_score(back >= 0.5, prepared.true(case)[side]) > 0.98
+            assert dice_score(back >= 0.5, prepared.label_masks(case)[side]) > 0.98
 
 
 @pytest.mark.parametrize("form", ["both", "4d", "uncompressed"])

@@ -11,7 +11,7 @@ from quintet.errors import InputError
 from quintet.perfusion.data.prepared import load
 from quintet.perfusion.model import module
 from quintet.perfusion.model.losses import base, spatial
-from quintet.perfusion.model.module import PatchBatches, TerritoryModule
+from quintet.perfusion.model.module import PatchBatchSampler, TerritoryModule
 from quintet.perfusion.model.networks import TerritoryNet, plan_stages
 from quintet.runs import Record
 from tests.conftest import equal
@@ -52,7 +52,7 @@ def test_last_weights_are_kept_not_the_best_on_the_reported_cases(small, flow_ar
 def test_batches_are_a_function_of_seed_and_epoch_and_hold_the_foreground(flow_arrays):
     prepared = load(flow_arrays)
     cases = prepared.rows("train", 0)
-    sampler = PatchBatches(prepared, cases, 12, 5, oversample=0.33, seed=1)
+    sampler = PatchBatchSampler(prepared, cases, 12, 5, oversample=0.33, seed=1)
     first = [rows.tolist() for rows, _ in sampler]
     assert [rows.tolist() for rows, _ in sampler] == first
     sampler.set_epoch(1)

@@ -99,11 +99,11 @@ def test_names_in_params_are_the_registry():
 def test_attention_at_its_limit_takes_no_more_tokens():
     attention = CrossAttention(8, tokens=16)
     for height, width in ((4, 4), (5, 4), (17, 9), (40, 3)):
-        side = attention.pooling(height, width)
+        side = attention.pool_size(height, width)
         assert math.ceil(height / side) * math.ceil(width / side) <= 16
         left, right = attention(torch.randn(1, 8, height, width), torch.randn(1, 8, height, width))
         assert left.shape == right.shape == (1, 8, height, width)
-    assert attention.pooling(4, 4) == 1
+    assert attention.pool_size(4, 4) == 1
 
 
 def test_attention_goes_both_ways_with_the_same_weights():

@@ -143,7 +143,7 @@ def test_warnings_of_overfitting_and_of_too_good_a_validation(capsys, train, val
 
 @pytest.mark.parametrize("device", ["cuda:7", "mps", "tpu"])
 def test_a_device_that_is_not_there(device):
-    with pytest.raises(InputError, match=r"use auto or cpu|allowed are auto"):
+    with pytest.raises(InputError, match=r"use auto or cpu|choose auto"):
         resolve_device(device)
 
 

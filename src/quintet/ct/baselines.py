@@ -1,4 +1,4 @@
-"""What an embedding must beat, as similarities of the test scans, and embeddings from elsewhere (ct.external)."""
+"""What an embedding must beat, as similarities of the test scans, and external embeddings (ct.external)."""
 
 from functools import partial
 from pathlib import Path
@@ -48,7 +48,7 @@ def intensity_histogram(data: Prepared, rows: NDArray[np.int64]) -> Similarity:
 
 
 def baselines(data: Prepared, params: Ct) -> dict[str, Baseline]:
-    """The baselines, and the embeddings from elsewhere that `params.external` names."""
+    """The baselines, and the external embeddings that `params.external` names."""
     rows, neighbours = data.rows("test"), params.evaluation.neighbours
     scans = data.scans(rows)
 

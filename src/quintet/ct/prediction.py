@@ -59,7 +59,7 @@ def predict_folder(models: Sequence[Model], source: Path, out: Path, problems: l
 def evaluate_folder(runs: Sequence[Path], raw: Path, out: Path, params: Ct, device: str) -> dict[str, float]:
     """Evaluate how the labelled scans of a raw folder retrieve each other, into the folder `out`.
 
-    `runs`: run folders, whose embeddings are combined, or one .npz or .parquet file of embeddings from elsewhere.
+    `runs`: run folders, whose embeddings are combined, or one .npz or .parquet file of external embeddings.
     """
     labels = read_labels(raw)
     if runs[0].is_file():

@@ -85,7 +85,7 @@ def _sections(runs: Runs, order: list[str]) -> list[Section]:
     return [
         Section(
             "Details",
-            f"Errors in {UNIT} unless stated otherwise; shares of images between 0 and 1.",
+            f"Errors in {UNIT} unless stated otherwise; fractions of images between 0 and 1.",
             select_columns(metrics, DETAILS),
         ),
         Section("By diagnosis", f"Mean error, {UNIT}.", select_columns(metrics, categories)),

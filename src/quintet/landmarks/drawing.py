@@ -20,7 +20,7 @@ Array = NDArray[Any]  # float32 [S, S] unless stated otherwise
 Points = NDArray[np.float64]
 
 BASE_PX = 299  # all lengths below are px in an image of this size
-LEVELS = np.array([0.0, 0.25, 0.5, 0.75, 1.0])  # share of the axis
+LEVELS = np.array([0.0, 0.25, 0.5, 0.75, 1.0])  # fraction of the axis
 INNER_T = np.array([0.12, 0.22, 0.35, 0.48, 0.65, 0.82, 1.0])
 TABLE_T = np.linspace(-1.5, 3.5, 2048)  # lookup positions of every outline
 TABLE_STEPS = 2047 / 5.0  # per unit of t

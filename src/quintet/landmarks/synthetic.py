@@ -101,11 +101,11 @@ def phantom(rng: Generator, category: str, size: int, *, shot: Generator | None 
 
 def plan(images: int) -> list[tuple[str, int]]:
     """Category and person of each image; neither changes when more images are requested."""
-    shares = np.array(list(CATEGORIES.values())) / sum(CATEGORIES.values())
-    counts, rows = np.zeros(len(shares)), list[tuple[str, int]]()
+    frequencies = np.array(list(CATEGORIES.values())) / sum(CATEGORIES.values())
+    counts, rows = np.zeros(len(frequencies)), list[tuple[str, int]]()
     latest = dict[str, int]()
     for i in range(images):
-        index = int(np.argmax(shares * (i + 1) - counts))  # the category furthest behind its share
+        index = int(np.argmax(frequencies * (i + 1) - counts))  # the category furthest behind its frequency
         counts[index] += 1
         name = list(CATEGORIES)[index]
         latest[name] = latest[name] if i % TWIN_EVERY == TWIN_EVERY - 1 and name in latest else i

@@ -92,4 +92,4 @@ def _siblings(location: tuple[int | str, ...]) -> str:
         if not hasattr(model, "model_fields"):
             return ""
     names = sorted(model.model_fields) if hasattr(model, "model_fields") else []
-    return f"; there are: {', '.join(names)}" if names else ""
+    return f"; choose from: {', '.join(names)}" if names else ""

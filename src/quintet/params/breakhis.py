@@ -42,7 +42,7 @@ class BreakHisData(Section):
     @model_validator(mode="after")
     def consistent(self) -> "BreakHisData":
         if self.split not in ("grouped", "official") and not self.split.endswith(".csv"):
-            raise ValueError(f"split={self.split!r}: allowed are grouped, official or the path of a .csv file")
+            raise ValueError(f"split={self.split!r}: choose grouped, official or the path of a .csv file")
         return self
 
 
@@ -73,7 +73,7 @@ class BreakHisConfig(Configuration):
     trains: Literal["all", "linear"]
 
     @model_validator(mode="after")
-    def possible(self) -> "BreakHisConfig":
+    def check_combination(self) -> "BreakHisConfig":
         for key, values in (("magnifications", self.magnifications), ("attention", self.attention)):
             if len(set(values)) < len(values):
                 raise ValueError(f"an entry is listed twice in {key}={values}")

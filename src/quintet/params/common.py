@@ -84,7 +84,7 @@ class SeedSweep(Seeds):
     def check(self, configs: Collection[str]) -> None:
         """Raise ValueError for a run that cannot exist: an unknown configuration, or an entry listed twice."""
         if unknown := [name for name in self.configs if name not in configs]:
-            raise ValueError(f"sweep.configs: {', '.join(unknown)}: no such configuration; there are {', '.join(configs)}")
+            raise ValueError(f"sweep.configs: {', '.join(unknown)}: no such configuration; choose from {', '.join(configs)}")
         for axis, values in self.model_dump().items():
             if len(set(values)) < len(values):
                 raise ValueError(f"sweep.{axis}: an entry is listed twice in {values}")

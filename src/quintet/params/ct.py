@@ -43,7 +43,7 @@ class CtData(Section):
     @model_validator(mode="after")
     def consistent(self) -> "CtData":
         if self.split != "grouped" and not self.split.endswith(".csv"):
-            raise ValueError(f"split={self.split!r}: allowed are grouped or the path of a .csv file")
+            raise ValueError(f"split={self.split!r}: choose grouped or the path of a .csv file")
         if self.test + self.validation >= 1:
             raise ValueError(f"test={self.test} and validation={self.validation} leave nothing to train on")
         if self.window[0] >= self.window[1]:
@@ -67,7 +67,7 @@ class CtConfig(Configuration):
     selector: Literal["none", "all", "hardest", "random_hard", "semi_hard"]
 
     @model_validator(mode="after")
-    def possible(self) -> "CtConfig":
+    def check_combination(self) -> "CtConfig":
         if (self.objective == "triplet") == (self.selector == "none"):
             raise ValueError(
                 f"objective={self.objective} with selector={self.selector}: triplet needs all, hardest, random_hard or "

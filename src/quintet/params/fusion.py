@@ -59,14 +59,14 @@ class FusionData(Section):
     @model_validator(mode="after")
     def consistent(self) -> "FusionData":
         if unknown := [name for name in self.modalities if name not in self.names]:
-            raise ValueError(f"modalities: {', '.join(unknown)} without patterns in names; there are {', '.join(self.names)}")
+            raise ValueError(f"modalities: {', '.join(unknown)} without patterns in names; choose from {', '.join(self.names)}")
         if len(set(self.modalities)) < len(self.modalities):
             raise ValueError(f"modalities: an entry is listed twice in {self.modalities}")
         for name in self.names:
             if name == CLINICAL or not name.replace("_", "").isalnum():
                 raise ValueError(f"names: {name!r}: letters, digits and _ only, and not {CLINICAL!r} (the clinical features)")
         if self.split != "stratified" and not self.split.endswith(".csv"):
-            raise ValueError(f"split={self.split!r}: allowed are stratified or the path of a .csv file")
+            raise ValueError(f"split={self.split!r}: choose stratified or the path of a .csv file")
         if self.test + self.validation >= 1:
             raise ValueError(f"test={self.test} and validation={self.validation} leave nothing to train on")
         if self.percentiles[0] >= self.percentiles[1]:
@@ -170,7 +170,7 @@ class Fusion(FusionConfig, StudyParams):
         tasks, modalities = self.segmentation.segmenter_tasks, self.data.modalities
         known = ", ".join(self.data.names)
         if unknown := [name for name in tasks if name not in self.data.names]:
-            raise ValueError(f"segmentation.segmenter_tasks: {', '.join(unknown)}: no such modality; there are {known}")
+            raise ValueError(f"segmentation.segmenter_tasks: {', '.join(unknown)}: no such modality; choose from {known}")
         if self.segmentation.segmenter == "totalsegmentator":
             if missing := [name for name in modalities if name not in tasks]:
                 raise ValueError(

@@ -42,7 +42,7 @@ class LandmarksData(Section):
     @model_validator(mode="after")
     def consistent(self) -> "LandmarksData":
         if self.split not in ("reference", "stratified", "grouped") and not self.split.endswith(".csv"):
-            raise ValueError(f"split={self.split!r}: allowed are reference, stratified, grouped or the path of a .csv file")
+            raise ValueError(f"split={self.split!r}: choose reference, stratified, grouped or the path of a .csv file")
         return self
 
 
@@ -72,7 +72,7 @@ class LandmarksConfig(Configuration):
     rate_head: Positive
 
     @model_validator(mode="after")
-    def possible(self) -> "LandmarksConfig":
+    def check_combination(self) -> "LandmarksConfig":
         if self.arch == "unet" and self.head != "heatmap":
             raise ValueError("arch=unet has no pooled features: use head=heatmap (regression needs arch=resnet18)")
         if self.arch == "unet" and self.attention:
@@ -158,7 +158,9 @@ class Landmarks(LandmarksConfig, StudyParams):
                 raise ValueError(f"configs: {name!r} is the name of a baseline")
             before = config.predecessor
             if before and before not in self.configs:
-                raise ValueError(f"configs.{name}.after: {before!r} is not a configuration; there are {', '.join(self.configs)}")
+                raise ValueError(
+                    f"configs.{name}.after: {before!r} is not a configuration; choose from {', '.join(self.configs)}"
+                )
             random = self.training.weights == "none" or config.arch == "unet"
             if config.trains == "head" and before is None and random and config.head == "heatmap":
                 raise ValueError(f"configs.{name}: trains=head on a random backbone with head=heatmap learns nothing")

@@ -45,7 +45,7 @@ class PerfusionData(Section):
         if "subject" not in groups:
             raise ValueError("subject_pattern needs a group (?P<subject>...)")
         if self.split != "auto" and not self.split.endswith(".json"):
-            raise ValueError(f"split={self.split!r}: allowed are auto or the path of a splits_final.json")
+            raise ValueError(f"split={self.split!r}: choose auto or the path of a splits_final.json")
         return self
 
 
@@ -81,7 +81,7 @@ class PerfusionConfig(Configuration):
     separate_at: Literal["decoder", "head"] = "decoder"
 
     @model_validator(mode="after")
-    def possible(self) -> "PerfusionConfig":
+    def check_combination(self) -> "PerfusionConfig":
         if len(set(self.losses)) < len(self.losses):
             raise ValueError(
                 f"a loss is listed twice in losses={self.losses}; change its weight in training.loss_weights instead"

@@ -106,7 +106,7 @@ def _territories(data: Prepared) -> Section:
     volumes = data.table[[f"{side}_ml" for side in SIDES]]
     within = data.table.groupby("subject")[list(volumes.columns)].std().mean()
     rows = [(side, *volumes[f"{side}_ml"].agg(["mean", "min", "max", "std"]), within[f"{side}_ml"]) for side in SIDES]
-    both = np.mean([(t := data.true(i)).all(0).sum() / max(1, t.any(0).sum()) for i in range(len(data.table))])
+    both = np.mean([(t := data.label_masks(i)).all(0).sum() / max(1, t.any(0).sum()) for i in range(len(data.table))])
     columns = ["territory", "mean, ml", "smallest", "largest", "SD over cases", "SD between visits of one person"]
     return Section(
         "Territories",
@@ -122,6 +122,8 @@ def _round_trip(data: Prepared) -> pd.DataFrame:
     scores = []
     for row, geometry in enumerate(data.geometry):
         masks = centred(np.asarray(data.masks[data.slices(row)]), geometry.size)
-        scores.append([dice_score(geometry.to_file(masks[:, i].astype(np.float32)) >= 0.5, data.true(row)[i]) for i in range(2)])
+        scores.append(
+            [dice_score(geometry.to_file(masks[:, i].astype(np.float32)) >= 0.5, data.label_masks(row)[i]) for i in range(2)]
+        )
     table = np.array(scores)
     return pd.DataFrame({"territory": SIDES, "mean": table.mean(0).round(4), "lowest": table.min(0).round(4)})

@@ -3,7 +3,7 @@
 A person is a set of smooth fields in head coordinates (mm: x to the right, y to the front, z up): brain, tissue, and the
 share of the flow that each artery supplies. A visit places the head in a scanner grid and adds its own physiology, noise
 and label. Flow: grey matter about 65, white 22 ml/100 g/min (Parkes et al. 2004, doi:10.1002/mrm.20023). A voxel belongs to
-an artery that supplies at least `SHARE` of it, so that territories overlap where both do.
+an artery that supplies at least `MIN_SUPPLY` of it, so that territories overlap where both do.
 """
 
 from dataclasses import dataclass
@@ -22,7 +22,7 @@ Floats = NDArray[np.float64]
 SLICES, MATRIX = 14, (80, 64)  # slices, rows, columns; the brain fills about 71 x 55
 SPACING_MM = (6.6, 2.625, 2.625)
 GREY, WHITE, FLUID = 65.0, 22.0, 4.0  # ml/100 g/min
-SHARE = 0.3
+MIN_SUPPLY = 0.3
 LEAK = 0.04  # of the other artery's flow, from imperfect labelling
 NOISE = (7.0, 10.0)  # SD per channel, ml/100 g/min: the two arteries are labelled in different positions
 
@@ -96,7 +96,7 @@ class Person:
         flow = WHITE + (GREY - WHITE) * np.where(nuclei, 0.9, grey)
         return np.where(ventricle, FLUID, flow) * self.flow
 
-    def shares(self, at: Floats) -> Floats:
+    def supply(self, at: Floats) -> Floats:
         """`[..., 2]`: the share of the flow that comes from the left and from the right carotid; the rest is posterior."""
         x, y, z = np.moveaxis(at, -1, 0)
         border = self.midline_mm + 3.5 * self.bend(at)
@@ -107,8 +107,8 @@ class Person:
         behind = np.where(x < 0, *self.posterior_mm) + 0.35 * np.maximum(0, z - 10) * -1 + 5 * self.bend(at[..., [1, 2, 0]])
         below = -22 - 0.25 * (y + 40)  # cerebellum and brain stem
         posterior = np.maximum(1 / (1 + np.exp((y - behind) / 4)), 1 / (1 + np.exp((z - below) / 3)))
-        shares: Floats = np.stack([1 - right, right], -1) * (1 - posterior)[..., None]
-        return shares
+        supply: Floats = np.stack([1 - right, right], -1) * (1 - posterior)[..., None]
+        return supply
 
 
 def scanner_grid(rng: np.random.Generator, spacing_mm: Floats, number: int) -> Grid:
@@ -145,15 +145,15 @@ def visit(person: Person, grid: Grid, rng: np.random.Generator) -> tuple[Floats,
     turned = _rotation(np.radians(rng.normal(0, 2, 3)))  # the head lies a little differently each time
     at = (indices @ grid.affine[:3, :3].T + grid.affine[:3, 3]) @ turned.T + rng.normal(0, 1.5, 3)
     brain = person.inside(at)
-    shares = person.shares(at)
+    supply = person.supply(at)
     flow = person.tissue_flow(at) * brain * rng.normal(1, 0.08)
     blur = [0.6 / np.linalg.norm(grid.affine[:3, i]) * SPACING_MM[1] for i in range(3)]
     maps = []
     for side in range(2):
-        arterial = flow * (shares[..., side] * (1 - LEAK) + shares[..., 1 - side] * LEAK) * rng.normal(1, 0.06)
+        arterial = flow * (supply[..., side] * (1 - LEAK) + supply[..., 1 - side] * LEAK) * rng.normal(1, 0.06)
         noise = gaussian_filter(rng.normal(size=grid.shape), (0.5, 0.5, 0)) * NOISE[side] * rng.uniform(0.85, 1.2)
         maps.append((gaussian_filter(arterial, blur) + noise) * brain)
-    masks = [_as_drawn((shares[..., side] >= SHARE) & brain) for side in range(2)]
+    masks = [_as_drawn((supply[..., side] >= MIN_SUPPLY) & brain) for side in range(2)]
     return np.stack(maps), (masks[0] + 2 * masks[1]).astype(np.uint8)
 
 

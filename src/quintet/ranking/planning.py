@@ -19,7 +19,7 @@ from quintet.errors import InputError
 from quintet.ranking.table import Ranking
 
 SEEDS = (1, 2, 3, 5, 10)
-NEGLIGIBLE = 1e-6  # once the patients' part of se^2 is this share of the runs' part, more patients change nothing
+NEGLIGIBLE_RATIO = 1e-6  # once the patients' part of se^2 is this share of the runs' part, more patients change nothing
 
 
 @dataclass(frozen=True)
@@ -54,7 +54,7 @@ def patients_for(
         return None
     n = min_patients  # doubled up to the first success: with a tiny run_df, power can fall again with more patients
     while power_with(n) < power:
-        if pair_sd**2 / n <= NEGLIGIBLE * run_variance:
+        if pair_sd**2 / n <= NEGLIGIBLE_RATIO * run_variance:
             return None
         n *= 2
     candidates = range(max(n // 2 + 1, min_patients), n)

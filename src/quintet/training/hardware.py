@@ -15,7 +15,7 @@ LIGHTNING_PRECISION = {"bf16": "bf16-mixed", "16": "16-mixed", "32": "32-true"}
 def resolve_device(device: str) -> str:
     available = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
     if device not in ("auto", *available):
-        raise InputError(f"device {device!r}: allowed are auto, {', '.join(available)}")
+        raise InputError(f"device {device!r}: choose auto, {', '.join(available)}")
     if device != "auto":
         if not available[device]:
             raise InputError(f"device {device}: not available on this machine or in this torch; use auto or cpu")

@@ -85,7 +85,7 @@ def load_pretrained_weights(module: nn.Module, path: str, url: str, *, drop: Seq
         origin = url
     else:
         if not Path(path).is_file():
-            raise InputError(f"weights={path}: no such file; allowed are imagenet, none or the path of a state dict")
+            raise InputError(f"weights={path}: no such file; choose imagenet, none or the path of a state dict")
         try:
             state = dict(torch.load(path, map_location="cpu", weights_only=True))
         except Exception as error:  # a foreign file raises many kinds of exceptions

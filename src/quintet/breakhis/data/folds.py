@@ -60,13 +60,15 @@ def _grouped(patients: pd.DataFrame, params: BreakHisData) -> NDArray[np.int64]:
 def _hand_made(path: Path, patients: pd.DataFrame, params: BreakHisData) -> NDArray[np.int64]:
     """The fold that tests each patient, from a CSV with the columns patient and fold."""
     if not path.is_file():
-        raise InputError(f"breakhis.data.split: {path}: no such file; allowed are grouped, official or a CSV with patient,fold")
+        raise InputError(f"breakhis.data.split: {path}: no such file; choose grouped, official or a CSV with patient,fold")
     table = read_text_table(path)
     if not {"patient", "fold"} <= set(table.columns):
         raise InputError(f"{path}: expected the columns patient,fold, got {','.join(table.columns)}")
     legal = [str(fold) for fold in range(params.folds)]
     problems = [
-        f"row {i + 2}: fold {f!r} is none of 0 to {params.folds - 1}" for i, f in enumerate(table["fold"]) if f not in legal
+        f"row {i + 2}: fold {f!r} is not a whole number from 0 to {params.folds - 1}"
+        for i, f in enumerate(table["fold"])
+        if f not in legal
     ]
     repeated = table["patient"][table["patient"].duplicated()]
     problems += [f"{patient} is listed twice; every patient is tested in one fold" for patient in repeated]
@@ -113,7 +115,7 @@ def _official(patients: pd.DataFrame, raw: Path, folds: int) -> tuple[list[set[s
         both = sorted(set(parts["train"]) & set(parts["test"]))
         for patient in both:
             sides = ", ".join(f"{' and '.join(sorted(parts[part][patient]))} ({part})" for part in parts)
-            notes.append(f"{path.name} puts patient {patient} on both sides: {sides}; here it is a training patient")
+            notes.append(f"{path.name} puts patient {patient} in training and test: {sides}; here it is used for training")
         test_sets.append((set(parts["test"]) - set(both)) & set(patients["patient"]))
         unknown = sorted(set(patients["patient"]) - set(parts["train"]) - set(parts["test"]))
         problems += [f"{path.name} does not name patient {patient}" for patient in unknown]

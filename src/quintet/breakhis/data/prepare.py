@@ -15,7 +15,7 @@ from quintet.breakhis.data.folds import make_folds
 from quintet.breakhis.data.prepared import Prepared, load
 from quintet.breakhis.data.tree import MAGNIFICATIONS, Image, missing_magnifications, read_tree
 from quintet.errors import InputError, InputProblemsError
-from quintet.files import atomic_folder, md5, refuse_overlap, write_json
+from quintet.files import atomic_folder, md5, reject_overlap, write_json
 from quintet.imaging.duplicates import near_pairs, perceptual_hash
 from quintet.imaging.pictures import read_rgb
 from quintet.params import BreakHis
@@ -59,7 +59,7 @@ def check(raw: Path, params: BreakHis) -> list[str]:
             folds, notes = make_folds(_patient_table(readable), raw, params.data)
             print("".join(f"note: {note}\n" for note in notes), end="")
             found = np.stack([image_hash for image_hash in hashes if image_hash is not None])
-            refuse_duplicates(readable, found, folds, params.data.near_duplicate_distance)
+            reject_duplicates(readable, found, folds, params.data.near_duplicate_distance)
     except InputProblemsError as error:
         problems += error.problems
     except InputError as error:
@@ -71,7 +71,7 @@ def _patient_table(images: Sequence[Image]) -> pd.DataFrame:
     return pd.DataFrame(sorted({(image.patient, image.tumour_class) for image in images}), columns=["patient", "class"])
 
 
-def refuse_duplicates(images: Sequence[Image], hashes: NDArray[np.bool_], folds: pd.DataFrame, max_distance: int) -> None:
+def reject_duplicates(images: Sequence[Image], hashes: NDArray[np.bool_], folds: pd.DataFrame, max_distance: int) -> None:
     """Raise InputProblemsError, naming both files, if patients in different parts of a fold share a picture.
 
     `max_distance`: the largest Hamming distance between the hashes `[N, 64]` of one picture.
@@ -93,7 +93,7 @@ def refuse_duplicates(images: Sequence[Image], hashes: NDArray[np.bool_], folds:
         )
 
 
-def refuse_overlapping_parts(folds: pd.DataFrame) -> None:
+def reject_overlapping_parts(folds: pd.DataFrame) -> None:
     """Raise InputProblemsError if a patient is in two parts of one fold."""
     repeated = folds[folds.duplicated(["fold", "patient"], keep=False)]
     if len(repeated):
@@ -107,7 +107,7 @@ def prepare(raw: Path, out: Path, params: BreakHis) -> tuple[Prepared, list[str]
     All problems of the raw folder are listed at once; with `on_error: skip` the images concerned are left out instead. Memory
     stays bounded because the originals are decoded in chunks.
     """
-    refuse_overlap(raw, out)
+    reject_overlap(raw, out)
     images, problems = read_tree(raw)
     if not images:
         raise InputProblemsError(str(raw), problems)
@@ -122,8 +122,8 @@ def prepare(raw: Path, out: Path, params: BreakHis) -> tuple[Prepared, list[str]
         if mixed := sorted(p for p, rows in table.groupby("patient")["class"].nunique().items() if rows > 1):
             raise InputError(f"{raw}: patient {mixed[0]} is under both classes; correct the tree, this cannot be skipped")
         folds, notes = make_folds(_patient_table(readable), raw, params.data)
-        refuse_overlapping_parts(folds)
-        refuse_duplicates(readable, hashes, folds, params.data.near_duplicate_distance)
+        reject_overlapping_parts(folds)
+        reject_duplicates(readable, hashes, folds, params.data.near_duplicate_distance)
         table.to_csv(folder / "index.csv", index=False)
         folds.to_csv(folder / "folds.csv", index=False)
         write_json(folder / "notes.json", notes)

@@ -74,7 +74,7 @@ def evaluate(
     the metrics and writes cases.csv, images.csv and figures/ into `out`; with `history`, more figures."""
     table = score_patients(predicted, labels, types, threshold)
     images = score_images(predicted, labels, threshold)
-    tidy = results.tidy(
+    tidy = results.to_tidy(
         table.drop(columns="patient"),
         record.study,
         record.config,

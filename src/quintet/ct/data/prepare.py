@@ -16,7 +16,7 @@ from quintet.arrays import new_array
 from quintet.ct.data.prepared import VOLUMES, Prepared, load
 from quintet.ct.data.raw import find_scans, fingerprint, hash_of, match, read_cube, read_labels
 from quintet.errors import InputError, InputProblemsError
-from quintet.files import atomic_folder, refuse_overlap, repository_root, write_json
+from quintet.files import atomic_folder, reject_overlap, repository_root, write_json
 from quintet.imaging.cubes import Cube
 from quintet.params import Ct
 from quintet.params.ct import CtData
@@ -51,7 +51,7 @@ def prepare(raw: Path, out: Path, params: Ct, *, workers: int = 1) -> tuple[Prep
     An unreadable scan does not stop the others, and all of them are listed. Cubes are kept outside `out` until all are finished,
     so that an interrupted run continues where it stopped.
     """
-    refuse_overlap(raw, out)
+    reject_overlap(raw, out)
     data = params.data
     scans, labels = find_scans(raw), read_labels(raw)
     names, problems = match(scans, labels)
@@ -165,7 +165,7 @@ def make_split(table: pd.DataFrame, data: CtData) -> pd.DataFrame:
     else:
         names = list(table["study"])
         parts = splits.read_split(Path(data.split), names, column="study")
-        splits.refuse_leaks(parts, list(table["patient"]), names, remedy="move all scans of a patient to one part")
+        splits.reject_leaks(parts, list(table["patient"]), names, remedy="move all scans of a patient to one part")
     train = np.flatnonzero(np.array(parts) == "train")
     chosen = np.random.default_rng([data.split_seed, 2]).permutation(train)[: round(data.train_eval * len(train))]
     return table.assign(split=parts, train_eval=np.isin(np.arange(len(table)), chosen).astype(int))

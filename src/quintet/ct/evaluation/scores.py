@@ -1,6 +1,6 @@
 """From similarities of the test scans to tables and figures.
 
-There is no network here: baselines and embeddings from elsewhere are evaluated in the same way.
+There is no network here: baselines and external embeddings are evaluated in the same way.
 """
 
 from pathlib import Path
@@ -20,7 +20,7 @@ LISTED_NEIGHBOURS = 10  # per query in neighbours.csv
 
 
 def read_vectors(path: Path, names: NDArray[np.str_]) -> NDArray[np.float32]:
-    """Read embeddings from elsewhere, `[N, E]` in the order of `names`; further ids are ignored.
+    """Read external embeddings, `[N, E]` in the order of `names`; further ids are ignored.
 
     A .npz file has the arrays `id` and `vector`; a .parquet file has a column `id` and either a column `vector` of lists or one
     column per dimension. Raises InputError for an unreadable file, a missing or repeated id, or a vector that is not finite.
@@ -109,7 +109,7 @@ def evaluate(
     if not arbitrary_neighbours:
         metrics["hubness_skew_at_10"] = hubness(found.nearest, len(scans))
         _neighbour_table(found, scans).to_csv(out / "neighbours.csv", index=False)
-    tidy = results.tidy(
+    tidy = results.to_tidy(
         table.drop(columns=["study", "patient"]),
         record.study,
         record.config,

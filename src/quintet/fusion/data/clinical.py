@@ -95,7 +95,7 @@ class Encoder:
         return Encoder([Category(**c) if "values" in c else Numeric(**c) for c in columns])
 
 
-def refuse_leaks(table: pd.DataFrame, labels: pd.Series, target: str) -> None:
+def reject_leaks(table: pd.DataFrame, labels: pd.Series, target: str) -> None:
     """Raise InputError for a feature that reveals the label: its name contains the target's, or it has one value per class."""
     words = set(re.split(r"[^a-z]+", target.lower())) - {""}
     for name in table:

@@ -11,8 +11,8 @@ from numpy.typing import NDArray
 from quintet import splits
 from quintet.arrays import new_array
 from quintet.errors import InputError, InputProblemsError
-from quintet.files import atomic_folder, refuse_overlap, write_json
-from quintet.fusion.data.clinical import Encoder, refuse_leaks
+from quintet.files import atomic_folder, reject_overlap, write_json
+from quintet.fusion.data.clinical import Encoder, reject_leaks
 from quintet.fusion.data.preparation import Preparation
 from quintet.fusion.data.prepared import FEATURES, VOLUMES, Prepared, load
 from quintet.fusion.data.raw import Clinical, find_patients, read_image, read_table, targets
@@ -50,8 +50,8 @@ def clinical_features(clinical: Clinical, patients: Sequence[str], data: FusionD
     c = data.columns
     left_out = {c.label, c.time, c.event, *data.drop}
     if clinical.path and (unknown := [name for name in data.drop if name not in clinical.table]):
-        there_are = ", ".join(clinical.table)
-        raise InputError(f"fusion.data.drop: {clinical.path} has no column {', '.join(unknown)}; there are {there_are}")
+        columns = ", ".join(clinical.table)
+        raise InputError(f"fusion.data.drop: {clinical.path} has no column {', '.join(unknown)}; its columns: {columns}")
     return clinical.table.drop(columns=[name for name in clinical.table if name in left_out]).reindex(list(patients)).fillna("")
 
 
@@ -75,7 +75,7 @@ def _tables(
     table = target.loc[kept].reset_index()
     table.insert(1, "split", _split(table, data))
     if data.task == "classification":
-        refuse_leaks(features.loc[kept], target.loc[kept, "label"], data.columns.label)
+        reject_leaks(features.loc[kept], target.loc[kept, "label"], data.columns.label)
     elif params.training.survival_loss == "mse" and (censored := int((table["event"] == 0).sum())):
         raise InputError(
             f"fusion.training.survival_loss=mse treats times as known, but {censored} patients are censored; "
@@ -151,7 +151,7 @@ def _prepare_patient(name: str, files: Files, masks: Path, preparation: Preparat
 def prepare(raw: Path, masks: Path, out: Path, params: Fusion, *, workers: int = 1) -> tuple[Prepared, list[str]]:
     """Write the prepared data set to `out`, whole or not at all; returns it and a sentence for each skipped problem. Each worker
     keeps one patient in memory."""
-    refuse_overlap(raw, out)
+    reject_overlap(raw, out)
     preparation = Preparation.of(params)
     modalities, size = preparation.modalities, preparation.size
     patients, problems = find_patients(raw, preparation.names, modalities)

@@ -68,7 +68,7 @@ def read_table(raw: Path, tables: Sequence[str], columns: FusionColumns) -> Clin
     table = read_text_table(path)
     patient = table.columns[0] if columns.patient == "auto" else columns.patient
     if patient not in table:
-        raise InputError(f"{path}: no column {patient!r} (fusion.data.columns.patient); there are {', '.join(table.columns)}")
+        raise InputError(f"{path}: no column {patient!r} (fusion.data.columns.patient); its columns: {', '.join(table.columns)}")
     problems = [f"row {i + 2}: no patient" for i in table.index[table[patient] == ""]]
     problems += [f"row {i + 2}: patient {table[patient][i]} is listed twice" for i in table.index[table[patient].duplicated()]]
     if problems:

@@ -24,7 +24,7 @@ from joblib import Parallel, delayed
 from numpy.typing import NDArray
 
 from quintet.errors import InputError, InputProblemsError
-from quintet.files import atomic_file, atomic_folder, refuse_overlap, repository_root
+from quintet.files import atomic_file, atomic_folder, reject_overlap, repository_root
 from quintet.fusion.data.raw import find_patients, read_image
 from quintet.params import Fusion
 from quintet.params.fusion import FusionSegmentation
@@ -173,7 +173,7 @@ def segment(raw: Path, out: Path, params: Fusion, *, workers: int = 1) -> tuple[
     A failed image is a row with its reason and does not affect the others (with `fusion.data.on_error=raise` the stage then fails
     at the end; finished masks stay in the cache). An interrupted run continues where it stopped.
     """
-    refuse_overlap(raw, out)
+    reject_overlap(raw, out)
     patients, problems = find_patients(raw, params.data.names, params.data.modalities)
     jobs = [(p, m, path) for p, files in patients.items() for m, path in files.items()]
     segmenters = {m: segmenter_for(params.segmentation, m) for m in params.data.modalities}

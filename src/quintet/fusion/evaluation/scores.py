@@ -136,7 +136,7 @@ def evaluate(
             {f"{metric}_over_subsets": subsets.groupby("patient")[metric].mean(), metric: recorded[metric]},
         )
         names = values.index
-        tidy.append(results.tidy(values, record.study, config, fold=record.fold, seed=record.seed, cases=names, groups=names))
+        tidy.append(results.to_tidy(values, record.study, config, fold=record.fold, seed=record.seed, cases=names, groups=names))
     if len(tables) == 2:
         plain, adapted = tables.values()
         metrics |= _adaptation_metrics(plain, adapted, "log_loss" if classes else SURVIVAL, lower_is_better=bool(classes))

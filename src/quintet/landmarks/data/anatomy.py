@@ -40,7 +40,7 @@ SWAPPED = np.arange(LANDMARKS)  # index of each landmark's mirror image; on the 
 for _left, _right in PAIRS:
     SWAPPED[[_left, _right]] = _right, _left
 
-# Where each landmark's perpendicular meets the axis, as a share of the way from landmark 0 to 1.
+# Where each landmark's perpendicular meets the axis, as a fraction of the way from landmark 0 to 1.
 LEVELS = np.array([0.0, 1.0, 0.25, 0.25, 0.5, 0.5, 0.75, 0.75, 0.25, 0.5, 0.75, 0.0, 0.0, 1.0, 1.0])
 
 

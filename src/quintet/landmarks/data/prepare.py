@@ -18,7 +18,7 @@ from skimage.exposure import equalize_adapthist
 
 from quintet import splits
 from quintet.errors import InputError, InputProblemsError
-from quintet.files import atomic_folder, refuse_overlap
+from quintet.files import atomic_folder, reject_overlap
 from quintet.imaging.duplicates import near_groups, perceptual_hash
 from quintet.imaging.pictures import PICTURES, read_grey, resize
 from quintet.landmarks.data.anatomy import CATEGORIES, LANDMARKS
@@ -150,7 +150,7 @@ def make_split(kind: str, cases: pd.DataFrame, *, seed: int) -> list[str]:
         return splits.grouped_split(list(cases["group"]), list(cases["category"]), seed=seed)
     parts = splits.read_split(Path(kind), list(cases["stem"]))
     remedy = "move its images to one part, or lower landmarks.data.near_duplicate_distance"
-    splits.refuse_leaks(parts, list(cases["group"]), list(cases["stem"]), remedy=remedy)
+    splits.reject_leaks(parts, list(cases["group"]), list(cases["stem"]), remedy=remedy)
     return parts
 
 
@@ -180,7 +180,7 @@ def _table(read: list[Any], params: LandmarksData) -> pd.DataFrame:
 
 def prepare(raw: Path, out: Path, params: Landmarks) -> tuple[Prepared, list[str]]:
     """Write the prepared data set to `out` atomically; returns it and one sentence per skipped row."""
-    refuse_overlap(raw, out)
+    reject_overlap(raw, out)
     data = params.data
     read, problems = _read_rows(raw, data)
     if problems and (data.on_error == "raise" or not read):

@@ -95,7 +95,7 @@ def per_landmark(path: Path, table: pd.DataFrame, title: str) -> None:
 
 
 def success_rate(path: Path, errors: dict[str, NDArray[np.float64]]) -> None:
-    """Success detection rate: share of images whose mean error is below a threshold, one curve per configuration."""
+    """Success detection rate: fraction of images whose mean error is below a threshold, one curve per configuration."""
     figure, axes = new_figure(7, 4.5)
     for name, error in errors.items():
         ordered = np.sort(error)

@@ -102,7 +102,7 @@ def evaluate(
     cases = data.table.iloc[rows]
     table = per_case(points, data.points[rows], cases[["width", "height"]].to_numpy(float), expected)
     metrics = summary(table, cases["category"].to_numpy(), expected, pixel_errors(points, data.points[rows]))
-    tidy = results.tidy(
+    tidy = results.to_tidy(
         table, record.study, record.config, fold=record.fold, seed=record.seed, cases=cases["stem"], groups=cases["group"]
     )
     results.write(tidy, out / "cases.csv")
@@ -115,7 +115,7 @@ def evaluate(
 def summary(
     table: pd.DataFrame, category: NDArray[np.object_], expected: NDArray[np.float64], error: NDArray[np.float64]
 ) -> dict[str, float]:
-    """Flat metrics: mean error per image (distribution, interval, shares), structure, per category and landmark, calibration."""
+    """Flat metrics: error per image (distribution, interval, fractions), structure, per category and landmark, calibration."""
     image = table["error_px"].to_numpy()
     weights = bootstrap_weights(np.arange(len(image)))  # resamples images: the 15 landmarks of an image stay together
     low, high = percentile_interval(bootstrap_means(image, weights))
@@ -162,7 +162,7 @@ def calibration_error(expected: NDArray[np.float64], observed: NDArray[np.float6
 def risk_coverage(
     expected: NDArray[np.float64], observed: NDArray[np.float64]
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Coverage (share of images kept, most certain first) and risk (their mean error), both `[N]`."""
+    """Coverage (fraction of images kept, most certain first) and risk (their mean error), both `[N]`."""
     kept = np.arange(1, len(expected) + 1)
     return kept / len(expected), observed[np.argsort(expected, kind="stable")].cumsum() / kept
 

@@ -14,7 +14,7 @@ from scipy.ndimage import binary_fill_holes
 from quintet import splits
 from quintet.arrays import new_array
 from quintet.errors import InputError, InputProblemsError
-from quintet.files import atomic_folder, refuse_overlap, write_json
+from quintet.files import atomic_folder, reject_overlap, write_json
 from quintet.imaging.volumes import Grid, read_spacing
 from quintet.params import Perfusion
 from quintet.params.perfusion import PerfusionData
@@ -117,7 +117,7 @@ def prepare(raw: Path, out: Path, params: Perfusion) -> tuple[Prepared, list[str
 
     All problems of the raw folder are listed at once; with `on_error: skip` the cases concerned are left out instead.
     """
-    refuse_overlap(raw, out)
+    reject_overlap(raw, out)
     skip = params.data.on_error == "skip"
     dataset, problems = read_dataset(raw, params.data.subject_pattern)
     if dataset is None:

@@ -50,7 +50,7 @@ class Prepared:
         sizes = np.array([g.size for g in self.geometry])
         return np.repeat(sizes, self.table["slices"], axis=0)
 
-    def true(self, row: int) -> NDArray[np.bool_]:
+    def label_masks(self, row: int) -> NDArray[np.bool_]:
         """The label on the file's own grid, `[2, X, Y, Z]`."""
         shape = self.geometry[row].grid.shape
         start = int(self.table.loc[row, "truth_at"])

@@ -97,7 +97,7 @@ def predict_prepared(model: Model, data: Prepared, rows: list[int]) -> Iterator[
         images = centred(data.images[data.slices(row)], geometry.size)
         probability, flow = (on_file_grid(array[:, :2], geometry) for array in (model(images), images))
         case, subject = data.table.loc[row, ["case", "subject"]]
-        yield Predicted(case, subject, geometry.grid, flow, probability, data.true(row))
+        yield Predicted(case, subject, geometry.grid, flow, probability, data.label_masks(row))
 
 
 def on_file_grid(slices: NDArray[np.float32], geometry: Geometry) -> NDArray[np.float32]:

@@ -147,7 +147,7 @@ def evaluate(
             np.save(out / "probabilities" / f"{case.name}.npy", canonical.astype(np.float16))
     table = pd.DataFrame(rows)
     metrics = summary(table)
-    tidy = results.tidy(
+    tidy = results.to_tidy(
         table.drop(columns=["case", "subject"]),
         record.study,
         record.config,

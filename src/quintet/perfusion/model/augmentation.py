@@ -13,15 +13,13 @@ from torch import Tensor
 
 from quintet.params.perfusion import PerfusionAugment
 
-SCALE, NOISE_VARIANCE, BLUR_SD, BRIGHTNESS, CONTRAST, RESOLUTION, GAMMA = (
-    (0.7, 1.4),
-    (0.0, 0.1),
-    (0.5, 1.0),
-    (0.75, 1.25),
-    (0.75, 1.25),
-    (0.5, 1.0),
-    (0.7, 1.5),
-)
+SCALE = (0.7, 1.4)
+NOISE_VARIANCE = (0.0, 0.1)
+BLUR_SD = (0.5, 1.0)  # pixels
+BRIGHTNESS = (0.75, 1.25)
+CONTRAST = (0.75, 1.25)
+RESOLUTION = (0.5, 1.0)
+GAMMA = (0.7, 1.5)
 
 
 def swap_sides(x: Tensor) -> Tensor:
@@ -63,33 +61,33 @@ def draw_params(shift: Tensor, channels: int, patch: tuple[int, int], augment: P
     """Draw the parameters of a batch with torch's global generator; `shift` `[B, 2]` places the patches."""
     batch, device = len(shift), shift.device
 
-    def chance(share: float, *more: int) -> Tensor:
-        return torch.rand(batch, *more, device=device) < share
+    def bernoulli(probability: float, *more: int) -> Tensor:
+        return torch.rand(batch, *more, device=device) < probability
 
-    def between(low: float, high: float, *more: int) -> Tensor:
+    def uniform(low: float, high: float, *more: int) -> Tensor:
         return low + (high - low) * torch.rand(batch, *more, device=device)
 
     def either_side(low: float, high: float, *more: int) -> Tensor:
         """nnU-Net's factors: half below 1, half above."""
-        return torch.where(chance(0.5, *more), between(low, 1, *more), between(1, high, *more))
+        return torch.where(bernoulli(0.5, *more), uniform(low, 1, *more), uniform(1, high, *more))
 
-    reach = math.radians(augment.rotation_deg)
-    sd = torch.where(chance(augment.noise), between(*NOISE_VARIANCE), 0.0).sqrt()
-    blurred = chance(augment.blur)[:, None] & chance(0.5, channels)
-    coarse = chance(augment.low_resolution)[:, None] & chance(0.5, channels)
+    max_angle = math.radians(augment.rotation_deg)
+    sd = torch.where(bernoulli(augment.noise), uniform(*NOISE_VARIANCE), 0.0).sqrt()
+    blurred = bernoulli(augment.blur)[:, None] & bernoulli(0.5, channels)
+    coarse = bernoulli(augment.low_resolution)[:, None] & bernoulli(0.5, channels)
 
-    def factor(share: float, low: float, high: float) -> Tensor:
-        return torch.where(chance(share)[:, None], either_side(low, high, channels), 1.0)
+    def factor(probability: float, low: float, high: float) -> Tensor:
+        return torch.where(bernoulli(probability)[:, None], either_side(low, high, channels), 1.0)
 
     return AugmentationParams(
         shift=shift,
-        angle=torch.where(chance(augment.rotation), between(-reach, reach), 0.0),
-        scale=torch.where(chance(augment.scale), between(*SCALE), 1.0),
-        flip_x=chance(augment.mirror_left_right),
-        flip_y=chance(augment.mirror_front_back),
+        angle=torch.where(bernoulli(augment.rotation), uniform(-max_angle, max_angle), 0.0),
+        scale=torch.where(bernoulli(augment.scale), uniform(*SCALE), 1.0),
+        flip_x=bernoulli(augment.mirror_left_right),
+        flip_y=bernoulli(augment.mirror_front_back),
         noise=torch.randn(batch, channels, *patch, device=device) * sd[:, None, None, None],
-        blur=torch.where(blurred, between(*BLUR_SD, channels), 0.0),
-        resolution=torch.where(coarse, between(*RESOLUTION, channels), 1.0),
+        blur=torch.where(blurred, uniform(*BLUR_SD, channels), 0.0),
+        resolution=torch.where(coarse, uniform(*RESOLUTION, channels), 1.0),
         brightness=factor(augment.brightness, *BRIGHTNESS),
         contrast=factor(augment.contrast, *CONTRAST),
         gamma=factor(augment.gamma, *GAMMA),
@@ -97,7 +95,7 @@ def draw_params(shift: Tensor, channels: int, patch: tuple[int, int], augment: P
     )
 
 
-def place(masks: Tensor, sizes: Tensor, patch: tuple[int, int], foreground: Tensor) -> Tensor:
+def sample_offsets(masks: Tensor, sizes: Tensor, patch: tuple[int, int], foreground: Tensor) -> Tensor:
     """Where to cut patches: offsets `[B, 2]` (x, y) of the patch's centre from the frame's, in whole pixels, so that patches stay
     inside the slice where they fit.
 
@@ -169,8 +167,8 @@ def _blur_matrix(n: int, blur: Tensor, resolution: Tensor) -> Tensor:
     fraction = (position - first)[..., None]
 
     def nearest(pixel: Tensor) -> Tensor:
-        place = (pixel + 0.5) * n / small
-        return (F.one_hot(place.floor().long(), n) + F.one_hot((place.ceil() - 1).long(), n)) / 2
+        source = (pixel + 0.5) * n / small
+        return (F.one_hot(source.floor().long(), n) + F.one_hot((source.ceil() - 1).long(), n)) / 2
 
     linear = nearest(first) * (1 - fraction) + nearest((first + 1).minimum(small - 1)) * fraction
     unchanged = (resolution >= 1)[:, None, None]

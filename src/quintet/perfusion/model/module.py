@@ -27,7 +27,7 @@ PERFECT_DICE = 0.995
 VALIDATION_BATCH = 32
 
 
-class PatchBatches(Sampler[tuple[Any, Any]]):
+class PatchBatchSampler(Sampler[tuple[Any, Any]]):
     """Batches of slices that depend on (seed, epoch, rank) alone: a case is drawn uniformly, then one of its slices.
 
     The last part of each batch, a fraction `oversample`, has slices that contain a territory (nnU-Net's foreground oversampling).
@@ -79,9 +79,9 @@ class TerritoryModule(L.LightningModule):
         self.net, self.config, self.training_params, self.steps = net, config, training, 1
         self.augment = _no_augmentation(training.augment) if debug else training.augment
         self.patch = (training.patch[0], training.patch[1])
-        self.multiple = divisor(plan_stages(training.patch, data.spacing_mm[1:], training.features))
-        if wrong := [p for p, m in zip(training.patch, self.multiple, strict=True) if p % m]:
-            larger = [p + -p % m for p, m in zip(training.patch, self.multiple, strict=True)]
+        self.size_divisor = divisor(plan_stages(training.patch, data.spacing_mm[1:], training.features))
+        if wrong := [p for p, m in zip(training.patch, self.size_divisor, strict=True) if p % m]:
+            larger = [p + -p % m for p, m in zip(training.patch, self.size_divisor, strict=True)]
             raise InputError(f"perfusion.training.patch: {wrong[0]} cannot be halved as often as the network needs; use {larger}")
         # not buffers, which DDP would broadcast; memory-mapped, so read only when a batch needs them
         self.images, self.masks = torch.from_numpy(data.images), torch.from_numpy(data.masks)
@@ -115,7 +115,7 @@ class TerritoryModule(L.LightningModule):
     def training_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor:
         self.last_batch = batch
         images, masks, sizes = self.slices(batch["rows"])
-        shift = augmentation.place(masks, sizes, self.patch, batch["foreground"].to(self.device))
+        shift = augmentation.sample_offsets(masks, sizes, self.patch, batch["foreground"].to(self.device))
         drawn = augmentation.draw_params(shift, images.shape[1], self.patch, self.augment)
         images, masks = augmentation.transform(images, masks, drawn, self.patch)
         loss = self.loss(self.net(images.contiguous(memory_format=torch.channels_last)), masks, self.global_step / self.steps)
@@ -124,7 +124,7 @@ class TerritoryModule(L.LightningModule):
 
     def validation_step(self, batch: dict[str, Any], batch_idx: int) -> None:
         images, masks, _ = self.slices(batch["rows"])
-        images, masks = pad_to(images, self.multiple), pad_to(masks, self.multiple).float()
+        images, masks = pad_to(images, self.size_divisor), pad_to(masks, self.size_divisor).float()
         logits = self.net(images.contiguous(memory_format=torch.channels_last))
         self.log("valid_loss", self.loss(logits, masks, self.global_step / self.steps), batch_size=len(images), sync_dist=True)
         predicted = (logits[0] > 0).float()
@@ -167,7 +167,7 @@ def train(
 ) -> TrainedModel:
     """Train one configuration on one fold; the record gets the final metrics."""
     set_threads_and_seed(compute, record.seed)
-    sampler = PatchBatches(
+    sampler = PatchBatchSampler(
         data,
         data.rows("train", record.fold),
         training.batch_size,

@@ -109,9 +109,9 @@ class Decoder(nn.Module):
 class Heads(nn.Module):
     """1 x 1 convolutions to logits at full resolution and, with deep supervision, at every coarser level but the coarsest."""
 
-    def __init__(self, plan: Plan, out: int, *, deep: bool) -> None:
+    def __init__(self, plan: Plan, out: int, *, deep_supervision: bool) -> None:
         super().__init__()
-        count = max(1, len(plan.features) - 2) if deep else 1
+        count = max(1, len(plan.features) - 2) if deep_supervision else 1
         self.convs = nn.ModuleList(nn.Conv2d(plan.features[i], out, 1) for i in range(count))
 
     def forward(self, decoded: list[Tensor], *, all_scales: bool) -> list[Tensor]:
@@ -136,7 +136,7 @@ class CrossAttention(nn.Module):
 
     def forward(self, left: Tensor, right: Tensor) -> tuple[Tensor, Tensor]:
         size = left.shape[-2:]
-        square = self.pooling(*size)
+        square = self.pool_size(*size)
         tokens = [F.avg_pool2d(x, square, ceil_mode=True) if square > 1 else x for x in (left, right)]
         grid = tokens[0].shape[-2:]
         # both directions in one call: a batch of [left, right] attends to a batch of [right, left]
@@ -149,7 +149,7 @@ class CrossAttention(nn.Module):
         to_left, to_right = attended.chunk(2)
         return left + to_left, right + to_right
 
-    def pooling(self, height: int, width: int) -> int:
+    def pool_size(self, height: int, width: int) -> int:
         """Side of the squares that are averaged: the smallest one that leaves at most `tokens` tokens."""
         side = 1
         while math.ceil(height / side) * math.ceil(width / side) > self.tokens:
@@ -170,7 +170,7 @@ class TerritoryNet(nn.Module):
         self.encoder = Encoder(channels, plan)
         decoders, heads, attends = ARCHITECTURES[arch](separate_at)
         self.decoders = nn.ModuleList(Decoder(plan) for _ in range(decoders))
-        self.heads = nn.ModuleList(Heads(plan, 2 // heads, deep=deep_supervision) for _ in range(heads))
+        self.heads = nn.ModuleList(Heads(plan, 2 // heads, deep_supervision=deep_supervision) for _ in range(heads))
         self.exchange = CrossAttention(plan.features[-2], attention_tokens) if attends else None
         _as_group_norm(self)
 
