@@ -1,7 +1,8 @@
 # `make help` lists the commands. PATH makes the stages' `python` and `dvc` those of the environment.
 PYTHON ?= python3.11
 VENV := .venv
-# `make test COVERAGE=` runs without measuring coverage
+# processes of `make test`; `make test COVERAGE=` runs without measuring coverage
+JOBS := 2
 COVERAGE ?= --cov=quintet --cov-report=term:skip-covered
 # no usage reports, also from tools that run without importing quintet
 export MLFLOW_DISABLE_TELEMETRY := true
@@ -35,7 +36,7 @@ repro: $(VENV)/.done ## install everything, run every stage that is out of date,
 
 # sys.monitoring measures coverage almost for free; Python 3.11 lacks it
 test: $(VENV)/.done ## run the tests and print their coverage
-	COVERAGE_CORE=$$(python -c 'import sys; print("sysmon" if sys.version_info >= (3, 12) else "ctrace")') python -m pytest $(COVERAGE)
+	COVERAGE_CORE=$$(python -c 'import sys; print("sysmon" if sys.version_info >= (3, 12) else "ctrace")') OMP_NUM_THREADS=1 python -m pytest -n $(JOBS) $(COVERAGE)
 
 test-slow: $(VENV)/.slow ## run the slow tests: the whole pipeline at a tiny scale, the documented commands, a Ray cluster, a queue, faults
 	python -m pytest -m slow

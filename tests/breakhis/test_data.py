@@ -136,6 +136,6 @@ def test_real_images(real_slides, tmp_path, make_params, capsys):
     official = make_params(SMALL | {"breakhis.data.split": "official", "breakhis.data.folds": 5}).breakhis
     prepared, _ = prepare(real_slides, tmp_path / "official", official)
     assert prepared.fold_count == 5
-    assert any("14-13412" in note and "both sides" in note for note in prepared.notes)
+    assert any("14-13412" in note and "in training and test" in note for note in prepared.notes)
     analyze(real_slides, tmp_path / "page.html", official)
     assert "dsfold1.txt puts patient 14-13412" in (tmp_path / "page.html").read_text()

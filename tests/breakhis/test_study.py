@@ -19,7 +19,7 @@ from quintet.breakhis.model.networks import MagnificationNet
 from quintet.errors import InputError
 from quintet.params import parse
 from tests.breakhis.conftest import SMALL
-from tests.conftest import assert_killed_equals_alone, state_of, with_changes
+from tests.conftest import state_of, with_changes
 
 
 def train(params, data, run):
@@ -94,22 +94,6 @@ def test_a_patients_score_is_the_mean_over_quadruples_of_all_images(trained, sli
                 ]
                 scores.append(model.net(images, present).classes.softmax(-1)[0, 1].item())
             assert predicted.probability[subset][0] == pytest.approx(np.mean(scores), abs=1e-5)
-
-
-def test_killed_and_run_again_equals_left_alone(slide_arrays, values, tmp_path):
-    """With the plateau schedule and early stopping, whose states must survive too."""
-    params = with_changes(
-        values,
-        SMALL
-        | {
-            "breakhis.training.epochs": 4,
-            "breakhis.training.schedule": "plateau",
-            "breakhis.training.plateau_patience": 0,
-            "breakhis.training.patience": 4,
-            "breakhis.training.batch_size": "auto",
-        },
-    )
-    assert_killed_equals_alone("breakhis_train.py", slide_arrays, params, tmp_path, kill_after="2")
 
 
 def test_plateau_lowers_the_rate(make_params, slide_arrays, tmp_path, monkeypatch):

@@ -12,7 +12,7 @@ from torch.utils.data import DataLoader
 from quintet.ct.data.prepared import load
 from quintet.ct.model.module import Volumes
 from quintet.errors import InputError
-from tests.conftest import assert_killed_equals_alone, state_of, with_changes
+from tests.conftest import state_of
 from tests.ct.conftest import SMALL, train
 
 
@@ -39,20 +39,6 @@ def test_history_curves_and_checkpoint_name(trained):
     assert name.startswith("checkpoints/microf1_20")
     assert name.endswith(f"_epoch={best:03d}_metric={history['valid_micro_f1'][best]:.4f}.pt")
     assert path == "model/model.pt"
-
-
-def test_random_triplets_step_schedule_early_stopping_and_curves_resume(cubes, values, tmp_path):
-    changes = {
-        "ct.objective": "triplet",
-        "ct.selector": "semi_hard",
-        "ct.training.epochs": 4,
-        "ct.training.schedule": "step",
-        "ct.training.step_epochs": 2,
-        "ct.training.patience": 4,
-    }
-    assert_killed_equals_alone("ct_train.py", cubes, with_changes(values, SMALL | changes), tmp_path, kill_after="2")
-    curves = [(tmp_path / name / "run" / "model" / "pr_curves.csv").read_bytes() for name in ("alone", "killed")]
-    assert curves[0] == curves[1]
 
 
 def test_weights_that_diverge_in_the_last_step_of_an_epoch_are_reported(make_params, cubes, tmp_path, monkeypatch):

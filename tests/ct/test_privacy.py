@@ -2,6 +2,7 @@
 
 import shutil
 
+import pandas as pd
 import pydicom
 import pytest
 
@@ -15,7 +16,9 @@ from tests.ct.conftest import train
 
 def test_person_tags_never_appear_in_any_output(scans, small, tmp_path):
     """Mark every tag about a person in every slice, then search the output of every stage and command for the marks."""
-    raw = shutil.copytree(scans, tmp_path / "raw")
+    raw = shutil.copytree(scans, tmp_path / "raw", ignore=shutil.ignore_patterns("study-00[23]*"))
+    labels = pd.read_csv(raw / "labels.csv", dtype=str)
+    labels[labels["study"] < "study-002"].to_csv(raw / "labels.csv", index=False)
     marks = {
         "PatientName": "MARK^NAME",
         "PatientID": "MARKID",
@@ -47,4 +50,4 @@ def test_person_tags_never_appear_in_any_output(scans, small, tmp_path):
     assert len(texts) > 20
     for mark in (b"MARK", b"19010203"):
         assert not any(mark in text for text in texts), mark
-    assert len(data.table) == 40
+    assert len(data.table) == 20

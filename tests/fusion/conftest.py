@@ -1,4 +1,4 @@
-"""60 phantoms prepared at 12 voxels, and the parameters that train on them in seconds."""
+"""40 phantoms prepared at 12 voxels, and the parameters that train on them in seconds."""
 
 import os
 from pathlib import Path
@@ -43,7 +43,7 @@ def small(make_params, tmp_path, monkeypatch):
 @pytest.fixture(scope="session")
 def heads(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("heads") / "raw"
-    synthesize(folder, patients=60, seed=5, workers=2)
+    synthesize(folder, patients=40, seed=5, workers=2)
     return folder
 
 

@@ -1,6 +1,7 @@
 """The ranking's report on tables of predictions with a known truth."""
 
 import json
+import shutil
 
 import numpy as np
 import pandas as pd
@@ -12,7 +13,9 @@ from quintet.fusion import comparison
 from quintet.fusion.comparison import BootstrapScores
 from quintet.fusion.evaluation.patterns import MAR, MCAR, RECORDED
 from quintet.fusion.evaluation.scores import evaluate, predictions
+from quintet.params import parse
 from quintet.runs import Record
+from tests.conftest import with_changes
 from tests.fusion.conftest import SMALL
 
 PATTERNS = ("pet", "clinical", "pet+clinical", RECORDED, MCAR, MAR)
@@ -36,15 +39,15 @@ def table_of(config, rng, *, task):
     return pd.concat(tables, ignore_index=True)
 
 
-@pytest.fixture(params=["classification", "survival"])
-def evaluated(request, make_params, tmp_path, monkeypatch):
+@pytest.fixture(scope="module", params=["classification", "survival"])
+def evaluated(request, values, tmp_path_factory):
     """Parameters, run folders and the tables of predictions of three configurations; late has two seeds."""
-    monkeypatch.chdir(tmp_path)
+    folder = tmp_path_factory.mktemp(request.param)
     sweep = {"fusion.sweep.configs": ["diffusion", "late"], "fusion.sweep.seeds": [0, 1], "fusion.data.task": request.param}
-    params = make_params(SMALL | sweep)
+    params = parse(with_changes(values, SMALL | sweep))
     rng, runs, tables = np.random.default_rng(0), {}, {}
     for config in ("diffusion", "late", "clinical-only"):
-        runs[config] = [tmp_path / config / f"seed{seed}" for seed in ([0] if config == "clinical-only" else [0, 1])]
+        runs[config] = [folder / config / f"seed{seed}" for seed in ([0] if config == "clinical-only" else [0, 1])]
         for seed, run in enumerate(runs[config]):
             ranked = [config, "diffusion-ttt"] if config == "diffusion" else [config]
             own = {name: table_of(name, rng, task=request.param) for name in ranked}
@@ -119,8 +122,9 @@ def test_intervals_use_the_same_draws_for_all_configurations(evaluated):
     assert np.isnan(draws).all()
 
 
-def test_imputation_is_averaged_over_seeds(evaluated):
+def test_imputation_is_averaged_over_seeds(evaluated, tmp_path):
     params, runs, _ = evaluated
+    runs = {name: [shutil.copytree(run, tmp_path / name / run.name) for run in own] for name, own in runs.items()}
     for run, value in zip(runs["diffusion"], (0.2, 0.4), strict=True):
         table = pd.DataFrame({"modality": ["pet", "clinical"], "patients": 9, "cosine/imputed": [value, 0.5]})
         table.to_csv(run / "evaluation/imputation.csv", index=False)

@@ -22,10 +22,17 @@ from quintet.fusion.data.segmentation import segment
 from tests.conftest import ROOT, with_changes
 from tests.fusion.conftest import SMALL
 
+PATIENTS = 30
+
 
 @pytest.fixture
 def raw(heads, tmp_path):
-    return shutil.copytree(heads, tmp_path / "raw")
+    """A copy of most patients."""
+    clinical = pd.read_csv(heads / "clinical_data.csv", dtype=str, keep_default_na=False).iloc[:PATIENTS]
+    for patient in clinical["patient"]:
+        shutil.copytree(heads / patient, tmp_path / "raw" / patient)
+    clinical.to_csv(tmp_path / "raw" / "clinical_data.csv", index=False)
+    return tmp_path / "raw"
 
 
 def run(raw, small, *, survival_loss="cox", **changes):
@@ -50,9 +57,9 @@ def test_present_and_missing_modalities(prepared, heads):
     data = load(prepared)
     assert data.volumes.dtype == np.float16
     assert isinstance(data.volumes, np.memmap)
-    assert data.volumes.shape == (60, 3, 12, 12, 12)
+    assert data.volumes.shape == (40, 3, 12, 12, 12)
     assert data.modalities == ["mri_t1ce", "mri_flair", "pet", "clinical"]
-    assert (data.volumes.reshape(60, 3, -1).any(2) == data.present[:, :3]).all()
+    assert (data.volumes.reshape(40, 3, -1).any(2) == data.present[:, :3]).all()
     files = {p: len(list((heads / p).iterdir())) for p in data.table["patient"]}
     assert data.present[:, :3].sum(1).tolist() == list(files.values())
     assert set(data.table["split"]) == {"train", "valid", "test"}
@@ -80,7 +87,7 @@ def test_a_patients_images_share_one_cube(prepared):
 
 def test_a_split_file_is_used(raw, small, tmp_path):
     names = sorted(p.name for p in raw.iterdir() if p.is_dir())
-    parts = ["train"] * 40 + ["valid"] * 10 + ["test"] * 10
+    parts = ["train"] * 20 + ["valid"] * 5 + ["test"] * 5
     pd.DataFrame({"patient": names, "split": parts}).to_csv("mine.csv", index=False)
     data, _ = run(raw, small, split="mine.csv")
     assert dict(zip(data.table["patient"], data.table["split"], strict=True)) == dict(zip(names, parts, strict=True))
@@ -126,7 +133,7 @@ def test_a_damaged_image_is_named_and_does_not_affect_the_others(raw, small, kin
     assert any(message in text for text in problems)
     row = int(np.flatnonzero(data.table["patient"] == path.parent.name)[0])
     assert not data.present[row, 2]
-    assert len(data.table) == 60
+    assert len(data.table) == PATIENTS
 
 
 def edit(raw, function):
@@ -153,7 +160,7 @@ def test_a_patient_without_a_label_is_named(raw, small, kind):
     with pytest.raises(InputProblemsError, match="patient_003"):
         run(raw, small)
     data, problems = run(raw, small, on_error="skip")
-    assert len(data.table) == 59
+    assert len(data.table) == PATIENTS - 1
     assert len(problems) == 1
 
 
@@ -172,7 +179,7 @@ def test_a_patient_without_any_modality(raw, small):
     )
     with pytest.raises(InputProblemsError, match="patient patient_003: no modality"):
         run(raw, small)
-    assert len(run(raw, small, on_error="skip")[0].table) == 59
+    assert len(run(raw, small, on_error="skip")[0].table) == PATIENTS - 1
 
 
 @pytest.mark.parametrize(
@@ -237,4 +244,4 @@ def test_analyze_describes_the_readable_patients(raw, small):
     analyze(raw, Path("page.html"), small.fusion)
     page = Path("page.html").read_text()
     assert "1 skipped" in page
-    assert "60 patients, 3 imaging modalities" in page
+    assert f"{PATIENTS} patients, 3 imaging modalities" in page

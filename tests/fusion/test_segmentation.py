@@ -213,7 +213,7 @@ def test_a_kill_loses_at_most_the_image_in_progress(raw, stand_in, values, here)
             "fusion.segmentation.segmenter_tasks": {"mri_flair": "total_mr", "pet": "total"},
         },
     )
-    process = stage(here, raw, changed, STAND_IN_SECONDS="1.5")
+    process = stage(here, raw, changed, STAND_IN_SECONDS="0.7")
     while len(calls()) < 3:
         time.sleep(0.05)
     os.killpg(process.pid, signal.SIGKILL)

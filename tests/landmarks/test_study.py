@@ -7,6 +7,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from matplotlib.image import imread
 from PIL import Image
 
 from quintet import experiment, results
@@ -260,4 +261,4 @@ def test_real_images_are_prepared_trained_on_and_evaluated(real_landmarks, tmp_p
 def test_overlays_of_a_single_image(tmp_path):
     image, points = np.zeros((1, 32, 32), np.uint8), np.full((1, 15, 2), 0.5)
     overlays(tmp_path / "one.png", image, points, points, ["a"], "one")
-    assert (tmp_path / "one.png").stat().st_size > 1000
+    assert imread(tmp_path / "one.png").std() > 0.1  # the image is black, the page white

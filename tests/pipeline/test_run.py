@@ -166,7 +166,7 @@ def test_commands_are_killed_with_the_process_that_started_them(project):
 
 
 def test_a_stage_that_another_dvc_is_running_is_left_alone(project):
-    root = project(STAGES | {"prepare": stage("sleep 6; cp raw ready", ["raw"], ["ready"])})
+    root = project(STAGES | {"prepare": stage("sleep 4; cp raw ready", ["raw"], ["ready"])})
     other = subprocess.Popen([sys.executable, "-m", "dvc", "repro", "prepare"], stdout=subprocess.PIPE, text=True)
     assert other.stdout
     while not (root / ".dvc/tmp/rwlock").exists() or "ready" not in (root / ".dvc/tmp/rwlock").read_text():

@@ -79,7 +79,7 @@ def _folds_text(data: Prepared, split: str) -> str:
     siblings = data.table["patient"].map(case_number).nunique() < data.table["patient"].nunique()
     text = f"{origin}. In each fold a patient is in one part only."
     if siblings:
-        text += " Slides whose numbers differ only in letters (14-22549AB, 14-22549CD) are of one biopsy"
+        text += " Slides whose numbers differ only in letters (14-22549AB, 14-22549CD) come from one biopsy"
         text += " and stay together." if split == "grouped" else "."
     return text + "".join(f"\n\n{note}." for note in data.notes)
 

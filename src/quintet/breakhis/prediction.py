@@ -42,7 +42,7 @@ def predict_folder(models: Sequence[Model], source: Path, out: Path, problems: l
 
     `out` (CSV) has one row per patient: probability of malignant, class at the threshold, probability of each type, the
     magnifications used, and their importance if the network learns one. `overlays` gets one Grad-CAM picture per patient. Adds a
-    sentence to `problems` for each unreadable image and for each patient without any image of use.
+    sentence to `problems` for each unreadable image and for each patient without any usable image.
     """
     threshold = float(np.mean([model.threshold for model in models]))
     order, rows = models[0].magnifications, list[dict[str, Any]]()

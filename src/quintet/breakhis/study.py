@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from quintet.training.models import TrainedModel
 
 TITLE = "BreakHis"
-FIGURE, FIGURE_CAPTION = "grad_cam.png", "Which parts of the images speak for malignant (Grad-CAM of MMNet)."
+FIGURE, FIGURE_CAPTION = "grad_cam.png", "Which parts of the images are evidence of malignancy (Grad-CAM of MMNet)."
 PREDICTS_FOLDER = False
 
 

@@ -1,4 +1,4 @@
-"""What an embedding must beat, as similarities of the test scans, and external embeddings (ct.external)."""
+"""The baselines that an embedding must beat, as similarities between test scans; and external embeddings (ct.external)."""
 
 from functools import partial
 from pathlib import Path
@@ -22,7 +22,7 @@ Similarity = NDArray[np.float32]  # [N, N] of N test scans
 
 @BASELINES.register("random")
 def random_order(data: Prepared, rows: NDArray[np.int64]) -> Similarity:
-    """All scans are equally similar. As the metrics are exact under ties, they are the expectation of a random order."""
+    """All scans are equally similar. The metrics treat ties exactly, so they equal the expectation over random orders."""
     return np.zeros((len(rows), len(rows)), np.float32)
 
 
@@ -38,7 +38,7 @@ def label_prior(data: Prepared, rows: NDArray[np.int64]) -> Similarity:
 
 @BASELINES.register("histogram")
 def intensity_histogram(data: Prepared, rows: NDArray[np.int64]) -> Similarity:
-    """Negative 1-norm between intensity histograms, without the voxels at the lower end of the window."""
+    """Negative L1 distance between intensity histograms, excluding the voxels at the lower end of the window."""
     histograms = []
     for row in rows:
         counts = np.bincount(data.volumes[row].ravel(), minlength=256)[1:]

@@ -28,11 +28,11 @@ READING = """Each test scan is a query; its gallery consists of all test scans o
 a finding with the query or if both have none (Jaccard similarity above 0); its gain is that Jaccard similarity. AP@k is
 normalised by min(k, relevant scans). Under ties every metric is its expectation over all orders of the tied scans.
 
-random: any order (expected values). prior: for every query, the scans that are relevant to most training scans come first; it
-reads the labels of the gallery, which would not be available in practice, and ignores the query. histogram: 1-norm between
-intensity histograms."""
+random: random order (expected values). prior: for every query, the scans that are relevant to most training scans come first; it
+reads the labels of the gallery, which would not be available in practice, and ignores the query. histogram: L1 distance
+between intensity histograms."""
 AGAINST = """Differences of mAP@5 and NDCG@10 with 95 % bootstrap intervals: patients are resampled with all their queries (2,000
-draws). A configuration with several seeds is represented by their mean."""
+resamples). A configuration with several seeds is represented by their mean."""
 FINDINGS = """F1 of the votes of the nearest scans (a finding is predicted if at least half of them have it); head: F1 of the
 network's own classification. mAP@5 is given for the queries with each finding and for those with none. Hubness: skewness of how
 often a scan is among the 10 nearest neighbours of others."""

@@ -19,7 +19,7 @@ from quintet.errors import InputError
 
 KS = (1, 3, 5, 10, 20)
 CHUNK = 1024  # queries at a time
-TOLERANCE = 1e-9  # similarities that agree to it are tied; their last bits depend on the order of summation
+TOLERANCE = 1e-9  # similarities that agree to within this are tied; their last bits depend on the order of summation
 Floats = NDArray[np.float64]
 
 
@@ -51,7 +51,7 @@ def jaccard(labels: NDArray[np.floating[Any]], others: NDArray[np.floating[Any]]
 
 
 def f1_scores(predicted: NDArray[Any], true: NDArray[Any], findings: Sequence[str]) -> dict[str, float]:
-    """Micro, macro and weighted F1 over findings, and the F1 of each, from `[N, F]` of 0 and 1; 0 without any positive.
+    """Micro, macro and weighted F1 over findings, and the F1 of each, from `[N, F]` of 0 and 1; 0 if there are no positives.
 
     scikit-learn gives the same numbers for several findings, but treats a single column as two classes.
     """

@@ -1,4 +1,4 @@
-"""Trained runs applied to a user's folder: `quintet predict ct` and `quintet evaluate ct`."""
+"""Apply trained runs to a user's folder: `quintet predict ct` and `quintet evaluate ct`."""
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""`quintet index ct` and `quintet search ct`: embed a folder once, then find the scans that are most similar to one.
+"""`quintet index ct` and `quintet search ct`: embed a folder once, then find the scans most similar to a given one.
 
 An index is a folder that needs no other files: vectors.npy `[N, E]`, studies.csv (study, file and, if there is a labels.csv,
 patient and findings), views.npy `[N, 3, S, S]` (middle slices, for montages), index.json, models/*.pt and, with FAISS,

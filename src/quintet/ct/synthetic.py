@@ -26,8 +26,8 @@ FINDINGS = ("consolidation", "nodules", "cysts")
 SETS = ((0, 0, 0), (1, 0, 0), (0, 1, 0), (0, 0, 1), (1, 1, 0), (1, 0, 1), (0, 1, 1), (1, 1, 1))
 SET_SHARES = (0.36, 0.14, 0.14, 0.14, 0.06, 0.06, 0.06, 0.04)
 AIR, FAT, MUSCLE, BLOOD, BONE = -1000.0, -90.0, 50.0, 45.0, 320.0
-REPEATED_SHARE = 0.35  # of the patients: have two or three scans
-CHANGED_SHARE = 0.3  # of the repeated scans: their findings are drawn anew
+REPEATED_SHARE = 0.35  # of patients who have two or three scans
+CHANGED_SHARE = 0.3  # of repeat scans whose findings are drawn anew
 # Patient position -> signs of the file's columns and rows in DICOM's axes (x to the left, y to the back)
 POSITIONS = {"HFS": (1, 1), "HFP": (-1, -1), "FFS": (-1, 1), "FFP": (1, -1)}
 

@@ -44,7 +44,7 @@ def write_data_page(page: Path, data: Prepared, skipped: list[str], params: Fusi
             Section("Missing modalities and clinical features", MISSING_TEXT, _clinical_differences(data)),
             Section("Clinical features", CLINICAL_TEXT, _clinical(data)),
             Section("Masks", MASKS_TEXT.format(segmenter=segmenter), _masks(masks)),
-            Section("Cubes as the networks get them", "Middle slices of each modality's cube.", figures=[cubes]),
+            Section("Cubes as the networks see them", "Middle slices of each modality's cube.", figures=[cubes]),
         ]
         if not data.classes:
             _plot_times(times, data)

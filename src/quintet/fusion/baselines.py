@@ -1,6 +1,7 @@
 """A baseline that a network must beat: the clinical features alone, in a regularised linear model. For patients without clinical
 features it predicts the class frequencies of the training data."""
 
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -28,9 +29,9 @@ def baselines(data: Prepared, params: Fusion) -> dict[str, Baseline]:
     missing = params.evaluation.test_missing
 
     def evaluate_clinical_only(out: Path, record: Record) -> dict[str, float]:
-        rows = data.rows("test")
+        rows, predict = data.rows("test"), fit_clinical_only(data)
         parts = [
-            prepared_predictions(name, pattern, data, rows[chosen], kept, clinical_only(data, rows[chosen], kept[:, -1]))
+            prepared_predictions(name, pattern, data, rows[chosen], kept, predict(rows[chosen], kept[:, -1]))
             for pattern, chosen, kept in prepared_patterns(data, rows, missing=missing)
         ]
         return evaluate({name: pd.concat(parts, ignore_index=True)}, data.classes, record=record, out=out)
@@ -38,29 +39,40 @@ def baselines(data: Prepared, params: Fusion) -> dict[str, Baseline]:
     return {name: Baseline({"test_missing": missing}, {}, evaluate_clinical_only)}
 
 
-def clinical_only(data: Prepared, rows: NDArray[np.int64], kept: NDArray[np.bool_]) -> Floats:
-    """Probabilities `[P, classes]` by logistic regression, or log hazards `[P, 1]` by Cox regression, for the patients in `rows`
-    whose clinical features are `kept` `[P]`. Penalties are chosen on training (cross-validation) or validation patients."""
+def fit_clinical_only(data: Prepared) -> Callable[[NDArray[np.int64], NDArray[np.bool_]], Floats]:
+    """Fit logistic or Cox regression; penalties are chosen on training (cross-validation) or validation patients.
+
+    Returns a function of P patients' rows and whether their clinical features are kept (both `[P]`), whose result is
+    probabilities `[P, classes]` or log hazards `[P, 1]`.
+    """
     fit = np.concatenate([data.rows("train"), data.rows("valid")])
     fit = fit[data.present[fit, -1]]
     x, target = data.clinical.astype(float), data.target
-    usable = len(fit) and x.shape[1]
+    usable = bool(len(fit) and x.shape[1])
     if data.classes:
         in_fit_parts = np.flatnonzero(np.isin(data.table["split"], ["train", "valid"]))
         frequencies = np.bincount(target[in_fit_parts, 0].astype(int), minlength=len(data.classes)) / len(in_fit_parts)
-        probabilities = np.tile(frequencies, (len(rows), 1))
+        model = LogisticRegressionCV(Cs=10, cv=5, max_iter=1000, scoring="neg_log_loss")
         if usable:
-            model = LogisticRegressionCV(Cs=10, cv=5, max_iter=1000, scoring="neg_log_loss")
             model.fit(x[fit], target[fit, 0].astype(int))
-            probabilities[np.ix_(kept, model.classes_.astype(int))] = model.predict_proba(x[rows])[kept]
+
+        def probabilities(rows: NDArray[np.int64], kept: NDArray[np.bool_]) -> Floats:
+            values = np.tile(frequencies, (len(rows), 1))
+            if usable:
+                values[np.ix_(kept, model.classes_.astype(int))] = model.predict_proba(x[rows])[kept]
+            return values
+
         return probabilities
-    risk = np.zeros((len(rows), 1))
+    weights = np.zeros(x.shape[1])
     if usable:
         train, valid = (part[data.present[part, -1]] for part in (data.rows("train"), data.rows("valid")))
-        weights = [_cox_regression(x, target, train, penalty) for penalty in PENALTIES]
-        best = min(weights, key=lambda w: _cox_loss(x, target, valid, w))
-        risk[kept, 0] = (x[rows] @ best)[kept]
-    return risk
+        fits = [_cox_regression(x, target, train, penalty) for penalty in PENALTIES]
+        weights = min(fits, key=lambda w: _cox_loss(x, target, valid, w))
+
+    def log_hazards(rows: NDArray[np.int64], kept: NDArray[np.bool_]) -> Floats:
+        return np.where(kept, x[rows] @ weights, 0.0)[:, None]
+
+    return log_hazards
 
 
 def _cox_regression(x: Floats, target: NDArray[np.float32], rows: NDArray[np.int64], penalty: float) -> Floats:

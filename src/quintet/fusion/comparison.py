@@ -67,7 +67,7 @@ def report_sections(params: Fusion, table: Ranking, runs: Runs) -> list[Section]
         Section("Effect of test-time training on patients", ADAPTATION, _adaptation(runs, params)),
         Section("What each modality adds", SHAPLEY.format(score=score), _shapley(scores, order)),
         Section("Imputed features", IMPUTATION, _imputation(runs, params)),
-        Section("Cost", "On this machine; a prediction is one patient from one set of modalities.", select_columns(costs, COSTS)),
+        Section("Cost", "On this machine; a prediction is one patient with one set of modalities.", select_columns(costs, COSTS)),
     ]
 
 

@@ -1,9 +1,9 @@
-"""Head phantoms with a lesion, as patients of a hospital: images in three naming schemes, a clinical table with missing values.
+"""Synthetic patients: head phantoms with a lesion, in three file naming schemes, and a clinical table with missing values.
 
 A patient has four traits that decide the outcome together. Each modality shows one of them: the enhancing rim (MRI t1ce), the
 oedema (FLAIR), the uptake (PET), and a clinical score (age, performance, a marker). The traits are correlated, so that one
-modality says a little about the others, and every image shows where the lesion is. Survival is exponential with a hazard that
-grows with the same score (Bender et al. 2005, doi:10.1002/sim.2059), censored by an end of follow-up.
+modality carries a little information about the others, and every image shows where the lesion is. Survival is exponential
+with a hazard that grows with the same score (Bender et al. 2005, doi:10.1002/sim.2059), censored by an end of follow-up.
 
 Modalities are missing completely at random, and depending on the clinical features: patients with failing kidneys get no contrast
 agent, and PET is rarer in old patients.

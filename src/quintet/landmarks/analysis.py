@@ -85,7 +85,7 @@ def _limits_section(data: Prepared) -> Section:
 
 
 def pairs(data: Prepared) -> list[tuple[int, int]]:
-    """Row numbers of consecutive members of each near-duplicate group."""
+    """Pairs of row numbers: consecutive members of each near-duplicate group."""
     found = []
     for _, rows in data.table.groupby("group"):
         found += list(zip(rows.index[:-1], rows.index[1:], strict=True))

@@ -44,7 +44,7 @@ COSTS = {
 READING = """A patient here is a group of near-duplicate images, usually a single image, because the data do not identify people.
 
 The published errors were obtained with ImageNet weights on a GPU, on 144 other test images
-(github.com/Rhaink/landmark_prediction). They are listed for orientation only; the conditions are not the same."""
+(github.com/Rhaink/landmark_prediction). They are listed for reference only; the conditions differ."""
 
 
 def rank(params: Params, runs: Runs) -> Ranking:

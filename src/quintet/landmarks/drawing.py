@@ -1,4 +1,4 @@
-"""A drawn chest X-ray of a person: outlines, bones, vessels, disease, exposure.
+"""Draw the chest X-ray of a synthetic person: outlines, bones, vessels, disease, exposure.
 
 All drawing happens in a chest frame, in px at 299: `x` across (positive: image right), `y` along the axis from landmark 0 to
 landmark 1, `t` = y / axis length. Lung apices lie at t = 0, costophrenic angles at t = 1.
@@ -105,7 +105,7 @@ def chest_frame(person: Person, size: int) -> Frame:
     sin, cos = float(np.sin(person.angle)), float(np.cos(person.angle))
     x, y = px * cos - py * sin, px * sin + py * cos
     t, beside, right = y * (1 / person.length_px), np.abs(x), x > 0
-    root, at = np.sqrt(np.clip(TABLE_T, 0, 1)), np.sqrt([0.0, *INNER_T])  # in the root of t an apex is round
+    root, at = np.sqrt(np.clip(TABLE_T, 0, 1)), np.sqrt([0.0, *INNER_T])  # interpolating in sqrt(t) rounds the apices
     cages = PchipInterpolator(np.sqrt(LEVELS), person.offsets_px, axis=1)(root)
     inners = PchipInterpolator(at, np.hstack([person.offsets_px[:, :1], person.inner_px]), axis=1)(root)
     level = np.clip((t - TABLE_T.item(0)) * TABLE_STEPS, 0, TABLE_T.size - 1) + right * np.float32(TABLE_T.size)

@@ -1,4 +1,4 @@
-"""Drawn chest X-rays with 15 landmarks, in the file format of the real data. No part of them is taken from a real image.
+"""Synthetic chest X-rays with 15 landmarks, in the file format of the real data. No part of them is taken from a real image.
 
 `from quintet.landmarks.synthetic import synthesize; synthesize(Path("data/x"), images=957, size=299, seed=1, label_noise_px=1.5)`
 
@@ -43,7 +43,7 @@ def draw_person(rng: Generator, category: str) -> Person:
     offsets = OFFSET_PX + COMMON_SD_PX * common + SIDE_SD_PX * separate
     offsets = np.maximum.accumulate(np.maximum(offsets, [26, 54, 60, 64, 66]), axis=1)
     heart = rng.normal([[1.0], [1.12 if category == "COVID" else 1.0]], 0.17)
-    turn = rng.normal(0, 4.5) * np.array([[-1.0], [1.0]])  # a turned patient: the mediastinum moves to one side
+    turn = rng.normal(0, 4.5) * np.array([[-1.0], [1.0]])  # a rotated patient: the mediastinum shifts to one side
     inner = np.clip((INNER_PX * heart + turn) * offsets.mean() / 90, 12, 0.72 * offsets[:, 2:3])
     dome = np.clip(rng.normal([0.80, 0.85], 0.07), 0.62, 0.95)
     return Person(

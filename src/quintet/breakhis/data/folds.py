@@ -107,8 +107,8 @@ def read_official(path: Path) -> dict[str, dict[str, set[str]]]:
 
 
 def _official(patients: pd.DataFrame, raw: Path, folds: int) -> tuple[list[set[str]], list[str]]:
-    """The test patients of each dsfold file below `raw`, and notes. A patient that a file both trains and tests is used for
-    training: the network has seen it either way."""
+    """The test patients of each dsfold file below `raw`, and notes. A patient that a file lists under both training and
+    test is used for training: the network has seen it either way."""
     test_sets, notes, problems = [], [], []
     for path in _official_files(raw, folds):
         parts = read_official(path)

@@ -21,7 +21,7 @@ Batch = tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]  # quadru
 
 
 def samples_per_epoch(images: float, base: int) -> int:
-    """How many quadruples an epoch takes of a patient with `images` per magnification.
+    """How many quadruples an epoch takes from a patient with `images` per magnification.
 
     60 % of the images up to 15, 40 % up to 30, 25 % above; at least 1 and at most twice the base.
     """

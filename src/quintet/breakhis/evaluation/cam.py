@@ -1,4 +1,4 @@
-"""Grad-CAM: which parts of an image speak for malignant (Selvaraju et al. 2017, arXiv 1610.02391)."""
+"""Grad-CAM: which parts of an image are evidence of malignancy (Selvaraju et al. 2017, arXiv 1610.02391)."""
 
 from pathlib import Path
 from typing import Any

@@ -139,8 +139,8 @@ def predict_prepared(model: Model, data: Prepared, names: Sequence[str]) -> tupl
 
 
 def load_models(runs: Sequence[Path], device: str) -> list[Model]:
-    """Runs whose predictions are averaged: they must see the same magnifications."""
+    """Load the runs whose predictions are averaged; they must use the same magnifications."""
     models = [Model.load(run, device) for run in runs]
     if len({tuple(model.magnifications) for model in models}) > 1:
-        raise InputError("the given runs see different magnifications; give runs that see the same ones")
+        raise InputError("the given runs use different magnifications; give runs that use the same ones")
     return models

@@ -1,4 +1,4 @@
-"""What a model predicts about patients, and how good that is. Importing it does not import torch."""
+"""Predictions for patients, and their metrics. Importing it does not import torch."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -61,7 +61,7 @@ def mean_prediction(predicted: Sequence[Predicted]) -> Predicted:
 
 
 def choose_threshold(labels: NDArray[np.int64], probability: Floats) -> float:
-    """The threshold with the highest balanced accuracy; among equals the one nearest to 0.5."""
+    """The threshold with the highest balanced accuracy; among ties, the one nearest to 0.5."""
     values = np.unique(probability)
     candidates = np.unique([0.5, *((values[1:] + values[:-1]) / 2)])
     scores = np.array([balanced_accuracy_score(labels, probability >= t) for t in candidates])

@@ -25,7 +25,7 @@ def score_patients(
     table = pd.DataFrame({"patient": predicted.patients, "malignant": labels, "probability": p})
     table["correct"] = ((p >= threshold) == labels).astype(float)
     table["brier"] = (p - labels) ** 2
-    # for a patient whose images are of two types, both are correct
+    # for a patient whose images are of two types, both count as correct
     table["type_correct"] = (types[np.arange(len(labels)), predicted.types.argmax(1)] > 0).astype(float)
     for name, subset_p in predicted.probability.items():
         table[f"correct/{name}"] = np.where(np.isnan(subset_p), np.nan, (subset_p >= threshold) == labels)

@@ -1,4 +1,4 @@
-"""The LightningModule, and one call that trains a configuration."""
+"""The LightningModule, and the function that trains a configuration."""
 
 from typing import Any
 

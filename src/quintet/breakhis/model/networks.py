@@ -1,7 +1,7 @@
 """MMNet and its controls: one EfficientNet per magnification, attention within and between them, two heads.
 
 Shapes: B quadruples, M magnifications of the configuration, C channels of a feature vector. `present` `[B, M]` tells which images
-exist; the pixels of an absent one change nothing.
+exist; the pixels of an absent one have no effect.
 """
 
 from dataclasses import dataclass
@@ -144,7 +144,7 @@ class Output:
 
 
 class MagnificationNet(nn.Module):
-    """`attention` lists the attention modules: with all four the network is MMNet, with none the concatenation.
+    """`attention` lists the attention modules: with all four the network is MMNet, with none it is plain concatenation.
 
     `trains="linear"` freezes the backbones, except for their running statistics, and trains one layer.
     """
@@ -200,7 +200,7 @@ class MagnificationNet(nn.Module):
             if exists.all():
                 vectors.append(self.encode(magnification, x))
                 continue
-            # an absent image is not computed: it must not enter batch norm's statistics
+            # an absent image is not encoded, because it must not enter batch norm's statistics
             rows = exists.nonzero()[:, 0]
             vector = self.encode(magnification, x[rows]) if len(rows) else x.new_zeros(0, self.channels)
             vectors.append(vector.new_zeros(len(x), self.channels).index_copy(0, rows, vector))

@@ -113,7 +113,7 @@ def _write_cubes(
 
 
 def _read_done(path: Path) -> dict[str, dict[str, str]]:
-    """The scans that an earlier run finished; a line that a kill cut short does not count."""
+    """The scans that an earlier run finished; an incomplete line, left by a killed process, is ignored."""
     if not path.is_file():
         return {}
     with path.open(newline="", encoding="utf-8") as file:

@@ -63,7 +63,7 @@ def _plot_retrieval(path: Path, table: pd.DataFrame, similarity: NDArray[np.floa
         members = set_of.ravel() == k
         names = ", ".join(f for f, present in zip(scans.findings, labels, strict=True) if present) or "none"
         right.plot(*position[members].T, "o", markersize=4, alpha=0.8, label=f"{names} ({members.sum()})", color=f"C{k}")
-    right.set(title="Map of the scans (classical scaling)", xticks=[], yticks=[])
+    right.set(title="Map of the scans (classical MDS)", xticks=[], yticks=[])
     right.legend(fontsize=6, loc="center left", bbox_to_anchor=(1, 0.5))
     figure.suptitle(f"{title}: {len(scans)} queries", fontsize=10)
     save_figure(figure, path)
@@ -113,13 +113,13 @@ Views = NDArray[np.uint8]  # [3, S, S]: axial, coronal and sagittal
 
 
 def middle_slices(cube: NDArray[np.uint8]) -> Views:
-    """The middle slices in radiological convention: the patient's right is on the left, front and head are up."""
+    """The middle slices in radiological convention: the patient's right is on the left, anterior and head are at the top."""
     z, y, x = (side // 2 for side in cube.shape)
     return np.stack([cube[z, ::-1, ::-1], cube[::-1, y, ::-1], cube[::-1, :, x][:, ::-1]])
 
 
 def montage(path: Path, scans: Sequence[tuple[str, Views]], title: str) -> None:
-    """Plot one column per scan (label, slices), with the axial, coronal and sagittal slice below each other."""
+    """Plot one column per scan (label, slices), with the axial, coronal and sagittal slices one below the other."""
     figure, axes = new_figure(1.9 * len(scans) + 0.2, 6.4, 3, len(scans))
     for column, (label, views) in zip(np.reshape(axes, (3, -1)).T, scans, strict=True):
         for axis, view in zip(column, views, strict=True):

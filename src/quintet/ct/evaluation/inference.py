@@ -82,7 +82,7 @@ def concatenate(parts: Sequence[Embeddings]) -> Embeddings:
 def evaluate_run(
     run: Path, data: Prepared, out: Path, evaluation: CtEvaluation, compute: Compute, *, record: Record
 ) -> dict[str, float]:
-    """Embed the test scans and evaluate how they retrieve each other, into the folder `out`; returns the metrics."""
+    """Embed the test scans and evaluate how well they retrieve each other; writes into `out`, returns metrics."""
     model = Model.load(run, compute.device)
     if model.size != data.volumes.shape[1]:
         raise InputError(
@@ -106,16 +106,16 @@ def evaluate_run(
 
 
 def load_models(runs: Sequence[Path], device: str) -> list[Model]:
-    """Runs whose embeddings are combined: they must have the same input."""
+    """Load runs whose embeddings will be combined; their models must take the same input."""
     models = [Model.load(run, device) for run in runs]
     for model, run in zip(models, runs, strict=True):
         if (model.size, model.window_hu) != (models[0].size, models[0].window_hu):
-            raise InputError(f"{runs[0]} and {run} were trained on cubes of other sizes or windows; give runs of one data set")
+            raise InputError(f"{runs[0]} and {run} were trained with different cube sizes or windows; use runs of one data set")
     return models
 
 
 def embed_with_all(models: Sequence[Model], cubes: Cubes) -> Embeddings:
-    """The concatenated vectors of several networks, whose cosine similarity is the mean of theirs; probabilities are averaged."""
+    """Concatenate several networks' vectors, which averages their cosine similarities; probabilities are averaged as well."""
     parts = [model(cubes) for model in models]
     vectors = np.concatenate([part.vectors for part in parts], 1) / np.float32(np.sqrt(len(parts)))
     probabilities = [part.probabilities for part in parts if part.probabilities is not None]

@@ -20,7 +20,7 @@ LISTED_NEIGHBOURS = 10  # per query in neighbours.csv
 
 
 def read_vectors(path: Path, names: NDArray[np.str_]) -> NDArray[np.float32]:
-    """Read external embeddings, `[N, E]` in the order of `names`; further ids are ignored.
+    """Read external embeddings, `[N, E]` in the order of `names`; other ids are ignored.
 
     A .npz file has the arrays `id` and `vector`; a .parquet file has a column `id` and either a column `vector` of lists or one
     column per dimension. Raises InputError for an unreadable file, a missing or repeated id, or a vector that is not finite.
@@ -42,7 +42,7 @@ def read_vectors(path: Path, names: NDArray[np.str_]) -> NDArray[np.float32]:
 
 def _read_ids_and_vectors(path: Path) -> tuple[NDArray[Any], NDArray[np.float32]]:
     if not path.is_file():
-        raise InputError(f"{path}: no such file of embeddings")
+        raise InputError(f"{path}: no such embeddings file")
     try:
         if path.suffix == ".npz":
             with np.load(path, allow_pickle=False) as file:

@@ -11,7 +11,7 @@ from quintet.params.ct import CtAugment
 class Augmentation(nn.Module):
     """Stored cubes `[B, S, S, S]` uint8 -> augmented network input `[B, D, H, W]`, values in [0, 1] before noise.
 
-    Angles refer to the cube with its equal sides, not to the network's grid. Voxels from outside the cube are 0, the lower end of
+    Angles apply to the stored cube, whose sides are equal, not to the network's grid. Voxels outside it are 0, the lower end of
     the window.
     """
 

@@ -20,8 +20,8 @@ def micro_f1_loss(
 
     `average`: "samples" is the mean of each scan's F1, which the reference calls micro-F1; "micro" uses the counts of the whole
     batch. A scan without findings has no true positive, so under "samples" it has no gradient unless `smooth` > 0. F1 is flat
-    where a finding is confidently predicted for no scan, and training may get stuck there; `cross_entropy`, the weight of the
-    added binary cross-entropy, leads out.
+    where a finding is confidently predicted for no scan, and training may get stuck there; `cross_entropy`, the weight of an
+    added binary cross-entropy, helps it escape.
     """
     p, t = logits.float().sigmoid(), targets.float()
     over = 1 if average == "samples" else (0, 1)

@@ -37,8 +37,8 @@ from quintet.training.models import TrainedModel, load_pretrained_weights
 
 PERFECT_SCORE = 0.9999
 RECALLS = np.linspace(0, 1, 21)  # precision is recorded at these in every epoch
-MAP_WEIGHT = 1e-4  # checkpoints are chosen by micro-F1; where it agrees to about this much, mAP@5 decides
-LOSS_SCANS = 256  # the validation loss is that of the triplets of so many scans
+MAP_WEIGHT = 1e-4  # checkpoints are chosen by micro-F1; mAP@5 breaks ties (and differences below about this)
+LOSS_SCANS = 256  # the validation loss is computed on at most this many scans
 
 
 class Volumes(Dataset[dict[str, Any]]):

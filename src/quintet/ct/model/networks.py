@@ -1,7 +1,7 @@
 """Proximity: a 2D network on groups of three slices, 3D convolutions over (feature, row, column) of all groups, an embedding.
 
 volumes `[B, D, H, W]` in [0, 1]
--> groups of three slices as RGB [B D/3, 3, H, W] -> ResNet-18 without pooling and head [B D/3, F, h, w]
+-> groups of three slices as RGB [B D/3, 3, H, W] -> ResNet-18 without pooling or head [B D/3, F, h, w]
 -> the groups as channels [B, D/3, F, h, w] -> three 3D convolutions -> flatten -> fully connected -> embedding, length 1
 """
 
@@ -89,8 +89,8 @@ class Proximity(nn.Module):
         for inputs, outputs in pairwise(sides):
             self.layers.extend([nn.Linear(inputs, outputs), nn.ReLU(inplace=True), nn.Dropout(dropout)])
         self.embed = nn.Linear(sides[-1], variant.embedding or embedding)
-        # With the F1 loss the fastest gain is to predict the same for every scan. Centred vectors cannot do so, which makes the
-        # network learn differences from the start (like the neck of Luo et al. 2019, arXiv 1903.07071).
+        # With the F1 loss, the easiest early gain is to predict the same for every scan. Centring rules this out, so the network
+        # learns differences from the start (like the neck of Luo et al. 2019, arXiv 1903.07071).
         self.centre = nn.BatchNorm1d(self.embed.out_features, affine=False) if centre else None
         # The head reads the vector that retrieval compares, scaled to unit variance per coordinate: similar vectors get similar
         # logits.

@@ -14,7 +14,7 @@ from quintet.training.batches import rank_and_world_size
 class BalancedBatches(Sampler[list[int]]):
     """Batches of `classes` label sets x `samples` scans of each, in an order that depends on (seed, epoch) alone.
 
-    A scan is not drawn again before all scans of its set were drawn. An epoch has as many batches as are needed to draw every
+    A scan is not drawn again until all scans of its set have been drawn. An epoch has as many batches as are needed to draw every
     scan once. Under DDP with n ranks, each rank takes every n-th batch.
     """
 
@@ -27,7 +27,7 @@ class BalancedBatches(Sampler[list[int]]):
         self.first_sets = [k for k in range(len(sets)) if self._draw_sets(k, classes, np.random.default_rng(0)) is not None]
         if not self.first_sets:
             raise InputError(
-                f"a triplet batch needs {classes} label sets without a common finding, which the training scans do not have; "
+                f"a triplet batch needs {classes} label sets with no finding in common, and the training scans have too few; "
                 "lower ct.training.classes or use objective=micro_f1"
             )
         self.classes, self.samples, self.seed, self.epoch = classes, samples, seed, 0

@@ -21,7 +21,7 @@ from quintet.imaging.boxes import bounds_mm, sample_cube
 from quintet.params import Fusion
 from quintet.params.fusion import CLINICAL, FusionData
 
-MAX_INTENSITY = 4.0  # times the upper percentile: lesions may be brighter than it, stray voxels are cut
+MAX_INTENSITY = 4.0  # times the upper percentile: lesions may be brighter than it, stray voxels are clipped
 MIN_PER_CLASS = 4  # patients; with fewer, a class cannot be in all three parts
 Cubes = NDArray[np.float16]  # [M, S, S, S]
 Files = Mapping[str, Path]  # modality -> file

@@ -78,7 +78,7 @@ def read_table(raw: Path, tables: Sequence[str], columns: FusionColumns) -> Clin
 
 
 def targets(clinical: Clinical, patients: Sequence[str], preparation: Preparation) -> tuple[pd.DataFrame, list[str]]:
-    """The label (text), or time and event, of each of `patients` (the index), and a problem for each patient without."""
+    """The label (text), or time and event, of each of `patients` (the index), and a problem for each patient without one."""
     table, columns = clinical.table.reindex(list(patients)).fillna(""), preparation.columns
     classification = preparation.task == "classification"
     needed = [columns.label] if classification else [c for c in (columns.time, columns.event) if c]
@@ -102,7 +102,7 @@ def targets(clinical: Clinical, patients: Sequence[str], preparation: Preparatio
 
 
 def read_image(path: Path) -> tuple[NDArray[np.float32], Grid]:
-    """One modality `[X, Y, Z]`. Raises InputError, naming the file, unless it is a single volume with contrast."""
+    """One modality `[X, Y, Z]`. Raises InputError, naming the file, unless it is a single volume that is not constant."""
     array, grid = read_nifti(path)
     if array.ndim != 3:
         raise InputError(f"{path}: {array.shape[3]} volumes in one file, expected one; split them")

@@ -1,8 +1,8 @@
-"""Masks of what an image shows (head or body), with one cache entry per image; a cache hit starts no segmenter.
+"""Foreground masks of images (head or body), with one cache entry per image; a cache hit runs no segmenter.
 
 The cache is in `.cache/segmentation` of the main checkout, outside DVC's outputs, which DVC deletes. An entry is named by the
 hash of (content of the image, segmenter, task, fast, version of the segmenter). Its first line is the hash of the rest, so that a
-damaged entry is found and made again. It is renamed into place, so that concurrent processes never read half of it."""
+damaged entry is detected and rebuilt. It is renamed into place, so that concurrent processes never read half of it."""
 
 import functools
 import hashlib
@@ -135,7 +135,7 @@ def _threshold(array: NDArray[np.float32]) -> Mask:
 
 
 def _totalsegmentator(path: Path, segmenter: Segmenter) -> Mask:
-    """Call the program; every voxel that it labels belongs to the mask. Its usage statistics are off."""
+    """Run the program without usage statistics; every voxel that it labels belongs to the mask."""
     with tempfile.TemporaryDirectory() as folder:
         target = Path(folder) / "labels.nii.gz"
         command = [str(shutil.which(segmenter.program)), "-i", str(path), "-o", str(target), "--ml", "--task", segmenter.task]
@@ -168,7 +168,7 @@ def _last_line(text: str) -> str:
 
 def segment(raw: Path, out: Path, params: Fusion, *, workers: int = 1) -> tuple[pd.DataFrame, int]:
     """Write `out` = {masks.zip, masks.csv (one row per image: patient, modality, segmenter, task, fast, version, status,
-    voxels)}; returns the table and how many masks were made, not read from the cache.
+    voxels)}; returns the table and how many masks were newly made rather than read from the cache.
 
     A failed image is a row with its reason and does not affect the others (with `fusion.data.on_error=raise` the stage then fails
     at the end; finished masks stay in the cache). An interrupted run continues where it stopped.

@@ -32,7 +32,7 @@ class Adapted:
 
 
 class _Patient(nn.Module):
-    """What torch.func calls with a patient's own weights."""
+    """The module that torch.func calls with each patient's own weights."""
 
     def __init__(self, net: FusionNet, weights: FusionLossWeights, temperature: float, *, steps: int, encoded: bool) -> None:
         super().__init__()
@@ -93,7 +93,7 @@ def adapt(
     names = [f"net.{name}" for name in adapted_names(net, ttt.parameters)]
     tensors = dict(patient.named_parameters()) | dict(patient.named_buffers())
     fixed = {name: value.detach() for name, value in tensors.items() if name not in names}
-    # encoders select present patients by index, which vmap cannot do: they adapt patient by patient
+    # encoders select present patients by index, which vmap cannot do, so they are adapted one patient at a time
     over_patients: Callable[..., Any] = vmap if encoded else _loop
 
     def loss(state: State, *args: Any) -> Tensor:
@@ -131,7 +131,7 @@ def _diffusion_noise(net: FusionNet, seeds: Sequence[int], start: Tensor) -> tup
 
 
 def _loop(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Like vmap over the first axis, one row after the other."""
+    """Like vmap over the first axis, but one row at a time."""
     from torch.utils._pytree import tree_map
 
     def mapped(*inputs: Any) -> Any:

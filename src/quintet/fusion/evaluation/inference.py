@@ -118,7 +118,7 @@ class Model:
     def adapted(
         self, patients: Encoded, kept: Tensor, *, ttt: FusionTtt | None = None
     ) -> tuple[Values, Values, NDArray[np.bool_]]:
-        """The same after test-time training on each patient, and whose loss fell `[P]`."""
+        """The same after test-time training on each patient, and for which patients the loss fell `[P]`."""
         ttt = ttt or self.evaluation.ttt
         start, seeds = self._start(patients), patient_seeds(patients.names)
         parts = []
@@ -249,7 +249,7 @@ class _Rows:
 
 
 def load_models(runs: Sequence[Path], device: str) -> list[Model]:
-    """Runs whose predictions are averaged: they must have the same modalities, classes and preparation."""
+    """Load the runs whose predictions are averaged; they must have the same modalities, classes and preparation."""
     models = [Model.load(run, device) for run in runs]
     first = models[0]
     for model, run in zip(models, runs, strict=True):

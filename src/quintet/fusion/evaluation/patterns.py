@@ -20,8 +20,8 @@ def patterns(
     """The modalities that each patient is predicted from, `[P, K]`, by pattern; a patient without any is not part of the pattern.
 
     The patterns are every non-empty subset of the modalities, for the patients who have all of it; `recorded`, all modalities of
-    each patient; and two with a share `missing` of these masked. MCAR masks completely at random; MAR masks more often the higher
-    a patient's clinical features are (mean standardised value), but never the clinical features.
+    each patient; and two that mask a share `missing` of these. MCAR masks completely at random; MAR masks more often the higher
+    a patient's clinical features are (mean standardised value), but never masks the clinical features themselves.
     """
     count = len(modalities)
     found = {}

@@ -120,7 +120,7 @@ def evaluate(
     the metrics (those with test-time training under `ttt/`).
 
     Writes predictions.csv, cases.csv (each patient's score, and its mean over the subsets), the tables `details` and figures/
-    into `out`. `seconds`: per prediction. `history`: the training's, for a figure."""
+    into `out`. `seconds`: per prediction. `history`: the training history, for a figure."""
     columns, details = prediction_columns(classes), details or {}
     metric = CLASSIFICATION if classes else SURVIVAL
     metrics: dict[str, float] = {}

@@ -25,7 +25,7 @@ class RunningNorm(nn.Module):
 
     This is batch norm in evaluation mode, used in training too: the statistics have no gradient, so that the patients of a batch
     do not influence each other and a batch of one works (missing modalities make such batches). Group norm, the usual solution,
-    removes how much of something one patient has compared with another, and little else is left before a global mean
+    removes differences in magnitude between patients, and little else survives global average pooling
     (docs/fusion.md has the measurements).
     """
 
@@ -87,7 +87,7 @@ class ImageEncoder(nn.Module):
 
 @contextmanager
 def _no_updates(module: nn.Module) -> Iterator[None]:
-    """Gradient checkpointing repeats a forward pass in the backward pass: statistics must count a batch once."""
+    """Gradient checkpointing repeats the forward pass during the backward pass, but statistics must count each batch once."""
     norms = [m for m in module.modules() if isinstance(m, RunningNorm)]
     for norm in norms:
         norm.updates = False
@@ -132,7 +132,7 @@ class Encoders(nn.Module):
         super().__init__()
         image_encoders = [ImageEncoder(encoder, width) for _ in range(images)]
         self.images = nn.ModuleList(image_encoders)
-        # even without any usable clinical column the modality exists; then no patient has it
+        # the modality exists even without any usable clinical column, but then no patient has it
         self.clinical = mlp([max(clinical, 1), *clinical_units], dropout, last=False)
         self.widths = [net.features for net in image_encoders] + [clinical_units[-1]]
         self.standard = nn.ModuleList([RunningNorm(width) for width in self.widths])

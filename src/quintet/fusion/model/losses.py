@@ -28,7 +28,7 @@ def prediction_loss(scores: Tensor, target: Tensor, *, survival_loss: str) -> Te
 def reconstruction_loss(decoded: Sequence[Tensor], features: Sequence[Tensor], present: Tensor) -> Tensor:
     """Mean squared error of each modality's standardised features `[B, F_k]`, over the present modalities `[B, K]`.
 
-    No gradient flows into the features, which could otherwise become easy to reconstruct.
+    No gradient flows into the features, which could otherwise collapse to something easy to reconstruct.
     """
     errors = [F.mse_loss(a, standardised(b).detach(), reduction="none").mean(1) for a, b in zip(decoded, features, strict=True)]
     weight = present.float()

@@ -84,7 +84,7 @@ class DiffusionNoise(NamedTuple):
 
 @METHODS.register("attention")
 class AttentionFusion(nn.Module):
-    """Self-attention over the present modalities, their mean, LayerNorm."""
+    """Self-attention over the present modalities, then their mean and LayerNorm."""
 
     def __init__(self, *, hidden: int, heads: int, **_: Any) -> None:
         super().__init__()
@@ -169,7 +169,7 @@ class DiffusionFusion(nn.Module):
 
 @METHODS.register("concat")
 class ConcatFusion(nn.Module):
-    """The tokens side by side, zeros for missing modalities."""
+    """Concatenate the tokens, with zeros for missing modalities, and project them to one vector."""
 
     def __init__(self, *, hidden: int, count: int, dropout: float, **_: Any) -> None:
         super().__init__()
@@ -182,7 +182,7 @@ class ConcatFusion(nn.Module):
 
 @METHODS.register("late")
 class LateFusion(nn.Module):
-    """Joins no tokens: each modality has its own predictor, and their predictions are averaged (`FusionNet.forward`)."""
+    """No tokens are fused: each modality has its own predictor, and their predictions are averaged (`FusionNet.forward`)."""
 
     def __init__(self, *, hidden: int, **_: Any) -> None:
         super().__init__()

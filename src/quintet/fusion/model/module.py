@@ -1,4 +1,4 @@
-"""The LightningModule, and one call that trains a configuration."""
+"""The LightningModule, and the function that trains a configuration."""
 
 from typing import Any
 
@@ -143,8 +143,8 @@ class FusionModule(L.LightningModule):
         self.validation_output[batch["rows"]] = torch.cat([scores.float(), x0.float()], 1)
 
     def on_validation_epoch_end(self) -> None:
-        """Loss and AUC or concordance index of the validation patients, from all their modalities; for the diffusion also how far
-        its targets are from being a single point."""
+        """Loss and AUC or concordance index of the validation patients, from all their modalities; for diffusion also the
+        variance of its targets, which is 0 if they have collapsed to a single point."""
         output = gather_rows(self, self.validation_output)[self.valid].cpu()
         training = self.training_params
         if not torch.isfinite(output).all():

@@ -1,6 +1,6 @@
 """The fifteen landmarks: names, mirror pairs, midline, and the template that the annotation follows.
 
-Points are `[..., 15, 2]` arrays of (x, y) as fractions of the image's width and height, 0 at the left and upper edge.
+Points are `[..., 15, 2]` arrays of (x, y) as fractions of the image's width and height, 0 at the left and top edges.
 Pairs, midline weights and distance pairs are those of the reference study (github.com/Rhaink/landmark_prediction).
 """
 

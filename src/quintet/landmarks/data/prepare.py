@@ -141,7 +141,7 @@ def check(raw: Path, params: Landmarks) -> list[str]:
 
 
 def make_split(kind: str, cases: pd.DataFrame, *, seed: int) -> list[str]:
-    """The part (train, valid or test) of each row of `cases`, which are in annotation order."""
+    """The part (train, valid or test) of each row of `cases`, whose rows are in annotation order."""
     if kind == "reference":
         return splits.random_split(len(cases), seed=seed)
     if kind == "stratified":

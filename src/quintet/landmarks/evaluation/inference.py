@@ -58,8 +58,8 @@ class Model:
 
     @torch.inference_mode()
     def __call__(self, images: NDArray[np.uint8]) -> Predicted:
-        """Predict images `[N, size, size]`. With mirror_average, the mirror images are predicted too; their disagreement is an
-        uncertainty feature."""
+        """Predict the landmarks of images `[N, size, size]`. With mirror_average, the mirror images are predicted too; the
+        disagreement between the two predictions is an uncertainty feature."""
         parts = [self._batch(images[i : i + BATCH]) for i in range(0, len(images), BATCH)]
         points, spread, disagreement = (np.concatenate(part) for part in zip(*parts, strict=True))
         projected = project_on_template(points)

@@ -23,7 +23,7 @@ from quintet.training.batches import batch_loader
 from quintet.training.fit import Monitor, adam_optimizer, cosine_with_warmup, fit, set_threads_and_seed, with_step_schedule
 from quintet.training.models import TrainedModel, load_model, load_pretrained_weights
 
-PERFECT_PX = 0.5  # less than the rounding of the labels
+PERFECT_PX = 0.5  # below the rounding error of the labels
 VALIDATION_BATCH = 64
 
 
@@ -93,7 +93,7 @@ def initialize(net: LandmarkNet, config: LandmarksConfig, weights: str, seed: in
     """Load the weights of an earlier phase, or pretrained ones, if the configuration starts from any; returns their origin."""
     start = config.start(seed)
     if start is None:
-        if weights == "none" or config.arch != "resnet18":  # pretrained weights are those of a ResNet
+        if weights == "none" or config.arch != "resnet18":  # there are pretrained weights for ResNet-18 only
             return "random"
         return load_pretrained_weights(net.backbone.net, weights, RESNET18_URL, drop=NOT_BACKBONE)
     state, _ = load_model(start / "model" / "model.pt")

@@ -27,8 +27,8 @@ ENCODERS.register("resnet18")(ResNet18)
 
 @ENCODERS.register("unet")
 class UNetEncoder(nn.Module):
-    """The contracting path of a small U-Net (Ronneberger et al. 2015) behind a convolution that halves the image; features at
-    strides 4, 8, 16, 32. (Maps finer than stride 4 take twice the time and gain nothing: soft-argmax is finer than a cell.)"""
+    """The contracting path of a small U-Net (Ronneberger et al. 2015) after a stride-2 convolution; features at
+    strides 4, 8, 16, 32. (Maps finer than stride 4 take twice the time and gain nothing: soft-argmax has sub-cell resolution.)"""
 
     def __init__(self, width: int) -> None:
         super().__init__()
