@@ -51,6 +51,7 @@ def rank(params: Params, runs: Runs) -> Ranking:
         alpha=params.ranking.alpha,
         bootstrap=params.ranking.bootstrap,
         deterministic=BASELINES,
+        same_run_as=ranked_configs(params.fusion),
     )
 
 

@@ -57,6 +57,7 @@ def rank(params: Params, runs: Runs) -> Ranking:
         bootstrap=params.ranking.bootstrap,
         published=params.landmarks.published,
         deterministic=BASELINES,
+        same_run_as={name: config.predecessor for name, config in params.landmarks.configs.items() if config.predecessor},
     )
 
 

@@ -1,25 +1,44 @@
 """How many patients and seeds would make the lead of the first configuration significant, given the measured variances.
 
-The decision rule for other numbers of patients and seeds: a difference is significant where |t| exceeds Student's quantile, with
-    se^2 = s_pair^2 / patients + (s_run^2 of each configuration with stochastic training) / (folds x seeds)
-and Satterthwaite's df. The level is alpha / pairs, Holm's first and strictest step: later steps can only raise the power.
-Power: noncentral t, in the direction of the difference. s_pair contains the patient x run noise at the measured number of seeds:
-the numbers are slightly too large for more seeds, slightly too small for fewer.
+The decision rule (decision.py) for other numbers of patients and seeds: its statistic is drawn many times, with chi-squared
+variances and a normal difference, and compared with Student's quantile for Satterthwaite's df. The level is alpha / pairs, Holm's
+first and strictest step: later steps can only raise the power. s_pair contains the patient x run noise at the measured number of
+seeds: the numbers are slightly too large for more seeds, slightly too small for fewer.
 """
 
-import math
 from bisect import bisect_left
 from dataclasses import dataclass
+from functools import cache
 
 import numpy as np
 import pandas as pd
+from numpy.typing import NDArray
 from scipy import stats
 
 from quintet.errors import InputError
+from quintet.ranking.decision import MORE_VARIABLE
 from quintet.ranking.table import Ranking
 
 SEEDS = (1, 2, 3, 5, 10)
 NEGLIGIBLE_RATIO = 1e-6  # once the patients' part of se^2 is this share of the runs' part, more patients change nothing
+DRAWS = 4000
+
+
+@dataclass(frozen=True)
+class Training:
+    """How the configurations of a study are trained: `run_variance` between the runs of a fold, which `configs` configurations
+    measure; of the two that are compared, `stochastic` (0 to 2) vary between runs."""
+
+    folds: int
+    seeds: int
+    run_variance: float = 0.0
+    configs: int = 2
+    stochastic: float = 2.0
+
+    @property
+    def shared(self) -> float:
+        """The variance of the pair's difference that all patients of a fold share."""
+        return self.stochastic * self.run_variance / self.seeds
 
 
 @dataclass(frozen=True)
@@ -31,30 +50,67 @@ class Plan:
     verdict: str
 
 
-def power_of(patients: int, difference: float, pair_sd: float, run_variance: float, run_df: float, level: float) -> float:
-    """Probability that `difference` (> 0) is significant at the two-sided `level`; `run_variance`: the runs' part of se^2."""
-    patient_part = pair_sd**2 / patients
-    se2 = patient_part + run_variance
-    if se2 == 0:
+def power_of(patients: int, difference: float, pair_sd: float, training: Training, level: float) -> float:
+    """Probability that `difference` (> 0) is significant at the two-sided `level`."""
+    n, folds, shared = patients, training.folds, training.shared
+    if pair_sd == 0 and shared == 0:
         return 1.0
-    df = se2**2 / (patient_part**2 / (patients - 1) + (run_variance**2 / run_df if run_variance else 0))
-    return float(stats.nct.sf(stats.t.isf(level / 2, df), df, difference / math.sqrt(se2)))
+    uniform, normal = _draws()
+    k = (n / folds - 1) / (n - 1)  # two patients are in the same fold
+    patient = (pair_sd**2 + (1 - k) * shared) * stats.chi2.ppf(uniform[0], n - 1) / (n - 1) / n
+    se2, error = patient, patient**2 / (n - 1)
+    if shared > 0:
+        part, part_error = _drawn_shared(uniform, n, pair_sd, training)
+        se2, error = se2 + k * part, error + k**2 * part_error
+    difference_drawn = difference + np.sqrt(pair_sd**2 / n + shared / folds) * normal
+    return float(np.mean(difference_drawn > stats.t.isf(level / 2, se2**2 / error) * np.sqrt(se2)))
+
+
+def _drawn_shared(uniform: NDArray[np.float64], n: int, pair_sd: float, training: Training) -> tuple[NDArray[np.float64], ...]:
+    """Draws of the estimate of `training.shared` and of its squared error, both [draws]: for each configuration of the pair, the
+    largest of its own and the pooled estimates, as in decision.py."""
+    folds, df, shared = training.folds, training.folds * (training.seeds - 1), training.shared / 2
+    own = np.stack([shared * stats.chi2.ppf(u, df) / df for u in uniform[1:3]])
+    own_df = np.full_like(own, df)
+    others = max(training.configs - 2, 0) * df
+    pooled_df: NDArray[np.float64] | float = 2 * df + others
+    pooled = (df * own.sum(0) + (shared * stats.chi2.ppf(uniform[3], others) if others else 0)) / pooled_df
+    if folds > 1:
+        noise, size, rest_df = pair_sd**2 / 2, n / folds, max(training.configs - 2, 1) * (folds - 1)
+        alone = np.stack([stats.chi2.ppf(u, folds - 1) / (folds - 1) for u in uniform[4:6]])
+        rest = stats.chi2.ppf(uniform[6], rest_df) / rest_df
+        scale = noise + size * shared
+        by_fold = (scale * rest - noise) / size
+        pooled, pooled_df = np.maximum(pooled, by_fold), np.where(by_fold > pooled, rest_df, pooled_df)
+        larger = stats.f.sf(alone / rest, folds - 1, rest_df) < MORE_VARIABLE
+        own_by_fold = np.where(larger, (scale * alone - noise) / size, 0)
+        own, own_df = np.maximum(own, own_by_fold), np.where(own_by_fold > own, folds - 1, own_df)
+    is_own = own > pooled
+    error = np.where(is_own, own**2 / own_df, 0).sum(0) + ((~is_own).sum(0) * pooled) ** 2 / pooled_df
+    return np.maximum(own, pooled).sum(0), error
+
+
+@cache
+def _draws() -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """The same for every number of patients, so that the power rises smoothly with it."""
+    rng = np.random.default_rng(0)
+    return rng.uniform(size=(7, DRAWS)), rng.normal(size=DRAWS)
 
 
 def patients_for(
-    power: float, difference: float, pair_sd: float, run_variance: float, run_df: float, level: float, min_patients: int
+    power: float, difference: float, pair_sd: float, training: Training, level: float, min_patients: int
 ) -> int | None:
     """Smallest number of patients, at least `min_patients`, with this power; None if no number has it: a tie, or runs that vary
     too much."""
 
     def power_with(patients: int) -> float:
-        return power_of(patients, difference, pair_sd, run_variance, run_df, level)
+        return power_of(patients, difference, pair_sd, training, level)
 
     if difference == 0:
         return None
-    n = min_patients  # doubled up to the first success: with a tiny run_df, power can fall again with more patients
+    n = min_patients  # doubled up to the first success: with few df, power can fall again with more patients
     while power_with(n) < power:
-        if pair_sd**2 / n <= NEGLIGIBLE_RATIO * run_variance:
+        if pair_sd**2 / n <= NEGLIGIBLE_RATIO * training.shared:
             return None
         n *= 2
     candidates = range(max(n // 2 + 1, min_patients), n)
@@ -82,10 +138,10 @@ def plan(ranking: Ranking, *, power: float = 0.8, difference: float | None = Non
         for seeds in SEEDS:
             if seeds == 1 and stochastic_count > 0:
                 continue
-            run_df = stochastic.sum() * (seeds - 1) * ranking.folds
-            run_variance = stochastic_count * (known_sd or 0.0) ** 2 / (ranking.folds * seeds)
+            variance = (known_sd or 0.0) ** 2
+            training = Training(ranking.folds, seeds, variance, int(stochastic.sum()), stochastic_count)
             level = ranking.alpha / len(ranking.pairs)
-            numbers[seeds] = patients_for(power, target, pair_sd, run_variance, run_df, level, ranking.patients_needed)
+            numbers[seeds] = patients_for(power, target, pair_sd, training, level, ranking.patients_needed)
         lower_bound = known_sd is None and stochastic_count > 0
         rows.append(_row(name, target, pair_sd, numbers, lower_bound))
         verdicts.append(_verdict(name, target, numbers, lower_bound, ranking.patients, power))

@@ -47,17 +47,20 @@ def rank(
     bootstrap: int = 2000,
     seed: int = 0,
     deterministic: Collection[str] = (),
+    same_run_as: Mapping[str, str] | None = None,
 ) -> Ranking:
     """Rank the configurations of a tidy table (`results.COLUMNS`) by `metric`.
 
     `label`: the metric in words, for verdicts, headings and axes, without its unit; default: `metric` with spaces.
     `published`: configuration -> published value. `deterministic`: configurations whose training is deterministic, so that they
-    add no run variance. A single run of any other configuration adds the whole pooled run variance. `bootstrap`: number of draws.
+    add no run variance. A single run of any other configuration adds the whole pooled run variance. `same_run_as`:
+    configuration -> the one whose weights it shares or starts from, with the same fold and seed. `bootstrap`: number of draws.
     """
     label = label or metric.replace("_", " ")
     sign = 1.0 if lower_is_better else -1.0
     scores = read_scores(table, metric, sign, deterministic)
-    decision = decide(scores.values, alpha=alpha, deterministic=scores.deterministic)
+    related = _families(scores.configs, same_run_as or {})
+    decision = decide(scores.values, alpha=alpha, deterministic=scores.deterministic, related=related)
     ranks = bootstrap_ranks(scores.values, sign, draws=bootstrap, seed=seed)
     summary = _config_table(scores, decision, sign, ranks, alpha, published or {})
     return Ranking(
@@ -77,6 +80,16 @@ def rank(
         run_sd=None if decision.run_variance is None else float(np.sqrt(decision.run_variance)),
         kendall_tau=_kendall_tau(summary, sign),
     )
+
+
+def _families(configs: list[str], same_run_as: Mapping[str, str]) -> list[int]:
+    """One number per configuration, the same for all that descend from one."""
+
+    def root(config: str) -> str:
+        return root(same_run_as[config]) if same_run_as.get(config, config) != config else config
+
+    roots = [root(config) for config in configs]
+    return [roots.index(r) for r in roots]
 
 
 def bootstrap_ranks(values: Floats, sign: float, *, draws: int, seed: int) -> Floats:

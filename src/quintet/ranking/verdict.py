@@ -41,7 +41,14 @@ def _finding(scores: Scores, decision: Decision, table: pd.DataFrame, alpha: flo
 
 
 def _run_caveat(scores: Scores, decision: Decision, table: pd.DataFrame) -> str:
-    if decision.run_variance is None and len(scores.configs) > 1:
+    if len(scores.configs) == 1:
+        return ""
+    training_set = " With one fold, it is about models trained on this training set." if decision.folds == 1 else ""
+    return training_set + _seed_caveat(scores, decision, table)
+
+
+def _seed_caveat(scores: Scores, decision: Decision, table: pd.DataFrame) -> str:
+    if decision.run_variance is None:
         return (
             " The variation between training runs is unknown because no seed was repeated, so this result is about these trained "
             "models, not about the configurations: training again could change the order. Two or more seeds per fold would "
