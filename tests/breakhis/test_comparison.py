@@ -38,6 +38,19 @@ def test_the_ranked_values_average_to_the_balanced_accuracy_of_the_shared_patien
     assert means["fewer folds"] == pytest.approx((1 + 2 / 3) / 2)
 
 
+def test_the_ranked_values_vary_as_the_balanced_accuracy_does():
+    """A perfect classifier has no variance, whatever the class sizes; otherwise it is that of the two class means."""
+    classes = {f"p{i:02d}": int(i >= 8) for i in range(30)}
+    perfect = as_balanced_accuracy(tidy("perfect", dict.fromkeys(classes, 1), classes))
+    assert perfect["value"].tolist() == [1.0] * 30
+    right = {name: int(i % 3 > 0) for i, name in enumerate(classes)}
+    values = as_balanced_accuracy(tidy("some", right, classes))["value"]
+    by_class = [np.array([right[name] for name in classes if classes[name] == k]) for k in (0, 1)]
+    expected = sum(own.var() / len(own) for own in by_class) / 4
+    assert values.mean() == pytest.approx(np.mean([own.mean() for own in by_class]))
+    assert values.to_numpy().var() / 30 == pytest.approx(expected)
+
+
 def test_balanced_intervals_resample_whole_patients():
     """100 equal images of each of few patients are worth those few patients, not 100 times as much."""
     rng = np.random.default_rng(0)

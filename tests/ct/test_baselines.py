@@ -45,6 +45,6 @@ def test_run_folders_of_baselines_and_external_embeddings(make_params, cubes, tr
 
 def test_a_missing_file_of_embeddings_is_reported_before_anything_is_written(make_params, cubes, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(InputError, match=r"nowhere\.npz: no such file"):
+    with pytest.raises(InputError, match=r"nowhere\.npz: no such embeddings file"):
         experiment.run_baselines("ct", make_params(SMALL | {"ct.external": {"x": "nowhere.npz"}}), cubes, tmp_path / "out")
     assert not (tmp_path / "out").exists()

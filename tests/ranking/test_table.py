@@ -154,3 +154,20 @@ def test_wrong_tables_are_refused() -> None:
         rank(pd.concat([table, table.assign(study="t")]), "dice", lower_is_better=False)
     with pytest.raises(InputError, match=r"deterministic: \['Z'\]"):
         rank(table, "dice", lower_is_better=False, deterministic=["Z"])
+
+
+def test_intervals_of_a_bounded_metric_stay_inside() -> None:
+    scores = 0.9 + draw(np.random.default_rng(11)) / 1000
+    scores[3] = 1
+    inside = rank(tidy(scores), "dice", lower_is_better=False, bootstrap=20, bounds=(0, 1)).table
+    free = rank(tidy(scores), "dice", lower_is_better=False, bootstrap=20).table
+    assert inside.iloc[0][["mean", "low", "high"]].tolist() == [1, 1, 1]
+    assert (inside["low"] < inside["mean"])[1:].all()
+    assert (inside["mean"] < inside["high"])[1:].all()
+    assert (inside["high"] <= 1).all()
+    widths = [(table["high"] - table["low"]).to_numpy()[1:] for table in (inside, free)]
+    assert widths[0] == pytest.approx(widths[1], rel=0.1)
+    few = rank(
+        tidy(np.array([[[1.0, 1, 1, 1, 0, 1, 1, 1]], [[0, 1, 1, 0, 0, 1, 1, 1]]])), "dice", lower_is_better=False, bounds=(0, 1)
+    )
+    assert few.table["high"].between(few.table["mean"], 1, inclusive="neither").all()

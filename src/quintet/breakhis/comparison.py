@@ -44,18 +44,29 @@ def rank(params: Params, runs: Runs) -> Ranking:
         alpha=params.ranking.alpha,
         bootstrap=params.ranking.bootstrap,
         published={CONFIG: PUBLISHED[METRIC][0]},
+        bounds=(0, 1),
     )
 
 
 def as_balanced_accuracy(table: pd.DataFrame) -> pd.DataFrame:
-    """The metric `correct` as `balanced_accuracy`: weighted by N / (2 N_class), counted over the patients that all configurations
-    share, so that the mean over these patients is their balanced accuracy."""
+    """The metric `correct` as `balanced_accuracy`, counted over the N patients that all configurations share: the configuration's
+    balanced accuracy, plus N / (2 N_class) times the difference between `correct` and the accuracy in the patient's class.
+
+    These are infinitesimal jackknife pseudo-values (Efron 1982, doi:10.1137/1.9781611970319): their mean is the balanced
+    accuracy, and their variance is that of its two class means, 0 for a perfect classifier.
+    """
     correct = table[table["metric"] == "correct"]
     shared = correct.groupby("group")["config"].nunique() == correct["config"].nunique()
     classes = table[table["metric"] == "malignant"].groupby("group")["value"].first()
     counts = classes[shared[shared].index].value_counts()
-    weight = classes.map(counts.sum() / (len(counts) * counts))
-    return correct.assign(metric=METRIC, value=correct["value"] * correct["group"].map(weight).fillna(0))
+    by_patient = correct[correct["group"].map(shared)].groupby(["config", "group"])["value"].mean().reset_index()
+    accuracy = by_patient.groupby(["config", by_patient["group"].map(classes)])["value"].mean()  # [config, class]
+    balanced = accuracy.groupby("config").mean()
+    own_class = correct["group"].map(classes)
+    own_accuracy = accuracy.reindex(pd.MultiIndex.from_arrays([correct["config"], own_class])).to_numpy()
+    weight = own_class.map(counts.sum() / (len(counts) * counts))
+    value = correct["config"].map(balanced) + ((correct["value"] - own_accuracy) * weight).fillna(0)
+    return correct.assign(metric=METRIC, value=value)
 
 
 def report_sections(params: BreakHis, table: Ranking, runs: Runs, folder: Path) -> list[Section]:

@@ -44,6 +44,7 @@ def rank(params: Params, runs: Runs) -> Ranking:
         METRIC,
         lower_is_better=False,
         label="mAP@5",
+        bounds=(0, 1),
         alpha=params.ranking.alpha,
         bootstrap=params.ranking.bootstrap,
         deterministic=[*BASELINES, *params.ct.external],

@@ -48,6 +48,7 @@ def rank(params: Params, runs: Runs) -> Ranking:
         f"{CLASSIFICATION if classification else SURVIVAL}_over_subsets",
         label=f"{'Brier score' if classification else 'concordance'}, mean over modality subsets",
         lower_is_better=classification,
+        bounds=(0, 1),
         alpha=params.ranking.alpha,
         bootstrap=params.ranking.bootstrap,
         deterministic=BASELINES,

@@ -41,6 +41,7 @@ def rank(params: Params, runs: Runs) -> Ranking:
         METRIC,
         lower_is_better=False,
         label="Dice",
+        bounds=(0, 1),
         alpha=params.ranking.alpha,
         bootstrap=params.ranking.bootstrap,
         published={name: mean / 100 for name, (mean, _, _) in PUBLISHED.items()},

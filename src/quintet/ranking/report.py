@@ -105,9 +105,10 @@ def _plot_means(ranking: Ranking, title: str, unit: str) -> Figure:
     table, y = ranking.table, np.arange(len(ranking.table))
     figure = Figure(figsize=(8, 1.9 + 0.34 * len(y)), layout="constrained")
     axes = figure.subplots()
-    half_width = (table["high"] - table["mean"]).replace(np.inf, 0)  # the interval of a single patient is unbounded
+    errors = np.stack([table["mean"] - table["low"], table["high"] - table["mean"]])
+    errors[~np.isfinite(errors)] = 0  # the interval of a single patient is unbounded
     label = f"mean, {100 * (1 - ranking.alpha):g} % interval"
-    axes.errorbar(table["mean"], y, xerr=half_width, fmt="o", color=BLUE, capsize=3, label=label)
+    axes.errorbar(table["mean"], y, xerr=errors, fmt="o", color=BLUE, capsize=3, label=label)
     if table["published"].notna().any():
         axes.plot(table["published"], y, "D", mfc="none", color=GREY, label="published")
     axes.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=2, frameon=False)

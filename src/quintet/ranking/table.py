@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 from scipy import stats
+from scipy.special import expit, logit
 
 from quintet.ranking.decision import Decision, Floats, compact_letters, decide, patient_means
 from quintet.ranking.scores import Scores, competition_ranks, read_scores
@@ -48,13 +49,15 @@ def rank(
     seed: int = 0,
     deterministic: Collection[str] = (),
     same_run_as: Mapping[str, str] | None = None,
+    bounds: tuple[float, float] | None = None,
 ) -> Ranking:
     """Rank the configurations of a tidy table (`results.COLUMNS`) by `metric`.
 
     `label`: the metric in words, for verdicts, headings and axes, without its unit; default: `metric` with spaces.
     `published`: configuration -> published value. `deterministic`: configurations whose training is deterministic, so that they
     add no run variance. A single run of any other configuration adds the whole pooled run variance. `same_run_as`:
-    configuration -> the one whose weights it shares or starts from, with the same fold and seed. `bootstrap`: number of draws.
+    configuration -> the one whose weights it shares or starts from, with the same fold and seed. `bounds`: the metric's
+    range, which intervals do not leave. `bootstrap`: number of draws.
     """
     label = label or metric.replace("_", " ")
     sign = 1.0 if lower_is_better else -1.0
@@ -62,7 +65,7 @@ def rank(
     related = _families(scores.configs, same_run_as or {})
     decision = decide(scores.values, alpha=alpha, deterministic=scores.deterministic, related=related)
     ranks = bootstrap_ranks(scores.values, sign, draws=bootstrap, seed=seed)
-    summary = _config_table(scores, decision, sign, ranks, alpha, published or {})
+    summary = _config_table(scores, decision, sign, ranks, alpha, published or {}, bounds)
     return Ranking(
         metric=metric,
         label=label,
@@ -116,18 +119,25 @@ def bootstrap_ranks(values: Floats, sign: float, *, draws: int, seed: int) -> Fl
 
 
 def _config_table(
-    scores: Scores, decision: Decision, sign: float, ranks: Floats, alpha: float, published: Mapping[str, float]
+    scores: Scores,
+    decision: Decision,
+    sign: float,
+    ranks: Floats,
+    alpha: float,
+    published: Mapping[str, float],
+    bounds: tuple[float, float] | None,
 ) -> pd.DataFrame:
     over_cases = scores.rows.groupby(["config", "group", "case"])["value"].mean().groupby("config").mean()
     low, high = np.quantile(ranks, [alpha / 2, 1 - alpha / 2], axis=0, method="inverted_cdf").astype(int)
     first = ranks == 1
+    lower, upper = _interval(decision.mean, decision.half_width, bounds)
     return pd.DataFrame(
         {
             "rank": competition_ranks(sign * decision.mean).astype(int),
             "config": scores.configs,
             "mean": decision.mean,
-            "low": decision.mean - decision.half_width,
-            "high": decision.mean + decision.half_width,
+            "low": lower,
+            "high": upper,
             "group": compact_letters(decision.significant),
             "mean_over_cases": over_cases[scores.configs].to_numpy(),
             "patient_sd": _finite_or_nan(np.sqrt(decision.patient_variance)),
@@ -139,6 +149,19 @@ def _config_table(
             "published": [float(published.get(c, np.nan)) for c in scores.configs],
         }
     )
+
+
+def _interval(mean: Floats, half_width: Floats, bounds: tuple[float, float] | None) -> tuple[Floats, Floats]:
+    """mean +- half_width, with `bounds` on the logit scale (delta method), so that the interval stays inside."""
+    if bounds is None:
+        return mean - half_width, mean + half_width
+    scale = bounds[1] - bounds[0]
+    share = (mean - bounds[0]) / scale
+    inside = (share > 0) & (share < 1) & (half_width > 0)
+    p = np.where(inside, share, 0.5)
+    half = half_width / (scale * p * (1 - p))
+    low, high = (bounds[0] + scale * expit(logit(p) + sign * half) for sign in (-1, 1))
+    return np.where(inside, low, mean), np.where(inside, high, mean)
 
 
 def _pair_table(configs: list[str], decision: Decision) -> pd.DataFrame:
