@@ -43,8 +43,11 @@ def _finding(scores: Scores, decision: Decision, table: pd.DataFrame, alpha: flo
 def _run_caveat(scores: Scores, decision: Decision, table: pd.DataFrame) -> str:
     if len(scores.configs) == 1:
         return ""
-    training_set = " With one fold, it is about models trained on this training set." if decision.folds == 1 else ""
-    return training_set + _seed_caveat(scores, decision, table)
+    if decision.folds == 1:
+        return " With one fold, it is about models trained on this training set." + _seed_caveat(scores, decision, table)
+    if decision.run_variance is None:
+        return " No seed was repeated: the variation between training runs is measured together with that between folds."
+    return _seed_caveat(scores, decision, table)
 
 
 def _seed_caveat(scores: Scores, decision: Decision, table: pd.DataFrame) -> str:
