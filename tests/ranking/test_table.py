@@ -90,9 +90,13 @@ def test_bootstrap_against_a_naive_loop() -> None:
     assert shares == pytest.approx(wins, abs=0.04)
 
 
-def test_the_verdict_of_one_seed_is_limited_to_these_trained_models() -> None:
+def test_the_verdict_of_one_seed_is_limited_to_these_trained_models_unless_folds_show_how_runs_vary() -> None:
+    one = rank_scores(draw(np.random.default_rng(4), seeds=1), seeds=1)
+    assert "these trained models" in one.verdict
+    assert "models trained on this training set" in one.verdict
     ranking = rank_scores(draw(np.random.default_rng(4), seeds=1, folds=5), seeds=1)
-    assert "these trained models" in ranking.verdict
+    assert "measured together with that between folds" in ranking.verdict
+    assert "this training set" not in ranking.verdict
     assert ranking.run_sd is None
     assert ranking.table["run_sd"].isna().all()
     assert ranking.table["runs"].tolist() == [5] * 4
