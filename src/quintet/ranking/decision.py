@@ -27,14 +27,19 @@ from string import ascii_letters
 import numpy as np
 from numpy.typing import NDArray
 from scipy import stats
-from scipy.sparse import csr_array
-from scipy.sparse.csgraph import connected_components
 
-Floats = NDArray[np.float64]
-Bools = NDArray[np.bool_]
+from quintet.ranking.variance import (
+    ROUND_OFF,
+    Bools,
+    Floats,
+    Shared,
+    fold_of_patients,
+    from_seeds,
+    patient_means,
+    shared_variance,
+)
+
 MIN_PATIENTS = 6
-MORE_VARIABLE = 0.05  # level of the F test that a configuration varies more between folds than the others
-ROUND_OFF = 1e-12  # relative to the largest score; smaller differences are rounding errors
 
 
 @dataclass(frozen=True)
@@ -63,31 +68,6 @@ class Decision:
         return self.patients >= self.patients_needed
 
 
-@dataclass(frozen=True)
-class Estimates:
-    """Estimates of the variance of what all patients of a fold share: each configuration's own [configs], and pooled. A square is
-    the mean square before correction, which determines the sampling error."""
-
-    own: Floats
-    own_square: Floats
-    own_df: Floats
-    pooled: float
-    pooled_square: float
-    pooled_df: float
-
-
-@dataclass(frozen=True)
-class Shared:
-    """The largest of the estimates as parts of each configuration's squared standard error, all [configs]. `source`: -1 the
-    configuration's own, 0 pooled over seeds, 1 pooled over folds; `in_patient_variance`: the part that s_d^2 contains."""
-
-    part: Floats
-    square: Floats
-    df: Floats
-    source: Floats
-    in_patient_variance: Floats
-
-
 def decide(
     scores: Floats, *, alpha: float = 0.05, deterministic: Bools | None = None, related: Sequence[int] | None = None
 ) -> Decision:
@@ -102,9 +82,9 @@ def decide(
     by_patient = patient_means(scores)  # [configs, patients]
     if deterministic is None:
         deterministic = np.zeros(configs, bool)
-    folds = _folds(scores)
-    seeds = _from_seeds(scores, by_patient, deterministic)
-    shared = _shared(scores, by_patient, folds, seeds, deterministic)
+    folds = fold_of_patients(scores)
+    seeds = from_seeds(scores, by_patient, deterministic)
+    shared = shared_variance(scores, by_patient, folds, seeds, deterministic)
     tolerance = ROUND_OFF * float(np.abs(by_patient).max())
     paired = by_patient[:, None] - by_patient[None]  # [configs, configs, patients]
     difference = _zero_below(paired.mean(-1), tolerance)
@@ -146,20 +126,6 @@ def decide(
     )
 
 
-def patient_means(scores: Floats) -> Floats:
-    """Mean over the runs that tested each patient: [configs, runs, patients] -> [configs, patients]."""
-    tested = ~np.isnan(scores)
-    means: Floats = np.where(tested, scores, 0).sum(1) / tested.sum(1)
-    return means
-
-
-def _folds(scores: Floats) -> NDArray[np.int64]:
-    """The fold of each patient, numbered from 0: patients whom one run tested are in the same fold."""
-    tested: Floats = (~np.isnan(scores)).any(0).astype(float)  # [runs, patients]
-    _, labels = connected_components(csr_array(tested.T @ tested), directed=False)
-    return np.asarray(labels, np.int64)
-
-
 def _related_pairs(related: Sequence[int] | None, scores: Floats) -> list[tuple[int, int]]:
     """Pairs of related configurations that have the same runs."""
     if related is None:
@@ -169,113 +135,11 @@ def _related_pairs(related: Sequence[int] | None, scores: Floats) -> list[tuple[
     return [(a, b) for a, b in pairs if related[a] == related[b] and (tested[a] == tested[b]).all()]
 
 
-def _from_seeds(scores: Floats, by_patient: Floats, deterministic: Bools) -> Estimates:
-    """The variance between the runs of a fold, from products e_ri e_rj of two different patients' deviations e from their means
-    over runs.
-
-    Patient x run noise is independent between patients, so it cancels:
-        s_run^2 = sum_r sum_(i != j) e_ri e_rj / sum_(i != j) tr(P_i P_j),   P_i = centring over the runs of patient i.
-    With S runs of n patients this is the variance between the runs' means minus (interaction mean square) / n, the ANOVA
-    estimate. A fold with a single seed adds nothing to either sum. Pooled over the configurations with stochastic training. df:
-    Satterthwaite's for the quadratic form sum_r (sum_i e_ri)^2.
-    """
-    n = scores.shape[-1]
-    tested = ~np.isnan(scores)
-    run_counts = tested.sum(1)  # [configs, patients]: runs that tested the patient
-    deviation = np.where(tested, scores - by_patient[:, None], 0)
-    square = (deviation.sum(-1) ** 2).sum(-1)
-    corrected = square - (deviation**2).sum((1, 2))
-    weight = tested / run_counts[:, None]  # [configs, runs, patients]
-    centring = np.eye(scores.shape[1]) * tested.sum(-1)[:, None] - weight @ tested.swapaxes(1, 2)  # sum of P_i
-    squared = centring @ centring
-    trace, size = np.trace(squared, axis1=1, axis2=2), np.trace(squared, axis1=1, axis2=2) - (run_counts - 1).sum(-1)
-    known = size > ROUND_OFF * n
-    nan = np.full(len(scores), np.nan)
-    own = Estimates(
-        np.divide(corrected, size, out=nan.copy(), where=known),
-        np.divide(square, trace, out=nan.copy(), where=known),
-        np.divide(trace**2, (squared**2).sum((1, 2)), out=nan.copy(), where=known),
-        0.0,
-        0.0,
-        0.0,
-    )
-    use = known & ~deterministic
-    if not use.any():
-        return own
-    return Estimates(
-        own.own,
-        own.own_square,
-        own.own_df,
-        float(corrected[use].sum() / size[use].sum()),
-        float(square[use].sum() / trace[use].sum()),
-        float(trace[use].sum() ** 2 / (squared[use] ** 2).sum()),
-    )
-
-
-def _from_folds(by_patient: Floats, folds: NDArray[np.int64]) -> Estimates | None:
-    """The variance of what a configuration's runs of a fold have in common (training set, and the mean of the fold's runs), from
-    the differences between folds after the mean over all configurations is taken away from each patient; None for one fold.
-
-    One-way analysis of variance by folds. The centred scores of one of C configurations have the component
-    v_c (1 - 2 / C) + (mean of v) / C, which is solved for v_c. Own estimates have few degrees of freedom and would cost power,
-    so they are used (not 0) only where an F test finds more variance than in the other configurations. A single row, the
-    difference of two configurations, is not centred.
-    """
-    configs, n = by_patient.shape
-    sizes = np.bincount(folds)
-    count = len(sizes)
-    if count == 1 or n == count:
-        return None
-    centred = by_patient - by_patient.mean(0) if configs > 1 else by_patient
-    means = np.stack([np.bincount(folds, row) for row in centred]) / sizes
-    between = (sizes * (means - centred.mean(1, keepdims=True)) ** 2).sum(1) / (count - 1)
-    within = ((centred - means[:, folds]) ** 2).sum(1) / (n - count)
-    size = (n - (sizes**2).sum() / n) / (count - 1)
-    component, square = (between - within) / size, between / size
-    df = np.full(configs, count - 1.0)
-    if configs == 1:
-        return Estimates(component, square, df, 0.0, 0.0, 0.0)
-    pooled, pooled_square = component.sum() / (configs - 1), square.sum() / (configs - 1)
-    pooled_df = (configs - 1.0) * (count - 1)
-    larger = np.zeros(configs, bool)
-    if configs > 2:
-        alone = square * configs / (configs - 1)  # the mean square of one contrast, independent of the rest
-        rest = (pooled_square * (configs - 1) - alone) / (configs - 2)
-        ratio = np.divide(alone, rest, out=np.full(configs, np.inf), where=rest > 0)
-        larger = stats.f.sf(ratio, df, pooled_df - df) < MORE_VARIABLE
-        component = (component - pooled / configs) / (1 - 2 / configs)
-        square = (square - pooled_square / configs) / (1 - 2 / configs)
-    return Estimates(np.where(larger, component, 0), square, df, float(pooled), float(pooled_square), pooled_df)
-
-
-def _shared(scores: Floats, by_patient: Floats, folds: NDArray[np.int64], seeds: Estimates, deterministic: Bools) -> Shared:
-    """The largest of the estimates from seeds and from folds, for each configuration."""
-    configs, _, n = scores.shape
-    one, pairs = np.ones(configs), max(n * (n - 1), 1)
-    tested = ~np.isnan(scores)
-    run_counts = tested.sum(1)
-    weight = tested / run_counts[:, None]
-    k = ((weight.sum(-1) ** 2).sum(-1) - (weight**2).sum((1, 2))) / pairs
-    # of s_run^2, two different patients share k, and a patient's score contains the mean of 1 / runs
-    sources = [(np.where(deterministic, 0, k), np.where(deterministic, 0, (1 / run_counts).mean(-1)), seeds)]
-    if by_fold := _from_folds(by_patient, folds):
-        sources.append((one * ((np.bincount(folds) ** 2).sum() - n) / pairs, one, by_fold))
-    candidates = []
-    for number, (k, diagonal, e) in enumerate(sources):
-        candidates.append((k * e.own, k * e.own_square, e.own_df, -one, (diagonal - k) * e.own))
-        pooled = (one * e.pooled_df, one * number, (diagonal - k) * e.pooled)
-        candidates.append((k * e.pooled, k * e.pooled_square, *pooled))
-    table = np.nan_to_num(np.array(candidates))  # [candidates, quantities, configs]
-    best = np.maximum(table[:, 0], 0).argmax(0)
-    part, square, df, source, in_patient_variance = table[best, :, np.arange(configs)].T
-    return Shared(np.maximum(part, 0), square, df, source, np.maximum(in_patient_variance, 0))
-
-
 def _paired_runs(difference: Floats, folds: NDArray[np.int64]) -> Shared:
     """What the runs of two related configurations do not have in common; `difference` [1, runs, patients]."""
     alone = np.zeros(1, bool)
     by_patient = patient_means(difference)
-    return _shared(difference, by_patient, folds, _from_seeds(difference, by_patient, alone), alone)
+    return shared_variance(difference, by_patient, folds, from_seeds(difference, by_patient, alone), alone)
 
 
 def _standard_error(variance: Floats, n: int, shared: Shared, tolerance: float) -> tuple[Floats, Floats]:

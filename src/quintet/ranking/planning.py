@@ -16,8 +16,8 @@ from numpy.typing import NDArray
 from scipy import stats
 
 from quintet.errors import InputError
-from quintet.ranking.decision import MORE_VARIABLE
 from quintet.ranking.table import Ranking
+from quintet.ranking.variance import MORE_VARIABLE
 
 SEEDS = (1, 2, 3, 5, 10)
 NEGLIGIBLE_RATIO = 1e-6  # once the patients' part of se^2 is this share of the runs' part, more patients change nothing

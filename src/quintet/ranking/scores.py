@@ -8,7 +8,7 @@ import pandas as pd
 from scipy import stats
 
 from quintet.errors import InputError
-from quintet.ranking.decision import ROUND_OFF, Bools, Floats, patient_means
+from quintet.ranking.variance import ROUND_OFF, Bools, Floats, patient_means
 
 
 @dataclass(frozen=True)

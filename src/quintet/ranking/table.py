@@ -8,8 +8,9 @@ import pandas as pd
 from scipy import stats
 from scipy.special import expit, logit
 
-from quintet.ranking.decision import Decision, Floats, compact_letters, decide, patient_means
+from quintet.ranking.decision import Decision, compact_letters, decide
 from quintet.ranking.scores import Scores, competition_ranks, read_scores
+from quintet.ranking.variance import Floats, patient_means
 from quintet.ranking.verdict import verdict
 
 

@@ -1,0 +1,160 @@
+"""What the patients of a fold share, because the same runs scored them: estimates of its variance, from seeds and from folds.
+
+decision.py states the model and how the estimates enter the standard error.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy import stats
+from scipy.sparse import csr_array
+from scipy.sparse.csgraph import connected_components
+
+Floats = NDArray[np.float64]
+Bools = NDArray[np.bool_]
+MORE_VARIABLE = 0.05  # level of the F test that a configuration varies more between folds than the others
+ROUND_OFF = 1e-12  # relative to the largest score; smaller differences are rounding errors
+
+
+@dataclass(frozen=True)
+class Estimates:
+    """Estimates of the variance of what all patients of a fold share: each configuration's own [configs], and pooled. A square is
+    the mean square before correction, which determines the sampling error."""
+
+    own: Floats
+    own_square: Floats
+    own_df: Floats
+    pooled: float
+    pooled_square: float
+    pooled_df: float
+
+
+@dataclass(frozen=True)
+class Shared:
+    """The largest of the estimates as parts of each configuration's squared standard error, all [configs]. `source`: -1 the
+    configuration's own, 0 pooled over seeds, 1 pooled over folds; `in_patient_variance`: the part that s_d^2 contains."""
+
+    part: Floats
+    square: Floats
+    df: Floats
+    source: Floats
+    in_patient_variance: Floats
+
+
+def patient_means(scores: Floats) -> Floats:
+    """Mean over the runs that tested each patient: [configs, runs, patients] -> [configs, patients]."""
+    tested = ~np.isnan(scores)
+    means: Floats = np.where(tested, scores, 0).sum(1) / tested.sum(1)
+    return means
+
+
+def fold_of_patients(scores: Floats) -> NDArray[np.int64]:
+    """The fold of each patient, numbered from 0: patients whom one run tested are in the same fold."""
+    tested: Floats = (~np.isnan(scores)).any(0).astype(float)  # [runs, patients]
+    _, labels = connected_components(csr_array(tested.T @ tested), directed=False)
+    return np.asarray(labels, np.int64)
+
+
+def shared_variance(
+    scores: Floats, by_patient: Floats, folds: NDArray[np.int64], seeds: Estimates, deterministic: Bools
+) -> Shared:
+    """The largest of the estimates from seeds and from folds, for each configuration."""
+    configs, _, n = scores.shape
+    one, pairs = np.ones(configs), max(n * (n - 1), 1)
+    tested = ~np.isnan(scores)
+    run_counts = tested.sum(1)
+    weight = tested / run_counts[:, None]
+    k = ((weight.sum(-1) ** 2).sum(-1) - (weight**2).sum((1, 2))) / pairs
+    # of s_run^2, two different patients share k, and a patient's score contains the mean of 1 / runs
+    sources = [(np.where(deterministic, 0, k), np.where(deterministic, 0, (1 / run_counts).mean(-1)), seeds)]
+    if by_fold := from_folds(by_patient, folds):
+        sources.append((one * ((np.bincount(folds) ** 2).sum() - n) / pairs, one, by_fold))
+    candidates = []
+    for number, (k, diagonal, e) in enumerate(sources):
+        candidates.append((k * e.own, k * e.own_square, e.own_df, -one, (diagonal - k) * e.own))
+        pooled = (one * e.pooled_df, one * number, (diagonal - k) * e.pooled)
+        candidates.append((k * e.pooled, k * e.pooled_square, *pooled))
+    table = np.nan_to_num(np.array(candidates))  # [candidates, quantities, configs]
+    best = np.maximum(table[:, 0], 0).argmax(0)
+    part, square, df, source, in_patient_variance = table[best, :, np.arange(configs)].T
+    return Shared(np.maximum(part, 0), square, df, source, np.maximum(in_patient_variance, 0))
+
+
+def from_seeds(scores: Floats, by_patient: Floats, deterministic: Bools) -> Estimates:
+    """The variance between the runs of a fold, from products e_ri e_rj of two different patients' deviations e from their means
+    over runs.
+
+    Patient x run noise is independent between patients, so it cancels:
+        s_run^2 = sum_r sum_(i != j) e_ri e_rj / sum_(i != j) tr(P_i P_j),   P_i = centring over the runs of patient i.
+    With S runs of n patients this is the variance between the runs' means minus (interaction mean square) / n, the ANOVA
+    estimate. A fold with a single seed adds nothing to either sum. Pooled over the configurations with stochastic training. df:
+    Satterthwaite's for the quadratic form sum_r (sum_i e_ri)^2.
+    """
+    n = scores.shape[-1]
+    tested = ~np.isnan(scores)
+    run_counts = tested.sum(1)  # [configs, patients]: runs that tested the patient
+    deviation = np.where(tested, scores - by_patient[:, None], 0)
+    square = (deviation.sum(-1) ** 2).sum(-1)
+    corrected = square - (deviation**2).sum((1, 2))
+    weight = tested / run_counts[:, None]  # [configs, runs, patients]
+    centring = np.eye(scores.shape[1]) * tested.sum(-1)[:, None] - weight @ tested.swapaxes(1, 2)  # sum of P_i
+    squared = centring @ centring
+    trace, size = np.trace(squared, axis1=1, axis2=2), np.trace(squared, axis1=1, axis2=2) - (run_counts - 1).sum(-1)
+    known = size > ROUND_OFF * n
+    nan = np.full(len(scores), np.nan)
+    own = Estimates(
+        np.divide(corrected, size, out=nan.copy(), where=known),
+        np.divide(square, trace, out=nan.copy(), where=known),
+        np.divide(trace**2, (squared**2).sum((1, 2)), out=nan.copy(), where=known),
+        0.0,
+        0.0,
+        0.0,
+    )
+    use = known & ~deterministic
+    if not use.any():
+        return own
+    return Estimates(
+        own.own,
+        own.own_square,
+        own.own_df,
+        float(corrected[use].sum() / size[use].sum()),
+        float(square[use].sum() / trace[use].sum()),
+        float(trace[use].sum() ** 2 / (squared[use] ** 2).sum()),
+    )
+
+
+def from_folds(by_patient: Floats, folds: NDArray[np.int64]) -> Estimates | None:
+    """The variance of what a configuration's runs of a fold have in common (training set, and the mean of the fold's runs), from
+    the differences between folds after the mean over all configurations is taken away from each patient; None for one fold.
+
+    One-way analysis of variance by folds. The centred scores of one of C configurations have the component
+    v_c (1 - 2 / C) + (mean of v) / C, which is solved for v_c. Own estimates have few degrees of freedom and would cost power,
+    so they are used (not 0) only where an F test finds more variance than in the other configurations. A single row, the
+    difference of two configurations, is not centred.
+    """
+    configs, n = by_patient.shape
+    sizes = np.bincount(folds)
+    count = len(sizes)
+    if count == 1 or n == count:
+        return None
+    centred = by_patient - by_patient.mean(0) if configs > 1 else by_patient
+    means = np.stack([np.bincount(folds, row) for row in centred]) / sizes
+    between = (sizes * (means - centred.mean(1, keepdims=True)) ** 2).sum(1) / (count - 1)
+    within = ((centred - means[:, folds]) ** 2).sum(1) / (n - count)
+    size = (n - (sizes**2).sum() / n) / (count - 1)
+    component, square = (between - within) / size, between / size
+    df = np.full(configs, count - 1.0)
+    if configs == 1:
+        return Estimates(component, square, df, 0.0, 0.0, 0.0)
+    pooled, pooled_square = component.sum() / (configs - 1), square.sum() / (configs - 1)
+    pooled_df = (configs - 1.0) * (count - 1)
+    larger = np.zeros(configs, bool)
+    if configs > 2:
+        alone = square * configs / (configs - 1)  # the mean square of one contrast, independent of the rest
+        rest = (pooled_square * (configs - 1) - alone) / (configs - 2)
+        ratio = np.divide(alone, rest, out=np.full(configs, np.inf), where=rest > 0)
+        larger = stats.f.sf(ratio, df, pooled_df - df) < MORE_VARIABLE
+        component = (component - pooled / configs) / (1 - 2 / configs)
+        square = (square - pooled_square / configs) / (1 - 2 / configs)
+    return Estimates(np.where(larger, component, 0), square, df, float(pooled), float(pooled_square), pooled_df)
