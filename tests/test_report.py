@@ -25,7 +25,8 @@ def ranked(tmp_path, monkeypatch) -> dict[StudyName, ranking.Ranking]:
     found = {}
     for number, study in enumerate(StudyName):
         values = np.random.default_rng(number).normal(size=(3, 2, 12)) + np.arange(3)[:, None, None]
-        found[study] = ranking.rank(tidy(values), "dice", lower_is_better=False, bootstrap=100)
+        questions = [ranking.is_better("B", "A")] if study is not StudyName.ct else []
+        found[study] = ranking.rank(tidy(values), "dice", lower_is_better=False, bootstrap=100, questions=questions)
         out, report = Path("runs") / study.value / "rank", Path("reports") / study.value / "ranking"
         publish(study.value, found[study], {}, out, report, title=f"Title of {study}", unit="points", sections=lambda _: [])
         selected = Path("runs") / study.value / "selected"
@@ -57,6 +58,8 @@ def test_has_every_ranking_and_is_self_contained(ranked, make_params):
     for study, table in ranked.items():
         assert f"Title of {study}" in page
         assert table.verdict in page
+        for answer in table.answers["answer"]:
+            assert page.index(answer) < page.index(table.verdict)
         assert f'href="{study}/ranking/ranking.html"' in page
     assert page.count("0.1250") == len(StudyName)  # by.site, whose name is flattened
     parsed = Addresses()

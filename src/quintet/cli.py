@@ -1,4 +1,4 @@
-"""Check data, apply trained runs, and run the pipeline of five medical-imaging studies."""
+"""Check data, apply trained runs, rank results, and run the pipeline of five medical-imaging studies."""
 
 import os
 import sys
@@ -189,8 +189,45 @@ def search(
 
 
 @app.command()
+def rank(
+    results: Annotated[
+        list[str], typer.Argument(help="CSV files, nnU-Net result folders or summaries; NAME=PATH names the configuration.")
+    ],
+    output: Annotated[Path, typer.Option(help="Folder for the report.")],
+    metric: Annotated[str, typer.Option(help="Its name in the files; of a plain CSV, any name.")] = "Dice",
+    lower_is_better: Annotated[bool, typer.Option("--lower-is-better", help="Default: higher is better.")] = False,
+    subject: Annotated[
+        str, typer.Option(help="nnU-Net: the pattern that finds the person in a case's name.")
+    ] = r"^(?P<subject>.+?)-v\d+$",
+    range: Annotated[
+        tuple[float, float] | None, typer.Option(help="Lowest and highest possible score (Dice and IoU: 0 1).")
+    ] = None,
+    undefined: Annotated[float | None, typer.Option(help="The value of scores that are NaN.")] = None,
+    against: Annotated[
+        str | None, typer.Option(help="Planned comparisons: every configuration with this one, corrected by themselves.")
+    ] = None,
+    deterministic: Annotated[list[str] | None, typer.Option(help="A configuration whose training is deterministic.")] = None,
+    same_run_as: Annotated[list[str] | None, typer.Option(help="A=B: A shares B's weights in runs of the same seed.")] = None,
+    alpha: Annotated[float, typer.Option(help="Level of significance.")] = 0.05,
+    title: Annotated[str, typer.Option(help="Heading of the report.")] = "Ranking",
+) -> None:
+    """Rank results that were made elsewhere, under the same decision rule, and write the report."""
+    from quintet.ranking import elsewhere, inputs
+
+    require_empty(output)
+    if wrong := [pair for pair in same_run_as or [] if pair.count("=") != 1]:
+        raise InputError(f"--same-run-as {wrong[0]}: expected A=B")
+    bounds = range or inputs.RANGES.get(metric.lower())
+    table = inputs.read_results(results, metric, subject=subject, bounds=bounds, undefined=undefined)
+    related = dict(pair.split("=") for pair in same_run_as or [])
+    settings = elsewhere.Settings(metric, lower_is_better, alpha, bounds, deterministic or [], related, against)
+    ranked = elsewhere.write_ranking(table, settings, output, title=title)
+    print(*ranked.answers["answer"], ranked.verdict, f"written: {output}", sep="\n\n")
+
+
+@app.command()
 def plan(
-    study: StudyName,
+    study: Annotated[str, typer.Argument(help="A study, or a folder that `quintet rank` wrote.")],
     difference: Annotated[
         float | None, typer.Option(min=0, help="The difference to detect, in the metric's unit; default: as measured.")
     ] = None,
@@ -200,9 +237,13 @@ def plan(
     """Compute how many patients and seeds are needed to establish a difference from the first configuration."""
     from quintet import ranking
     from quintet.experiment import rank_finished
+    from quintet.ranking.elsewhere import load_ranking
 
-    os.chdir(repository_root())
-    ranked = rank_finished(study, load_params(), Path("runs"))
+    if study in set(StudyName):
+        os.chdir(repository_root())
+        ranked = rank_finished(study, load_params(), Path("runs"))
+    else:
+        ranked = load_ranking(Path(study))
     planned = ranking.plan(ranked, power=power, difference=difference, run_sd=run_sd)
     print(planned.table.to_string(index=False), planned.basis, planned.verdict, sep="\n\n")
 

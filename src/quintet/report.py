@@ -32,6 +32,7 @@ def write_report(params: Params, runs: Path, reports: Path, out: Path) -> str:
     rankings = {study: _ranking(runs / study.value / "rank") for study in StudyName}
     sections = [_overview(params, rankings)]
     for study, (record, table) in rankings.items():
+        sections += _answers(record, reports / study.value / "ranking")
         sections += _study(study, record, table, runs / study.value / "selected", reports / study.value, out.parent)
     newest = max((record for record, _ in rankings.values()), key=lambda ranked: ranked.tags["started"])
     sections += [Section("How to read this", READING), _origin(newest)]
@@ -100,6 +101,15 @@ def _tied(table: pd.DataFrame) -> int:
 def _metric(record: Record) -> str:
     unit = f", {record.tags['unit']}" if record.tags["unit"] else ""
     return f"{record.tags['label']}{unit} ({record.tags['better']} is better)"
+
+
+def _answers(record: Record, folder: Path) -> list[Section]:
+    """The comparisons that the study planned, one sentence each."""
+    answers = pd.read_csv(folder / "planned.csv")
+    if answers.empty:
+        return []
+    text = f"Differences in {_metric(record)}; positive: better. Corrected as one family of {len(answers)} (Holm)."
+    return [Section(f"{record.tags['title']}: planned comparisons", "\n\n".join([text, *answers["answer"]]))]
 
 
 def _study(

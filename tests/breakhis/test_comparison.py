@@ -9,7 +9,7 @@ import pytest
 
 from quintet import results
 from quintet.breakhis import study
-from quintet.breakhis.comparison import as_balanced_accuracy, balanced_interval
+from quintet.breakhis.comparison import as_balanced_accuracy, balanced_interval, questions
 from quintet.breakhis.published import PUBLISHED
 from quintet.resampling import bootstrap_weights
 from quintet.runs import Record
@@ -120,3 +120,8 @@ def test_the_report_agrees_with_the_ranking(make_params, runs, tmp_path):
     assert list(sections["By fold"].table["runs"]) == ["2", "2", "5"]
     assert set(sections["Cost"].table["training, s"]) == {7.0}
     assert all(figure.stat().st_size > 1000 for figure in sections["Curves, confusion, calibration"].figures)
+
+
+def test_the_full_network_is_compared_with_concatenation_and_each_single_magnification(make_params):
+    asked = [question.text for question in questions(make_params().breakhis)]
+    assert asked == [f"Is mmnet better than {name}?" for name in ("concat", *(f"single-{m}X" for m in (40, 100, 200, 400)))]

@@ -51,6 +51,7 @@ def simulated(make_params, tmp_path):
         for seed, run in enumerate(runs[name]):
             shift = gain + (0.01 if seed else -0.01) * (name == "adaptive-all")
             scores = pd.DataFrame({"ap_at_5": base + shift, "ndcg_at_10": base + 2 * gain})
+            scores = scores.join(scores.add_suffix("/pseudo_value"))  # as if no patient mattered to the others
             cases = [f"c{i}" for i in range(len(base))]
             groups = [f"p{i // QUERIES}" for i in range(len(base))]
             tidy = results.to_tidy(scores, "ct", name, fold=0, seed=seed, cases=cases, groups=groups)
@@ -71,6 +72,8 @@ def test_ranking_counts_patients_and_trusts_baselines_to_be_deterministic(simula
     assert (ranking.metric, ranking.label, ranking.patients) == ("ap_at_5", "mAP@5", PATIENTS)
     assert ranking.table["config"].iloc[0] == "adaptive-all"
     assert ranking.run_sd == pytest.approx(0.02 / 2**0.5)
+    assert ranking.answers["question"].tolist() == ["Is adaptive-all better than prior?"]
+    assert ranking.answers["gain"].tolist() == pytest.approx([0.2])
 
 
 def test_report_tables(simulated):

@@ -20,6 +20,13 @@ def test_evaluation_covers_the_test_part(trained, cubes):
     run, metrics, _ = trained
     table = load(cubes).table.query("split == 'test'")
     cases = results.read([run / "evaluation" / "cases.csv"])
+    of_patients = cases["metric"].str.endswith("/pseudo_value")
+    pseudo_values, cases = cases[of_patients], cases[~of_patients]
+    assert set(pseudo_values["group"]) == set(table["patient"])
+    ap = cases[cases["metric"] == "ap_at_5"].groupby("group")["value"].mean()
+    own = pseudo_values[pseudo_values["metric"] == "ap_at_5/pseudo_value"].set_index("group")["value"]
+    assert own.mean() == pytest.approx(ap.mean())
+    assert own.std() > 0
     assert set(cases["case"]) == set(table["study"])
     assert set(cases["group"]) == set(table["patient"])
     assert metrics["queries"] == len(table)

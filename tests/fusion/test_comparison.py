@@ -66,7 +66,7 @@ def test_the_true_order_is_found(evaluated):
     params, runs, _ = evaluated
     ranking = comparison.rank(params, runs)
     classification = params.fusion.data.task == "classification"
-    assert ranking.label == f"{'Brier score' if classification else 'concordance'}, mean over modality subsets"
+    assert ranking.label == f"{'Brier score' if classification else 'concordance index'}, mean over modality subsets"
     assert ranking.lower_is_better == classification
     assert list(ranking.table["config"]) == ["late", "diffusion-ttt", "diffusion", "clinical-only"]
     assert ranking.patients == PATIENTS
@@ -140,3 +140,10 @@ def test_cases_have_no_patient_twice(evaluated):
     cases = results.read(run / "evaluation/cases.csv" for run in runs["diffusion"])
     assert not cases.duplicated(["config", "seed", "case", "metric"]).any()
     assert set(cases["config"]) == {"diffusion", "diffusion-ttt"}
+
+
+def test_diffusion_is_compared_with_each_deterministic_method_with_and_without_adaptation(make_params):
+    asked = [question.text for question in comparison.questions(make_params().fusion)]
+    plain = [f"Is diffusion better than {name}?" for name in ("attention", "concat", "late")]
+    adapted = [f"Is diffusion-ttt better than {name}?" for name in ("attention-ttt", "concat", "late")]
+    assert asked == plain + adapted

@@ -8,7 +8,7 @@ import pytest
 from sklearn.metrics import brier_score_loss
 
 from quintet.fusion.evaluation.patterns import MAR, MCAR, RECORDED, patterns
-from quintet.fusion.evaluation.scores import imputation, patient_scores, shapley, summary
+from quintet.fusion.evaluation.scores import concordance_scores, imputation, patient_scores, shapley, summary
 
 NAMES = ["a", "b", "clinical"]
 
@@ -54,6 +54,38 @@ def test_concordance_of_each_patient_by_loops():
     scores = patient_scores(risk[:, None], np.stack([time, event], 1).astype(float), classes=0)["concordance"]
     own = own[own[:, 1] > 0]
     assert scores.dropna().tolist() == pytest.approx((own[:, 0] / own[:, 1]).tolist())
+
+
+def concordance(risk: np.ndarray, time: np.ndarray, event: np.ndarray) -> float:
+    pairs = [(i, j) for i in range(len(risk)) for j in range(len(risk)) if event[i] and time[i] < time[j]]
+    return float(np.mean([1.0 if risk[i] > risk[j] else 0.5 if risk[i] == risk[j] else 0.0 for i, j in pairs]))
+
+
+def test_concordance_pseudo_values_by_leaving_out_each_patient():
+    """Two subsets of different size: the pseudo-values' mean is the mean of the two indices, and leaving out a patient changes it
+    by the patient's deviation / (patients - 1), but for the change of the other patients' weights."""
+    rng = np.random.default_rng(1)
+    n, have = 24, {"mri": np.arange(24), "mri+ct": np.arange(0, 24, 2), RECORDED: np.arange(24)}
+    time, event = rng.integers(1, 20, n), rng.integers(0, 2, n)
+    parts = []
+    for name, rows in have.items():
+        columns = {"pattern": name, "patient": [f"p{i:02d}" for i in rows], "risk": rng.normal(size=len(rows)).round(1)}
+        parts.append(pd.DataFrame(columns | {"target": time[rows], "event": event[rows]}))
+    scores = concordance_scores(pd.concat(parts, ignore_index=True))
+    deviations = np.zeros(n)
+    for part, (name, rows) in zip(parts, have.items(), strict=True):
+        whole = concordance(part["risk"].to_numpy(), time[rows], event[rows])
+        own = (part["risk"].to_numpy(), time[rows], event[rows])
+        without = [concordance(*(np.delete(v, k) for v in own)) for k in range(len(rows))]
+        expected = whole + (len(rows) - 1) * (np.mean(without) - np.array(without))
+        if name == RECORDED:
+            assert scores["concordance"].to_numpy() == pytest.approx(expected)
+        else:
+            deviations[rows] += (expected - whole) * n / len(rows) / 2
+    means = [
+        concordance(p["risk"].to_numpy(), time[r], event[r]) for p, r in zip(parts[:2], list(have.values())[:2], strict=True)
+    ]
+    assert scores["concordance_over_subsets"].to_numpy() == pytest.approx(np.mean(means) + deviations)
 
 
 def test_shapley_by_all_orders():

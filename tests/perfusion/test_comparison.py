@@ -71,3 +71,20 @@ def test_duplicated_cases_of_a_patient_change_nothing(simulated):
     assert again.cases == ranking.cases + 2
     columns = [column for column in ranking.table if column != "mean_over_cases"]
     pd.testing.assert_frame_equal(again.table[columns], ranking.table[columns])
+
+
+def test_the_planned_comparisons_and_a_loss_term_that_helps_one_architecture_only(simulated):
+    helped = {"separate-spatial": 0.05, "separate-complementary": 0.05, "separate-spatial-complementary": 0.05}
+    answers = simulated(helped)[2].answers.set_index("question")
+    assert len(answers) == 11 + 2  # added loss terms, and the two interactions
+    for name in PUBLISHED:
+        base = name.split("-")[0]
+        if name != base:
+            row = answers.loc[f"Is {name} better than {base}?"]
+            assert (row["gain"], "Yes: the" in row["answer"]) == (
+                pytest.approx(helped.get(name, 0), abs=0.01),
+                name in helped,
+            )
+    assert answers.loc["Do added loss terms help separate more than shared?", "gain"] == pytest.approx(0.05, abs=0.01)
+    assert answers.loc["Do added loss terms help separate more than shared?", "significant"]
+    assert not answers.loc["Do added loss terms help crossattention more than shared?", "significant"]

@@ -55,7 +55,7 @@ def test_the_planned_number_has_the_planned_power_in_simulated_studies(folds: in
         )
         for _ in range(600)
     ]
-    first_step = np.mean([d.p[0, 1:] <= 0.05 / pairs for d in decisions])
+    first_step = np.mean([d.matrix(d.pairs.p)[0, 1:] <= 0.05 / pairs for d in decisions])
     assert first_step == pytest.approx(0.8, abs=0.05)
     assert first_step <= np.mean([d.significant[0, 1:] for d in decisions]) < 0.9
 

@@ -6,21 +6,38 @@ import pytest
 from PIL import Image
 
 from quintet.pages import Section
-from quintet.ranking import rank, write
+from quintet.ranking import is_better, rank, write
 
 from .tables import draw, tidy
 
 
 def test_written_files_open_and_contain_the_verdict(tmp_path: Path) -> None:
     table = tidy(draw(np.random.default_rng(0), shift=4)).replace({"config": {"A": "a|b <i>"}})
-    ranking = rank(table, "dice", label="Dice score", lower_is_better=False, published={"B": 61.0, "C": 60.0}, bootstrap=100)
+    questions = [is_better("a|b <i>", "B"), is_better("B", "absent")]
+    published = {"B": 61.0, "C": 60.0}
+    ranking = rank(
+        table, "dice", label="Dice score", lower_is_better=False, published=published, bootstrap=100, questions=questions
+    )
     write(ranking, tmp_path / "deep" / "s", title="Study", unit="%", extra=[Section("Fairness", "More text.")])
     folder = tmp_path / "deep" / "s"
-    expected = ["differences.png", "means.png", "ranking.csv", "ranking.html", "ranking.md"]
-    assert sorted(p.name for p in folder.iterdir()) == expected
+    figures = ["differences.pdf", "differences.png", "means.pdf", "means.png"]
+    texts = ["methods.md", "planned.csv", "ranking.csv", "ranking.html", "ranking.md", "ranking.tex"]
+    assert sorted(p.name for p in folder.iterdir()) == figures + texts
     text = (folder / "ranking.md").read_text(encoding="utf-8")
     assert text.rstrip().endswith(ranking.verdict)
     assert "a\\|b" in text
+    assert text.index("Is a|b <i> better than B? Yes: the difference is +") < text.index("## Ranking")
+    assert "absent" not in text
+    planned = pd.read_csv(folder / "planned.csv")
+    assert planned["p"].to_list() == pytest.approx(planned["p_holm"])
+    pair = ranking.pairs.set_index(["first", "second"]).loc[("a|b <i>", "B")]
+    assert planned["gain"][0] == pytest.approx(pair["difference"], rel=1e-5)
+    assert r"a\textbar{}b \textless{}i\textgreater{} & " in (folder / "ranking.tex").read_text(encoding="utf-8")
+    assert r"Dice score (\%)" in (folder / "ranking.tex").read_text(encoding="utf-8")
+    methods = (folder / "methods.md").read_text(encoding="utf-8")
+    assert "over the 1 comparisons" not in methods
+    assert "Holm's method (1979)" in methods
+    assert f"over {ranking.patients} patients" in methods
     page = (folder / "ranking.html").read_text(encoding="utf-8")
     assert "a|b &lt;i&gt;" in page
     assert "a|b <i>" not in page

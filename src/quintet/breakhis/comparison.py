@@ -22,7 +22,7 @@ from quintet.comparison import (
 )
 from quintet.pages import Section
 from quintet.params import BreakHis, Params
-from quintet.ranking import Ranking
+from quintet.ranking import Question, Ranking, is_better
 from quintet.resampling import bootstrap_concordance, bootstrap_means, bootstrap_weights, percentile_interval
 
 METRIC = "balanced_accuracy"
@@ -45,7 +45,14 @@ def rank(params: Params, runs: Runs) -> Ranking:
         bootstrap=params.ranking.bootstrap,
         published={CONFIG: PUBLISHED[METRIC][0]},
         bounds=(0, 1),
+        questions=questions(params.breakhis),
     )
+
+
+def questions(params: BreakHis) -> list[Question]:
+    """Is the full network better than concatenation, and than each single magnification (so than the best of them)?"""
+    rivals = [name for name, config in params.configs.items() if config.trains == "all" and not config.attention]
+    return [is_better(CONFIG, name) for name in rivals]
 
 
 def as_balanced_accuracy(table: pd.DataFrame) -> pd.DataFrame:

@@ -7,11 +7,11 @@ import pandas as pd
 
 from quintet import ranking
 from quintet.comparison import Runs, evaluation_metrics, read_all_cases, read_cases, select_columns, training_metrics
-from quintet.ct.metrics import KS
+from quintet.ct.metrics import KS, PSEUDO_VALUE
 from quintet.pages import Section
 from quintet.params import Ct, Params
 from quintet.params.ct import BASELINES
-from quintet.ranking import Ranking
+from quintet.ranking import Ranking, is_better
 from quintet.resampling import bootstrap_means, bootstrap_weights, percentile_interval
 
 METRIC = "ap_at_5"
@@ -31,8 +31,8 @@ normalised by min(k, relevant scans). Under ties every metric is its expectation
 random: random order (expected values). prior: for every query, the scans that are relevant to most training scans come first; it
 reads the labels of the gallery, which would not be available in practice, and ignores the query. histogram: L1 distance
 between intensity histograms."""
-AGAINST = """Differences of mAP@5 and NDCG@10 with 95 % bootstrap intervals: patients are resampled with all their queries (2,000
-resamples). A configuration with several seeds is represented by their mean."""
+AGAINST = """Differences of mAP@5 and NDCG@10 (means of patient means) with 95 % intervals from 2,000 bootstrap draws of patients,
+as queries and as gallery (by way of jackknife pseudo-values). A configuration with several seeds is represented by their mean."""
 FINDINGS = """F1 of the votes of the nearest scans (a finding is predicted if at least half of them have it); head: F1 of the
 network's own classification. mAP@5 is given for the queries with each finding and for those with none. Hubness: skewness of how
 often a scan is among the 10 nearest neighbours of others."""
@@ -48,6 +48,8 @@ def rank(params: Params, runs: Runs) -> Ranking:
         alpha=params.ranking.alpha,
         bootstrap=params.ranking.bootstrap,
         deterministic=[*BASELINES, *params.ct.external],
+        pseudo_values=PSEUDO_VALUE.format(METRIC),
+        questions=[is_better(name, "prior") for name in params.ct.sweep.configs],
     )
 
 
@@ -71,20 +73,19 @@ def _differences(runs: Runs, configs: list[str]) -> pd.DataFrame:
         for other in BASELINES:
             row: dict[str, object] = {"first": name, "second": other}
             for metric, label in ((METRIC, "mAP@5"), ("ndcg_at_10", "NDCG@10")):
-                first, second = (_query_scores(runs[n], metric) for n in (name, other))
-                paired = first.join(second, lsuffix="_first", rsuffix="_second", how="inner")
-                difference = (paired["value_first"] - paired["value_second"]).to_numpy()
-                weights = bootstrap_weights(paired.index.get_level_values("group"))
+                first, second = (_patient_scores(runs[n], PSEUDO_VALUE.format(metric)) for n in (name, other))
+                difference = (first - second).to_numpy()
+                weights = bootstrap_weights(first.index)
                 low, high = percentile_interval(bootstrap_means(difference, weights))
                 row[label] = f"{difference.mean():+.3f} [{low:+.3f}, {high:+.3f}]"
             rows.append(row)
     return pd.DataFrame(rows)
 
 
-def _query_scores(runs: Sequence[Path], metric: str) -> pd.DataFrame:
-    """The mean over runs for each query; index group (patient) and case."""
+def _patient_scores(runs: Sequence[Path], metric: str) -> pd.Series:
+    """The mean over runs for each patient."""
     table = read_cases(runs)
-    return table[table["metric"] == metric].groupby(["group", "case"])[["value"]].mean()
+    return table[table["metric"] == metric].groupby("group")["value"].mean()
 
 
 def _metrics_at_k(metrics: pd.DataFrame) -> pd.DataFrame:

@@ -5,7 +5,7 @@ The relevance of a scan to a query is the Jaccard similarity of their sets of fi
 relevant if it is above 0. A query's gallery excludes every scan of the query's own patient, including the query itself.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,6 +18,7 @@ from torch import Tensor
 from quintet.errors import InputError
 
 KS = (1, 3, 5, 10, 20)
+PSEUDO_VALUE = "{}/pseudo_value"  # of a metric, for a patient, in the tidy table
 CHUNK = 1024  # queries at a time
 TOLERANCE = 1e-9  # similarities that agree to within this are tied; their last bits depend on the order of summation
 Floats = NDArray[np.float64]
@@ -82,6 +83,18 @@ def retrieve(similarity: NDArray[np.floating[Any]], scans: Scans, *, ks: Sequenc
 
     AP@k is normalised by min(k, number of relevant scans), P@k always by k. Raises InputError if a similarity is not finite.
     """
+    labels = torch.from_numpy(np.asarray(scans.labels, np.float32))
+    parts = [_chunk(scores, gain, labels, ks, neighbours) for scores, gain, _ in queries(similarity, scans)]
+    metrics = {name: np.concatenate([part.metrics[name] for part in parts]) for name in parts[0].metrics}
+    votes, nearest, values = (
+        np.concatenate([getattr(part, name) for part in parts]) for name in ("votes", "nearest", "similarity")
+    )
+    return Retrieved(metrics, votes, nearest, values)
+
+
+def queries(similarity: NDArray[np.floating[Any]], scans: Scans) -> Iterator[tuple[Tensor, Tensor, slice]]:
+    """Chunks of queries: similarities in units of TOLERANCE `[Q, N]`, -inf for excluded scans; relevance `[Q, N]`, 0 for excluded
+    scans; the rows."""
     if similarity.shape != (len(scans), len(scans)):
         raise ValueError(f"expected similarities [{len(scans)}, {len(scans)}], got {similarity.shape}")
     if not np.isfinite(similarity).all():
@@ -90,27 +103,29 @@ def retrieve(similarity: NDArray[np.floating[Any]], scans: Scans, *, ks: Sequenc
     gains = torch.from_numpy(jaccard(label_sets, label_sets))
     sets = torch.from_numpy(set_of.ravel())
     patients = torch.from_numpy(np.unique(scans.patients, return_inverse=True)[1])
-    labels = torch.from_numpy(np.asarray(scans.labels, np.float32))
     scores = torch.from_numpy(np.array(similarity, np.float64)).div_(TOLERANCE).round_()
-    parts = []
     for start in range(0, len(scans), CHUNK):
         chunk = slice(start, start + CHUNK)
         excluded = patients[chunk, None] == patients[None, :]
         gain = gains[sets[chunk]][:, sets].masked_fill_(excluded, 0)
-        parts.append(_chunk(scores[chunk].masked_fill(excluded, -torch.inf), gain, labels, ks, neighbours))
-    metrics = {name: np.concatenate([part.metrics[name] for part in parts]) for name in parts[0].metrics}
-    votes, nearest, values = (
-        np.concatenate([getattr(part, name) for part in parts]) for name in ("votes", "nearest", "similarity")
-    )
-    return Retrieved(metrics, votes, nearest, values)
+        yield scores[chunk].masked_fill(excluded, -torch.inf), gain, chunk
 
 
 def _chunk(scores: Tensor, gain: Tensor, labels: Tensor, ks: Sequence[int], neighbours: int) -> Retrieved:
-    """The metrics of some queries. `scores` `[Q, N]`: similarities in units of TOLERANCE, -inf for excluded scans; `gain`
-    `[Q, N]`: relevance, 0 for excluded scans; `labels` `[N, F]`."""
-    depth = min(max(*ks, neighbours), scores.shape[1])
-    top, nearest = scores.topk(depth)
-    ties = _Ties(scores, top, nearest)
+    """The metrics of some queries, see `queries`; `labels` `[N, F]`."""
+    ties = Ties(scores, min(max(*ks, neighbours), scores.shape[1]))
+    votes = [ties.expected(labels[:, f].expand_as(scores))[:, :neighbours].mean(1) for f in range(labels.shape[1])]
+    return Retrieved(
+        {name: values.numpy() for name, values in metrics_at(ties, gain, ks).items()},
+        torch.stack(votes, 1).numpy(),
+        ties.nearest.masked_fill(~ties.taken, -1).numpy(),
+        torch.where(ties.taken, ties.top * TOLERANCE, torch.nan).float().numpy(),
+    )
+
+
+def metrics_at(ties: "Ties", gain: Tensor, ks: Sequence[int]) -> dict[str, Tensor]:
+    """Each `[Q]`; `gain` `[Q, N]`."""
+    depth = ties.top.shape[1]
     relevant = (gain > 0).float()
     relevant_count = relevant.sum(1).double()
     ranks = torch.arange(1, depth + 1, dtype=torch.float64)
@@ -128,21 +143,16 @@ def _chunk(scores: Tensor, gain: Tensor, labels: Tensor, ks: Sequence[int], neig
         metrics[f"ap_at_{k}"] = precision_sum[:, last] / relevant_count.clamp(max=k)
         metrics[f"ndcg_at_{k}"] = dcg[:, last] / ideal_dcg[:, last]
         metrics[f"jaccard_at_{k}"] = gain_sum[:, last] / k
-    votes = [ties.expected(labels[:, f].expand_as(scores))[:, :neighbours].mean(1) for f in range(labels.shape[1])]
-    taken = torch.isfinite(top)
-    return Retrieved(
-        {name: values.numpy() for name, values in metrics.items()},
-        torch.stack(votes, 1).numpy(),
-        nearest.masked_fill(~taken, -1).numpy(),
-        torch.where(taken, top * TOLERANCE, torch.nan).float().numpy(),
-    )
+    return metrics
 
 
-class _Ties:
-    """The first K places of each query's ranking, in which scans with equal scores are in random order."""
+class Ties:
+    """The first `depth` places (K) of each query's ranking, in which scans with equal scores are in random order."""
 
-    def __init__(self, scores: Tensor, top: Tensor, nearest: Tensor) -> None:
-        self.nearest, self.taken = nearest, torch.isfinite(top)
+    def __init__(self, scores: Tensor, depth: int) -> None:
+        top, self.nearest = scores.topk(depth)
+        self.top = top
+        self.taken = torch.isfinite(top)
         self.same = (top[:, :, None] == top[:, None, :]).double()
         self.above = (top[:, None, :] > top[:, :, None]).double()
         # per place: the number of scans tied with the one there, and the number of places before that group

@@ -17,7 +17,7 @@ from quintet.fusion.metrics import auc_or_concordance_of, comparable_pairs, scor
 from quintet.pages import Section
 from quintet.params import Fusion, Params
 from quintet.params.fusion import ADAPTS, BASELINES, TTT
-from quintet.ranking import Ranking
+from quintet.ranking import Question, Ranking, is_better
 from quintet.resampling import bootstrap_concordance, bootstrap_weights, percentile_interval
 
 COSTS = {
@@ -46,14 +46,23 @@ def rank(params: Params, runs: Runs) -> Ranking:
     return ranking.rank(
         read_all_cases(runs),
         f"{CLASSIFICATION if classification else SURVIVAL}_over_subsets",
-        label=f"{'Brier score' if classification else 'concordance'}, mean over modality subsets",
+        label=f"{'Brier score' if classification else 'concordance index'}, mean over modality subsets",
         lower_is_better=classification,
         bounds=(0, 1),
         alpha=params.ranking.alpha,
         bootstrap=params.ranking.bootstrap,
         deterministic=BASELINES,
         same_run_as=ranked_configs(params.fusion),
+        questions=questions(params.fusion),
     )
+
+
+def questions(params: Fusion) -> list[Question]:
+    """Is diffusion better than each deterministic method, without and with adaptation (of those that adapt)?"""
+    methods = {name: params.configs[name].method for name in params.sweep.configs}
+    pairs = [(d, other) for d, own in methods.items() if own == "diffusion" for other, m in methods.items() if m != "diffusion"]
+    adapted = [(d + TTT, other + TTT * (methods[other] in ADAPTS)) for d, other in pairs]
+    return [is_better(first, second) for first, second in pairs + adapted]
 
 
 def report_sections(params: Fusion, table: Ranking, runs: Runs) -> list[Section]:

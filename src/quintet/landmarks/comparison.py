@@ -4,7 +4,6 @@ import re
 from pathlib import Path
 
 import numpy as np
-import pandas as pd
 
 from quintet import ranking
 from quintet.comparison import Runs, evaluation_metrics, read_all_cases, read_cases, select_columns, training_metrics
@@ -13,7 +12,7 @@ from quintet.landmarks.evaluation.figures import success_rate
 from quintet.pages import Section
 from quintet.params import Landmarks, Params
 from quintet.params.landmarks import BASELINES
-from quintet.ranking import Ranking
+from quintet.ranking import Ranking, is_better
 
 METRIC = "error_px"
 UNIT = "px at 224"
@@ -48,6 +47,7 @@ The published errors were obtained with ImageNet weights on a GPU, on 144 other 
 
 
 def rank(params: Params, runs: Runs) -> Ranking:
+    predecessors = {name: config.predecessor for name, config in params.landmarks.configs.items() if config.predecessor}
     return ranking.rank(
         read_all_cases(runs),
         METRIC,
@@ -57,7 +57,8 @@ def rank(params: Params, runs: Runs) -> Ranking:
         bootstrap=params.ranking.bootstrap,
         published=params.landmarks.published,
         deterministic=BASELINES,
-        same_run_as={name: config.predecessor for name, config in params.landmarks.configs.items() if config.predecessor},
+        same_run_as=predecessors,
+        questions=[is_better(name, before) for name, before in predecessors.items()],
     )
 
 
@@ -65,7 +66,6 @@ def report_sections(params: Landmarks, table: Ranking, runs: Runs, folder: Path)
     order = list(table.table["config"])
     success_rate(folder / "sdr.png", {name: _image_errors(runs[name]) for name in order})
     return [
-        _phases(table.pairs, {name: config.predecessor for name, config in params.configs.items()}),
         *_sections(runs, order),
         Section("How to read this", READING),
         Section("Success detection rate", figures=[folder / "sdr.png"]),
@@ -93,23 +93,3 @@ def _sections(runs: Runs, order: list[str]) -> list[Section]:
         Section("By landmark", f"Mean error, {UNIT}.", select_columns(metrics, landmarks)),
         Section("Cost", "On this machine; training time includes validation.", select_columns(costs, COSTS)),
     ]
-
-
-def _phases(pairs: pd.DataFrame, predecessors: dict[str, str | None]) -> Section:
-    """Each phase compared with the one that it continues from, under the ranking's decision rule."""
-    rows = []
-    for config, previous in predecessors.items():
-        if previous is None:
-            continue
-        for pair in pairs[pairs["first"].isin([config, previous]) & pairs["second"].isin([config, previous])].itertuples():
-            sign = 1 if pair.first == config else -1
-            significant = "yes" if pair.significant else "no"
-            rows.append(
-                (f"{config} - {previous}", sign * float(pair.difference), float(pair.se), f"{pair.p_holm:.2g}", significant)
-            )
-    text = (
-        f"Difference of the mean error in {UNIT} (negative: the phase is better), paired by patient; p is corrected by Holm's "
-        "method over all pairs of the ranking."
-    )
-    columns = ["phase - previous phase", "difference", "standard error", "p (Holm)", "significant"]
-    return Section("Each phase compared with the previous one", text, pd.DataFrame(rows, columns=columns))

@@ -10,7 +10,7 @@ from quintet.pages import Section
 from quintet.params import Params, Perfusion, PerfusionConfig
 from quintet.perfusion.open_questions import difference, open_questions, recommendations
 from quintet.perfusion.published import PUBLISHED
-from quintet.ranking import Ranking
+from quintet.ranking import Question, Ranking, is_better
 
 METRIC = "dice"
 DETAILS = {
@@ -45,7 +45,33 @@ def rank(params: Params, runs: Runs) -> Ranking:
         alpha=params.ranking.alpha,
         bootstrap=params.ranking.bootstrap,
         published={name: mean / 100 for name, (mean, _, _) in PUBLISHED.items()},
+        questions=questions({name: params.perfusion.configs[name] for name in params.perfusion.sweep.configs}),
     )
+
+
+def questions(configs: dict[str, PerfusionConfig]) -> list[Question]:
+    """Does each added loss term help its architecture, and do the terms help another architecture more than the shared one?
+
+    The second kind averages over the terms that both architectures have."""
+    by_arch: dict[str, dict[tuple[str, ...], str]] = {}
+    for name, config in configs.items():
+        by_arch.setdefault(_arch(config), {})[tuple(sorted(config.losses))] = name
+    with_baseline = {arch: terms for arch, terms in by_arch.items() if () in terms}
+    asked = [is_better(name, terms[()]) for terms in with_baseline.values() for losses, name in terms.items() if losses]
+    shared = with_baseline.get("shared", {})
+    for arch, terms in with_baseline.items():
+        common = [losses for losses in terms if losses and losses in shared]
+        if arch != "shared" and common:
+            weights = {terms[()]: -1.0, shared[()]: 1.0}
+            weights |= {terms[losses]: 1 / len(common) for losses in common} | {
+                shared[losses]: -1 / len(common) for losses in common
+            }
+            asked.append(Question(f"Do added loss terms help {arch} more than shared?", weights))
+    return asked
+
+
+def _arch(config: PerfusionConfig) -> str:
+    return config.arch + ("@head" if config.separate_at == "head" else "")
 
 
 def report_sections(params: Perfusion, table: Ranking, runs: Runs) -> list[Section]:
@@ -135,7 +161,7 @@ def _by_loss(table: Ranking, configs: dict[str, PerfusionConfig]) -> Section:
     mean = table.table.set_index("config")["mean"]
     rows: dict[str, dict[str, str]] = {}
     for name, config in configs.items():
-        arch = config.arch + ("@head" if config.separate_at == "head" else "")
+        arch = _arch(config)
         column = COLUMNS.get(tuple(sorted(config.losses)), " + ".join(config.losses))
         baseline = next(
             (n for n, c in configs.items() if (c.arch, c.separate_at, c.losses) == (config.arch, config.separate_at, [])), None

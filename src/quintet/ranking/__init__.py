@@ -5,7 +5,20 @@
 
 from quintet.ranking.decision import Decision, compact_letters, decide, patients_needed
 from quintet.ranking.planning import Plan, plan
+from quintet.ranking.questions import Question, is_better
 from quintet.ranking.report import write
 from quintet.ranking.table import Ranking, rank
 
-__all__ = ["Decision", "Plan", "Ranking", "compact_letters", "decide", "patients_needed", "plan", "rank", "write"]
+__all__ = [
+    "Decision",
+    "Plan",
+    "Question",
+    "Ranking",
+    "compact_letters",
+    "decide",
+    "is_better",
+    "patients_needed",
+    "plan",
+    "rank",
+    "write",
+]

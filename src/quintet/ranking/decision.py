@@ -7,7 +7,8 @@ Patients of one fold share training_cf and run_cfr, whose mean over the fold's r
 over patients is (variance + (n - 1) mean covariance of two patients) / n, so
     se^2 = s_d^2 / n + k (v_A + v_B),   k = probability that two different patients were scored by the same run,
 where s_d^2 is the plain sample variance of d. It already contains the patient x run noise, and a part of v if there are several
-folds. F equal folds of n / F patients: k = (n / F - 1) / (n - 1).
+folds. F equal folds of n / F patients: k = (n / F - 1) / (n - 1). Any weighted sum of configurations is tested like this, with
+the squared weights before the v.
 
 v_c is the largest of these estimates, with that estimate's degrees of freedom: from repeated seeds, c's own and the pooled one;
 with several folds, also the pooled one from the differences between folds and, if c varies significantly more than the others,
@@ -21,7 +22,6 @@ difference of two runs with the same fold and seed plays the part of a configura
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import combinations
 from string import ascii_letters
 
 import numpy as np
@@ -43,40 +43,70 @@ MIN_PATIENTS = 6
 
 
 @dataclass(frozen=True)
-class Decision:
-    """Arrays are [configs] or [configs, configs] (row minus column). `run_variance` is None if no seed was repeated."""
+class Family:
+    """Comparisons that are corrected together, all [comparisons]: weighted sums of the configurations' means."""
 
-    patients: int
-    patients_needed: int  # with fewer patients no difference can be established
-    folds: int
-    mean: Floats
-    half_width: Floats
-    patient_variance: Floats
-    config_run_variance: Floats  # between repeated seeds; NaN for a configuration without any
-    run_variance: float | None  # pooled over configurations
-    run_df: float
     difference: Floats
-    pair_variance: Floats  # s_d^2 minus the part that is due to folds
+    patient_variance: Floats  # within folds
     se: Floats
     df: Floats
     p: Floats
     p_holm: Floats
     significant: Bools
+    patients_needed: int  # with fewer patients no difference can be established
+
+    def half_width(self, alpha: float) -> Floats:
+        """Of the interval of each difference by itself."""
+        return np.asarray(stats.t.ppf(1 - alpha / 2, self.df) * self.se)
+
+
+@dataclass(frozen=True)
+class Decision:
+    """`pairs` are in the order of `np.triu_indices`; the other arrays are [configs]. `run_variance` is None if no seed was
+    repeated."""
+
+    patients: int
+    folds: int
+    mean: Floats
+    half_width: Floats
+    patient_variance: Floats  # within folds
+    config_run_variance: Floats  # between repeated seeds; NaN for a configuration without any
+    run_variance: float | None  # pooled over configurations
+    run_df: float
+    pairs: Family
+    planned: Family
 
     @property
     def decidable(self) -> bool:
-        return self.patients >= self.patients_needed
+        return self.patients >= self.pairs.patients_needed
+
+    @property
+    def significant(self) -> Bools:
+        """Which pairs are significantly different, [configs, configs]."""
+        return self.matrix(self.pairs.significant) > 0
+
+    def matrix(self, values: Floats | Bools) -> Floats:
+        """An array of `pairs` as a symmetric matrix [configs, configs] with 0 on the diagonal."""
+        square = np.zeros((len(self.mean),) * 2)
+        square[np.triu_indices(len(square), 1)] = values
+        return square + square.T
 
 
 def decide(
-    scores: Floats, *, alpha: float = 0.05, deterministic: Bools | None = None, related: Sequence[int] | None = None
+    scores: Floats,
+    *,
+    alpha: float = 0.05,
+    deterministic: Bools | None = None,
+    related: Sequence[int] | None = None,
+    planned: Floats | None = None,
 ) -> Decision:
     """Apply the rule to `scores` [configs, runs, patients]; NaN where a run did not test a patient (another fold, fewer seeds).
 
     Every patient needs a score in every configuration. `deterministic` [configs] marks the configurations whose training is
     deterministic; all others get a run variance, even with a single run. `related` [configs]: configurations with the same number
-    share weights, or started from each other's, in runs with the same fold and seed. Student's t with Satterthwaite's (1946)
-    degrees of freedom, Holm's (1979) correction for all pairs.
+    share weights, or started from each other's, in runs with the same fold and seed. `planned` [comparisons, configs]: weights of
+    the comparisons that were declared beforehand, a family of their own. Student's t with Satterthwaite's (1946) degrees of
+    freedom; Holm's (1979) correction within each family: all pairs, and the planned comparisons.
     """
     configs, _, n = scores.shape
     by_patient = patient_means(scores)  # [configs, patients]
@@ -86,98 +116,96 @@ def decide(
     seeds = from_seeds(scores, by_patient, deterministic)
     shared = shared_variance(scores, by_patient, folds, seeds, deterministic)
     tolerance = ROUND_OFF * float(np.abs(by_patient).max())
-    paired = by_patient[:, None] - by_patient[None]  # [configs, configs, patients]
-    difference = _zero_below(paired.mean(-1), tolerance)
-    variance = _sample_variance(paired)
-    se, df = _standard_errors(variance, n, shared, tolerance)
-    in_pair = shared.in_patient_variance[:, None] + shared.in_patient_variance[None]
-    for a, b in _related_pairs(related, scores):
-        own = _paired_runs(scores[[a]] - scores[[b]], folds)
-        for i, j in ((a, b), (b, a)):
-            se[i, j], df[i, j] = (x[0] for x in _standard_error(variance[a, b : b + 1], n, own, tolerance))
-            in_pair[i, j] = own.in_patient_variance[0]
-    # se = 0: either every patient has the same difference (t infinite), or there is a tie (t zero)
-    t = np.divide(np.abs(difference), se, out=np.where(difference == 0, 0.0, np.inf), where=se > 0)
-    p = 2 * stats.t.sf(t, df)
-    config_variance = _sample_variance(by_patient)
-    config_se, config_df = _standard_error(config_variance, n, shared, tolerance)
-    upper = np.triu_indices(configs, 1)
-    p_holm = np.ones_like(p)
-    p_holm[upper] = holm(p[upper])
-    p_holm = np.minimum(p_holm, p_holm.T)
-    needed = patients_needed(len(upper[0]), alpha)
+
+    def compare(weights: Floats) -> Family:
+        values = weights @ by_patient
+        difference = _zero_below(values.mean(-1), tolerance)
+        variance = _sample_variance(values)
+        se, df = _standard_errors(weights, variance, n, shared, tolerance)
+        for row in _related_rows(weights, related, scores):
+            own = _paired_runs(weights[row], scores, folds)
+            se[row], df[row] = (x[0] for x in _standard_errors(np.ones((1, 1)), variance[[row]], n, own, tolerance))
+        # se = 0: either every patient has the same difference (t infinite), or there is a tie (t zero)
+        t = np.divide(np.abs(difference), se, out=np.where(difference == 0, 0.0, np.inf), where=se > 0)
+        p = 2 * stats.t.sf(t, df)
+        p_holm, needed = holm(p), patients_needed(len(weights), alpha)
+        significant = (p_holm <= alpha) & (n >= needed)
+        return Family(difference, _variance_within(values, folds), se, df, p, p_holm, significant, needed)
+
+    one = np.eye(configs)
+    first, second = np.triu_indices(configs, 1)
+    alone = compare(one)
     return Decision(
         patients=n,
-        patients_needed=needed,
         folds=int(folds.max()) + 1,
         mean=by_patient.mean(-1),
-        half_width=stats.t.ppf(1 - alpha / 2, config_df) * config_se,
-        patient_variance=np.maximum(config_variance - shared.in_patient_variance, 0),
+        half_width=alone.half_width(alpha),
+        patient_variance=alone.patient_variance,
         config_run_variance=np.maximum(seeds.own, 0),
         run_variance=max(seeds.pooled, 0) if seeds.pooled_df > 0 or deterministic.all() else None,
         run_df=seeds.pooled_df,
-        difference=difference,
-        pair_variance=np.maximum(variance - in_pair, 0),
-        se=se,
-        df=df,
-        p=p,
-        p_holm=p_holm,
-        significant=(p_holm <= alpha) & (n >= needed),
+        pairs=compare(one[first] - one[second]),
+        planned=compare(np.zeros((0, configs)) if planned is None else planned),
     )
 
 
-def _related_pairs(related: Sequence[int] | None, scores: Floats) -> list[tuple[int, int]]:
-    """Pairs of related configurations that have the same runs."""
+def _related_rows(weights: Floats, related: Sequence[int] | None, scores: Floats) -> list[int]:
+    """The comparisons of related configurations that have the same runs."""
     if related is None:
         return []
-    tested = ~np.isnan(scores)
-    pairs = combinations(range(len(scores)), 2)
-    return [(a, b) for a, b in pairs if related[a] == related[b] and (tested[a] == tested[b]).all()]
+    family, tested = np.asarray(related), ~np.isnan(scores)
+    used = [np.flatnonzero(row) for row in weights]
+    return [r for r, u in enumerate(used) if len(u) > 1 and np.ptp(family[u]) == 0 and (tested[u] == tested[u[0]]).all()]
 
 
-def _paired_runs(difference: Floats, folds: NDArray[np.int64]) -> Shared:
-    """What the runs of two related configurations do not have in common; `difference` [1, runs, patients]."""
+def _paired_runs(weights: Floats, scores: Floats, folds: NDArray[np.int64]) -> Shared:
+    """What the runs of related configurations do not have in common; `weights` [configs]."""
+    used = np.flatnonzero(weights)
+    difference = np.tensordot(weights[used], scores[used], 1)[None]  # [1, runs, patients]
     alone = np.zeros(1, bool)
     by_patient = patient_means(difference)
     return shared_variance(difference, by_patient, folds, from_seeds(difference, by_patient, alone), alone)
 
 
-def _standard_error(variance: Floats, n: int, shared: Shared, tolerance: float) -> tuple[Floats, Floats]:
-    """se = sqrt(variance / n + part) and Satterthwaite's df = se^4 / sum(component^2 / its df), per configuration.
+def _standard_errors(weights: Floats, variance: Floats, n: int, shared: Shared, tolerance: float) -> tuple[Floats, Floats]:
+    """se = sqrt(variance / n + part) and Satterthwaite's df = se^4 / sum(component^2 / its df), per comparison.
 
-    The sampling error of a part is that of its mean square before correction, so the denominator uses that one.
+    The sampling error of a part is that of its mean square before correction, so the denominator uses that one. The parts of
+    configurations that use the same pooled estimate add up before they are squared.
     """
-    return _satterthwaite(variance / n, shared.part, _squared_error(shared.square, shared.df), n, tolerance)
-
-
-def _standard_errors(variance: Floats, n: int, shared: Shared, tolerance: float) -> tuple[Floats, Floats]:
-    """The same for all pairs. If both configurations use one pooled estimate, its parts add up before they are squared."""
-    part = shared.part[:, None] + shared.part[None]
+    squared = weights**2
     own = np.where(shared.source < 0, _squared_error(shared.square, shared.df), 0)
-    error = own[:, None] + own[None]
+    error = squared**2 @ own
     for source in (0, 1):
         used = shared.source == source
-        square = np.where(used, shared.square, 0)
-        df = float(shared.df[used].max()) if used.any() else 0.0
-        error = error + _squared_error(square[:, None] + square[None], np.full_like(error, df))
-    return _satterthwaite(variance / n, part, error, n, tolerance)
+        square = squared @ np.where(used, shared.square, 0)
+        pooled_df = float(shared.df[used].max()) if used.any() else 0.0
+        error = error + _squared_error(square, np.full_like(square, pooled_df))
+    patients, part = variance / n, squared @ shared.part
+    se2 = patients + part
+    error = patients**2 / max(n - 1, 1) + np.where(part > 0, error, 0)
+    undefined = (error == 0) | ~np.isfinite(error)
+    df = np.where(undefined, max(n - 1, 1), np.divide(np.where(undefined, 1, se2) ** 2, np.where(undefined, 1, error)))
+    return _zero_below(np.sqrt(se2), tolerance), df
 
 
 def _squared_error(square: Floats, df: Floats) -> Floats:
     return np.divide(square**2, df, out=np.zeros_like(square), where=df > 0)
 
 
-def _satterthwaite(patients: Floats, part: Floats, part_error: Floats, n: int, tolerance: float) -> tuple[Floats, Floats]:
-    se2 = patients + part
-    error = patients**2 / max(n - 1, 1) + np.where(part > 0, part_error, 0)
-    undefined = (error == 0) | ~np.isfinite(error)
-    df = np.where(undefined, max(n - 1, 1), np.divide(np.where(undefined, 1, se2) ** 2, np.where(undefined, 1, error)))
-    return _zero_below(np.sqrt(se2), tolerance), df
-
-
 def _sample_variance(values: Floats) -> Floats:
     """Sample variance over the last axis; infinite for a single value, whose variance is unknown."""
     return values.var(-1, ddof=1) if values.shape[-1] > 1 else np.full(values.shape[:-1], np.inf)
+
+
+def _variance_within(values: Floats, folds: NDArray[np.int64]) -> Floats:
+    """Sample variance over the patients of a fold, pooled over folds: free of what the patients of a fold share."""
+    count = int(folds.max()) + 1
+    if count in (1, len(folds)):
+        return _sample_variance(values)
+    member = np.eye(count)[folds]  # [patients, folds]
+    means = values @ (member / member.sum(0))
+    return np.asarray(((values - means[:, folds]) ** 2).sum(-1) / (len(folds) - count))
 
 
 def _zero_below(values: Floats, tolerance: float) -> Floats:

@@ -1,4 +1,5 @@
-"""Write a ranking: ranking.csv for programs, ranking.md and ranking.html for readers, and two figures."""
+"""Write a ranking: tables for programs, ranking.md and ranking.html for readers, ranking.tex and methods.md for a paper, and two
+figures, each as PNG and as PDF."""
 
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
@@ -10,18 +11,24 @@ from matplotlib.figure import Figure
 
 from quintet.files import atomic_file
 from quintet.pages import Section, format_number, write_page
+from quintet.ranking.paper import latex
 from quintet.ranking.table import Ranking
 
 BLUE, GREY = "#2b6cb0", "#8795a5"
 
 
 def write(ranking: Ranking, folder: Path, *, title: str, unit: str, extra: Sequence[Section] = ()) -> None:
-    """Write ranking.{csv,md,html}, means.png and differences.png into `folder`; `extra` sections follow the figures."""
+    """Write ranking.{csv,md,html,tex}, planned.csv, methods.md and the figures means and differences into `folder`; `extra`
+    sections follow the figures."""
     figures = [Path(folder) / "means.png", Path(folder) / "differences.png"]
     for path, plot in zip(figures, (_plot_means, _plot_differences), strict=True):
+        figure = plot(ranking, title, unit)
         with atomic_file(path) as temporary:
-            plot(ranking, title, unit).savefig(temporary, dpi=120)
+            figure.savefig(temporary, dpi=120)
+        with atomic_file(path.with_suffix(".pdf")) as temporary:
+            figure.savefig(temporary, metadata={"CreationDate": None})
     sections = [
+        *([_planned(ranking)] if len(ranking.answers) else []),
         Section("Ranking", _ranking_text(ranking, unit), _as_text(ranking.table, ranking)),
         Section("Means and intervals", figures=figures[:1]),
         Section("Patient by patient", figures=figures[1:]),
@@ -30,10 +37,25 @@ def write(ranking: Ranking, folder: Path, *, title: str, unit: str, extra: Seque
         Section("Verdict", ranking.verdict),
     ]
     write_page(Path(folder) / "ranking.html", title, sections, lead=ranking.verdict)
-    with atomic_file(Path(folder) / "ranking.csv") as temporary:
-        ranking.table.to_csv(temporary, index=False, float_format="%.6g")
-    with atomic_file(Path(folder) / "ranking.md") as temporary:
-        temporary.write_text("\n\n".join([f"# {title}", *_markdown(sections)]) + "\n", encoding="utf-8")
+    for name, table in (("ranking.csv", ranking.table), ("planned.csv", ranking.answers)):
+        with atomic_file(Path(folder) / name) as temporary:
+            table.to_csv(temporary, index=False, float_format="%.6g")
+    texts = {
+        "ranking.md": "\n\n".join([f"# {title}", *_markdown(sections)]) + "\n",
+        "ranking.tex": latex(ranking, title=title, unit=unit),
+        "methods.md": f"{ranking.methods}\n",
+    }
+    for name, text in texts.items():
+        with atomic_file(Path(folder) / name) as temporary:
+            temporary.write_text(text, encoding="utf-8")
+
+
+def _planned(ranking: Ranking) -> Section:
+    text = (
+        f"Differences in {ranking.label}; positive: better. Corrected as one family of {len(ranking.answers)} (Holm); each "
+        f"interval is that of the comparison by itself.{ranking.caveat}"
+    )
+    return Section("Planned comparisons", "\n\n".join([text, *ranking.answers["answer"]]))
 
 
 def _markdown(sections: Iterable[Section]) -> Iterator[str]:

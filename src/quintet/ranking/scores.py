@@ -31,20 +31,26 @@ class Scores:
         return int(self.rows["fold"].nunique())
 
 
-def read_scores(table: pd.DataFrame, metric: str, sign: float, deterministic: Collection[str]) -> Scores:
+def read_scores(
+    table: pd.DataFrame, metric: str, sign: float, deterministic: Collection[str], pseudo_values: str | None = None
+) -> Scores:
     """Scores of `metric` in a tidy table. `sign` is 1 where lower is better, -1 where higher is better.
+
+    `pseudo_values` names the metric whose values replace the patients' means: one row per patient and run, with the same mean
+    over the run's patients.
 
     Raises InputError where the metric is absent, a value is missing, or the configurations have no patient in common.
     """
     rows = _checked_rows(table, metric)
-    patients = {str(config): set(group["group"]) for config, group in rows.groupby("config")}
+    by_patient = rows if pseudo_values is None else _checked_rows(table, pseudo_values)
+    patients = {str(config): set(group["group"]) for config, group in by_patient.groupby("config")}
     if unknown := sorted(set(deterministic) - set(patients)):
         raise InputError(f"deterministic: {unknown} not in the table, which has {sorted(patients)}")
     common = sorted(set.intersection(*patients.values()))
     if not common:
         raise InputError(f"{metric}: no patient was tested in every configuration{_explain_no_overlap(patients)}")
-    rows = rows[rows["group"].isin(common)]
-    means = rows.groupby(["config", "fold", "seed", "group"])["value"].mean().reset_index()
+    rows, by_patient = (t[t["group"].isin(common)] for t in (rows, by_patient))
+    means = by_patient.groupby(["config", "fold", "seed", "group"])["value"].mean().reset_index()
     config, names = pd.factorize(means["config"], sort=True)
     patient, _ = pd.factorize(means["group"], sort=True)
     run = means.groupby(["fold", "seed"]).ngroup().to_numpy()

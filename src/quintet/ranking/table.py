@@ -1,6 +1,6 @@
 """From the tidy table to a ranking: the decision rule on the common patients, described by intervals and a bootstrap."""
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -8,15 +8,18 @@ import pandas as pd
 from scipy import stats
 from scipy.special import expit, logit
 
-from quintet.ranking.decision import Decision, compact_letters, decide
+from quintet.ranking.decision import Decision, Family, compact_letters, decide
+from quintet.ranking.paper import methods
+from quintet.ranking.questions import Question, answer, answerable
 from quintet.ranking.scores import Scores, competition_ranks, read_scores
 from quintet.ranking.variance import Floats, patient_means
-from quintet.ranking.verdict import verdict
+from quintet.ranking.verdict import run_caveat, verdict
 
 
 @dataclass(frozen=True)
 class Ranking:
-    """`table` has one row per configuration, best first; `pairs` one row per pair; `by_patient` is [configs, patients].
+    """`table` has one row per configuration, best first; `pairs` one row per pair; `answers` one row per question that was asked
+    beforehand; `by_patient` is [configs, patients].
 
     Means are means of patient means. NaN: unknown (run_sd, published; patient_sd of a single patient).
     """
@@ -27,8 +30,11 @@ class Ranking:
     alpha: float
     table: pd.DataFrame
     pairs: pd.DataFrame
+    answers: pd.DataFrame
     by_patient: pd.DataFrame
     verdict: str
+    methods: str  # the paragraph for a paper
+    caveat: str  # what the verdict and the answers are about, if not about configurations in general
     patients: int
     patients_excluded: int
     patients_needed: int
@@ -51,6 +57,8 @@ def rank(
     deterministic: Collection[str] = (),
     same_run_as: Mapping[str, str] | None = None,
     bounds: tuple[float, float] | None = None,
+    questions: Sequence[Question] = (),
+    pseudo_values: str | None = None,
 ) -> Ranking:
     """Rank the configurations of a tidy table (`results.COLUMNS`) by `metric`.
 
@@ -58,13 +66,16 @@ def rank(
     `published`: configuration -> published value. `deterministic`: configurations whose training is deterministic, so that they
     add no run variance. A single run of any other configuration adds the whole pooled run variance. `same_run_as`:
     configuration -> the one whose weights it shares or starts from, with the same fold and seed. `bounds`: the metric's
-    range, which intervals do not leave. `bootstrap`: number of draws.
+    range, which intervals do not leave. `questions`: comparisons that were planned; those about a configuration that the table
+    lacks are left out. `pseudo_values`: the metric with the patients' jackknife pseudo-values, if the score of `metric` depends
+    on other patients (see read_scores). `bootstrap`: number of draws.
     """
     label = label or metric.replace("_", " ")
     sign = 1.0 if lower_is_better else -1.0
-    scores = read_scores(table, metric, sign, deterministic)
+    scores = read_scores(table, metric, sign, deterministic, pseudo_values)
     related = _families(scores.configs, same_run_as or {})
-    decision = decide(scores.values, alpha=alpha, deterministic=scores.deterministic, related=related)
+    asked, weights = answerable(questions, scores.configs)
+    decision = decide(scores.values, alpha=alpha, deterministic=scores.deterministic, related=related, planned=weights)
     ranks = bootstrap_ranks(scores.values, sign, draws=bootstrap, seed=seed)
     summary = _config_table(scores, decision, sign, ranks, alpha, published or {}, bounds)
     return Ranking(
@@ -73,12 +84,23 @@ def rank(
         lower_is_better=lower_is_better,
         alpha=alpha,
         table=summary,
-        pairs=_pair_table(scores.configs, decision),
+        pairs=_pair_table(scores.configs, decision.pairs),
+        answers=answer(asked, decision.planned, patients=decision.patients, sign=sign, alpha=alpha),
         by_patient=pd.DataFrame(patient_means(scores.values), index=scores.configs, columns=scores.patients),
         verdict=verdict(scores, decision, summary, label=label, lower_is_better=lower_is_better, alpha=alpha),
+        methods=methods(
+            scores,
+            decision,
+            label=label,
+            alpha=alpha,
+            paired_runs=len(set(related)) < len(related),
+            pseudo_values=pseudo_values is not None,
+            bounded=bounds is not None,
+        ),
+        caveat=run_caveat(scores, decision, summary),
         patients=decision.patients,
         patients_excluded=scores.excluded,
-        patients_needed=decision.patients_needed,
+        patients_needed=decision.pairs.patients_needed,
         cases=scores.cases,
         folds=scores.folds,
         run_sd=None if decision.run_variance is None else float(np.sqrt(decision.run_variance)),
@@ -165,12 +187,12 @@ def _interval(mean: Floats, half_width: Floats, bounds: tuple[float, float] | No
     return np.where(inside, low, mean), np.where(inside, high, mean)
 
 
-def _pair_table(configs: list[str], decision: Decision) -> pd.DataFrame:
+def _pair_table(configs: list[str], pairs: Family) -> pd.DataFrame:
     """One row per pair, the better-ranked configuration first; difference is first minus second, patient_sd is s_pair."""
     i, j = np.triu_indices(len(configs), 1)
-    columns = {name: getattr(decision, name)[i, j] for name in ("difference", "se", "df", "p", "p_holm", "significant")}
+    columns = {name: getattr(pairs, name) for name in ("difference", "se", "df", "p", "p_holm", "significant")}
     names = np.array(configs, dtype=object)
-    patient_sd = _finite_or_nan(np.sqrt(decision.pair_variance[i, j]))
+    patient_sd = _finite_or_nan(np.sqrt(pairs.patient_variance))
     return pd.DataFrame({"first": names[i], "second": names[j], **columns, "patient_sd": patient_sd})
 
 

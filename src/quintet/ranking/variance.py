@@ -33,13 +33,12 @@ class Estimates:
 @dataclass(frozen=True)
 class Shared:
     """The largest of the estimates as parts of each configuration's squared standard error, all [configs]. `source`: -1 the
-    configuration's own, 0 pooled over seeds, 1 pooled over folds; `in_patient_variance`: the part that s_d^2 contains."""
+    configuration's own, 0 pooled over seeds, 1 pooled over folds."""
 
     part: Floats
     square: Floats
     df: Floats
     source: Floats
-    in_patient_variance: Floats
 
 
 def patient_means(scores: Floats) -> Floats:
@@ -66,19 +65,17 @@ def shared_variance(
     run_counts = tested.sum(1)
     weight = tested / run_counts[:, None]
     k = ((weight.sum(-1) ** 2).sum(-1) - (weight**2).sum((1, 2))) / pairs
-    # of s_run^2, two different patients share k, and a patient's score contains the mean of 1 / runs
-    sources = [(np.where(deterministic, 0, k), np.where(deterministic, 0, (1 / run_counts).mean(-1)), seeds)]
+    sources = [(np.where(deterministic, 0, k), seeds)]
     if by_fold := from_folds(by_patient, folds):
-        sources.append((one * ((np.bincount(folds) ** 2).sum() - n) / pairs, one, by_fold))
+        sources.append((one * ((np.bincount(folds) ** 2).sum() - n) / pairs, by_fold))
     candidates = []
-    for number, (k, diagonal, e) in enumerate(sources):
-        candidates.append((k * e.own, k * e.own_square, e.own_df, -one, (diagonal - k) * e.own))
-        pooled = (one * e.pooled_df, one * number, (diagonal - k) * e.pooled)
-        candidates.append((k * e.pooled, k * e.pooled_square, *pooled))
+    for number, (k, e) in enumerate(sources):
+        candidates.append((k * e.own, k * e.own_square, e.own_df, -one))
+        candidates.append((k * e.pooled, k * e.pooled_square, one * e.pooled_df, one * number))
     table = np.nan_to_num(np.array(candidates))  # [candidates, quantities, configs]
     best = np.maximum(table[:, 0], 0).argmax(0)
-    part, square, df, source, in_patient_variance = table[best, :, np.arange(configs)].T
-    return Shared(np.maximum(part, 0), square, df, source, np.maximum(in_patient_variance, 0))
+    part, square, df, source = table[best, :, np.arange(configs)].T
+    return Shared(np.maximum(part, 0), square, df, source)
 
 
 def from_seeds(scores: Floats, by_patient: Floats, deterministic: Bools) -> Estimates:

@@ -15,7 +15,7 @@ def verdict(scores: Scores, decision: Decision, table: pd.DataFrame, *, label: s
         f"({_count(scores.cases, 'case')}), {_count(scores.folds, 'fold')}, {models} per configuration"
     )
     excluded = f" Excluded: {_count(scores.excluded, 'patient')} not tested in every configuration." if scores.excluded else ""
-    return f"{basis}: {_finding(scores, decision, table, alpha)}{excluded}{_run_caveat(scores, decision, table)}"
+    return f"{basis}: {_finding(scores, decision, table, alpha)}{excluded}{run_caveat(scores, decision, table)}"
 
 
 def _finding(scores: Scores, decision: Decision, table: pd.DataFrame, alpha: float) -> str:
@@ -28,7 +28,8 @@ def _finding(scores: Scores, decision: Decision, table: pd.DataFrame, alpha: flo
         return (
             f"no difference was established. {lead}, but with {_count(decision.patients, 'patient')} and "
             f"{_count(count * (count - 1) // 2, 'comparison')}, even a difference in the same direction in every patient "
-            f"could be due to chance; at least {decision.patients_needed} patients tested in every configuration are needed."
+            f"could be due to chance; at least {decision.pairs.patients_needed} patients tested in every configuration are "
+            "needed."
         )
     level = f"at the {100 * alpha:g} % level, corrected for all comparisons (Holm)"
     similar = [c for c, significant in zip(scores.configs, decision.significant[0], strict=True) if not significant][1:]
@@ -40,7 +41,8 @@ def _finding(scores: Scores, decision: Decision, table: pd.DataFrame, alpha: flo
     return f"{but} {_join(similar, 'or')}; it is significantly different from all others {level}."
 
 
-def _run_caveat(scores: Scores, decision: Decision, table: pd.DataFrame) -> str:
+def run_caveat(scores: Scores, decision: Decision, table: pd.DataFrame) -> str:
+    """What the verdict is about, if not about configurations in general: one training set, or the trained models."""
     if len(scores.configs) == 1:
         return ""
     if decision.folds == 1:

@@ -12,11 +12,13 @@ from numpy.typing import NDArray
 
 from quintet import results
 from quintet.ct.evaluation import figures
-from quintet.ct.metrics import Retrieved, Scans, f1_scores, hubness, jaccard, retrieve
+from quintet.ct.evaluation.jackknife import patient_pseudo_values
+from quintet.ct.metrics import PSEUDO_VALUE, Retrieved, Scans, f1_scores, hubness, jaccard, retrieve
 from quintet.errors import InputError
 from quintet.runs import Record
 
 LISTED_NEIGHBOURS = 10  # per query in neighbours.csv
+COMPARED = {"ap_at_5": 5, "ndcg_at_10": 10}  # the metrics with pseudo-values of the patients, and their k
 
 
 def read_vectors(path: Path, names: NDArray[np.str_]) -> NDArray[np.float32]:
@@ -109,21 +111,24 @@ def evaluate(
     if not arbitrary_neighbours:
         metrics["hubness_skew_at_10"] = hubness(found.nearest, len(scans))
         _neighbour_table(found, scans).to_csv(out / "neighbours.csv", index=False)
-    tidy = results.to_tidy(
-        table.drop(columns=["study", "patient"]),
-        record.study,
-        record.config,
-        fold=record.fold,
-        seed=record.seed,
-        cases=table["study"],
-        groups=table["patient"],
-    )
-    results.write(tidy.dropna(subset="value").reset_index(drop=True), out / "cases.csv")
+    results.write(_tidy(table, patient_pseudo_values(similarity, scans, found.metrics, COMPARED), record), out / "cases.csv")
     if vectors is not None:
         np.savez(out / "embeddings.npz", id=scans.names, vector=np.asarray(vectors, np.float32))
     (out / "figures").mkdir()
     figures.plot_all(out / "figures", table, similarity=similarity, scans=scans, title=record.name, model=model)
     return metrics
+
+
+def _tidy(table: pd.DataFrame, pseudo_values: dict[str, NDArray[np.float64]], record: Record) -> pd.DataFrame:
+    """The tidy table: one row per metric and query, and one row per pseudo-value and patient."""
+    by_query, patients = table.drop(columns=["study", "patient"]), np.unique(table["patient"])
+    by_patient = pd.DataFrame({PSEUDO_VALUE.format(name): values for name, values in pseudo_values.items()})
+    parts = [(by_query, table["study"], table["patient"]), (by_patient, patients, patients)]
+    tables = [
+        results.to_tidy(values, record.study, record.config, fold=record.fold, seed=record.seed, cases=cases, groups=groups)
+        for values, cases, groups in parts
+    ]
+    return pd.concat(tables).dropna(subset="value").reset_index(drop=True)
 
 
 def _neighbour_table(found: Retrieved, scans: Scans) -> pd.DataFrame:

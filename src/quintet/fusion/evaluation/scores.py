@@ -17,7 +17,7 @@ from quintet import results
 from quintet.fusion.data.prepared import Prepared
 from quintet.fusion.evaluation import figures
 from quintet.fusion.evaluation.patterns import NOT_SUBSETS, RECORDED
-from quintet.fusion.metrics import auc_or_concordance_of, comparable_pairs
+from quintet.fusion.metrics import auc_or_concordance_of, comparable_pairs, concordance_pseudo_values
 from quintet.params.fusion import TTT
 from quintet.runs import Record
 
@@ -122,7 +122,6 @@ def evaluate(
     Writes predictions.csv, cases.csv (each patient's score, and its mean over the subsets), the tables `details` and figures/
     into `out`. `seconds`: per prediction. `history`: the training history, for a figure."""
     columns, details = prediction_columns(classes), details or {}
-    metric = CLASSIFICATION if classes else SURVIVAL
     metrics: dict[str, float] = {}
     tidy = []
     for config, table in tables.items():
@@ -130,11 +129,7 @@ def evaluate(
         metrics |= {f"{prefix}{name}": value for name, value in summary(table, columns).items()}
         if seconds:
             metrics[f"{prefix}seconds_per_prediction"] = seconds[config]
-        subsets = table[~table["pattern"].isin(NOT_SUBSETS)].dropna(subset=[metric])
-        recorded = table[table["pattern"] == RECORDED].set_index("patient")
-        values = pd.DataFrame(
-            {f"{metric}_over_subsets": subsets.groupby("patient")[metric].mean(), metric: recorded[metric]},
-        )
+        values = brier_scores(table) if classes else concordance_scores(table)
         names = values.index
         tidy.append(results.to_tidy(values, record.study, config, fold=record.fold, seed=record.seed, cases=names, groups=names))
     if len(tables) == 2:
@@ -150,6 +145,33 @@ def evaluate(
     (out / "figures").mkdir()
     figures.plot_all(out / "figures", tables, columns, details.get("curves"), title=record.name, history=history)
     return metrics
+
+
+def brier_scores(table: pd.DataFrame) -> pd.DataFrame:
+    """Each patient's Brier score from all recorded modalities, and its mean over the patient's subsets."""
+    subsets = table[~table["pattern"].isin(NOT_SUBSETS)]
+    recorded = table[table["pattern"] == RECORDED].set_index("patient")
+    means = subsets.groupby("patient")[CLASSIFICATION].mean()
+    return pd.DataFrame({f"{CLASSIFICATION}_over_subsets": means, CLASSIFICATION: recorded[CLASSIFICATION]})
+
+
+def concordance_scores(table: pd.DataFrame) -> pd.DataFrame:
+    """Each patient's pseudo-values of the concordance index from all recorded modalities, and of its mean over the subsets.
+
+    A subset is scored on the n of N patients who have it, so its pseudo-values enter with the weight N / n."""
+    by_pattern = {
+        str(name): pd.Series(
+            concordance_pseudo_values(rows["risk"].to_numpy(float), rows[["target", "event"]].to_numpy(float)), rows["patient"]
+        )
+        for name, rows in table.groupby("pattern", sort=False)
+    }
+    subsets = [v for name, v in by_pattern.items() if name not in NOT_SUBSETS and v.notna().all()]
+    values = pd.DataFrame({SURVIVAL: by_pattern[RECORDED]})
+    if subsets:
+        deviations = pd.concat([(v - v.mean()) / len(v) for v in subsets], axis=1).fillna(0).mean(axis=1)
+        mean = float(np.mean([v.mean() for v in subsets]))
+        values = values.join((mean + len(deviations) * deviations).rename(f"{SURVIVAL}_over_subsets"), how="outer")
+    return values
 
 
 def _adaptation_metrics(plain: pd.DataFrame, adapted: pd.DataFrame, metric: str, *, lower_is_better: bool) -> dict[str, float]:

@@ -1,0 +1,102 @@
+"""A ranking for a paper: the paragraph on statistical methods, and the table in LaTeX."""
+
+from importlib.metadata import version
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from quintet.ranking.decision import Decision
+from quintet.ranking.scores import Scores
+
+if TYPE_CHECKING:
+    from quintet.ranking.table import Ranking
+
+NAMED = {"~": "asciitilde", "^": "asciicircum", "\\": "backslash", "|": "bar", "<": "less", ">": "greater"}
+ESCAPED = {c: f"\\{c}" for c in "&%$#_{}"} | {c: f"\\text{name}{{}}" for c, name in NAMED.items()}
+
+
+def methods(
+    scores: Scores, decision: Decision, *, label: str, alpha: float, paired_runs: bool, pseudo_values: bool, bounded: bool
+) -> str:
+    """What a statistical reviewer asks for: estimand, model, correction, software."""
+    runs = decision.run_variance is not None
+    if decision.folds > 1:
+        scope = "over patients like these, over repeated training, and over training sets like these"
+    elif runs:
+        scope = "over patients like these and over repeated training on this training set"
+    else:
+        scope = "over patients like these, for the models that were trained (training was not repeated)"
+    sources = [name for name, used in (("repeated seeds", runs), ("folds", decision.folds > 1)) if used]
+    families = f"all {len(decision.pairs.p)} pairs of configurations"
+    if planned := len(decision.planned.p):
+        families = f"the planned comparisons ({planned}) and, separately, {families}"
+    confidence = f"{100 * (1 - alpha):g} %"
+    sentences = [
+        f"The score of a configuration is the mean {label} over {decision.patients} patients ({scores.cases} cases), each "
+        f"counted once. The estimand is the difference between two configurations' expected scores {scope}.",
+        "Differences were taken patient by patient and tested with Student's t.",
+    ]
+    if pseudo_values:
+        sentences.append(
+            "A patient's score depends on the other patients, so each patient entered with a jackknife pseudo-value, which "
+            "contains the patient's effect on all others (Efron and Stein 1981)."
+        )
+    if sources:
+        sentences.append(
+            "The squared standard error is the variance of the patients' differences divided by their number, plus each "
+            "configuration's variance between training runs: the largest of its own and the pooled estimates from "
+            f"{' and '.join(sources)}, with Satterthwaite's degrees of freedom (1946)."
+        )
+    if paired_runs:
+        sentences.append("Configurations that share weights were compared run by run.")
+    scale = " on the logit scale (delta method)" if bounded else ""
+    packages = ", ".join(f"{name} {version(package)}" for name, package in (("NumPy", "numpy"), ("SciPy", "scipy")))
+    sentences += [
+        f"p values were corrected by Holm's method (1979) over {families}, at the {100 * alpha:g} % level; with fewer than "
+        f"{decision.pairs.patients_needed} patients no difference between two configurations is claimed.",
+        f"Intervals of means are {confidence} intervals{scale}; those of single differences are not corrected.",
+        f"Software: Quintet {version('quintet')}, {packages}.",
+    ]
+    return " ".join(sentences)
+
+
+def latex(ranking: "Ranking", *, title: str, unit: str) -> str:
+    """A table for the package booktabs: means with intervals, letters, and the rule in a footnote."""
+    table = ranking.table
+    published = bool(table["published"].notna().any())
+    half = (table["high"] - table["mean"])[lambda h: np.isfinite(h) & (h > 0)]
+    decimals = int(np.clip(1 - np.floor(np.log10(half.median())), 0, 6)) if len(half) else 3
+    heading = ["Configuration", f"{ranking.label}{f' ({unit})' if unit else ''}", f"{100 * (1 - ranking.alpha):g} % interval"]
+    rows = [[*heading, "Group", "Runs", *["Published"] * published]]
+    for row in table.to_dict("records"):
+        mean, low, high = (f"{row[name]:.{decimals}f}" for name in ("mean", "low", "high"))
+        cells = [str(row["config"]), mean, f"{low} to {high}", str(row["group"]), str(row["runs"])]
+        rows.append(cells + ([f"{row['published']:.{decimals}f}" if row["published"] == row["published"] else ""] * published))
+    lines = [" & ".join(map(_escape, row)) + r" \\" for row in rows]
+    better = "lower" if ranking.lower_is_better else "higher"
+    footnote = (
+        f"Mean over {ranking.patients} patients, {better} is better. Configurations that share a letter are not significantly "
+        f"different (paired t test that includes the variance between training runs, Holm's correction over "
+        f"{len(ranking.pairs)} pairs, {100 * ranking.alpha:g} %).{ranking.caveat}"
+    )
+    return "\n".join(
+        [
+            r"\begin{table}",
+            r"\centering",
+            rf"\caption{{{_escape(title)}}}",
+            rf"\begin{{tabular}}{{lrrlr{'r' * published}}}",
+            r"\toprule",
+            lines[0],
+            r"\midrule",
+            *lines[1:],
+            r"\bottomrule",
+            r"\end{tabular}",
+            rf"\par\smallskip\begin{{minipage}}{{\linewidth}}\footnotesize {_escape(footnote)}\end{{minipage}}",
+            r"\end{table}",
+            "",
+        ]
+    )
+
+
+def _escape(text: str) -> str:
+    return "".join(ESCAPED.get(c, c) for c in text)

@@ -1,0 +1,237 @@
+"""Results from elsewhere: what is read, what is refused, and that the ranking is the one that the pipeline would give."""
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from quintet.errors import InputError, InputProblemsError
+from quintet.ranking import plan, rank
+from quintet.ranking.elsewhere import Settings, load_ranking, rank_elsewhere, write_ranking
+from quintet.ranking.inputs import read_results
+
+from .tables import draw, tidy
+
+SUBJECT = r"^(?P<subject>.+?)-v\d+$"
+# the summaries that nnU-Net v2 itself wrote, made by benchmarks/perfusion_nnunet.py: a folder of trainers with fold_K/validation
+NNUNET_RESULTS = os.environ.get("QUINTET_NNUNET_RESULTS", "")
+
+
+def write_csv(path: Path, rows: dict[str, list[object]]) -> Path:
+    pd.DataFrame(rows).to_csv(path, index=False)
+    return path
+
+
+def scores(shift: float = 0.0, cases: int = 12) -> dict[str, list[object]]:
+    rng = np.random.default_rng(0)
+    values = np.clip(rng.uniform(0.5, 0.8, cases) + shift + rng.normal(0, 0.005, cases), 0, 1)
+    names = [f"p{i // 2}-v{i % 2}" for i in range(cases)]
+    return {"case": list(names), "patient": [n[:2] for n in names], "score": list(values)}
+
+
+def nnunet_summary(dices: dict[str, tuple[float, float]], *, version: int = 2) -> dict[str, object]:
+    cases, old = [], []
+    for name, (left, right) in dices.items():
+        labels = {"1": {"Dice": left, "IoU": left / 2}, "(1, 2)": {"Dice": right, "IoU": right / 2}}
+        cases.append({"metrics": labels, "prediction_file": f"/out/{name}.nii.gz", "reference_file": f"/gt/{name}.nii.gz"})
+        old.append({"0": {"Dice": 0.99}} | labels | {"test": f"/out/{name}.nii.gz", "reference": f"/gt/{name}.nii.gz"})
+    if version == 1:
+        return {"results": {"all": old, "mean": {}}}
+    return {"foreground_mean": {"Dice": 0.7}, "mean": {}, "metric_per_case": cases}
+
+
+def write_trainers(root: Path, *, trainers: int = 2, folds: int = 2, version: int = 2) -> dict[tuple[str, str], float]:
+    """nnU-Net's folders, TRAINER__nnUNetPlans__2d/fold_K/validation/summary.json; returns the mean Dice of each case."""
+    rng, expected = np.random.default_rng(1), {}
+    for k in range(trainers):
+        name = f"nnUNetTrainer{k}__nnUNetPlans__2d"
+        for fold in range(folds):
+            dices = {f"sub{i}-v{v}": tuple(rng.uniform(0.6, 0.9, 2)) for i in range(fold, 16, folds) for v in (1, 2)}
+            expected |= {(name, case): float(np.mean(pair)) for case, pair in dices.items()}
+            folder = root / name / f"fold_{fold}" / "validation"
+            folder.mkdir(parents=True)
+            (folder / "summary.json").write_text(json.dumps(nnunet_summary(dices, version=version)))
+    return expected
+
+
+def test_plain_csv_files_are_ranked_as_the_same_tidy_table(tmp_path: Path) -> None:
+    files = [write_csv(tmp_path / f"{name}.csv", scores(shift)) for name, shift in (("new", 0.05), ("old", 0.0))]
+    table = read_results([*map(str, files[:1]), f"baseline={files[1]}"], "Dice", subject=SUBJECT)
+    assert set(table["config"]) == {"new", "baseline"}
+    ranking = rank_elsewhere(table, Settings("Dice", bounds=(0, 1), against="baseline"))
+    assert (ranking.patients, ranking.cases) == (6, 12)
+    assert ranking.table["config"].tolist() == ["new", "baseline"]
+    assert ranking.answers["question"].tolist() == ["Is new better than baseline?"]
+    assert ranking.answers["gain"][0] == pytest.approx(0.05, abs=0.01)
+
+
+def test_the_tidy_table_gives_the_same_ranking_as_the_pipeline(tmp_path: Path) -> None:
+    table = tidy(draw(np.random.default_rng(0), seeds=2, folds=3), seeds=2, cases=2)
+    table.to_csv(tmp_path / "all.csv", index=False)
+    found = rank_elsewhere(read_results([str(tmp_path / "all.csv")], "dice", subject=SUBJECT, bounds=(0, 100)), Settings("dice"))
+    expected = rank(table, "dice", lower_is_better=False)
+    pd.testing.assert_frame_equal(found.table, expected.table)
+    pd.testing.assert_frame_equal(found.pairs, expected.pairs)
+
+
+@pytest.mark.parametrize("version", [1, 2])
+def test_nnunet_trainers_and_folds(tmp_path: Path, version: int) -> None:
+    expected = write_trainers(tmp_path / "results", trainers=3, version=version)
+    table = read_results([str(tmp_path / "results")], "Dice", subject=SUBJECT)
+    assert table.set_index(["config", "case"])["value"].to_dict() == pytest.approx(expected)
+    assert sorted(table["fold"].unique()) == [0, 1]
+    ranking = rank_elsewhere(table, Settings("Dice", bounds=(0, 1)))
+    assert (ranking.patients, ranking.cases, ranking.folds) == (16, 32, 2)
+
+
+def test_repeated_nnunet_runs_are_seeds(tmp_path: Path) -> None:
+    for seed in (0, 1):
+        write_trainers(tmp_path / f"seed_{seed}")
+    table = read_results([str(tmp_path)], "IoU", subject=SUBJECT)
+    assert sorted(table["seed"].unique()) == [0, 1]
+    assert rank_elsewhere(table, Settings("IoU")).run_sd == 0  # the same numbers twice
+
+
+def test_this_projects_own_summary_is_read(tmp_path: Path) -> None:
+    metrics = {"left": {"Dice": 0.5}, "right": {"Dice": 0.7}}
+    file = tmp_path / "mine" / "evaluation" / "validation_summary.json"
+    file.parent.mkdir(parents=True)
+    file.write_text(json.dumps({"metric_per_case": [{"case": "a-v1", "metrics": metrics}]}))
+    table = read_results([str(tmp_path / "mine")], "Dice", subject=SUBJECT)
+    assert table[["config", "group", "case", "value"]].to_numpy().tolist() == [["mine", "a", "a-v1", 0.6]]
+
+
+@pytest.mark.skipif(not NNUNET_RESULTS, reason="QUINTET_NNUNET_RESULTS names no folder of nnU-Net results")
+def test_summaries_that_nnunet_wrote() -> None:
+    table = read_results([NNUNET_RESULTS], "Dice", subject=SUBJECT, undefined=1.0)
+    ranking = rank_elsewhere(table, Settings("Dice", bounds=(0, 1)))
+    files = [json.loads(file.read_text()) for file in Path(NNUNET_RESULTS).rglob("validation/summary.json")]
+    means = sorted(
+        float(np.mean([np.mean([m["Dice"] for m in case["metrics"].values()]) for case in f["metric_per_case"]])) for f in files
+    )
+    if table["fold"].nunique() == 1:
+        assert sorted(ranking.table["mean_over_cases"]) == pytest.approx(means)
+
+
+def change(column: str, row: int, value: object) -> Callable[[dict[str, list[object]]], None]:
+    def apply(rows: dict[str, list[object]]) -> None:
+        rows[column][row] = value
+
+    return apply
+
+
+def drop_last(rows: dict[str, list[object]]) -> None:
+    for values in rows.values():
+        values.pop()
+
+
+def rename(rows: dict[str, list[object]]) -> None:
+    rows["case"] = [f"case_{i}" for i in range(len(rows["case"]))]
+
+
+def two_folds(rows: dict[str, list[object]]) -> None:
+    rows["fold"] = [i % 2 for i in range(len(rows["case"]))]
+
+
+def twice(rows: dict[str, list[object]]) -> None:
+    for values in rows.values():
+        values.append(values[-1])
+
+
+BAD = {
+    "missing case": (drop_last, r"b, seed 0: 1 of 12 cases are missing \(p5-v1\); add their scores, or leave these cases out"),
+    "other names": (rename, r"no case is in all configurations, so their names do not match \(a: p0-v0, .*; b: case_0"),
+    "NaN": (
+        change("score", 3, float("nan")),
+        "b: 1 score\\(s\\) are missing or not finite, the first of case p1-v1; --undefined",
+    ),
+    "percent": (change("score", 3, 91.3), r"b: 1 score\(s\) are outside 0 to 1, the first of case p1-v1 \(91.3\); correct them"),
+    "several folds": (two_folds, r"6 patient\(s\) are in several folds, the first is p0 \(folds 0, 1\), so networks were"),
+    "two patients": (change("patient", 3, "p9"), "case p1-v1 belongs to several patients: p1, p9; a case has one patient"),
+    "twice": (twice, r"b, fold 0, seed 0: 1 score\(s\) are given twice, the first of case p5-v1; if these are repeated runs"),
+    "text": (change("score", 3, "high"), "b.csv: row 5 has the score 'high', which is not a number"),
+    "no patient": (change("patient", 3, ""), "b.csv: row 5 has no patient"),
+    "other columns": (lambda rows: rows.pop("patient"), r"b.csv: no column patient; it has \['case', 'score'\]"),
+    "half a fold": (lambda rows: rows.update(fold=[0.5] * 12), "b.csv: row 2 has no whole number as fold"),
+}
+
+
+@pytest.mark.parametrize("kind", BAD)
+def test_bad_tables_get_one_sentence(tmp_path: Path, kind: str) -> None:
+    break_it, message = BAD[kind]
+    rows = scores()
+    break_it(rows)
+    files = [str(write_csv(tmp_path / "a.csv", scores())), str(write_csv(tmp_path / "b.csv", rows))]
+    with pytest.raises((InputError, InputProblemsError), match=message) as caught:
+        read_results(files, "Dice", subject=SUBJECT)
+    assert len(getattr(caught.value, "problems", [""])) == 1
+
+
+def test_undefined_scores_get_the_value_that_is_asked_for(tmp_path: Path) -> None:
+    folder = tmp_path / "T" / "fold_0" / "validation"
+    folder.mkdir(parents=True)
+    text = json.dumps(nnunet_summary({"a-v1": (float("nan"), 0.5), "b-v1": (0.8, 0.6)}))
+    (folder / "summary.json").write_text(text)
+    with pytest.raises(InputProblemsError, match="not finite, the first of case a-v1"):
+        read_results([str(tmp_path)], "Dice", subject=SUBJECT)
+    table = read_results([str(tmp_path)], "Dice", subject=SUBJECT, undefined=1.0)
+    assert table["value"].tolist() == pytest.approx([0.75, 0.7])
+
+
+def test_bad_nnunet_folders_get_one_sentence(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"no summary.json or validation_summary.json below this folder"):
+        read_results([str(tmp_path)], "Dice", subject=SUBJECT)
+    write_trainers(tmp_path / "ok")
+    with pytest.raises(InputError, match="with 'HD95' of each case"):
+        read_results([str(tmp_path / "ok")], "HD95", subject=SUBJECT)
+    with pytest.raises(InputError, match=r"no case, such as 'sub0-v1', matches the subject pattern .* set --subject"):
+        read_results([str(tmp_path / "ok")], "Dice", subject=r"^(?P<subject>\d+)$")
+    with pytest.raises(InputError, match=r"needs a group \(\?P<subject>"):
+        read_results([str(tmp_path / "ok")], "Dice", subject=".*")
+    (tmp_path / "all" / "fold_all").mkdir(parents=True)
+    (tmp_path / "all" / "fold_all" / "summary.json").write_text(json.dumps(nnunet_summary({"a-v1": (0.5, 0.5)})))
+    with pytest.raises(InputError, match="fold_all was trained on the cases that it is tested on"):
+        read_results([str(tmp_path / "all")], "Dice", subject=SUBJECT)
+    (tmp_path / "summary.json").write_text("{")
+    with pytest.raises(InputError, match="not a summary of nnU-Net"):
+        read_results([str(tmp_path / "summary.json")], "Dice", subject=SUBJECT)
+
+
+def quintet(*arguments: object, cwd: Path) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-c", "from quintet.cli import main; main()", *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, cwd=cwd, check=False)
+
+
+def test_commands_rank_and_plan(tmp_path: Path) -> None:
+    write_trainers(tmp_path / "results", folds=1)
+    done = quintet("rank", "results", "--output", "out", "--against", "nnUNetTrainer0__nnUNetPlans__2d", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("Is nnUNetTrainer1__nnUNetPlans__2d better than nnUNetTrainer0__nnUNetPlans__2d? ")
+    assert "Ranked by Dice (higher is better) on 16 patients (32 cases)" in done.stdout
+    assert {"ranking.html", "ranking.tex", "methods.md", "cases.csv"} <= {file.name for file in (tmp_path / "out").iterdir()}
+    planned = quintet("plan", "out", cwd=tmp_path)
+    assert planned.returncode == 0, planned.stderr
+    assert "Dice: patients needed for a power of 80 %" in planned.stdout
+    again = quintet("rank", "results", "--output", "out", cwd=tmp_path)
+    assert (again.returncode, "out exists and is not empty" in again.stderr) == (2, True)
+    unknown = quintet("rank", "results", "--output", "other", "--against", "nnUNet", cwd=tmp_path)
+    assert "no configuration nnUNet; there are: nnUNetTrainer0__" in unknown.stderr
+    assert not (tmp_path / "other").exists()
+    neither = quintet("plan", "results", cwd=tmp_path)
+    assert "results: neither a study nor a folder that `quintet rank` wrote" in neither.stderr
+
+
+def test_a_written_ranking_is_read_again(tmp_path: Path) -> None:
+    table = tidy(draw(np.random.default_rng(2)))
+    settings = Settings("dice", True, 0.1, (0, 100), ["A"], {"B": "A"}, "C")
+    written = write_ranking(table, settings, tmp_path / "out", title="T")
+    read = load_ranking(tmp_path / "out")
+    pd.testing.assert_frame_equal(read.table, written.table)
+    pd.testing.assert_frame_equal(read.answers, written.answers)
+    assert plan(read).verdict == plan(written).verdict
