@@ -298,7 +298,8 @@ def shared_table(count: int, missed: list[str]) -> list[dict[str, object]]:
     # one run cannot show how much runs differ
     for own_sd, seeds in ((0.0, 1), (0.0, 3), (0.0, 5), (0.8, 3), (0.8, 5)):
         errors = shared_weights(seeds, own_sd, count)
-        rows.append({"own run SD": own_sd, "seeds": seeds} | {name: round(value, 2) for name, value in errors.items()})
+        row: dict[str, object] = {"own run SD": own_sd, "seeds": seeds}
+        rows.append(row | {name: round(value, 2) for name, value in errors.items()})
         if abs(errors["run by run"] - 1) > MAX_SE_ERROR:
             missed.append(f"shared weights, {seeds} seeds, own run SD {own_sd}: {errors['run by run']:.2f} of the truth")
     return rows

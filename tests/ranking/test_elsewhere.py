@@ -20,6 +20,7 @@ from .tables import draw, tidy
 
 SUBJECT = r"^(?P<subject>.+?)-v\d+$"
 # the summaries that nnU-Net v2 itself wrote, made by benchmarks/perfusion_nnunet.py: a folder of trainers with fold_K/validation
+STORED = Path(__file__).parent / "nnunet"
 NNUNET_RESULTS = os.environ.get("QUINTET_NNUNET_RESULTS", "")
 
 
@@ -105,6 +106,17 @@ def test_this_projects_own_summary_is_read(tmp_path: Path) -> None:
     file.write_text(json.dumps({"metric_per_case": [{"case": "a-v1", "metrics": metrics}]}))
     table = read_results([str(tmp_path / "mine")], "Dice", subject=SUBJECT)
     assert table[["config", "group", "case", "value"]].to_numpy().tolist() == [["mine", "a", "a-v1", 0.6]]
+
+
+def test_stored_summaries_of_nnunet() -> None:
+    """Of 8 cases of 6 phantoms, written by nnU-Net 2.8.1 itself (benchmarks/perfusion_nnunet.py, 20 and 45 iterations)."""
+    ranking = rank_elsewhere(read_results([str(STORED)], "Dice", subject=SUBJECT), Settings("Dice", bounds=(0, 1)))
+    assert (ranking.patients, ranking.cases, ranking.folds) == (6, 8, 1)
+    first, second = "nnUNetTrainer_45iterations__nnUNetPlans__2d", "nnUNetTrainer__nnUNetPlans__2d"
+    assert ranking.table["config"].tolist() == [first, second]
+    for name, mean in zip((first, second), ranking.table["mean_over_cases"], strict=True):
+        summary = json.loads((STORED / name / "fold_1" / "validation" / "summary.json").read_text())
+        assert mean == pytest.approx(summary["foreground_mean"]["Dice"])  # nnU-Net's own mean
 
 
 @pytest.mark.skipif(not NNUNET_RESULTS, reason="QUINTET_NNUNET_RESULTS names no folder of nnU-Net results")

@@ -56,6 +56,9 @@ NOT_RUN = {
     "python main.py train --config configs/default_config.yaml": "a command of the reference code",
     "python -m venv ts && ts/bin/pip install TotalSegmentator": "its weights come from the internet",
     "pip install -c constraints.txt faiss-cpu": "make test installs it",
+    "quintet rank $nnUNet_results/Dataset501_Perfusion --metric Dice --subject '^(?P<subject>.+?)-v\\d+$' --output OUT/nnunet": (
+        "needs nnU-Net's results; tests/ranking/test_elsewhere.py"
+    ),
     "pip install -c constraints.txt torchio SimpleITK": "peers of the benchmarks",
 }
 FRAGMENT = re.compile(

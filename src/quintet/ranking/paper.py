@@ -7,6 +7,7 @@ import numpy as np
 
 from quintet.ranking.decision import Decision
 from quintet.ranking.scores import Scores
+from quintet.ranking.verdict import count
 
 if TYPE_CHECKING:
     from quintet.ranking.table import Ranking
@@ -27,7 +28,7 @@ def methods(
     else:
         scope = "over patients like these, for the models that were trained (training was not repeated)"
     sources = [name for name, used in (("repeated seeds", runs), ("folds", decision.folds > 1)) if used]
-    families = f"all {len(decision.pairs.p)} pairs of configurations"
+    families = f"all pairs of configurations ({len(decision.pairs.p)})"
     if planned := len(decision.planned.p):
         families = f"the planned comparisons ({planned}) and, separately, {families}"
     confidence = f"{100 * (1 - alpha):g} %"
@@ -77,7 +78,7 @@ def latex(ranking: "Ranking", *, title: str, unit: str) -> str:
     footnote = (
         f"Mean over {ranking.patients} patients, {better} is better. Configurations that share a letter are not significantly "
         f"different (paired t test that includes the variance between training runs, Holm's correction over "
-        f"{len(ranking.pairs)} pairs, {100 * ranking.alpha:g} %).{ranking.caveat}"
+        f"{count(len(ranking.pairs), 'pair')}, {100 * ranking.alpha:g} %).{ranking.caveat}"
     )
     return "\n".join(
         [

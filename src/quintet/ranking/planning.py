@@ -18,6 +18,7 @@ from scipy import stats
 from quintet.errors import InputError
 from quintet.ranking.table import Ranking
 from quintet.ranking.variance import MORE_VARIABLE
+from quintet.ranking.verdict import count
 
 SEEDS = (1, 2, 3, 5, 10)
 NEGLIGIBLE_RATIO = 1e-6  # once the patients' part of se^2 is this share of the runs' part, more patients change nothing
@@ -194,8 +195,8 @@ def _basis(ranking: Ranking, power: float, difference: float | None, run_sd: flo
     return (
         f"{ranking.label}: patients needed for a power of {100 * power:g} %, the probability that the pair is significantly "
         f"different, if each configuration is trained with these seeds per fold (folds: {ranking.folds}), at the "
-        f"{100 * ranking.alpha:g} % level corrected for {len(ranking.pairs)} comparisons (Holm's first and strictest step). A "
-        f"single seed cannot measure the variance between training runs. {runs}{selected if difference is None else ''}"
+        f"{100 * ranking.alpha:g} % level corrected for {count(len(ranking.pairs), 'comparison')} (Holm's first and strictest "
+        f"step). A single seed cannot measure the variance between training runs. {runs}{selected if difference is None else ''}"
     )
 
 

@@ -9,25 +9,25 @@ from quintet.ranking.scores import Scores
 def verdict(scores: Scores, decision: Decision, table: pd.DataFrame, *, label: str, lower_is_better: bool, alpha: float) -> str:
     """A few sentences for clinicians; `table` is that of the ranking, best configuration first."""
     min_runs, max_runs = int(table["runs"].min()), int(table["runs"].max())
-    models = _count(max_runs, "trained model") if min_runs == max_runs else f"{min_runs} to {max_runs} trained models"
+    models = count(max_runs, "trained model") if min_runs == max_runs else f"{min_runs} to {max_runs} trained models"
     basis = (
-        f"Ranked by {label} ({'lower' if lower_is_better else 'higher'} is better) on {_count(decision.patients, 'patient')} "
-        f"({_count(scores.cases, 'case')}), {_count(scores.folds, 'fold')}, {models} per configuration"
+        f"Ranked by {label} ({'lower' if lower_is_better else 'higher'} is better) on {count(decision.patients, 'patient')} "
+        f"({count(scores.cases, 'case')}), {count(scores.folds, 'fold')}, {models} per configuration"
     )
-    excluded = f" Excluded: {_count(scores.excluded, 'patient')} not tested in every configuration." if scores.excluded else ""
+    excluded = f" Excluded: {count(scores.excluded, 'patient')} not tested in every configuration." if scores.excluded else ""
     return f"{basis}: {_finding(scores, decision, table, alpha)}{excluded}{run_caveat(scores, decision, table)}"
 
 
 def _finding(scores: Scores, decision: Decision, table: pd.DataFrame, alpha: float) -> str:
-    first, count = scores.configs[0], len(scores.configs)
-    if count == 1:
+    first, configs = scores.configs[0], len(scores.configs)
+    if configs == 1:
         return f"{first} is the only configuration (mean {decision.mean[0]:.4g}), so there is nothing to compare."
     best = table.loc[table["rank"] == 1, "config"].tolist()
     lead = f"{_join(best)} {'is first' if len(best) == 1 else 'share first place'} (mean {decision.mean[0]:.4g})"
     if not decision.decidable:
         return (
-            f"no difference was established. {lead}, but with {_count(decision.patients, 'patient')} and "
-            f"{_count(count * (count - 1) // 2, 'comparison')}, even a difference in the same direction in every patient "
+            f"no difference was established. {lead}, but with {count(decision.patients, 'patient')} and "
+            f"{count(configs * (configs - 1) // 2, 'comparison')}, even a difference in the same direction in every patient "
             f"could be due to chance; at least {decision.pairs.patients_needed} patients tested in every configuration are "
             "needed."
         )
@@ -36,7 +36,7 @@ def _finding(scores: Scores, decision: Decision, table: pd.DataFrame, alpha: flo
     if not similar:
         return f"{lead} and is significantly different from every other configuration {level}."
     but = f"{lead}, but {'' if len(best) == 1 else f'{first} is '}not significantly different from"
-    if len(similar) == count - 1:
+    if len(similar) == configs - 1:
         return f"{but} any other configuration {level}."
     return f"{but} {_join(similar, 'or')}; it is significantly different from all others {level}."
 
@@ -66,7 +66,7 @@ def _seed_caveat(scores: Scores, decision: Decision, table: pd.DataFrame) -> str
     return ""
 
 
-def _count(number: int, noun: str) -> str:
+def count(number: int, noun: str) -> str:
     return f"{number} {noun}" + ("" if number == 1 else "s")
 
 
