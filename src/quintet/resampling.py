@@ -1,5 +1,4 @@
-"""Resampling of patients: bootstrap intervals, in which all rows of a patient are drawn together (a draw is represented by row
-weights), and jackknife pseudo-values of statistics of pairs of patients."""
+"""Bootstrap intervals clustered by patient: all rows of a patient are drawn together. A draw is represented by row weights."""
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -42,10 +41,3 @@ def percentile_interval(draws: Floats) -> tuple[float, float]:
     """The central 95 % of `draws`."""
     low, high = np.percentile(draws, PERCENTILES)
     return float(low), float(high)
-
-
-def pseudo_values(value: float, without: Floats) -> Floats:
-    """Jackknife pseudo-values `[patients]` of a statistic, from its `value` and those `without` each patient: their mean is the
-    value, and their variance divided by the number of patients estimates the statistic's, on average not too low (Efron and Stein
-    1981, doi:10.1214/aos/1176345462)."""
-    return np.asarray(value + (len(without) - 1) * (without.mean() - without))

@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from quintet.resampling import bootstrap_concordance, pseudo_values
+from quintet.resampling import bootstrap_concordance
 
 Floats = NDArray[np.float64]
 Comparable = NDArray[np.bool_]  # [P, P]: should the first patient have a higher score than the second?
@@ -49,14 +49,3 @@ def auc_or_concordance_of(predictions: pd.DataFrame, columns: Sequence[Any]) -> 
     if not all(pairs.any() for _, pairs in comparable_pairs(scores, target)):
         return float("nan")
     return auc_or_concordance(scores, target)
-
-
-def concordance_pseudo_values(risk: Floats, target: NDArray[np.floating[Any]]) -> Floats:
-    """The concordance index of risks `[P]` as jackknife pseudo-values of the patients; NaN if no pair is comparable."""
-    ((_, pairs),) = comparable_pairs(risk[:, None], target)
-    ordered = ((risk[:, None] > risk[None, :]) + 0.5 * (risk[:, None] == risk[None, :])) * pairs
-    correct, count = (m.sum() - m.sum(0) - m.sum(1) for m in (ordered, pairs.astype(float)))
-    if not pairs.any():
-        return np.full(len(risk), np.nan)
-    value = float(ordered.sum() / pairs.sum())
-    return pseudo_values(value, np.where(count > 0, correct / np.maximum(count, 1), value))

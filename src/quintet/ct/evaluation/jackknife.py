@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from quintet.ct.metrics import CHUNK, Floats, Scans, Ties, metrics_at, queries
-from quintet.resampling import pseudo_values
+from quintet.jackknife import pseudo_values
 
 
 def patient_pseudo_values(

@@ -17,7 +17,8 @@ from quintet import results
 from quintet.fusion.data.prepared import Prepared
 from quintet.fusion.evaluation import figures
 from quintet.fusion.evaluation.patterns import NOT_SUBSETS, RECORDED
-from quintet.fusion.metrics import auc_or_concordance_of, comparable_pairs, concordance_pseudo_values
+from quintet.fusion.metrics import auc_or_concordance_of, comparable_pairs
+from quintet.jackknife import pseudo_values
 from quintet.params.fusion import TTT
 from quintet.runs import Record
 
@@ -161,7 +162,7 @@ def concordance_scores(table: pd.DataFrame) -> pd.DataFrame:
     A subset is scored on the n of N patients who have it, so its pseudo-values enter with the weight N / n."""
     by_pattern = {
         str(name): pd.Series(
-            concordance_pseudo_values(rows["risk"].to_numpy(float), rows[["target", "event"]].to_numpy(float)), rows["patient"]
+            _pseudo_values(rows["risk"].to_numpy(float), rows[["target", "event"]].to_numpy(float)), rows["patient"]
         )
         for name, rows in table.groupby("pattern", sort=False)
     }
@@ -172,6 +173,17 @@ def concordance_scores(table: pd.DataFrame) -> pd.DataFrame:
         mean = float(np.mean([v.mean() for v in subsets]))
         values = values.join((mean + len(deviations) * deviations).rename(f"{SURVIVAL}_over_subsets"), how="outer")
     return values
+
+
+def _pseudo_values(risk: Floats, target: Floats) -> Floats:
+    """The concordance index of risks `[P]` as jackknife pseudo-values of the patients; NaN if no pair is comparable."""
+    ((_, pairs),) = comparable_pairs(risk[:, None], target)
+    if not pairs.any():
+        return np.full(len(risk), np.nan)
+    ordered = ((risk[:, None] > risk[None, :]) + 0.5 * (risk[:, None] == risk[None, :])) * pairs
+    correct, count = (m.sum() - m.sum(0) - m.sum(1) for m in (ordered, pairs.astype(float)))
+    value = float(ordered.sum() / pairs.sum())
+    return pseudo_values(value, np.where(count > 0, correct / np.maximum(count, 1), value))
 
 
 def _adaptation_metrics(plain: pd.DataFrame, adapted: pd.DataFrame, metric: str, *, lower_is_better: bool) -> dict[str, float]:
