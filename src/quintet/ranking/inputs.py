@@ -16,7 +16,8 @@ SUMMARIES = ("summary.json", "validation_summary.json")
 RANGES = {"dice": (0.0, 1.0), "iou": (0.0, 1.0)}
 STUDY = "elsewhere"
 EXAMPLES = 3  # names in a message
-NOT_A_NAME = re.compile(r"fold_\w+|seed_?\d+|validation\w*|evaluation|postprocessed")
+DERIVED = re.compile("crossval|cv_niftis|postprocessed")  # repeat the folds' cases
+NOT_A_NAME = re.compile(r"fold_\w+|seed_?\d+|validation\w*|evaluation")
 
 
 def read_results(
@@ -45,11 +46,11 @@ def read_results(
 
 def _read(source: str, metric: str, subject: re.Pattern[str], undefined: float | None) -> Iterator[pd.DataFrame]:
     name, equals, location = source.partition("=")
-    if not equals:
+    if Path(source).exists() or not equals:
         name, location = "", source
     path = Path(location)
     if path.is_dir():
-        files = sorted(p for p in path.rglob("*.json") if p.name in SUMMARIES and "crossval" not in str(p.relative_to(path)))
+        files = sorted(p for p in path.rglob("*.json") if p.name in SUMMARIES and not DERIVED.search(str(p.relative_to(path))))
         if not files:
             raise InputError(f"{path}: no {' or '.join(SUMMARIES)} below this folder; nnUNetv2_train --val writes them")
         for file in files:
