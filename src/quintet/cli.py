@@ -197,7 +197,7 @@ def rank(
     metric: Annotated[str, typer.Option(help="Its name in the files; of a plain CSV, any name.")] = "Dice",
     lower_is_better: Annotated[bool, typer.Option("--lower-is-better", help="Default: higher is better.")] = False,
     subject: Annotated[
-        str, typer.Option(help="nnU-Net: the pattern that finds the person in a case's name.")
+        str, typer.Option(help="nnU-Net: the pattern that finds the patient in a case's name.")
     ] = r"^(?P<subject>.+?)-v\d+$",
     range: Annotated[
         tuple[float, float] | None, typer.Option(help="Lowest and highest possible score (Dice and IoU: 0 1).")
@@ -221,6 +221,8 @@ def rank(
     table = inputs.read_results(results, metric, subject=subject, bounds=bounds, undefined=undefined)
     related = dict(pair.split("=") for pair in same_run_as or [])
     settings = elsewhere.Settings(metric, lower_is_better, alpha, bounds, deterministic or [], related, against)
+    if alone := inputs.count_unmatched(table, subject):
+        print(f"{alone} of {table['case'].nunique()} cases are patients of their own\n")
     ranked = elsewhere.write_ranking(table, settings, output, title=title)
     print(*ranked.answers["answer"], ranked.verdict, f"written: {output}", sep="\n\n")
 

@@ -46,7 +46,7 @@ def test_each_phase_is_compared_with_its_predecessor(make_params, runs):
     pairs = ["finetune than frozen", "symmetry than finetune", "complete than symmetry", "attention than frozen"]
     assert list(answers.index) == [f"Is {pair.replace(' than', ' better than')}?" for pair in pairs]
     assert answers["gain"].to_list() == pytest.approx([1, 1, 1, 4], abs=1e-9)
-    assert answers["answer"].str.contains("Yes: the difference is +", regex=False).all()
+    assert answers["answer"].str.contains("Yes: the gain is +", regex=False).all()
 
 
 def test_tables_by_diagnosis_and_landmark_and_the_curve(make_params, runs, tmp_path):

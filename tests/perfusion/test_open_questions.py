@@ -9,7 +9,7 @@ from quintet.perfusion.published import PUBLISHED
 
 def test_one_seed_is_about_trained_models_and_leaves_questions_open(simulated):
     params, _, ranking = simulated({})
-    assert "trained models, not about the configurations" in ranking.verdict
+    assert "trained models, not to the configurations" in ranking.verdict
     significant, anomaly, top_three = open_questions(ranking, params.perfusion)
     assert "0 of 91 pairs of these trained models are significantly different" in significant
     assert "nothing can be concluded about the configurations" in significant

@@ -161,13 +161,16 @@ def twice(rows: dict[str, list[object]]) -> None:
 
 BAD = {
     "missing case": (drop_last, r"b, seed 0: 1 of 12 cases are missing \(p5-v1\); add their scores, or leave these cases out"),
-    "other names": (rename, r"no case is in all configurations, so their names do not match \(a: p0-v0, .*; b: case_0"),
+    "other names": (rename, r"no case is in all configurations \(a: p0-v0, .*; b: case_0.*\); use the same case names"),
     "NaN": (
         change("score", 3, float("nan")),
         "b: 1 score\\(s\\) are missing or not finite, the first of case p1-v1; --undefined",
     ),
     "percent": (change("score", 3, 91.3), r"b: 1 score\(s\) are outside 0 to 1, the first of case p1-v1 \(91.3\); correct them"),
-    "several folds": (two_folds, r"6 patient\(s\) are in several folds, the first is p0 \(folds 0, 1\), so networks were"),
+    "several folds": (
+        two_folds,
+        r"6 patient\(s\) are in several folds, the first is p0 \(folds 0, 1\): cases of a patient were split",
+    ),
     "two patients": (change("patient", 3, "p9"), "case p1-v1 belongs to several patients: p1, p9; a case has one patient"),
     "twice": (twice, r"b, fold 0, seed 0: 1 score\(s\) are given twice, the first of case p5-v1; if these are repeated runs"),
     "text": (change("score", 3, "high"), "b.csv: row 5 has the score 'high', which is not a number"),
@@ -236,7 +239,7 @@ def test_commands_rank_and_plan(tmp_path: Path) -> None:
     again = quintet("rank", "results", "--output", "out", cwd=tmp_path)
     assert (again.returncode, "out exists and is not empty" in again.stderr) == (2, True)
     unknown = quintet("rank", "results", "--output", "other", "--against", "nnUNet", cwd=tmp_path)
-    assert "no configuration nnUNet; there are: nnUNetTrainer0__" in unknown.stderr
+    assert "unknown configuration nnUNet; available: nnUNetTrainer0__" in unknown.stderr
     assert not (tmp_path / "other").exists()
     neither = quintet("plan", "results", cwd=tmp_path)
     assert "results: neither a study nor a folder that `quintet rank` wrote" in neither.stderr

@@ -149,7 +149,7 @@ def test_ties_and_studies_without_a_comparison() -> None:
         plan(rank_scores(one))
     with pytest.raises(InputError, match="at least two patients"):
         plan(rank_scores(np.ones((2, 1, 1))))
-    with pytest.raises(InputError, match="power 1"):
+    with pytest.raises(InputError, match="power must be between 0.05"):
         plan(rank_scores(np.repeat(one, 2, axis=0)), power=1)
 
 

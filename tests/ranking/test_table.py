@@ -26,7 +26,7 @@ def test_table_by_hand() -> None:
     assert ranking.table["mean_over_cases"].tolist() == pytest.approx([10 / 3, 13 / 3])
     assert (ranking.patients, ranking.patients_excluded, ranking.cases, ranking.folds) == (2, 1, 3, 1)
     assert "Excluded: 1 patient not" in ranking.verdict
-    assert "at least 6 patients" in ranking.verdict
+    assert "that takes 6 patients or more" in ranking.verdict
 
 
 @pytest.mark.parametrize("lower", [False, True])
@@ -93,7 +93,7 @@ def test_bootstrap_against_a_naive_loop() -> None:
 def test_the_verdict_of_one_seed_is_limited_to_these_trained_models_unless_folds_show_how_runs_vary() -> None:
     one = rank_scores(draw(np.random.default_rng(4), seeds=1), seeds=1)
     assert "these trained models" in one.verdict
-    assert "models trained on this training set" in one.verdict
+    assert "trained only once, on this training set" in one.verdict
     ranking = rank_scores(draw(np.random.default_rng(4), seeds=1, folds=5), seeds=1)
     assert "measured together with that between folds" in ranking.verdict
     assert "this training set" not in ranking.verdict

@@ -46,6 +46,7 @@ def rank(params: Params, runs: Runs) -> Ranking:
         published={CONFIG: PUBLISHED[METRIC][0]},
         bounds=(0, 1),
         questions=questions(params.breakhis),
+        note="Patients entered with infinitesimal jackknife pseudo-values of the balanced accuracy (Efron 1982).",
     )
 
 

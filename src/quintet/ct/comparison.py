@@ -11,7 +11,7 @@ from quintet.ct.metrics import KS, PSEUDO_VALUE
 from quintet.pages import Section
 from quintet.params import Ct, Params
 from quintet.params.ct import BASELINES
-from quintet.ranking import Ranking, is_better
+from quintet.ranking import JACKKNIFE, Ranking, is_better
 from quintet.resampling import bootstrap_means, bootstrap_weights, percentile_interval
 
 METRIC = "ap_at_5"
@@ -49,6 +49,7 @@ def rank(params: Params, runs: Runs) -> Ranking:
         bootstrap=params.ranking.bootstrap,
         deterministic=[*BASELINES, *params.ct.external],
         pseudo_values=PSEUDO_VALUE.format(METRIC),
+        note=JACKKNIFE,
         questions=[is_better(name, "prior") for name in params.ct.sweep.configs],
     )
 

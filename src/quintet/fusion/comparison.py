@@ -17,7 +17,7 @@ from quintet.fusion.metrics import auc_or_concordance_of, comparable_pairs, scor
 from quintet.pages import Section
 from quintet.params import Fusion, Params
 from quintet.params.fusion import ADAPTS, BASELINES, TTT
-from quintet.ranking import Question, Ranking, is_better
+from quintet.ranking import JACKKNIFE, Question, Ranking, is_better
 from quintet.resampling import bootstrap_concordance, bootstrap_weights, percentile_interval
 
 COSTS = {
@@ -54,6 +54,7 @@ def rank(params: Params, runs: Runs) -> Ranking:
         deterministic=BASELINES,
         same_run_as=ranked_configs(params.fusion),
         questions=questions(params.fusion),
+        note="" if classification else JACKKNIFE,
     )
 
 

@@ -4,12 +4,14 @@
 """
 
 from quintet.ranking.decision import Decision, compact_letters, decide, patients_needed
+from quintet.ranking.paper import JACKKNIFE
 from quintet.ranking.planning import Plan, plan
 from quintet.ranking.questions import Question, is_better
 from quintet.ranking.report import write
 from quintet.ranking.table import Ranking, rank
 
 __all__ = [
+    "JACKKNIFE",
     "Decision",
     "Plan",
     "Question",

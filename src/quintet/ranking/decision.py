@@ -81,6 +81,11 @@ class Decision:
         return self.patients >= self.pairs.patients_needed
 
     @property
+    def runs_vary(self) -> bool:
+        """The variance between training runs was measured, from seeds or from folds."""
+        return self.run_variance is not None or self.folds > 1
+
+    @property
     def significant(self) -> Bools:
         """Which pairs are significantly different, [configs, configs]."""
         return self.matrix(self.pairs.significant) > 0

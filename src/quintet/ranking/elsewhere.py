@@ -35,7 +35,7 @@ def rank_elsewhere(table: pd.DataFrame, settings: Settings) -> Ranking:
     against, configs = options.pop("against"), sorted(set(table["config"]))
     named = {*settings.deterministic, *settings.same_run_as, *settings.same_run_as.values(), *([against] if against else [])}
     if unknown := sorted(named - set(configs)):
-        raise InputError(f"no configuration {', '.join(unknown)}; there are: {', '.join(configs)}")
+        raise InputError(f"unknown configuration {', '.join(unknown)}; available: {', '.join(configs)}")
     questions = [is_better(config, against) for config in configs if against and config != against]
     return rank(table, questions=questions, **options)
 

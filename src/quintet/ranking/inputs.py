@@ -125,6 +125,13 @@ def _case_name(case: dict[str, Any]) -> str:
     return re.sub(r"\.(nii\.gz|nii|nrrd|mha|png|tif{1,2}|npz)$", "", re.split(r"[/\\]", str(file))[-1])
 
 
+def count_unmatched(table: pd.DataFrame, subject: str) -> int:
+    """Cases whose patient is the case itself because the pattern `subject` does not match."""
+    pattern = _pattern(subject)
+    alone = table.loc[table["case"] == table["group"], "case"].unique()
+    return sum(not pattern.search(case) for case in alone)
+
+
 def _labels(case: dict[str, Any], metric: str) -> list[float]:
     """The metric of each label but the background, in v2 below `metrics`."""
     labels = case.get("metrics") or {k: v for k, v in case.items() if isinstance(v, dict)}
@@ -181,9 +188,9 @@ def _problems(table: pd.DataFrame, bounds: tuple[float, float] | None) -> list[s
     folds = table.groupby("group")["fold"].agg(lambda fold: sorted(set(fold)))
     if len(several := folds[folds.map(len) > 1]):
         problems.append(
-            f"{len(several)} patient(s) are in several folds, the first is {several.index[0]} (folds {_some(several.iloc[0])}), "
-            "so networks were trained on the patients they are tested on, or configurations have different folds; split by "
-            "patient and train again, or correct --subject"
+            f"{len(several)} patient(s) are in several folds, the first is {several.index[0]} (folds {_some(several.iloc[0])}): "
+            "cases of a patient were split between folds, or the folds differ between configurations or seeds; use the same "
+            "split by patient everywhere, or correct --subject"
         )
     return problems or _missing_cases(table)
 
@@ -193,7 +200,7 @@ def _missing_cases(table: pd.DataFrame) -> list[str]:
     every = set.union(*cases.values())
     if not set.intersection(*cases.values()):
         named = "; ".join(f"{config}: {_some(sorted(own))}" for config, own in cases.items())
-        return [f"no case is in all configurations, so their names do not match ({named}); rename the cases"]
+        return [f"no case is in all configurations ({named}); use the same case names everywhere"]
     problems = []
     for (config, seed), rows in table.groupby(["config", "seed"]):
         if missing := sorted(every - set(rows["case"])):

@@ -12,14 +12,16 @@ from quintet.ranking.verdict import count
 if TYPE_CHECKING:
     from quintet.ranking.table import Ranking
 
+JACKKNIFE = (
+    "A patient's score depends on the other patients, so each patient entered with a jackknife pseudo-value, which contains the "
+    "patient's effect on all others (Efron and Stein 1981)."
+)
 NAMED = {"~": "asciitilde", "^": "asciicircum", "\\": "backslash", "|": "bar", "<": "less", ">": "greater"}
 ESCAPED = {c: f"\\{c}" for c in "&%$#_{}"} | {c: f"\\text{name}{{}}" for c, name in NAMED.items()}
 
 
-def methods(
-    scores: Scores, decision: Decision, *, label: str, alpha: float, paired_runs: bool, pseudo_values: bool, bounded: bool
-) -> str:
-    """What a statistical reviewer asks for: estimand, model, correction, software."""
+def methods(scores: Scores, decision: Decision, *, label: str, alpha: float, paired_runs: bool, note: str, bounded: bool) -> str:
+    """What a statistical reviewer asks for: estimand, model, correction, software. `note`: on the metric."""
     runs = decision.run_variance is not None
     if decision.folds > 1:
         scope = "over patients like these, over repeated training, and over training sets like these"
@@ -31,30 +33,30 @@ def methods(
     families = f"all pairs of configurations ({len(decision.pairs.p)})"
     if planned := len(decision.planned.p):
         families = f"the planned comparisons ({planned}) and, separately, {families}"
+    needed = f"{decision.pairs.patients_needed} patients"
+    if planned:
+        needed += f" (planned comparisons: {decision.planned.patients_needed})"
     confidence = f"{100 * (1 - alpha):g} %"
     sentences = [
-        f"The score of a configuration is the mean {label} over {decision.patients} patients ({scores.cases} cases), each "
-        f"counted once. The estimand is the difference between two configurations' expected scores {scope}.",
-        "Differences were taken patient by patient and tested with Student's t.",
+        f"Configurations were compared by {label} on {count(decision.patients, 'patient')} ({count(scores.cases, 'case')}); "
+        f"cases of a patient were averaged first. The estimand is the difference between two configurations' expected scores {scope}.",
+        *([note] if note else []),
+        "Differences were taken patient by patient and tested with a two-sided paired t test.",
     ]
-    if pseudo_values:
-        sentences.append(
-            "A patient's score depends on the other patients, so each patient entered with a jackknife pseudo-value, which "
-            "contains the patient's effect on all others (Efron and Stein 1981)."
-        )
     if sources:
         sentences.append(
-            "The squared standard error is the variance of the patients' differences divided by their number, plus each "
-            "configuration's variance between training runs: the largest of its own and the pooled estimates from "
+            "The squared standard error is the variance of the paired differences divided by the number of patients, plus, for "
+            "both configurations, the variance of what the patients of a fold share (training run and training set) divided by "
+            "the number of folds: the larger of the configuration's own and the pooled estimate from "
             f"{' and '.join(sources)}, with Satterthwaite's degrees of freedom (1946)."
         )
     if paired_runs:
-        sentences.append("Configurations that share weights were compared run by run.")
+        sentences.append("Configurations that share weights or start from each other's were compared run by run.")
     scale = " on the logit scale (delta method)" if bounded else ""
     packages = ", ".join(f"{name} {version(package)}" for name, package in (("NumPy", "numpy"), ("SciPy", "scipy")))
     sentences += [
-        f"p values were corrected by Holm's method (1979) over {families}, at the {100 * alpha:g} % level; with fewer than "
-        f"{decision.pairs.patients_needed} patients no difference between two configurations is claimed.",
+        f"p-values were corrected by Holm's method (1979) over {families}, at the {100 * alpha:g} % level; no difference was "
+        f"called significant with fewer than {needed}, the smallest number with which a sign test could be.",
         f"Intervals of means are {confidence} intervals{scale}; those of single differences are not corrected.",
         f"Software: Quintet {version('quintet')}, {packages}.",
     ]
@@ -74,10 +76,11 @@ def latex(ranking: "Ranking", *, title: str, unit: str) -> str:
         cells = [str(row["config"]), mean, f"{low} to {high}", str(row["group"]), str(row["runs"])]
         rows.append(cells + ([f"{row['published']:.{decimals}f}" if row["published"] == row["published"] else ""] * published))
     lines = [" & ".join(map(_escape, row)) + r" \\" for row in rows]
+    runs = " with the variance between training runs" * ranking.varies_over.endswith("runs")
     better = "lower" if ranking.lower_is_better else "higher"
     footnote = (
         f"Mean over {ranking.patients} patients, {better} is better. Configurations that share a letter are not significantly "
-        f"different (paired t test that includes the variance between training runs, Holm's correction over "
+        f"different (two-sided paired t test{runs}, Holm's correction over "
         f"{count(len(ranking.pairs), 'pair')}, {100 * ranking.alpha:g} %).{ranking.caveat}"
     )
     return "\n".join(

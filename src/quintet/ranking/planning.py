@@ -71,10 +71,11 @@ def _drawn_shared(uniform: NDArray[np.float64], n: int, pair_sd: float, training
     """Draws of the estimate of `training.shared` and of its squared error, both [draws]: for each configuration of the pair, the
     largest of its own and the pooled estimates, as in decision.py."""
     folds, df, shared = training.folds, training.folds * (training.seeds - 1), training.shared / 2
-    own = np.stack([shared * stats.chi2.ppf(u, df) / df for u in uniform[1:3]])
-    own_df = np.full_like(own, df)
+    # a single seed per fold: only the folds measure it
+    own = np.stack([shared * stats.chi2.ppf(u, df) / df if df else np.zeros(DRAWS) for u in uniform[1:3]])
+    own_df = np.full_like(own, max(df, 1))
     others = max(training.configs - 2, 0) * df
-    pooled_df: NDArray[np.float64] | float = 2 * df + others
+    pooled_df: NDArray[np.float64] | float = max(2 * df + others, 1)
     pooled = (df * own.sum(0) + (shared * stats.chi2.ppf(uniform[3], others) if others else 0)) / pooled_df
     if folds > 1:
         noise, size, rest_df = pair_sd**2 / 2, n / folds, max(training.configs - 2, 1) * (folds - 1)
@@ -122,14 +123,15 @@ def plan(ranking: Ranking, *, power: float = 0.8, difference: float | None = Non
     """Plan for the first configuration against the second, the median of the others, and the last.
 
     `difference` and `run_sd` replace the measured values, in the metric's unit. If no run SD is known, the plan uses 0 and states
-    that its numbers are lower bounds. A single seed suffices only between configurations with deterministic training.
+    that its numbers are lower bounds. With one fold, a single seed suffices only between configurations with deterministic
+    training.
     """
     if ranking.pairs.empty:
         raise InputError("there is only one configuration, so there is nothing to plan")
     if ranking.patients < 2:
         raise InputError("the variance between patients is unknown: at least two patients are needed")
     if not ranking.alpha < power < 1:
-        raise InputError(f"power {power} is not between the significance level {ranking.alpha:g} and 1")
+        raise InputError(f"power must be between {ranking.alpha:g} (the level of significance) and 1, not {power}")
     known_sd = ranking.run_sd if run_sd is None else run_sd
     stochastic = _stochastic(ranking)
     rows, verdicts = [], []
@@ -137,7 +139,7 @@ def plan(ranking: Ranking, *, power: float = 0.8, difference: float | None = Non
         target = measured if difference is None else abs(difference)
         numbers: dict[int, int | None] = {}
         for seeds in SEEDS:
-            if seeds == 1 and stochastic_count > 0:
+            if seeds * ranking.folds == 1 and stochastic_count > 0:
                 continue
             variance = (known_sd or 0.0) ** 2
             training = Training(ranking.folds, seeds, variance, int(stochastic.sum()), stochastic_count)
@@ -188,6 +190,9 @@ def _basis(ranking: Ranking, power: float, difference: float | None, run_sd: flo
             "The SD between training runs is unknown: the numbers assume 0 and are lower bounds. Two or more seeds would measure "
             "it; --run-sd sets it."
         )
+    measures = "A single seed cannot measure the variance between training runs."
+    if ranking.folds > 1:
+        measures = "The effect of training sets is not included; it makes more patients or folds necessary."
     selected = (
         " The measured difference is optimistic because the first configuration was selected as the best; use --difference to "
         "set the smallest difference that matters."
@@ -196,7 +201,7 @@ def _basis(ranking: Ranking, power: float, difference: float | None, run_sd: flo
         f"{ranking.label}: patients needed for a power of {100 * power:g} %, the probability that the pair is significantly "
         f"different, if each configuration is trained with these seeds per fold (folds: {ranking.folds}), at the "
         f"{100 * ranking.alpha:g} % level corrected for {count(len(ranking.pairs), 'comparison')} (Holm's first and strictest "
-        f"step). A single seed cannot measure the variance between training runs. {runs}{selected if difference is None else ''}"
+        f"step). {measures} {runs}{selected if difference is None else ''}"
     )
 
 
@@ -207,7 +212,8 @@ def _verdict(name: str, difference: float, numbers: dict[int, int | None], lower
     if difference == 0:
         return f"{pair}: no number of patients makes a tie significant."
     if not found:
-        return f"{pair}: even with {_seeds(SEEDS[-1])}, runs vary too much for any number of patients; more seeds are needed."
+        most = _seeds(SEEDS[-1])
+        return f"{pair}: even with {most}, no number of patients is enough, because runs vary too much; more seeds are needed."
     target = f"for a power of {100 * power:g} %"
     seeds = min(found, key=lambda s: found[s])
     available = f"{patients} are available"

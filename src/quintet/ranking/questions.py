@@ -9,6 +9,7 @@ import pandas as pd
 
 from quintet.ranking.decision import Family
 from quintet.ranking.variance import Floats
+from quintet.ranking.verdict import count
 
 COLUMNS = ["question", "gain", "low", "high", "df", "p", "p_holm", "significant", "answer"]
 
@@ -53,8 +54,7 @@ def answer(questions: Sequence[Question], family: Family, *, patients: int, sign
 
 def _finding(row: dict[Any, Any], patients: int, family: Family, alpha: float) -> str:
     if patients < family.patients_needed:
-        return f"Cannot be answered with {patients} patients: at least {family.patients_needed} are needed."
-    found = "Yes" if row["gain"] > 0 else "No, the opposite"
-    lead = f"{found}: the difference is" if row["significant"] else "Not shown: the difference is"
-    interval = f"{100 * (1 - alpha):g} % interval {row['low']:+.3g} to {row['high']:+.3g}"
-    return f"{lead} {row['gain']:+.3g} ({interval}; corrected p = {row['p_holm']:.2g})."
+        return f"Cannot be answered with {count(patients, 'patient')}; it takes {family.patients_needed} or more."
+    lead = ("Yes" if row["gain"] > 0 else "No, the opposite") if row["significant"] else "No significant difference"
+    interval = f"uncorrected {100 * (1 - alpha):g} % interval {row['low']:+.3g} to {row['high']:+.3g}"
+    return f"{lead}: the gain is {row['gain']:+.3g} ({interval}; Holm p = {row['p_holm']:.2g})."

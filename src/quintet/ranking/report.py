@@ -52,8 +52,8 @@ def write(ranking: Ranking, folder: Path, *, title: str, unit: str, extra: Seque
 
 def _planned(ranking: Ranking) -> Section:
     text = (
-        f"Differences in {ranking.label}; positive: better. Corrected as one family of {len(ranking.answers)} (Holm); each "
-        f"interval is that of the comparison by itself.{ranking.caveat}"
+        f"Gains in {ranking.label}; positive means better. p-values are corrected for these {len(ranking.answers)} comparisons "
+        f"(Holm), intervals are not.{ranking.caveat}"
     )
     return Section("Planned comparisons", "\n\n".join([text, *ranking.answers["answer"]]))
 
@@ -88,18 +88,18 @@ def _ranking_text(ranking: Ranking, unit: str) -> str:
     return (
         f"Metric: {_with_unit(ranking.label, unit)}; {'lower' if ranking.lower_is_better else 'higher'} is better. "
         f"Patients: {ranking.patients} (excluded: {ranking.patients_excluded}), cases: {ranking.cases}, folds: {ranking.folds}. "
-        f"mean: mean of the patient means; low, high: its {confidence} interval over patients and training runs; group: "
+        f"mean: mean of the patient means; low, high: its {confidence} interval over {ranking.varies_over}; group: "
         "configurations that share a letter are not significantly different. "
         f"SD between training runs, pooled: {run_sd}.{tau}\n\n"
         f"Descriptive only: rank_low, rank_high ({confidence} interval of the rank) and first_share (share of first places) come "
-        "from a bootstrap over patients and runs. The intervals of two means may overlap even where their difference, taken "
+        f"from a bootstrap over {ranking.varies_over}. The intervals of two means may overlap even where their difference, taken "
         "patient by patient, is significant."
     )
 
 
 def _pairs_text(ranking: Ranking) -> str:
     return (
-        f"difference: first minus second. significant: the p value after Holm's correction is at most {ranking.alpha:g}, with at "
+        f"difference: first minus second. significant: the p-value after Holm's correction is at most {ranking.alpha:g}, with at "
         f"least {ranking.patients_needed} patients."
     )
 

@@ -34,6 +34,7 @@ class Ranking:
     by_patient: pd.DataFrame
     verdict: str
     methods: str  # the paragraph for a paper
+    varies_over: str  # what the intervals cover: "patients", or "patients and training runs"
     caveat: str  # what the verdict and the answers are about, if not about configurations in general
     patients: int
     patients_excluded: int
@@ -59,6 +60,7 @@ def rank(
     bounds: tuple[float, float] | None = None,
     questions: Sequence[Question] = (),
     pseudo_values: str | None = None,
+    note: str = "",
 ) -> Ranking:
     """Rank the configurations of a tidy table (`results.COLUMNS`) by `metric`.
 
@@ -68,7 +70,7 @@ def rank(
     configuration -> the one whose weights it shares or starts from, with the same fold and seed. `bounds`: the metric's
     range, which intervals do not leave. `questions`: comparisons that were planned; those about a configuration that the table
     lacks are left out. `pseudo_values`: the metric with the patients' jackknife pseudo-values, if the score of `metric` depends
-    on other patients (see read_scores). `bootstrap`: number of draws.
+    on other patients (see read_scores). `note`: a sentence on the metric for the paragraph on methods. `bootstrap`: draws.
     """
     label = label or metric.replace("_", " ")
     sign = 1.0 if lower_is_better else -1.0
@@ -94,9 +96,10 @@ def rank(
             label=label,
             alpha=alpha,
             paired_runs=len(set(related)) < len(related),
-            pseudo_values=pseudo_values is not None,
+            note=note,
             bounded=bounds is not None,
         ),
+        varies_over="patients" + " and training runs" * decision.runs_vary,
         caveat=run_caveat(scores, decision, summary),
         patients=decision.patients,
         patients_excluded=scores.excluded,

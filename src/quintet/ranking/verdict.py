@@ -27,18 +27,17 @@ def _finding(scores: Scores, decision: Decision, table: pd.DataFrame, alpha: flo
     if not decision.decidable:
         return (
             f"no difference was established. {lead}, but with {count(decision.patients, 'patient')} and "
-            f"{count(configs * (configs - 1) // 2, 'comparison')}, even a difference in the same direction in every patient "
-            f"could be due to chance; at least {decision.pairs.patients_needed} patients tested in every configuration are "
-            "needed."
+            f"{count(configs * (configs - 1) // 2, 'pair')} no difference can be significant, not even one in the same direction "
+            f"in every patient; that takes {decision.pairs.patients_needed} patients or more, tested in every configuration."
         )
-    level = f"at the {100 * alpha:g} % level, corrected for all comparisons (Holm)"
+    level = f"at the {100 * alpha:g} % level, corrected for all pairs (Holm)"
     similar = [c for c, significant in zip(scores.configs, decision.significant[0], strict=True) if not significant][1:]
     if not similar:
         return f"{lead} and is significantly different from every other configuration {level}."
     but = f"{lead}, but {'' if len(best) == 1 else f'{first} is '}not significantly different from"
     if len(similar) == configs - 1:
         return f"{but} any other configuration {level}."
-    return f"{but} {_join(similar, 'or')}; it is significantly different from all others {level}."
+    return f"{but} {_join(similar, 'or')}, and significantly different from all others {level}."
 
 
 def run_caveat(scores: Scores, decision: Decision, table: pd.DataFrame) -> str:
@@ -46,23 +45,24 @@ def run_caveat(scores: Scores, decision: Decision, table: pd.DataFrame) -> str:
     if len(scores.configs) == 1:
         return ""
     if decision.folds == 1:
-        return " With one fold, it is about models trained on this training set." + _seed_caveat(scores, decision, table)
+        if decision.run_variance is None:
+            return (
+                " Each configuration was trained only once, on this training set, so the variance between training runs is "
+                "unknown. The result applies to these trained models, not to the configurations: training again could change the "
+                "order. Two or more seeds would measure it."
+            )
+        training_set = " With one fold, the result applies only to models trained on this training set."
+        return training_set + _single_runs(scores, table)
     if decision.run_variance is None:
-        return " No seed was repeated: the variation between training runs is measured together with that between folds."
-    return _seed_caveat(scores, decision, table)
+        return " No seed was repeated: the variance between training runs is measured together with that between folds."
+    return _single_runs(scores, table)
 
 
-def _seed_caveat(scores: Scores, decision: Decision, table: pd.DataFrame) -> str:
-    if decision.run_variance is None:
-        return (
-            " The variation between training runs is unknown because no seed was repeated, so this result is about these trained "
-            "models, not about the configurations: training again could change the order. Two or more seeds per fold would "
-            "measure it."
-        )
+def _single_runs(scores: Scores, table: pd.DataFrame) -> str:
     single = table.loc[table["run_sd"].isna() & ~scores.deterministic, "config"].tolist()
     if single:
         verb = "has" if len(single) == 1 else "have"
-        return f" {_join(single)} {verb} no repeated seed; the run-to-run variance of the other configurations is used instead."
+        return f" {_join(single)} {verb} no repeated seed: the run variance of the other configurations is used instead."
     return ""
 
 
