@@ -212,18 +212,23 @@ def rank(
     title: Annotated[str, typer.Option(help="Heading of the report.")] = "Ranking",
 ) -> None:
     """Rank results that were made elsewhere, under the same decision rule, and write the report."""
-    from quintet.ranking import elsewhere, inputs
+    from quintet.ranking.elsewhere import Settings, write_ranking
+    from quintet.ranking.elsewhere.nnunet import count_unmatched
+    from quintet.ranking.elsewhere.reading import RANGES, read_results
 
     require_empty(output)
-    if wrong := [pair for pair in same_run_as or [] if pair.count("=") != 1]:
-        raise InputError(f"--same-run-as {wrong[0]}: expected A=B")
-    bounds = range or inputs.RANGES.get(metric.lower())
-    table = inputs.read_results(results, metric, subject=subject, bounds=bounds, undefined=undefined)
-    related = dict(pair.split("=") for pair in same_run_as or [])
-    settings = elsewhere.Settings(metric, lower_is_better, alpha, bounds, deterministic or [], related, against)
-    if alone := inputs.count_unmatched(table, subject):
+    related: dict[str, str] = {}
+    for pair in same_run_as or []:
+        first, equals, second = pair.partition("=")
+        if not equals or first in related:
+            raise InputError(f"--same-run-as {pair}: expected A=B, once for each A")
+        related[first] = second
+    values = {"metric": metric, "lower_is_better": lower_is_better, "alpha": alpha, "bounds": range or RANGES.get(metric.lower())}
+    settings = Settings.of(values | {"deterministic": deterministic or [], "same_run_as": related, "against": against})
+    table = read_results(results, metric, subject=subject, bounds=settings.bounds, undefined=undefined)
+    if alone := count_unmatched(table, subject):
         print(f"{alone} of {table['case'].nunique()} cases are patients of their own\n")
-    ranked = elsewhere.write_ranking(table, settings, output, title=title)
+    ranked = write_ranking(table, settings, output, title=title)
     print(*ranked.answers["answer"], ranked.verdict, f"written: {output}", sep="\n\n")
 
 

@@ -14,7 +14,7 @@ import pytest
 from quintet.errors import InputError, InputProblemsError
 from quintet.ranking import plan, rank
 from quintet.ranking.elsewhere import Settings, load_ranking, rank_elsewhere, write_ranking
-from quintet.ranking.inputs import read_results
+from quintet.ranking.elsewhere.reading import read_results
 
 from .tables import draw, tidy
 
@@ -68,7 +68,7 @@ def test_plain_csv_files_are_ranked_as_the_same_tidy_table(tmp_path: Path) -> No
     files = [write_csv(tmp_path / f"{name}.csv", scores(shift)) for name, shift in (("new", 0.05), ("old", 0.0))]
     table = read_results([*map(str, files[:1]), f"baseline={files[1]}"], "Dice", subject=SUBJECT)
     assert set(table["config"]) == {"new", "baseline"}
-    ranking = rank_elsewhere(table, Settings("Dice", bounds=(0, 1), against="baseline"))
+    ranking = rank_elsewhere(table, Settings(metric="Dice", bounds=(0, 1), against="baseline"))
     assert (ranking.patients, ranking.cases) == (6, 12)
     assert ranking.table["config"].tolist() == ["new", "baseline"]
     assert ranking.answers["question"].tolist() == ["Is new better than baseline?"]
@@ -78,7 +78,9 @@ def test_plain_csv_files_are_ranked_as_the_same_tidy_table(tmp_path: Path) -> No
 def test_the_tidy_table_gives_the_same_ranking_as_the_pipeline(tmp_path: Path) -> None:
     table = tidy(draw(np.random.default_rng(0), seeds=2, folds=3), seeds=2, cases=2)
     table.to_csv(tmp_path / "all.csv", index=False)
-    found = rank_elsewhere(read_results([str(tmp_path / "all.csv")], "dice", subject=SUBJECT, bounds=(0, 100)), Settings("dice"))
+    found = rank_elsewhere(
+        read_results([str(tmp_path / "all.csv")], "dice", subject=SUBJECT, bounds=(0, 100)), Settings(metric="dice")
+    )
     expected = rank(table, "dice", lower_is_better=False)
     pd.testing.assert_frame_equal(found.table, expected.table)
     pd.testing.assert_frame_equal(found.pairs, expected.pairs)
@@ -90,8 +92,17 @@ def test_nnunet_trainers_and_folds(tmp_path: Path, version: int) -> None:
     table = read_results([str(tmp_path / "results")], "Dice", subject=SUBJECT)
     assert table.set_index(["config", "case"])["value"].to_dict() == pytest.approx(expected)
     assert sorted(table["fold"].unique()) == [0, 1]
-    ranking = rank_elsewhere(table, Settings("Dice", bounds=(0, 1)))
+    ranking = rank_elsewhere(table, Settings(metric="Dice", bounds=(0, 1)))
     assert (ranking.patients, ranking.cases, ranking.folds) == (16, 32, 2)
+
+
+def test_linked_trainers_are_found(tmp_path: Path) -> None:
+    write_trainers(tmp_path / "real")
+    (tmp_path / "linked").mkdir()
+    for trainer in (tmp_path / "real").iterdir():
+        (tmp_path / "linked" / trainer.name).symlink_to(trainer)
+    (tmp_path / "linked" / "circle").symlink_to(tmp_path / "linked")
+    assert read_results([str(tmp_path / "linked")], "Dice", subject=SUBJECT)["config"].nunique() == 2
 
 
 def test_repeated_nnunet_runs_are_seeds(tmp_path: Path) -> None:
@@ -99,7 +110,7 @@ def test_repeated_nnunet_runs_are_seeds(tmp_path: Path) -> None:
         write_trainers(tmp_path / f"seed_{seed}")
     table = read_results([str(tmp_path)], "IoU", subject=SUBJECT)
     assert sorted(table["seed"].unique()) == [0, 1]
-    assert rank_elsewhere(table, Settings("IoU")).run_sd == 0  # the same numbers twice
+    assert rank_elsewhere(table, Settings(metric="IoU")).run_sd == 0  # the same numbers twice
 
 
 def test_this_projects_own_summary_is_read(tmp_path: Path) -> None:
@@ -113,7 +124,7 @@ def test_this_projects_own_summary_is_read(tmp_path: Path) -> None:
 
 def test_stored_summaries_of_nnunet() -> None:
     """Of 8 cases of 6 phantoms, written by nnU-Net 2.8.1 itself (benchmarks/perfusion_nnunet.py, 20 and 45 iterations)."""
-    ranking = rank_elsewhere(read_results([str(STORED)], "Dice", subject=SUBJECT), Settings("Dice", bounds=(0, 1)))
+    ranking = rank_elsewhere(read_results([str(STORED)], "Dice", subject=SUBJECT), Settings(metric="Dice", bounds=(0, 1)))
     assert (ranking.patients, ranking.cases, ranking.folds) == (6, 8, 1)
     first, second = "nnUNetTrainer_45iterations__nnUNetPlans__2d", "nnUNetTrainer__nnUNetPlans__2d"
     assert ranking.table["config"].tolist() == [first, second]
@@ -125,7 +136,7 @@ def test_stored_summaries_of_nnunet() -> None:
 @pytest.mark.skipif(not NNUNET_RESULTS, reason="QUINTET_NNUNET_RESULTS names no folder of nnU-Net results")
 def test_summaries_that_nnunet_wrote() -> None:
     table = read_results([NNUNET_RESULTS], "Dice", subject=SUBJECT, undefined=1.0)
-    ranking = rank_elsewhere(table, Settings("Dice", bounds=(0, 1)))
+    ranking = rank_elsewhere(table, Settings(metric="Dice", bounds=(0, 1)))
     files = [json.loads(file.read_text()) for file in Path(NNUNET_RESULTS).rglob("validation/summary.json")]
     means = sorted(
         float(np.mean([np.mean([m["Dice"] for m in case["metrics"].values()]) for case in f["metric_per_case"]])) for f in files
@@ -171,12 +182,17 @@ BAD = {
         two_folds,
         r"6 patient\(s\) are in several folds, the first is p0 \(folds 0, 1\): cases of a patient were split",
     ),
-    "two patients": (change("patient", 3, "p9"), "case p1-v1 belongs to several patients: p1, p9; a case has one patient"),
-    "twice": (twice, r"b, fold 0, seed 0: 1 score\(s\) are given twice, the first of case p5-v1; if these are repeated runs"),
-    "text": (change("score", 3, "high"), "b.csv: row 5 has the score 'high', which is not a number"),
-    "no patient": (change("patient", 3, ""), "b.csv: row 5 has no patient"),
-    "other columns": (lambda rows: rows.pop("patient"), r"b.csv: no column patient; it has \['case', 'score'\]"),
-    "half a fold": (lambda rows: rows.update(fold=[0.5] * 12), "b.csv: row 2 has no whole number as fold"),
+    "two patients": (
+        change("patient", 3, "p9"),
+        "case p1-v1 belongs to several patients: p1, p9; if these are different cases, put the patient into",
+    ),
+    "twice": (twice, r"b, fold 0, seed 0: 1 score\(s\) are given twice, the first of case p5-v1; name different configurations"),
+    "text": (change("score", 3, "high"), "b.csv: line 5 has a score that is not a number"),
+    "no patient": (change("patient", 3, ""), "b.csv: line 5 has no patient"),
+    "no config": (lambda rows: rows.update(config=["b", " "] * 6), "b.csv: line 3 has no config"),
+    "other columns": (lambda rows: rows.pop("patient"), r"b.csv: no column patient; it has case, score"),
+    "half a fold": (lambda rows: rows.update(fold=[0.5] * 12), "b.csv: line 2 has no whole number as fold"),
+    "decimal comma": (change("score", 3, "0,7"), "b.csv: line 5 has a score that is not a number"),
 }
 
 
@@ -189,6 +205,56 @@ def test_bad_tables_get_one_sentence(tmp_path: Path, kind: str) -> None:
     with pytest.raises((InputError, InputProblemsError), match=message) as caught:
         read_results(files, "Dice", subject=SUBJECT)
     assert len(getattr(caught.value, "problems", [""])) == 1
+
+
+BAD_FILES = {
+    "unquoted decimal comma": (
+        "case,patient,score\np0-v0,p0,0,7\n",
+        "line 2 has 4 fields, but the heading has 3; a comma within",
+    ),
+    "semicolons": ("case;patient;score\np0-v0;p0;0,7\n", "columns are separated by ';'; separate them by commas"),
+    "a column twice": ("case,patient,score,score\na,b,0.7,0.8\n", "a column is named twice in case, patient, score, score"),
+    "empty": ("\n", "it is empty"),
+    "no rows": ("case,patient,score\n", "it has no rows"),
+    "two studies": (
+        "study,config,fold,seed,group,case,metric,value\ns1,a,0,0,p,c,Dice,0.7\ns2,a,0,0,q,d,Dice,0.7\n",
+        "several studies: s1, s2; rank one at a time",
+    ),
+    "other metrics": ("study,config,fold,seed,group,case,metric,value\ns,a,0,0,p,c,hd95,0.7\n", "no metric 'Dice'; it has hd95"),
+    "one patient written in two ways": (
+        "case,patient,score\na,p1,0.7\nb,P 01,0.8\n",
+        "patients 'P 01' and 'p1' look like one person; write each patient in one way only",
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", BAD_FILES)
+def test_bad_files_get_one_sentence(tmp_path: Path, kind: str) -> None:
+    text, message = BAD_FILES[kind]
+    (tmp_path / "x.csv").write_text(text)
+    with pytest.raises((InputError, InputProblemsError), match=message):
+        read_results([str(tmp_path / "x.csv")], "Dice", subject=SUBJECT)
+
+
+def test_files_as_spreadsheets_write_them(tmp_path: Path) -> None:
+    (tmp_path / "m.csv").write_bytes('\ufeffcase,patient,score\r\n"a ",01,"0.7"\r\n\r\n b,02,NA\r\n'.encode())
+    table = read_results([str(tmp_path / "m.csv")], "Dice", subject=SUBJECT, undefined=0)
+    assert table[["config", "group", "case", "value"]].to_numpy().tolist() == [["m", "01", "a", 0.7], ["m", "02", "b", 0.0]]
+    (tmp_path / "l.csv").write_bytes("case,patient,score\nM\xfcller,1,0.7\n".encode("latin1"))
+    with pytest.raises(InputError, match=r"l.csv is not text in UTF-8; save it as CSV"):
+        read_results([str(tmp_path / "l.csv")], "Dice", subject=SUBJECT)
+    with pytest.raises(InputError, match=r"none.csv does not exist"):
+        read_results(["x=none.csv"], "Dice", subject=SUBJECT)
+
+
+def test_fractions_beside_percent_are_refused_without_a_range(tmp_path: Path) -> None:
+    rows = scores()
+    write_csv(tmp_path / "a.csv", rows)
+    write_csv(tmp_path / "b.csv", rows | {"score": [100 * float(str(v)) for v in rows["score"]]})
+    files = [str(tmp_path / "a.csv"), str(tmp_path / "b.csv")]
+    with pytest.raises(InputProblemsError, match="a has fractions, but b seems to have percent"):
+        read_results(files, "DSC", subject=SUBJECT)
+    assert len(read_results(files, "DSC", subject=SUBJECT, bounds=(0, 100))) == 24
 
 
 def test_undefined_scores_get_the_value_that_is_asked_for(tmp_path: Path) -> None:
@@ -208,7 +274,7 @@ def test_bad_nnunet_folders_get_one_sentence(tmp_path: Path) -> None:
     write_trainers(tmp_path / "ok")
     with pytest.raises(InputError, match="with 'HD95' of each case"):
         read_results([str(tmp_path / "ok")], "HD95", subject=SUBJECT)
-    with pytest.raises(InputError, match=r"no case, such as 'sub0-v1', matches the subject pattern .* set --subject"):
+    with pytest.raises(InputError, match=r"subject pattern .* finds no patient in a case, such as 'sub0-v1'; set --subject"):
         read_results([str(tmp_path / "ok")], "Dice", subject=r"^(?P<subject>\d+)$")
     with pytest.raises(InputError, match=r"needs a group \(\?P<subject>"):
         read_results([str(tmp_path / "ok")], "Dice", subject=".*")
@@ -216,6 +282,20 @@ def test_bad_nnunet_folders_get_one_sentence(tmp_path: Path) -> None:
     (tmp_path / "all" / "fold_all" / "summary.json").write_text(json.dumps(nnunet_summary({"a-v1": (0.5, 0.5)})))
     with pytest.raises(InputError, match="fold_all was trained on the cases that it is tested on"):
         read_results([str(tmp_path / "all")], "Dice", subject=SUBJECT)
+    (tmp_path / "best" / "fold_0_best").mkdir(parents=True)
+    (tmp_path / "best" / "fold_0_best" / "summary.json").write_text(json.dumps(nnunet_summary({"a-v1": (0.5, 0.5)})))
+    with pytest.raises(InputError, match="which fold is fold_0_best"):
+        read_results([str(tmp_path / "best")], "Dice", subject=SUBJECT)
+    trainer = next((tmp_path / "ok").iterdir())
+    with pytest.raises(InputError, match="crossval_results_folds_0_1 repeats the cases of the folds"):
+        read_results([str(trainer / "crossval_results_folds_0_1")], "Dice", subject=SUBJECT)
+    changed = trainer / "fold_0" / "validation" / "summary.json"
+    changed.write_text(changed.read_text().replace('"(1, 2)"', '"2"', 1))
+    with pytest.raises(InputProblemsError, match=r"means over different labels: .*; evaluate the same labels everywhere"):
+        read_results([str(tmp_path / "ok")], "Dice", subject=SUBJECT)
+    changed.write_text(json.dumps({"metric_per_case": [{"metrics": {}, "prediction_file": "a"}]}))
+    with pytest.raises(InputError, match="not a summary of nnU-Net"):
+        read_results([str(tmp_path / "ok")], "Dice", subject=SUBJECT)
     (tmp_path / "summary.json").write_text("{")
     with pytest.raises(InputError, match="not a summary of nnU-Net"):
         read_results([str(tmp_path / "summary.json")], "Dice", subject=SUBJECT)
@@ -245,9 +325,51 @@ def test_commands_rank_and_plan(tmp_path: Path) -> None:
     assert "results: neither a study nor a folder that `quintet rank` wrote" in neither.stderr
 
 
+VALUES = {"metric": "dice", "lower_is_better": True, "alpha": 0.1, "bounds": [0, 100], "deterministic": ["A"]}
+VALUES |= {"same_run_as": {"B": "A"}, "against": "C"}
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "message"),
+    [
+        ("alpha", 0, "alpha: .* greater than 0"),
+        ("alpha", 2, "alpha: .* less than 1"),
+        ("alpha", float("nan"), "alpha: "),
+        ("metric", "", "metric: "),
+        ("lower_is_better", "no", "lower_is_better: .* boolean"),
+        ("bounds", [1, 0], "the range 1 to 0 is empty"),
+        ("bounds", [0, float("inf")], "bounds.1: .* finite"),
+        ("deterministic", "A", "deterministic: .* array"),
+        ("same_run_as", {"B": "A", "A": "B"}, "same_run_as goes in a circle: B = A = B"),
+    ],
+)
+def test_settings_that_are_not_allowed(name: str, value: object, message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        Settings.of(VALUES | {name: value})
+
+
+def test_a_changed_ranking_is_not_planned_with(tmp_path: Path) -> None:
+    write_ranking(tidy(draw(np.random.default_rng(2))), Settings.of(VALUES), tmp_path / "out", title="T")
+    text = (tmp_path / "out" / "cases.csv").read_text()
+    (tmp_path / "out" / "cases.csv").write_text(text[:-3])
+    with pytest.raises(InputError, match=r"cases.csv was changed or deleted; run `quintet rank` again"):
+        load_ranking(tmp_path / "out")
+    settings = tmp_path / "out" / "settings.json"
+    settings.write_text(settings.read_text().replace("0.1", '"x"'))
+    with pytest.raises(InputError, match=r"settings.json is damaged \(alpha: "):
+        load_ranking(tmp_path / "out")
+
+
+def test_names_with_special_characters_are_drawn_and_set_literally(tmp_path: Path) -> None:
+    table = tidy(draw(np.random.default_rng(2), configs=3)).replace({"config": {"A": r"$\foo$", "B": "[12] a^{$", "C": "*ours"}})
+    write_ranking(table, Settings(metric="dice"), tmp_path / "out", title="Cost $x^{$")
+    lines = (tmp_path / "out" / "ranking.tex").read_text().splitlines()
+    assert sum(line.startswith(("{}[12] a", "{}*ours", r"{}\$\textbackslash{}foo\$ &")) for line in lines) == 3
+
+
 def test_a_written_ranking_is_read_again(tmp_path: Path) -> None:
     table = tidy(draw(np.random.default_rng(2)))
-    settings = Settings("dice", True, 0.1, (0, 100), ["A"], {"B": "A"}, "C")
+    settings = Settings.of(VALUES)
     written = write_ranking(table, settings, tmp_path / "out", title="T")
     read = load_ranking(tmp_path / "out")
     pd.testing.assert_frame_equal(read.table, written.table)

@@ -99,7 +99,7 @@ def test_plan_of_a_measured_ranking() -> None:
     assert "(measured)" in planned.basis
     assert numbers(plan(ranking, difference=100))[1:] == [str(ranking.patients_needed)] * 4
     assert "available patients are enough with 2 seeds" in plan(ranking, difference=100).verdict
-    assert "more seeds are needed" in plan(ranking, run_sd=50).verdict
+    assert "runs vary too much" in plan(ranking, run_sd=50).verdict
     assert numbers(plan(ranking, run_sd=50))[1:] == ["more seeds"] * 4
     fewer, more_power = (int(numbers(plan(ranking, difference=2, run_sd=0.1, power=p))[-1]) for p in (0.6, 0.95))
     assert fewer < more_power
@@ -149,7 +149,7 @@ def test_ties_and_studies_without_a_comparison() -> None:
         plan(rank_scores(one))
     with pytest.raises(InputError, match="at least two patients"):
         plan(rank_scores(np.ones((2, 1, 1))))
-    with pytest.raises(InputError, match="power must be between 0.05"):
+    with pytest.raises(InputError, match="power must be between"):
         plan(rank_scores(np.repeat(one, 2, axis=0)), power=1)
 
 

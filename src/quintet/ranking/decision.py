@@ -83,7 +83,7 @@ class Decision:
     @property
     def runs_vary(self) -> bool:
         """The variance between training runs was measured, from seeds or from folds."""
-        return self.run_variance is not None or self.folds > 1
+        return self.run_df > 0 or self.folds > 1
 
     @property
     def significant(self) -> Bools:

@@ -22,11 +22,13 @@ ESCAPED = {c: f"\\{c}" for c in "&%$#_{}"} | {c: f"\\text{name}{{}}" for c, name
 
 def methods(scores: Scores, decision: Decision, *, label: str, alpha: float, paired_runs: bool, note: str, bounded: bool) -> str:
     """What a statistical reviewer asks for: estimand, model, correction, software. `note`: on the metric."""
-    runs = decision.run_variance is not None
+    runs = decision.run_df > 0
     if decision.folds > 1:
         scope = "over patients like these, over repeated training, and over training sets like these"
     elif runs:
         scope = "over patients like these and over repeated training on this training set"
+    elif scores.deterministic.all():
+        scope = "over patients like these, for deterministic training on this training set"
     else:
         scope = "over patients like these, for the models that were trained (training was not repeated)"
     sources = [name for name, used in (("repeated seeds", runs), ("folds", decision.folds > 1)) if used]
@@ -39,7 +41,8 @@ def methods(scores: Scores, decision: Decision, *, label: str, alpha: float, pai
     confidence = f"{100 * (1 - alpha):g} %"
     sentences = [
         f"Configurations were compared by {label} on {count(decision.patients, 'patient')} ({count(scores.cases, 'case')}); "
-        f"cases of a patient were averaged first. The estimand is the difference between two configurations' expected scores {scope}.",
+        f"cases of a patient were averaged first. The estimand is the difference between two configurations' expected scores "
+        f"{scope}.",
         *([note] if note else []),
         "Differences were taken patient by patient and tested with a two-sided paired t test.",
     ]
@@ -73,14 +76,16 @@ def latex(ranking: "Ranking", *, title: str, unit: str) -> str:
     rows = [[*heading, "Group", "Runs", *["Published"] * published]]
     for row in table.to_dict("records"):
         mean, low, high = (f"{row[name]:.{decimals}f}" for name in ("mean", "low", "high"))
-        cells = [str(row["config"]), mean, f"{low} to {high}", str(row["group"]), str(row["runs"])]
+        interval = f"{low} to {high}" if np.isfinite(row["low"]) else "unknown"
+        cells = [str(row["config"]), mean, interval, str(row["group"]), str(row["runs"])]
         rows.append(cells + ([f"{row['published']:.{decimals}f}" if row["published"] == row["published"] else ""] * published))
-    lines = [" & ".join(map(_escape, row)) + r" \\" for row in rows]
+    # {}: a name that begins with [ or * would be an argument of the line before
+    lines = ["{}" + " & ".join(map(_escape, row)) + r" \\" for row in rows]
     runs = " with the variance between training runs" * ranking.varies_over.endswith("runs")
     better = "lower" if ranking.lower_is_better else "higher"
     footnote = (
-        f"Mean over {ranking.patients} patients, {better} is better. Configurations that share a letter are not significantly "
-        f"different (two-sided paired t test{runs}, Holm's correction over "
+        f"Mean over {count(ranking.patients, 'patient')}, {better} is better. Configurations that share a letter are not "
+        f"significantly different (two-sided paired t test{runs}, Holm's correction over "
         f"{count(len(ranking.pairs), 'pair')}, {100 * ranking.alpha:g} %).{ranking.caveat}"
     )
     return "\n".join(

@@ -23,6 +23,7 @@ from quintet.ranking.verdict import count
 SEEDS = (1, 2, 3, 5, 10)
 NEGLIGIBLE_RATIO = 1e-6  # once the patients' part of se^2 is this share of the runs' part, more patients change nothing
 DRAWS = 4000
+MOST_PATIENTS = 10**7
 
 
 @dataclass(frozen=True)
@@ -112,7 +113,7 @@ def patients_for(
         return None
     n = min_patients  # doubled up to the first success: with few df, power can fall again with more patients
     while power_with(n) < power:
-        if pair_sd**2 / n <= NEGLIGIBLE_RATIO * training.shared:
+        if pair_sd**2 / n <= NEGLIGIBLE_RATIO * training.shared or n > MOST_PATIENTS:
             return None
         n *= 2
     candidates = range(max(n // 2 + 1, min_patients), n)
@@ -130,6 +131,8 @@ def plan(ranking: Ranking, *, power: float = 0.8, difference: float | None = Non
         raise InputError("there is only one configuration, so there is nothing to plan")
     if ranking.patients < 2:
         raise InputError("the variance between patients is unknown: at least two patients are needed")
+    if not all(np.isfinite(value) for value in (difference, run_sd) if value is not None):
+        raise InputError("the difference and the SD between runs must be finite")
     if not ranking.alpha < power < 1:
         raise InputError(f"power must be between {ranking.alpha:g} (the level of significance) and 1, not {power}")
     known_sd = ranking.run_sd if run_sd is None else run_sd
@@ -213,7 +216,7 @@ def _verdict(name: str, difference: float, numbers: dict[int, int | None], lower
         return f"{pair}: no number of patients makes a tie significant."
     if not found:
         most = _seeds(SEEDS[-1])
-        return f"{pair}: even with {most}, no number of patients is enough, because runs vary too much; more seeds are needed."
+        return f"{pair}: even with {most}, no number of patients is enough: runs vary too much for this difference."
     target = f"for a power of {100 * power:g} %"
     seeds = min(found, key=lambda s: found[s])
     available = f"{patients} are available"

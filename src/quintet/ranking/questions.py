@@ -11,6 +11,7 @@ from quintet.ranking.decision import Family
 from quintet.ranking.variance import Floats
 from quintet.ranking.verdict import count
 
+SMALL_P = 0.001
 COLUMNS = ["question", "gain", "low", "high", "df", "p", "p_holm", "significant", "answer"]
 
 
@@ -56,5 +57,6 @@ def _finding(row: dict[Any, Any], patients: int, family: Family, alpha: float) -
     if patients < family.patients_needed:
         return f"Cannot be answered with {count(patients, 'patient')}; it takes {family.patients_needed} or more."
     lead = ("Yes" if row["gain"] > 0 else "No, the opposite") if row["significant"] else "No significant difference"
+    p = f"Holm p = {row['p_holm']:.2g}" if row["p_holm"] >= SMALL_P else f"Holm p < {SMALL_P}"
     interval = f"uncorrected {100 * (1 - alpha):g} % interval {row['low']:+.3g} to {row['high']:+.3g}"
-    return f"{lead}: the gain is {row['gain']:+.3g} ({interval}; Holm p = {row['p_holm']:.2g})."
+    return f"{lead}: the gain is {row['gain']:+.3g} ({interval}; {p})."

@@ -22,7 +22,7 @@ def write(ranking: Ranking, folder: Path, *, title: str, unit: str, extra: Seque
     sections follow the figures."""
     figures = [Path(folder) / "means.png", Path(folder) / "differences.png"]
     for path, plot in zip(figures, (_plot_means, _plot_differences), strict=True):
-        figure = plot(ranking, title, unit)
+        figure = plot(ranking, *_literal([title, unit]))
         with atomic_file(path) as temporary:
             figure.savefig(temporary, dpi=120)
         with atomic_file(path.with_suffix(".pdf")) as temporary:
@@ -123,6 +123,11 @@ def _with_unit(label: str, unit: str) -> str:
     return f"{label} ({unit})" if unit else label
 
 
+def _literal(names: Iterable[str]) -> list[str]:
+    """Matplotlib would read text between dollar signs as mathematics."""
+    return [str(name).replace("$", r"\$") for name in names]
+
+
 def _plot_means(ranking: Ranking, title: str, unit: str) -> Figure:
     table, y = ranking.table, np.arange(len(ranking.table))
     figure = Figure(figsize=(8, 1.9 + 0.34 * len(y)), layout="constrained")
@@ -136,10 +141,10 @@ def _plot_means(ranking: Ranking, title: str, unit: str) -> Figure:
     axes.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=2, frameon=False)
     for position, letters in enumerate(table["group"]):
         axes.text(1.015, position, letters, transform=axes.get_yaxis_transform(), va="center", family="monospace")
-    axes.set_yticks(y, list(table["config"]))
+    axes.set_yticks(y, _literal(table["config"]))
     axes.set_ylim(len(y) - 0.5, -0.5)
     better = "lower" if ranking.lower_is_better else "higher"
-    axes.set_xlabel(fill(f"{_with_unit(ranking.label, unit)}, {better} is better", 75))
+    axes.set_xlabel(fill(f"{_with_unit(_literal([ranking.label])[0], unit)}, {better} is better", 75))
     axes.grid(axis="x", alpha=0.3)
     figure.suptitle(f"{title}\nsame letter: not significantly different ({ranking.patients} patients)", fontsize=11)
     return figure
@@ -156,10 +161,13 @@ def _plot_differences(ranking: Ranking, title: str, unit: str) -> Figure:
     axes = figure.subplots()
     colours = "RdBu_r" if ranking.lower_is_better else "RdBu"
     image = axes.imshow(difference, cmap=colours, vmin=-limit, vmax=limit, aspect="auto", interpolation="nearest")
-    axes.set_yticks(range(len(table)), list(table.index))
-    names = list(table.columns) if table.shape[1] <= 40 else []
+    axes.set_yticks(range(len(table)), _literal(table.index))
+    names = _literal(table.columns) if table.shape[1] <= 40 else []
     axes.set_xticks(range(len(names)), names, rotation=90, fontsize=7)
-    axes.set_xlabel(f"patients, sorted by their score with {table.index[0]} (lowest on the left)")
-    figure.colorbar(image, ax=axes, label=fill(f"difference in {_with_unit(ranking.label, unit)}", 40), extend="both")
-    figure.suptitle(f"{title}\ndifference from {table.index[0]}, patient by patient (blue: better)", fontsize=11)
+    first_name = _literal(table.index)[0]
+    axes.set_xlabel(f"patients, sorted by their score with {first_name} (lowest on the left)")
+    figure.colorbar(
+        image, ax=axes, label=fill(f"difference in {_with_unit(_literal([ranking.label])[0], unit)}", 40), extend="both"
+    )
+    figure.suptitle(f"{title}\ndifference from {first_name}, patient by patient (blue: better)", fontsize=11)
     return figure

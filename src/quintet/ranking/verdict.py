@@ -34,7 +34,9 @@ def _finding(scores: Scores, decision: Decision, table: pd.DataFrame, alpha: flo
     similar = [c for c, significant in zip(scores.configs, decision.significant[0], strict=True) if not significant][1:]
     if not similar:
         return f"{lead} and is significantly different from every other configuration {level}."
-    but = f"{lead}, but {'' if len(best) == 1 else f'{first} is '}not significantly different from"
+    but = f"{lead}, but not significantly different from"
+    if len(best) > 1:
+        but = f"{lead}. {first} is not significantly different from"
     if len(similar) == configs - 1:
         return f"{but} any other configuration {level}."
     return f"{but} {_join(similar, 'or')}, and significantly different from all others {level}."
