@@ -61,7 +61,7 @@ def kill_halfway(stage: str, root: Path) -> None:
     """Start a stage and kill -9 its process after its imports and before its end."""
     with (root / "logs" / "stages.csv").open(newline="") as file:
         start_up, total = [(float(row[2]), float(row[3])) for row in csv.reader(file) if row[0] == stage][-1]
-    for share in (0.5, 0.25, 0.1):  # of the work; a smaller one if the stage was faster than last time
+    for share in (0.5, 0.25, 0.1, 0.02):  # of the work; a smaller one if the stage was faster than last time
         with (root / "killed.log").open("w") as log:  # not a pipe: joblib's workers hold it open for minutes after the kill
             process = subprocess.Popen(forced(stage), cwd=root, env=ENVIRONMENT, stdout=log, stderr=log)
         victim = worker(root, f"stages/{stage.partition('@')[0]}.py", process)
