@@ -108,7 +108,7 @@ def _answers(record: Record, folder: Path) -> list[Section]:
     answers = pd.read_csv(folder / "planned.csv")
     if answers.empty:
         return []
-    text = f"Differences in {_metric(record)}; positive: better. Corrected as one family of {len(answers)} (Holm)."
+    text = f"Gains in {_metric(record)}; positive means better. p-values are corrected for these comparisons (Holm)."
     return [Section(f"{record.tags['title']}: planned comparisons", "\n\n".join([text, *answers["answer"]]))]
 
 

@@ -29,14 +29,14 @@ def write(ranking: Ranking, folder: Path, *, title: str, unit: str, extra: Seque
             figure.savefig(temporary, metadata={"CreationDate": None})
     sections = [
         *([_planned(ranking)] if len(ranking.answers) else []),
-        Section("Ranking", _ranking_text(ranking, unit), _as_text(ranking.table, ranking)),
+        Section("Ranking", _ranking_text(ranking, unit), _as_text(ranking.table, ranking), lead=ranking.verdict),
         Section("Means and intervals", figures=figures[:1]),
-        Section("Patient by patient", figures=figures[1:]),
+        Section("Patient by patient", ranking.note, figures=figures[1:]),
         *extra,
         Section("Pairs", _pairs_text(ranking), _as_text(ranking.pairs, ranking)),
         Section("Verdict", ranking.verdict),
     ]
-    write_page(Path(folder) / "ranking.html", title, sections, lead=ranking.verdict)
+    write_page(Path(folder) / "ranking.html", title, sections)
     for name, table in (("ranking.csv", ranking.table), ("planned.csv", ranking.answers)):
         with atomic_file(Path(folder) / name) as temporary:
             table.to_csv(temporary, index=False, float_format="%.6g")

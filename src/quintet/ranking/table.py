@@ -34,6 +34,7 @@ class Ranking:
     by_patient: pd.DataFrame
     verdict: str
     methods: str  # the paragraph for a paper
+    note: str  # a sentence on the metric, which `methods` contains
     varies_over: str  # what the intervals cover: "patients", or "patients and training runs"
     caveat: str  # what the verdict and the answers are about, if not about configurations in general
     patients: int
@@ -99,6 +100,7 @@ def rank(
             note=note,
             bounded=bounds is not None,
         ),
+        note=note,
         varies_over="patients" + " and training runs" * decision.runs_vary,
         caveat=run_caveat(scores, decision, summary),
         patients=decision.patients,
