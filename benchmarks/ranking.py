@@ -11,7 +11,7 @@ the answer to the planned comparison with its baseline (the planned comparisons 
 that share weights: the standard error that the rule gives, divided by the true one, run by run and as if the runs were
 independent.
 Exits with code 1 if a requirement is missed: false claims in at most 8 % of the studies of each setting (10 % with 2 seeds), and
-a standard error within 10 % of the truth for pairs that share weights. Expected: 15 min.
+a standard error within 10 % of the truth for pairs that share weights. Expected: 24 min.
 
 Scores are in percent Dice. Patients differ with an SD of 5 that all configurations share, two configurations differ from patient
 to patient with an SD of 2.8, every training run has an effect of its own, and the noise of patient and run has an SD of 1.
