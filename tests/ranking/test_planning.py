@@ -30,7 +30,7 @@ def test_without_run_variance_it_is_the_power_of_the_paired_t_test() -> None:
     assert power_of(25, 1, 2, Training(folds=1, seeds=1), 0.01) == pytest.approx((p <= 0.01).mean(), abs=0.02)
 
 
-@pytest.mark.parametrize(("folds", "seeds", "run_sd"), [(1, 5, 0.6), (5, 2, 1.0)])
+@pytest.mark.parametrize(("folds", "seeds", "run_sd"), [(1, 5, 0.6), (5, 2, 1.0), (5, 1, 1.0)])
 def test_the_planned_number_has_the_planned_power_in_simulated_studies(folds: int, seeds: int, run_sd: float) -> None:
     configs, pair_sd, gain = 6, 4.0, 3.0
     pairs = configs * (configs - 1) // 2
