@@ -8,7 +8,7 @@ cases.csv (one row per case), geometry.json, dataset.json, splits_final.json.
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
@@ -16,6 +16,9 @@ from numpy.typing import NDArray
 
 from quintet.errors import InputError
 from quintet.perfusion.data.geometry import Geometry
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 SIDES = ("left", "right")
 Fold = dict[str, list[str]]  # "train", "val" -> sorted case names
@@ -49,6 +52,12 @@ class Prepared:
         """Rows and columns of each slice without its padding, `[N, 2]`."""
         sizes = np.array([g.size for g in self.geometry])
         return np.repeat(sizes, self.table["slices"], axis=0)
+
+    def tensors(self) -> "tuple[Tensor, Tensor, Tensor]":
+        """`images`, `masks` and `sizes()`, on the CPU; the first two share the memory-mapped arrays."""
+        import torch
+
+        return torch.from_numpy(self.images), torch.from_numpy(self.masks), torch.from_numpy(self.sizes())
 
     def label_masks(self, row: int) -> NDArray[np.bool_]:
         """The label on the file's own grid, `[2, X, Y, Z]`."""

@@ -84,8 +84,7 @@ class TerritoryModule(L.LightningModule):
             larger = [p + -p % m for p, m in zip(training.patch, self.size_divisor, strict=True)]
             raise InputError(f"perfusion.training.patch: {wrong[0]} cannot be halved as often as the network needs; use {larger}")
         # not buffers, which DDP would broadcast; memory-mapped, so read only when a batch needs them
-        self.images, self.masks = torch.from_numpy(data.images), torch.from_numpy(data.masks)
-        self.sizes = torch.from_numpy(data.sizes())
+        self.images, self.masks, self.sizes = data.tensors()
         self.counts = torch.zeros(3)
 
     def on_fit_start(self) -> None:
