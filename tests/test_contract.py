@@ -205,10 +205,14 @@ def test_automatic_precision_is_part_of_the_run_s_identity(prepared, params, mon
     assert len(keys) == 2
 
 
-def test_baselines_are_those_that_are_named(prepared, params, tmp_path, monkeypatch):
+def test_the_ranking_reads_the_baselines_of_every_fold(prepared, params, tmp_path, monkeypatch):
     study, data = prepared
     monkeypatch.chdir(tmp_path)
+    section = params.of(study)
     metrics = experiment.run_baselines(study, params, data, tmp_path / "baselines")
-    assert list(metrics) == list(load_study(study).baseline_names(params.of(study)))
+    runs = experiment.run_folders(section, tmp_path / "sweep", tmp_path / "baselines", tmp_path / "absent")
+    assert runs.keys() == section.sweep_runs().keys() | metrics.keys()
     for name in metrics:
-        assert (tmp_path / "baselines" / name / "seed0" / "evaluation" / "cases.csv").is_file()
+        assert {run.name: Record.load(run).fold for run in runs[name]} == section.sweep.untrained_runs
+        for run in runs[name]:
+            assert set(results.read([run / "evaluation" / "cases.csv"])["fold"]) == {Record.load(run).fold}

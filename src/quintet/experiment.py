@@ -6,20 +6,21 @@ atomically. Importing this module imports neither torch nor MLflow.
 
 import hashlib
 import shutil
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
-from quintet.comparison import prune_runs, publish
+from quintet.comparison import evaluation_metrics, prune_runs, publish
 from quintet.errors import InputError, InputProblemsError
 from quintet.files import atomic_file, atomic_folder, write_json
-from quintet.params import Compute, Configuration, Params, StudyParams
+from quintet.params import Compute, Configuration, Ensembles, Params, StudyParams
 from quintet.ranking import Ranking
 from quintet.results import write_scores
 from quintet.runs import Record, new_record
-from quintet.study import Metrics, Runs, Study, load_study
+from quintet.study import EnsembleStudy, Metrics, Runs, load_study
 
 P = TypeVar("P", bound=StudyParams)
 
@@ -145,38 +146,72 @@ def _evaluate(name: str, params: Params, data: Path, run: Path, *, detailed: boo
 
 
 def run_baselines(name: str, params: Params, data: Path, out: Path) -> dict[str, Metrics]:
-    """Evaluate a study's baselines into the run folders `out`/NAME/seed0 (without model/), all of them or none."""
+    """Evaluate a study's baselines into the run folders `out`/NAME/seed0 (or fold<n>-seed0; without model/), all of them or none;
+    returns each baseline's metrics, averaged over folds."""
+    study, section = load_study(name), params.of(name)
+    found = study.baselines(study.load_data(data), section)
+
+    def evaluate(label: str, fold: int, evaluation: Path) -> tuple[Record, Metrics]:
+        inputs = {"data": data} | found[label].inputs
+        record = new_record(name, f"{name}_baselines", label, fold=fold, seed=0, params=found[label].params, inputs=inputs)
+        return record, found[label].evaluate(evaluation, record)
+
+    return _evaluate_untrained(out, list(found), section, evaluate)
+
+
+def run_ensembles(name: str, params: Params, data: Path, sweep: Path, out: Path) -> dict[str, Metrics]:
+    """Evaluate the mean predictions of the sweep's runs into the run folders `out`/NAME/seed0 (or fold<n>-seed0), all of them or
+    none; returns each ensemble's metrics, averaged over folds."""
+    study, section = cast(EnsembleStudy, load_study(name)), params.of(name)
+    prepared, ensembles = study.load_data(data), cast(Ensembles, section.sweep).ensembles
+
+    def evaluate(label: str, fold: int, evaluation: Path) -> tuple[Record, Metrics]:
+        places = [place for place, (of_fold, _) in section.sweep.runs.items() if of_fold == fold]
+        members = [sweep / config / place for config in ensembles[label] for place in places]
+        inputs = {"data": data} | {f"{run.parent.name} {run.name}": run / "model" / "model.pt" for run in members}
+        values = {"members": ", ".join(ensembles[label])}
+        record = new_record(name, f"{name}_ensembles", label, fold=fold, seed=0, params=values, inputs=inputs)
+        return record, study.evaluate_ensemble(members, prepared, evaluation, section, params.compute, record)
+
+    return _evaluate_untrained(out, list(ensembles), section, evaluate)
+
+
+def _evaluate_untrained(
+    out: Path, labels: Sequence[str], section: StudyParams, evaluate: Callable[[str, int, Path], tuple[Record, Metrics]]
+) -> dict[str, Metrics]:
+    """Write a run folder without model/ for each label and fold; returns each label's metrics, averaged over folds."""
     from quintet.tracking import upload
 
-    study, section = load_study(name), params.of(name)
-    metrics = {}
     with atomic_folder(out) as folder:
-        for label, baseline in study.baselines(study.load_data(data), section).items():
-            inputs = {"data": data} | baseline.inputs
-            record = new_record(name, f"{name}_baselines", label, seed=0, params=baseline.params, inputs=inputs)
-            evaluation = folder / label / "seed0" / "evaluation"
-            evaluation.mkdir(parents=True)
-            metrics[label] = baseline.evaluate(evaluation, record)
-            write_json(evaluation / "metrics.json", metrics[label])
-            record.save(evaluation.parent)
-    for label in metrics:
-        upload(out / label / "seed0")
-    return metrics
+        for label in labels:
+            for place, fold in section.sweep.untrained_runs.items():
+                evaluation = folder / label / place / "evaluation"
+                evaluation.mkdir(parents=True)
+                record, metrics = evaluate(label, fold, evaluation)
+                write_json(evaluation / "metrics.json", metrics)
+                record.save(evaluation.parent)
+    runs = {label: sorted((out / label).iterdir()) for label in labels}
+    for run in chain.from_iterable(runs.values()):
+        upload(run)
+    return {str(label): values.dropna().to_dict() for label, values in evaluation_metrics(runs, labels).iterrows()}
 
 
-def run_folders(study: Study, section: StudyParams, sweep: Path, baselines: Path) -> Runs:
-    """The run folders that params name: those of the sweep and of the baselines."""
+def run_folders(section: StudyParams, sweep: Path, *others: Path) -> Runs:
+    """The sweep's run folders that params name, and every run folder below `others` (baselines, ensembles)."""
     runs = {config: [sweep / config / run for run in names] for config, names in section.sweep_runs().items()}
-    return runs | {label: [baselines / label / "seed0"] for label in study.baseline_names(section)}
+    labels = {label.name: label for folder in others if folder.is_dir() for label in sorted(folder.iterdir())}
+    return runs | {name: sorted(label.iterdir()) for name, label in labels.items()}
 
 
-def rank_runs(name: str, params: Params, sweep: Path, baselines: Path, out: Path, report: Path) -> Ranking:
+def rank_runs(
+    name: str, params: Params, sweep: Path, baselines: Path, out: Path, report: Path, *, ensembles: Path | None = None
+) -> Ranking:
     """Rank the runs that params name; writes the folder `report` and `out` = {record.json}. Sweep runs that params no longer name
     are removed first (DVC's cache keeps them); otherwise a fresh clone would rank different runs."""
     from quintet.tracking import upload
 
     study, section = load_study(name), params.of(name)
-    runs = run_folders(study, section, sweep, baselines)
+    runs = run_folders(section, sweep, baselines, *([ensembles] if ensembles else []))
     prune_runs(sweep, [run for folders in runs.values() for run in folders if run.is_relative_to(sweep)])
     ranking = study.rank(params, runs)
     publish(
@@ -195,8 +230,8 @@ def rank_runs(name: str, params: Params, sweep: Path, baselines: Path, out: Path
 
 def rank_finished(name: str, params: Params, runs: Path) -> Ranking:
     """The ranking of the finished runs below `runs`, without a report."""
-    study = load_study(name)
-    return study.rank(params, run_folders(study, params.of(name), runs / name / "sweep", runs / name / "baselines"))
+    sweep, *others = (runs / name / part for part in ("sweep", "baselines", "ensembles"))
+    return load_study(name).rank(params, run_folders(params.of(name), sweep, *others))
 
 
 def predict_folder(

@@ -67,7 +67,9 @@ def _ranking(folder: Path) -> tuple[Record, pd.DataFrame]:
     path = Path(next(iter(record.artifacts.values()))) / "ranking.csv"
     if not path.is_file():
         raise InputError(f"{path}: no such ranking; run `dvc repro {record.study}_rank`")
-    return record, pd.read_csv(path, dtype={"config": str, "group": str}, keep_default_na=False, na_values=[""])
+    return record, pd.read_csv(
+        path, dtype={"config": str, "group": str, "rank": "Int64", "runs": "Int64"}, keep_default_na=False, na_values=[""]
+    )
 
 
 def _synthetic(params: Params, study: StudyName) -> bool:
@@ -76,7 +78,8 @@ def _synthetic(params: Params, study: StudyName) -> bool:
 
 def _overview(params: Params, rankings: dict[StudyName, tuple[Record, pd.DataFrame]]) -> Section:
     rows = []
-    for study, (record, table) in rankings.items():
+    for study, (record, rows_of_study) in rankings.items():
+        table = rows_of_study.dropna(subset="rank")  # the ceiling has none
         best, tied = table.iloc[0], _tied(table)
         score, low, high = (format_number(best[name]) for name in ("mean", "low", "high"))
         rows.append(
@@ -115,9 +118,8 @@ def _answers(record: Record, folder: Path) -> list[Section]:
 def _study(
     study: StudyName, record: Record, table: pd.DataFrame, selected: Path, reports: Path, page_folder: Path
 ) -> list[Section]:
-    shown = table[["rank", "config", "mean", "low", "high", "group", "runs"]]
-    if table["published"].notna().any():
-        shown = shown.assign(published=table["published"])
+    columns = ["rank", "config", "mean", "low", "high", "group", "runs", "published", "covered"]
+    shown = table[columns].dropna(axis="columns", how="all")
     package = load_study(study)
     paths = [reports / "ranking" / "means.png", selected / "evaluation" / "figures" / package.FIGURE]
     figures = [path for path in paths if path.is_file()]

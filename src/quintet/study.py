@@ -23,7 +23,7 @@ Runs = Mapping[str, list[Path]]  # configuration -> its run folders
 
 @dataclass(frozen=True)
 class Baseline:
-    """A method without training runs of its own: what identifies it, and how it is evaluated into a folder."""
+    """A method without seeds: what identifies it, and how it is evaluated into a folder, on the fold of the record."""
 
     params: dict[str, Any]
     inputs: dict[str, Path]  # files other than the prepared data
@@ -61,9 +61,8 @@ class Study(Protocol):
         """Evaluate a trained run on the test part (or its fold) into the folder `out`. `detailed`: with the figures that take
         longer to draw than the scores take to compute."""
 
-    def baseline_names(self, params: Any) -> Sequence[str]: ...
-
-    def baselines(self, data: Any, params: Any) -> dict[str, Baseline]: ...
+    def baselines(self, data: Any, params: Any) -> dict[str, Baseline]:
+        """The study's baselines. Those that need the truth behind synthetic data are left out where the data lack it."""
 
     def load_models(self, runs: Sequence[Path], device: str) -> list[Any]:
         """Trained networks whose predictions can be averaged."""
@@ -86,6 +85,15 @@ class Study(Protocol):
 
     def report_sections(self, params: Params, ranking: Ranking, runs: Runs, folder: Path) -> list[Section]:
         """The study's own part of the ranking's report; figures go into `folder`."""
+
+
+class EnsembleStudy(Study, Protocol):
+    """A study whose sweep has ensembles (params: `sweep.ensembles`)."""
+
+    def evaluate_ensemble(
+        self, runs: Sequence[Path], data: Any, out: Path, params: Any, compute: Compute, record: Record
+    ) -> Metrics:
+        """Evaluate the mean prediction of trained runs on the test part (or the fold of `record`) into the folder `out`."""
 
 
 def load_study(name: str) -> Study:

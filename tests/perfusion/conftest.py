@@ -12,7 +12,6 @@ from quintet import experiment, results
 from quintet.params import parse
 from quintet.perfusion.published import PUBLISHED
 from quintet.runs import Record
-from quintet.study import load_study
 from tests.conftest import with_changes
 
 SMALL = {
@@ -86,7 +85,7 @@ def simulated(make_params, tmp_path, monkeypatch):
     def make(better, *, configs=tuple(PUBLISHED), folds=(0,), seeds=(0,), run_sd=0.0, people=30, visits=2):
         sweep = {"configs": list(configs), "folds": list(folds), "seeds": list(seeds)}
         params = make_params(SMALL | {"perfusion.data.folds": 5, "perfusion.sweep": sweep})
-        runs = experiment.run_folders(load_study("perfusion"), params.perfusion, Path("runs/perfusion/sweep"), Path("none"))
+        runs = experiment.run_folders(params.perfusion, Path("runs/perfusion/sweep"))
         rng = np.random.default_rng(0)
         common = rng.normal(0, 0.04, people)
         fold_of = np.arange(people) % len(folds)

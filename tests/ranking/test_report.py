@@ -55,6 +55,25 @@ def test_written_files_open_and_contain_the_verdict(tmp_path: Path) -> None:
             image.verify()
 
 
+def test_the_ceiling_is_the_last_row_of_every_table(tmp_path: Path) -> None:
+    table = tidy(draw(np.random.default_rng(0), shift=4))
+    table = pd.concat([table, table[table["config"] == "A"].assign(config="oracle", value=99.0)], ignore_index=True)
+    for ceiling in (None, "oracle"):
+        chosen = table if ceiling else table[table["config"] != "oracle"]
+        ranking = rank(chosen, "dice", lower_is_better=False, bootstrap=100, floor="D", ceiling=ceiling)
+        write(ranking, tmp_path, title="Study", unit="%")
+        saved = pd.read_csv(tmp_path / "ranking.csv", dtype={"rank": "Int64"})
+        text, tex, page = ((tmp_path / f"ranking.{kind}").read_text(encoding="utf-8") for kind in ("md", "tex", "html"))
+        for written in (text, tex, page):
+            assert ("oracle" in written) == bool(ceiling)
+        assert ("covered: the share of the way from D, a trivial method, to oracle" in text) == bool(ceiling)
+        if ceiling:
+            assert saved["config"].to_list()[-1] == "oracle"
+            assert saved["rank"].isna().to_list() == [False] * 4 + [True]
+            assert "| oracle | 99.0" in text
+            assert r"{}oracle & 99.0 &  &  &  \\" in tex
+
+
 @pytest.mark.parametrize(("configs", "seeds", "patients"), [(1, 1, 8), (2, 1, 1), (20, 1, 60), (2, 2, 8)])
 @pytest.mark.filterwarnings("error")
 def test_any_size_is_plotted(tmp_path: Path, configs: int, seeds: int, patients: int) -> None:

@@ -138,7 +138,7 @@ def test_degenerate_tables_give_a_sensible_verdict() -> None:
     assert "A, B and C share first place" in tied.verdict
     assert flat.table["first_share"].tolist() == [0.5, 0.5]
     for ranking in (only, tied, flat):
-        assert not ranking.table.drop(columns="published").isna().any(axis=None)
+        assert not ranking.table.drop(columns=["published", "covered"]).isna().any(axis=None)
         assert not ranking.pairs.isna().any(axis=None)
     assert "no difference was established" in single.verdict
 
@@ -175,3 +175,46 @@ def test_intervals_of_a_bounded_metric_stay_inside() -> None:
         tidy(np.array([[[1.0, 1, 1, 1, 0, 1, 1, 1]], [[0, 1, 1, 0, 0, 1, 1, 1]]])), "dice", lower_is_better=False, bounds=(0, 1)
     )
     assert few.table["high"].between(few.table["mean"], 1, inclusive="neither").all()
+
+
+def with_oracle(**scores: float) -> pd.DataFrame:
+    """A table of A to D and further configurations, each with the same score for every patient."""
+    table = tidy(draw(np.random.default_rng(3), seeds=2), seeds=2)
+    constant = [table[table["config"] == "A"].assign(config=name, value=value) for name, value in scores.items()]
+    return pd.concat([table, *constant], ignore_index=True)
+
+
+@pytest.mark.parametrize("lower", [False, True])
+def test_the_ceiling_is_reported_and_compared_with_nothing(lower: bool) -> None:
+    """The floor is an ordinary configuration; the oracle changes no rank, interval or p-value of the others."""
+    oracle = 0.0 if lower else 100.0
+    table = with_oracle(oracle=oracle)
+    plain = rank(table[table["config"] != "oracle"], "dice", lower_is_better=lower)
+    both = rank(table, "dice", lower_is_better=lower, floor="D", ceiling="oracle")
+    pd.testing.assert_frame_equal(plain.table.drop(columns="covered"), both.table.drop(columns="covered"))
+    pd.testing.assert_frame_equal(plain.pairs, both.pairs)
+    assert (both.verdict, both.methods) == (plain.verdict, plain.methods)
+    covered = both.table.set_index("config")["covered"]
+    mean = both.table.set_index("config")["mean"]
+    assert covered["D"] == 0
+    for name in "ABC":
+        assert covered[name] == pytest.approx((mean[name] - mean["D"]) / (oracle - mean["D"]))
+    last = both.with_ceiling().iloc[-1]
+    assert (last["config"], last["mean"]) == ("oracle", oracle)
+    assert last.drop(["config", "mean"]).isna().all()
+    assert len(plain.with_ceiling()) == len(plain.table)
+
+
+def test_a_floor_or_ceiling_that_the_table_lacks_is_ignored() -> None:
+    table = with_oracle()
+    for names in ({}, {"floor": "threshold", "ceiling": "oracle"}, {"floor": "A", "ceiling": "oracle"}):
+        ranking = rank(table, "dice", lower_is_better=False, **names)
+        assert ranking.table["covered"].isna().all()
+        assert ranking.ceiling is None
+
+
+def test_a_ceiling_must_know_every_common_patient() -> None:
+    table = with_oracle(oracle=1.0)
+    table = table[(table["config"] != "oracle") | (table["group"] != "p004")]
+    with pytest.raises(InputError, match="dice: oracle was not tested on patient p004"):
+        rank(table, "dice", lower_is_better=False, floor="A", ceiling="oracle")

@@ -58,10 +58,6 @@ def evaluate(
     return evaluate_run(run, data, out, compute, record=record, detailed=detailed)
 
 
-def baseline_names(params: BreakHis) -> Sequence[str]:
-    return ()
-
-
 def baselines(data: "Prepared", params: BreakHis) -> dict[str, Baseline]:
     return {}
 

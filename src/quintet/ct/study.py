@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Any
 from quintet.errors import InputError
 from quintet.pages import Section
 from quintet.params import Compute, Ct, CtConfig, Params
-from quintet.params.ct import BASELINES
 from quintet.ranking import Ranking
 from quintet.runs import Record
 from quintet.study import Baseline, Metrics, Runs
@@ -58,10 +57,6 @@ def evaluate(run: Path, data: "Prepared", out: Path, params: Ct, compute: Comput
     from quintet.ct.evaluation.inference import evaluate_run
 
     return evaluate_run(run, data, out, params.evaluation, compute, record=record)
-
-
-def baseline_names(params: Ct) -> Sequence[str]:
-    return (*BASELINES, *params.external)
 
 
 def baselines(data: "Prepared", params: Ct) -> dict[str, Baseline]:

@@ -6,7 +6,6 @@ from typing import TYPE_CHECKING, Any
 
 from quintet.pages import Section
 from quintet.params import Compute, Fusion, FusionConfig, Params
-from quintet.params.fusion import BASELINES
 from quintet.ranking import Ranking
 from quintet.runs import Record
 from quintet.study import Baseline, Metrics, Runs
@@ -55,10 +54,6 @@ def evaluate(
     from quintet.fusion.evaluation.run import evaluate_run
 
     return evaluate_run(run, data, out, params.evaluation, compute, record=record, detailed=detailed)
-
-
-def baseline_names(params: Fusion) -> Sequence[str]:
-    return BASELINES
 
 
 def baselines(data: "Prepared", params: Fusion) -> dict[str, Baseline]:

@@ -6,7 +6,6 @@ from typing import TYPE_CHECKING, Any
 
 from quintet.pages import Section
 from quintet.params import Compute, Landmarks, LandmarksConfig, Params
-from quintet.params.landmarks import BASELINES
 from quintet.ranking import Ranking
 from quintet.runs import Record
 from quintet.study import Baseline, Metrics, Runs
@@ -59,10 +58,6 @@ def evaluate(
 
     every_image = detailed and params.figures == "all"
     return evaluate_run(run, data, out, params.evaluation, compute, record=record, every_image=every_image)
-
-
-def baseline_names(params: Landmarks) -> Sequence[str]:
-    return BASELINES
 
 
 def baselines(data: "Prepared", params: Landmarks) -> dict[str, Baseline]:

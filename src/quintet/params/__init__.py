@@ -11,7 +11,17 @@ from pydantic import ValidationError
 
 from quintet.errors import InputError
 from quintet.params.breakhis import BreakHis, BreakHisConfig
-from quintet.params.common import AdamCosine, Compute, Configuration, Optimisation, RankingParams, Section, StudyName, StudyParams
+from quintet.params.common import (
+    AdamCosine,
+    Compute,
+    Configuration,
+    Ensembles,
+    Optimisation,
+    RankingParams,
+    Section,
+    StudyName,
+    StudyParams,
+)
 from quintet.params.ct import Ct, CtConfig
 from quintet.params.fusion import Fusion, FusionConfig
 from quintet.params.landmarks import Landmarks, LandmarksConfig
@@ -25,6 +35,7 @@ __all__ = [
     "Configuration",
     "Ct",
     "CtConfig",
+    "Ensembles",
     "Fusion",
     "FusionConfig",
     "Landmarks",

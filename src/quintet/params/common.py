@@ -71,9 +71,14 @@ class Seeds(Section):
     seeds: Annotated[list[Seed], Field(min_length=1)]
 
     @property
-    def runs(self) -> list[str]:
-        """The names of a configuration's run folders."""
-        return [f"seed{seed}" for seed in self.seeds]
+    def runs(self) -> dict[str, tuple[int, Seed]]:
+        """A configuration's run folders: name -> (fold, seed)."""
+        return {f"seed{seed}": (0, seed) for seed in self.seeds}
+
+    @property
+    def untrained_runs(self) -> dict[str, int]:
+        """The run folders of a method without seeds: name -> fold."""
+        return {"seed0": 0}
 
 
 class SeedSweep(Seeds):
@@ -97,14 +102,35 @@ class Sweep(SeedSweep):
     folds: Annotated[list[NonNegativeInt], Field(min_length=1)]
 
     @property
-    def runs(self) -> list[str]:
-        return [f"fold{fold}-seed{seed}" for fold in self.folds for seed in self.seeds]
+    def runs(self) -> dict[str, tuple[int, Seed]]:
+        return {f"fold{fold}-seed{seed}": (fold, seed) for fold in self.folds for seed in self.seeds}
+
+    @property
+    def untrained_runs(self) -> dict[str, int]:
+        return {f"fold{fold}-seed0": fold for fold in self.folds}
 
     def check_folds(self, *, fold: int, folds: int) -> None:
         """Raise ValueError for a fold that does not exist."""
         for key, chosen in (("fold", [fold]), ("sweep.folds", self.folds)):
             if wrong := [f for f in chosen if f >= folds]:
                 raise ValueError(f"{key}: {wrong[0]} is too large; data.folds={folds} are numbered 0 to {folds - 1}")
+
+
+class Ensembles(Section):
+    """Ensembles of a sweep: name -> the configurations whose trained runs are averaged, all seeds of a fold together."""
+
+    ensembles: dict[str, Annotated[list[str], Field(min_length=1)]]
+
+    def check_ensembles(self, trained: Collection[str]) -> None:
+        """Raise ValueError for a member that the sweep does not train, or a name that a configuration has."""
+        for name, members in self.ensembles.items():
+            if name in trained:
+                raise ValueError(f"sweep.ensembles: {name} is a configuration; choose another name")
+            if unknown := [member for member in members if member not in trained]:
+                raise ValueError(
+                    f"sweep.ensembles.{name}: {', '.join(unknown)}: not in the sweep, which trains {', '.join(trained)}"
+                )
+        check_names(self.ensembles)
 
 
 class StudyParams(Section):
@@ -126,7 +152,7 @@ class StudyParams(Section):
 
     def sweep_runs(self) -> dict[str, list[str]]:
         """Configuration -> the names of its run folders; every configuration where the sweep does not list them."""
-        return {name: self.sweep.runs for name in getattr(self.sweep, "configs", self.configs)}
+        return {name: list(self.sweep.runs) for name in getattr(self.sweep, "configs", self.configs)}
 
 
 def check_names(configs: Collection[str]) -> None:

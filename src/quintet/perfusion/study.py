@@ -56,10 +56,6 @@ def evaluate(
     return evaluate_run(run, data, out, params.evaluation, compute, record=record)
 
 
-def baseline_names(params: Perfusion) -> Sequence[str]:
-    return ()
-
-
 def baselines(data: "Prepared", params: Perfusion) -> dict[str, Baseline]:
     return {}
 

@@ -68,7 +68,7 @@ def methods(scores: Scores, decision: Decision, *, label: str, alpha: float, pai
 
 def latex(ranking: "Ranking", *, title: str, unit: str) -> str:
     """A table for the package booktabs: means with intervals, letters, and the rule in a footnote."""
-    table = ranking.table
+    table = ranking.with_ceiling()
     published = bool(table["published"].notna().any())
     half = (table["high"] - table["mean"])[lambda h: np.isfinite(h) & (h > 0)]
     decimals = int(np.clip(1 - np.floor(np.log10(half.median())), 0, 6)) if len(half) else 3
@@ -77,6 +77,9 @@ def latex(ranking: "Ranking", *, title: str, unit: str) -> str:
     for row in table.to_dict("records"):
         mean, low, high = (f"{row[name]:.{decimals}f}" for name in ("mean", "low", "high"))
         interval = f"{low} to {high}" if np.isfinite(row["low"]) else "unknown"
+        if row["config"] == ranking.ceiling:
+            rows.append([str(row["config"]), mean, *[""] * (3 + published)])
+            continue
         cells = [str(row["config"]), mean, interval, str(row["group"]), str(row["runs"])]
         rows.append(cells + ([f"{row['published']:.{decimals}f}" if row["published"] == row["published"] else ""] * published))
     # {}: a name that begins with [ or * would be an argument of the line before
@@ -88,6 +91,8 @@ def latex(ranking: "Ranking", *, title: str, unit: str) -> str:
         f"significantly different (two-sided paired t test{runs}, Holm's correction over "
         f"{count(len(ranking.pairs), 'pair')}, {100 * ranking.alpha:g} %).{ranking.caveat}"
     )
+    if ranking.ceiling:
+        footnote += f" {ranking.ceiling}: what the data allow at best; not compared."
     return "\n".join(
         [
             r"\begin{table}",

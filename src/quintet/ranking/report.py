@@ -29,7 +29,7 @@ def write(ranking: Ranking, folder: Path, *, title: str, unit: str, extra: Seque
             figure.savefig(temporary, metadata={"CreationDate": None})
     sections = [
         *([_planned(ranking)] if len(ranking.answers) else []),
-        Section("Ranking", _ranking_text(ranking, unit), _as_text(ranking.table, ranking), lead=ranking.verdict),
+        Section("Ranking", _ranking_text(ranking, unit), _as_text(_shown(ranking), ranking), lead=ranking.verdict),
         Section("Means and intervals", figures=figures[:1]),
         Section("Patient by patient", ranking.note, figures=figures[1:]),
         *extra,
@@ -37,7 +37,7 @@ def write(ranking: Ranking, folder: Path, *, title: str, unit: str, extra: Seque
         Section("Verdict", ranking.verdict),
     ]
     write_page(Path(folder) / "ranking.html", title, sections)
-    for name, table in (("ranking.csv", ranking.table), ("planned.csv", ranking.answers)):
+    for name, table in (("ranking.csv", ranking.with_ceiling()), ("planned.csv", ranking.answers)):
         with atomic_file(Path(folder) / name) as temporary:
             table.to_csv(temporary, index=False, float_format="%.6g")
     texts = {
@@ -90,11 +90,26 @@ def _ranking_text(ranking: Ranking, unit: str) -> str:
         f"Patients: {ranking.patients} (excluded: {ranking.patients_excluded}), cases: {ranking.cases}, folds: {ranking.folds}. "
         f"mean: mean of the patient means; low, high: its {confidence} interval over {ranking.varies_over}; group: "
         "configurations that share a letter are not significantly different. "
-        f"SD between training runs, pooled: {run_sd}.{tau}\n\n"
+        f"SD between training runs, pooled: {run_sd}.{tau}\n\n{_limits(ranking)}"
         f"Descriptive only: rank_low, rank_high ({confidence} interval of the rank) and first_share (share of first places) come "
         f"from a bootstrap over {ranking.varies_over}. The intervals of two means may overlap even where their difference, taken "
         "patient by patient, is significant."
     )
+
+
+def _limits(ranking: Ranking) -> str:
+    """The paragraph on floor and ceiling; empty where one of them is unknown."""
+    if ranking.table["covered"].isna().all():
+        return ""
+    return (
+        f"covered: the share of the way from {ranking.floor}, a trivial method, to {ranking.ceiling}, which shows how good a "
+        "method can be on these data because it knows how they were generated. It takes part in no comparison.\n\n"
+    )
+
+
+def _shown(ranking: Ranking) -> pd.DataFrame:
+    """The table for readers, without columns that are empty."""
+    return ranking.with_ceiling().dropna(axis="columns", how="all")
 
 
 def _pairs_text(ranking: Ranking) -> str:
@@ -109,12 +124,12 @@ def _as_text(table: pd.DataFrame, ranking: Ranking) -> pd.DataFrame:
     half_widths = (ranking.table["high"] - ranking.table["mean"]).to_numpy()
     half_widths = half_widths[np.isfinite(half_widths) & (half_widths > 0)]
     decimals = int(np.clip(2 - np.floor(np.log10(np.median(half_widths))), 0, 6)) if len(half_widths) else 2
-    formats = {"p": ".2g", "p_holm": ".2g", "df": ".1f", "first_share": ".2f"}
+    formats = {"p": ".2g", "p_holm": ".2g", "df": ".1f", "first_share": ".2f", "covered": ".2f"}
 
     def as_text(value: object, spec: str) -> str:
         if isinstance(value, bool | np.bool_):
             return "yes" if value else "no"
-        return str(value) if not isinstance(value, float) else "" if np.isnan(value) else format(value, spec)
+        return "" if pd.isna(value) else format(value, spec) if isinstance(value, float) else str(value)
 
     return pd.DataFrame({name: [as_text(v, formats.get(name, f".{decimals}f")) for v in table[name]] for name in table.columns})
 
@@ -136,9 +151,11 @@ def _plot_means(ranking: Ranking, title: str, unit: str) -> Figure:
     errors[~np.isfinite(errors)] = 0  # the interval of a single patient is unbounded
     label = f"mean, {100 * (1 - ranking.alpha):g} % interval"
     axes.errorbar(table["mean"], y, xerr=errors, fmt="o", color=BLUE, capsize=3, label=label)
+    if ranking.ceiling:
+        axes.axvline(ranking.ceiling_mean, color=GREY, linestyle="--", label=_literal([ranking.ceiling])[0])
     if table["published"].notna().any():
         axes.plot(table["published"], y, "D", mfc="none", color=GREY, label="published")
-    axes.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=2, frameon=False)
+    axes.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=3, frameon=False)
     for position, letters in enumerate(table["group"]):
         axes.text(1.015, position, letters, transform=axes.get_yaxis_transform(), va="center", family="monospace")
     axes.set_yticks(y, _literal(table["config"]))

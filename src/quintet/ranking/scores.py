@@ -62,6 +62,20 @@ def read_scores(
     return Scores(values[order], configs, common, np.array([c in deterministic for c in configs]), rows, excluded)
 
 
+def mean_over(table: pd.DataFrame, metric: str, config: str, patients: Collection[str]) -> float:
+    """The mean of one configuration's patient means, over `patients`; NaN where the table lacks the configuration.
+
+    Raises InputError if the configuration was not tested on one of them.
+    """
+    own = table[table["config"].astype(str) == config]
+    if own.empty:
+        return float("nan")
+    means = _checked_rows(own, metric).groupby("group")["value"].mean()
+    if missing := sorted(set(patients) - set(means.index)):
+        raise InputError(f"{metric}: {config} was not tested on patient {missing[0]}, which the other configurations share")
+    return float(means[list(patients)].mean())
+
+
 def competition_ranks(means: Floats) -> Floats:
     """Ranks from 1 along the last axis, smallest first; means that differ by rounding errors only share the smaller rank."""
     scale = np.abs(means).max() or 1.0

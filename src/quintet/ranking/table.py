@@ -11,7 +11,7 @@ from scipy.special import expit, logit
 from quintet.ranking.decision import Decision, Family, compact_letters, decide
 from quintet.ranking.paper import methods
 from quintet.ranking.questions import Question, answer, answerable
-from quintet.ranking.scores import Scores, competition_ranks, read_scores
+from quintet.ranking.scores import Scores, competition_ranks, mean_over, read_scores
 from quintet.ranking.variance import Floats, patient_means
 from quintet.ranking.verdict import run_caveat, verdict
 
@@ -21,7 +21,8 @@ class Ranking:
     """`table` has one row per configuration, best first; `pairs` one row per pair; `answers` one row per question that was asked
     beforehand; `by_patient` is [configs, patients].
 
-    Means are means of patient means. NaN: unknown (run_sd, published; patient_sd of a single patient).
+    Means are means of patient means. NaN: unknown (run_sd, published; patient_sd of a single patient; covered, without a floor
+    or a ceiling).
     """
 
     metric: str  # its name in the tidy table
@@ -44,6 +45,18 @@ class Ranking:
     folds: int
     run_sd: float | None  # pooled over configurations; None: unknown because no seed was repeated
     kendall_tau: float | None
+    floor: str | None  # a trivial method, one of the configurations
+    ceiling: str | None  # what the data allow at best; in no comparison, and not in `table`
+    ceiling_mean: float
+
+    def with_ceiling(self) -> pd.DataFrame:
+        """`table` with the ceiling as its last row, which has neither rank nor interval."""
+        whole = {name: "Int64" for name in ("rank", "rank_low", "rank_high", "runs")}  # integers that may be missing
+        table = self.table.astype(whole)
+        if self.ceiling is None:
+            return table
+        row = pd.DataFrame({"config": [self.ceiling], "mean": [self.ceiling_mean]}).reindex(columns=table.columns)
+        return pd.concat([table, row.astype(table.dtypes)], ignore_index=True)
 
 
 def rank(
@@ -62,6 +75,8 @@ def rank(
     questions: Sequence[Question] = (),
     pseudo_values: str | None = None,
     note: str = "",
+    floor: str | None = None,
+    ceiling: str | None = None,
 ) -> Ranking:
     """Rank the configurations of a tidy table (`results.COLUMNS`) by `metric`.
 
@@ -72,15 +87,23 @@ def rank(
     range, which intervals do not leave. `questions`: comparisons that were planned; those about a configuration that the table
     lacks are left out. `pseudo_values`: the metric with the patients' jackknife pseudo-values, if the score of `metric` depends
     on other patients (see read_scores). `note`: a sentence on the metric for the paragraph on methods. `bootstrap`: draws.
+    `floor`: the configuration that any method should beat; `ceiling`: the one that shows what the data allow at best, which is
+    reported beside the others and compared with none; both are ignored where the table lacks them.
     """
     label = label or metric.replace("_", " ")
     sign = 1.0 if lower_is_better else -1.0
+    ceiling_rows = table["config"].astype(str) == (ceiling or "")
+    table, reference = table[~ceiling_rows], table[ceiling_rows]
     scores = read_scores(table, metric, sign, deterministic, pseudo_values)
+    floor = floor if floor in scores.configs else None
+    ceiling = None if reference.empty else ceiling
+    ceiling_mean = mean_over(reference, pseudo_values or metric, str(ceiling), scores.patients)
     related = _families(scores.configs, same_run_as or {})
     asked, weights = answerable(questions, scores.configs)
     decision = decide(scores.values, alpha=alpha, deterministic=scores.deterministic, related=related, planned=weights)
     ranks = bootstrap_ranks(scores.values, sign, draws=bootstrap, seed=seed)
     summary = _config_table(scores, decision, sign, ranks, alpha, published or {}, bounds)
+    summary["covered"] = _covered(summary, floor, ceiling_mean)
     return Ranking(
         metric=metric,
         label=label,
@@ -110,6 +133,9 @@ def rank(
         folds=scores.folds,
         run_sd=None if decision.run_variance is None else float(np.sqrt(decision.run_variance)),
         kendall_tau=_kendall_tau(summary, sign),
+        floor=floor,
+        ceiling=ceiling,
+        ceiling_mean=ceiling_mean,
     )
 
 
@@ -177,6 +203,12 @@ def _config_table(
             "published": [float(published.get(c, np.nan)) for c in scores.configs],
         }
     )
+
+
+def _covered(table: pd.DataFrame, floor: str | None, ceiling_mean: float) -> pd.Series:
+    """The share of the way from the floor's mean to the ceiling's; NaN where one of them is unknown."""
+    floor_mean = table.loc[table["config"] == floor, "mean"].sum() if floor else np.nan
+    return (table["mean"] - floor_mean) / (ceiling_mean - floor_mean)
 
 
 def _interval(mean: Floats, half_width: Floats, bounds: tuple[float, float] | None) -> tuple[Floats, Floats]:
