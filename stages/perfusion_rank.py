@@ -1,7 +1,7 @@
-"""Rank the configurations: ranking.csv, .md, .html and figures.
+"""Rank the configurations, baselines and ensembles: ranking.csv, .md, .html and figures.
 
-python stages/perfusion_rank.py --sweep runs/perfusion/sweep --baselines runs/perfusion/baselines --out runs/perfusion/rank
-  --report reports/perfusion/ranking
+python stages/perfusion_rank.py --sweep runs/perfusion/sweep --baselines runs/perfusion/baselines
+  --ensembles runs/perfusion/ensembles --out runs/perfusion/rank --report reports/perfusion/ranking
 """
 
 from pathlib import Path
@@ -11,8 +11,8 @@ from quintet.params import Params
 from quintet.stage import run_stage
 
 
-def main(params: Params, sweep: Path, baselines: Path, out: Path, report: Path) -> str:
-    return rank_runs("perfusion", params, sweep, baselines, out, report).verdict
+def main(params: Params, sweep: Path, baselines: Path, ensembles: Path, out: Path, report: Path) -> str:
+    return rank_runs("perfusion", params, sweep, baselines, out, report, ensembles=ensembles).verdict
 
 
 if __name__ == "__main__":

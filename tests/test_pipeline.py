@@ -42,14 +42,14 @@ def test_all_stages_are_there(stages, make_params):
     sweep_runs = set()
     for study in STUDIES:
         for config, runs in make_params().of(study).sweep_runs().items():
-            runs = (
-                [""] if study == "landmarks" else ["-" + re.sub("fold|seed", "", run) for run in runs]
-            )  # all seeds in one stage
+            together = study in ("landmarks", "breakhis")  # all runs of a configuration in one stage
+            runs = [""] if together else ["-" + re.sub("fold|seed", "", run) for run in runs]
             sweep_runs |= {f"{study}_sweep@{config}{run}" for run in runs}
-    every = {f"{study}_{name}" for study in STUDIES for name in ("synthesize", "prepare", "train", "evaluate", "rank")}
-    some = {"landmarks_baselines", "ct_baselines", "fusion_baselines", "fusion_segment", "report"}
+    names = ("synthesize", "prepare", "train", "evaluate", "baselines", "rank")
+    every = {f"{study}_{name}" for study in STUDIES for name in names}
+    some = {"landmarks_ensembles", "perfusion_ensembles", "fusion_segment", "report"}
     assert set(stages) == sweep_runs | every | some
-    assert len(sweep_runs) == 6 + 14 + 10 + 2 + 4
+    assert len(sweep_runs) == 8 + 14 + 7 + 3 + 4
     assert {script_of(name).name for name in stages} == {path.name for path in (ROOT / "stages").glob("*.py")}
 
 

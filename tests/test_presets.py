@@ -24,7 +24,7 @@ CHANGES = [
     "landmarks.losses: wing -> wing, symmetry",
     "landmarks.rate_head: 0.002 -> 2e-05",
     "landmarks.sweep.seeds: 0 -> 0, 1, 2",
-    "perfusion.training.epochs: 5 -> 7",
+    "perfusion.training.epochs: 2 -> 7",
     "perfusion.training.patch: 72, 56 -> 96, 96",
     "perfusion.training.loss_weights.adaptive: 0.05, 0.15 -> 0.1, 0.2",
 ]

@@ -21,7 +21,12 @@ SMALL = {
     "perfusion.training.batch_size": 6,
     "perfusion.training.features": 4,
     "perfusion.training.attention_tokens": 16,
-    "perfusion.sweep": {"configs": ["shared", "separate"], "folds": [0], "seeds": [0]},
+    "perfusion.sweep": {
+        "configs": ["shared", "separate"],
+        "folds": [0],
+        "seeds": [0],
+        "ensembles": {"pair": ["shared", "separate"]},
+    },
     "ranking.bootstrap": 100,
     "compute.device": "cpu",
     "compute.threads": 1,
@@ -64,7 +69,7 @@ def flow_arrays(flow_maps, tmp_path_factory, values) -> Path:
 @pytest.fixture(scope="session")
 def trained(flow_arrays, tmp_path_factory, values) -> tuple[Path, dict[str, float]]:
     """A small network trained long enough to find the territories (10 s), and its metrics on fold 0."""
-    longer = {"features": 8, "epochs": 4, "iterations": 15, "batch_size": 12, "rate": 0.03}
+    longer = {"features": 8, "epochs": 4, "iterations": 15, "batch_size": 12, "rate": 0.3}
     changes = SMALL | {f"perfusion.training.{name}": value for name, value in longer.items()}
     params, folder = parse(with_changes(values, changes)), tmp_path_factory.mktemp("trained")
     with pytest.MonkeyPatch.context() as patch:
@@ -83,7 +88,7 @@ def simulated(make_params, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
 
     def make(better, *, configs=tuple(PUBLISHED), folds=(0,), seeds=(0,), run_sd=0.0, people=30, visits=2):
-        sweep = {"configs": list(configs), "folds": list(folds), "seeds": list(seeds)}
+        sweep = {"configs": list(configs), "folds": list(folds), "seeds": list(seeds), "ensembles": {}}
         params = make_params(SMALL | {"perfusion.data.folds": 5, "perfusion.sweep": sweep})
         runs = experiment.run_folders(params.perfusion, Path("runs/perfusion/sweep"))
         rng = np.random.default_rng(0)

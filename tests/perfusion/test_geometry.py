@@ -39,6 +39,11 @@ def test_masks_survive_the_round_trip(spacing):
     assert dice_score(grid.to_canonical(back), mask) >= 0.99
 
 
+def case(images, grid):
+    found = resample(images, grid, (2.6, 2.6), "channel")
+    return found.images, found.geometry
+
+
 @pytest.mark.parametrize("flips", [(1, 1, 1), (-1, 1, 1), (1, -1, -1), (-1, -1, -1)])
 @pytest.mark.parametrize("order", [(0, 1, 2), (2, 0, 1), (1, 0, 2)])
 def test_storage_order_and_handedness_change_nothing(flips, order):
@@ -52,8 +57,8 @@ def test_storage_order_and_handedness_change_nothing(flips, order):
     ornt = np.array([[order[i], flips[i]] for i in range(3)])
     stored = np.stack([apply_orientation(image, ornt) for image in images])
     other = Grid(stored.shape[1:], AFFINE @ inv_ornt_aff(ornt, (20, 24, 5)))
-    one, way = resample(images, grid, (2.6, 2.6))
-    two, other_way = resample(stored, other, (2.6, 2.6))
+    one, way = case(images, grid)
+    two, other_way = case(stored, other)
     np.testing.assert_array_equal(one, two)
     for array, w, source in ((one, way, images), (two, other_way, stored)):
         back = w.to_file(array[:, 0])
@@ -78,7 +83,7 @@ def test_oblique_and_sheared_grids_keep_their_spacing_and_come_back():
 def test_nothing_outside_the_box():
     images = np.zeros((2, 20, 24, 5), np.float32)
     images[:, 5:15, 6:20, 1:4] = np.random.default_rng(0).normal(10, 1, (2, 10, 14, 3))
-    array, way = resample(images, Grid((20, 24, 5), AFFINE), (2.6, 2.6))
+    array, way = case(images, Grid((20, 24, 5), AFFINE))
     assert array.shape == (3, 2, 14, 10)
     p = way.to_file(np.ones((3, 14, 10), np.float32))
     assert p.sum() == 3 * 14 * 10

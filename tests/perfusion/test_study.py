@@ -26,20 +26,27 @@ def test_training_finds_the_territories_of_held_out_people(trained, flow_arrays)
 
 
 def test_sweep_and_ranking(small, flow_arrays):
-    """Two configurations, one fold: every table is there, and run folders that params do not name are removed."""
+    """Two configurations, one fold, with baselines and an ensemble: every table is there, and run folders that params do not name
+    are removed."""
     sweep = Path("runs/perfusion/sweep")
     for config in small.perfusion.sweep.configs:
         experiment.run_sweep_entry("perfusion", small, flow_arrays, sweep / config / "fold0-seed0", config, fold=0, seed=0)
     for leftover in ("removed/fold0-seed0", "shared/fold1-seed0", "shared/.fold0-seed3.part"):
         (sweep / leftover).mkdir(parents=True)
-    baselines, out, report = Path("runs/perfusion/baselines"), Path("runs/perfusion/rank"), Path("reports/ranking")
-    ranking = experiment.rank_runs("perfusion", small, sweep, baselines, out, report)
+    baselines, ensembles = Path("runs/perfusion/baselines"), Path("runs/perfusion/ensembles")
+    out, report = Path("runs/perfusion/rank"), Path("reports/ranking")
+    experiment.run_baselines("perfusion", small, flow_arrays, baselines)
+    experiment.run_ensembles("perfusion", small, flow_arrays, sweep, ensembles)
+    ranking = experiment.rank_runs("perfusion", small, sweep, baselines, out, report, ensembles=ensembles)
     kept = {path.relative_to(sweep).as_posix() for path in sweep.glob("*/*")}
     assert kept == {"shared/fold0-seed0", "separate/fold0-seed0"}
     assert all((sweep / run / "evaluation" / "cases.csv").is_file() for run in kept)
     table = pd.read_csv(report / "ranking.csv")
     assert list(table.columns[:6]) == ["rank", "config", "mean", "low", "high", "group"]
-    assert set(table["published"].round(4)) == {0.9057, 0.9076}
+    assert set(table["config"]) == {"shared", "separate", "pair", "threshold", "oracle"}
+    assert (ranking.floor, ranking.ceiling) == ("threshold", "oracle")
+    assert "Is shared better than threshold?" in set(ranking.answers["question"])
+    assert set(table["published"].dropna().round(4)) == {0.9057, 0.9076}
     page = (report / "ranking.html").read_text()
     for heading in (
         "Published results and ours",
@@ -52,6 +59,24 @@ def test_sweep_and_ranking(small, flow_arrays):
     assert "no difference was established" in ranking.verdict  # two people
     assert json.loads((out / "record.json").read_text())["stage"] == "rank"
     assert not list(Path(".checkpoints").glob("*"))
+
+
+def test_an_ensemble_of_one_run_is_that_run_and_of_two_the_mean(trained, small, flow_arrays, tmp_path):
+    from quintet.perfusion.data.prepared import load
+    from quintet.perfusion.evaluation.inference import Model, evaluate_ensemble, predict_prepared
+    from quintet.runs import Record
+
+    run, metrics = trained
+    data, evaluation = load(flow_arrays), small.perfusion.evaluation
+    record = Record("perfusion", "perfusion_ensembles", "pair", 0, {}, {})
+    alone = evaluate_ensemble([run], data, tmp_path, evaluation, small.compute, record=record)
+    assert alone["dice"] == pytest.approx(metrics["dice"])
+    models = [Model.load(run, "cpu", mirror_average=mirrored) for mirrored in (True, False)]
+    rows = data.rows("val", 0)[:1]
+    each = [next(predict_prepared([model], data, rows)).probability for model in models]
+    assert np.abs(each[0] - each[1]).max() > 0.01
+    both = next(predict_prepared(models, data, rows)).probability
+    np.testing.assert_allclose(both, np.mean(each, axis=0), atol=1e-6)
 
 
 @pytest.fixture

@@ -7,6 +7,7 @@ from pydantic import Field, model_validator
 
 from quintet.params.common import (
     Configuration,
+    Ensembles,
     Fraction,
     NonNegative,
     NonNegativeInt,
@@ -21,6 +22,8 @@ from quintet.params.common import (
 )
 
 PerfusionLoss = Literal["spatial", "complementary", "multiscale", "adaptive"]
+Normalisation = Literal["channel", "joint"]
+BASELINES = ("threshold", "oracle")
 EXCLUSIVE = ("spatial", "multiscale", "adaptive")  # three forms of one term
 
 
@@ -32,6 +35,7 @@ class PerfusionSynthetic(Section):
 class PerfusionData(Section):
     on_error: OnError
     subject_pattern: str
+    normalisation: Normalisation
     folds: Annotated[int, Field(ge=2)]
     split: str
     split_seed: Seed
@@ -108,9 +112,21 @@ class PerfusionTraining(Optimisation):
     augment: PerfusionAugment
 
 
+class PerfusionBaselines(Section):
+    """What the threshold is chosen from."""
+
+    sigma_px: Annotated[list[NonNegative], Field(min_length=1)]
+    share: Annotated[list[Fraction], Field(min_length=1)]
+    flow: Annotated[list[NonNegative], Field(min_length=1)]
+
+
 class PerfusionEvaluation(Section):
     mirror_average: bool
     save_probabilities: bool
+
+
+class PerfusionSweep(Sweep, Ensembles):
+    """Configurations on folds with seeds, and ensembles of these runs."""
 
 
 class Perfusion(PerfusionConfig, StudyParams):
@@ -122,11 +138,15 @@ class Perfusion(PerfusionConfig, StudyParams):
     seed: Seed
     training: PerfusionTraining
     evaluation: PerfusionEvaluation
-    sweep: Sweep
+    baselines: PerfusionBaselines
+    sweep: PerfusionSweep
     configs: Annotated[dict[str, PerfusionConfig], Field(min_length=1)]
 
     @model_validator(mode="after")
     def consistent(self) -> "Perfusion":
         self.sweep.check(self.configs)
+        self.sweep.check_ensembles(self.sweep.configs)
+        if taken := [name for name in BASELINES if name in self.configs or name in self.sweep.ensembles]:
+            raise ValueError(f"configs: {taken[0]} is a baseline; choose another name")
         self.sweep.check_folds(fold=self.fold, folds=self.data.folds)
         return self

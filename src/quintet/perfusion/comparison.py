@@ -8,11 +8,13 @@ from quintet import ranking
 from quintet.comparison import Runs, evaluation_metrics, read_all_cases, read_cases, select_columns, training_metrics
 from quintet.pages import Section
 from quintet.params import Params, Perfusion, PerfusionConfig
+from quintet.params.perfusion import BASELINES
 from quintet.perfusion.open_questions import difference, open_questions, recommendations
 from quintet.perfusion.published import PUBLISHED
 from quintet.ranking import Question, Ranking, is_better
 
 METRIC = "dice"
+FLOOR, CEILING = BASELINES
 DETAILS = {
     "dice": "Dice (mean over cases)",
     "dice_of_subjects": "Dice (mean over people)",
@@ -46,19 +48,25 @@ def rank(params: Params, runs: Runs) -> Ranking:
         bootstrap=params.ranking.bootstrap,
         published={name: mean / 100 for name, (mean, _, _) in PUBLISHED.items()},
         questions=questions({name: params.perfusion.configs[name] for name in params.perfusion.sweep.configs}),
+        deterministic=[FLOOR] if FLOOR in runs else [],
+        floor=FLOOR,
+        ceiling=CEILING,
     )
 
 
 def questions(configs: dict[str, PerfusionConfig]) -> list[Question]:
-    """Does each added loss term help its architecture, and do the terms help another architecture more than the shared one?
+    """Is a network better than a threshold on the flow maps? Does each added loss term help its architecture, and do the terms
+    help another architecture more than the shared one?
 
-    The second kind averages over the terms that both architectures have."""
+    The first is asked of the plain `shared` network alone. The last kind averages over the terms that both architectures have."""
     by_arch: dict[str, dict[tuple[str, ...], str]] = {}
     for name, config in configs.items():
         by_arch.setdefault(_arch(config), {})[tuple(sorted(config.losses))] = name
     with_baseline = {arch: terms for arch, terms in by_arch.items() if () in terms}
     asked = [is_better(name, terms[()]) for terms in with_baseline.values() for losses, name in terms.items() if losses]
     shared = with_baseline.get("shared", {})
+    if shared:
+        asked.insert(0, is_better(shared[()], FLOOR))
     for arch, terms in with_baseline.items():
         common = [losses for losses in terms if losses and losses in shared]
         if arch != "shared" and common:
@@ -75,10 +83,11 @@ def _arch(config: PerfusionConfig) -> str:
 
 
 def report_sections(params: Perfusion, table: Ranking, runs: Runs) -> list[Section]:
-    configs = {name: params.configs[name] for name in table.table["config"]}
-    metrics = evaluation_metrics(runs, configs)
+    configs = {name: params.configs[name] for name in table.table["config"] if name in params.configs}
+    everything = [name for name in (table.ceiling, *table.table["config"]) if name]
+    metrics = evaluation_metrics(runs, everything)
     costs = training_metrics(runs, configs).join(metrics[["evaluation_seconds_per_case"]])
-    sides = _sides(runs, configs)
+    sides = _sides(runs, everything)
     return [
         _published(table, sides, configs),
         _by_loss(table, configs),
@@ -97,9 +106,9 @@ Published: Dice is higher on the left by 1.2 +- 0.7 points on average. The refer
 shared-multiscale it is higher on the right."""
 
 
-def _sides(runs: Runs, configs: dict[str, PerfusionConfig]) -> pd.DataFrame:
+def _sides(runs: Runs, names: list[str]) -> pd.DataFrame:
     rows = []
-    for name in configs:
+    for name in names:
         table = read_cases(runs[name])
         people = table[table["metric"].isin(["dice_left", "dice_right", "gap"])]
         people = people.groupby(["metric", "group"])["value"].mean().unstack(0)
@@ -122,12 +131,13 @@ def _sides(runs: Runs, configs: dict[str, PerfusionConfig]) -> pd.DataFrame:
 
 def _published(table: Ranking, sides: pd.DataFrame, configs: dict[str, PerfusionConfig]) -> Section:
     rows = []
-    for row, side in zip(table.table.itertuples(), sides.itertuples(), strict=True):
-        mean, left, right = (v / 100 for v in PUBLISHED.get(row.config, (np.nan,) * 3))
-        rank = list(PUBLISHED).index(row.config) + 1 if row.config in PUBLISHED else None
-        rows.append(
-            (row.config, configs[row.config].separate_at, row.rank, row.mean, side.left, side.right, rank, mean, left, right)
-        )
+    ranked, by_side = table.table.set_index("config"), sides.set_index("config")
+    for name in configs:
+        row, side = ranked.loc[name], by_side.loc[name]
+        mean, left, right = (v / 100 for v in PUBLISHED.get(name, (np.nan,) * 3))
+        place = list(PUBLISHED).index(name) + 1 if name in PUBLISHED else None
+        ours = (row["rank"], row["mean"], side["left"], side["right"])
+        rows.append((name, configs[name].separate_at, *ours, place, mean, left, right))
     columns = [
         "config",
         "separate at",
@@ -181,7 +191,8 @@ def _by_loss(table: Ranking, configs: dict[str, PerfusionConfig]) -> Section:
 
 
 def _by_architecture(table: Ranking, configs: dict[str, PerfusionConfig]) -> Section:
-    rows = table.table.assign(arch=[configs[name].arch for name in table.table["config"]])
+    rows = table.table[table.table["config"].isin(configs)]
+    rows = rows.assign(arch=[configs[name].arch for name in rows["config"]])
     rows = rows.assign(best=rows["config"])
     grouped = rows.groupby("arch", sort=False)
     spread = grouped["mean"].agg(["count", "mean", "min", "max", "std"]).assign(range=lambda t: t["max"] - t["min"])

@@ -20,8 +20,8 @@ def difference(table: Ranking, config: str, other: str) -> tuple[float, float, b
 
 def open_questions(table: Ranking, params: Perfusion) -> list[str]:
     """One paragraph per question: the answer by the decision rule, or what is needed to answer it."""
-    order = list(table.table["config"])
-    answers = [_significant(table)]
+    order = trained(table, params)
+    answers = [_significant(table, order)]
     if LAST in order and len(order) > 1:
         answers.append(_anomaly(table, order))
     if set(TOP) < set(order):
@@ -29,8 +29,14 @@ def open_questions(table: Ranking, params: Perfusion) -> list[str]:
     return answers
 
 
-def _significant(table: Ranking) -> str:
-    count = f"{int(table.pairs['significant'].sum())} of {len(table.pairs)} pairs"
+def trained(table: Ranking, params: Perfusion) -> list[str]:
+    """The configurations by rank, without baselines and ensembles."""
+    return [name for name in table.table["config"] if name in params.configs]
+
+
+def _significant(table: Ranking, order: list[str]) -> str:
+    pairs = table.pairs[table.pairs["first"].isin(order) & table.pairs["second"].isin(order)]
+    count = f"{int(pairs['significant'].sum())} of {len(pairs)} pairs"
     if table.run_sd is not None:
         return f"Are the differences significant? {count} are significantly different."
     return (
@@ -69,7 +75,7 @@ def _top_three(table: Ranking, order: list[str], params: Perfusion) -> str:
 
 def recommendations(table: Ranking, costs: pd.DataFrame, params: Perfusion) -> list[str]:
     """By score, by run-to-run SD and by cost; each only where the decision rule (for SDs: an F test) supports it."""
-    order = list(table.table["config"])
+    order = trained(table, params)
     tied = [name for name in order if name == order[0] or not difference(table, order[0], name)[2]]
     score = f"By score: {order[0]}; it is significantly better than all others."
     if len(tied) > 1:
@@ -89,7 +95,7 @@ def _most_reproducible(table: Ranking, params: Perfusion) -> str:
     df = len(params.sweep.folds) * (len(params.sweep.seeds) - 1)
     if df < 1:
         return "By run-to-run variation: unknown, because one seed cannot measure it."
-    sds = table.table.set_index("config")["run_sd"].sort_values()
+    sds = table.table.set_index("config")["run_sd"].loc[trained(table, params)].sort_values()
     smallest, second = (*sds.iloc[:2], np.nan)[:2]
     # the smallest of several SDs against the next: two-sided, Bonferroni over those it was chosen from
     if second > 0 and 2 * stats.f.cdf((smallest / second) ** 2, df, df) <= table.alpha / (len(sds) - 1):

@@ -10,11 +10,12 @@ from numpy.typing import NDArray
 from quintet.errors import InputError, InputProblemsError
 from quintet.imaging.volumes import Grid, write_nifti
 from quintet.params import Perfusion
+from quintet.perfusion.data.geometry import on_file_grid
 from quintet.perfusion.data.nnunet import Case, Dataset, find_images, read_dataset, read_images, read_label
 from quintet.perfusion.data.prepare import resample
 from quintet.perfusion.data.prepared import SIDES
 from quintet.perfusion.evaluation.figures import fullest_slice, overlay
-from quintet.perfusion.evaluation.inference import Model, load_models, on_file_grid
+from quintet.perfusion.evaluation.inference import Model, load_models
 from quintet.perfusion.evaluation.scores import Predicted, evaluate
 from quintet.runs import Record
 
@@ -24,8 +25,8 @@ def predict_images(models: Sequence[Model], images: NDArray[np.float32], grid: G
     maps = []
     for model in models:
         _, rows_mm, columns_mm = model.build["spacing_mm"]
-        array, geometry = resample(images, grid, (rows_mm, columns_mm))
-        maps.append(on_file_grid(model(array), geometry))
+        case = resample(images, grid, (rows_mm, columns_mm), model.build["normalisation"])
+        maps.append(on_file_grid(model(case.images), case.geometry))
     return np.mean(maps, axis=0, dtype=np.float32)
 
 

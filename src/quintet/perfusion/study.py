@@ -57,7 +57,17 @@ def evaluate(
 
 
 def baselines(data: "Prepared", params: Perfusion) -> dict[str, Baseline]:
-    return {}
+    from quintet.perfusion.baselines import baselines
+
+    return baselines(data, params.baselines)
+
+
+def evaluate_ensemble(
+    runs: Sequence[Path], data: "Prepared", out: Path, params: Perfusion, compute: Compute, record: Record
+) -> Metrics:
+    from quintet.perfusion.evaluation.inference import evaluate_ensemble
+
+    return evaluate_ensemble(runs, data, out, params.evaluation, compute, record=record)
 
 
 def load_models(runs: Sequence[Path], device: str) -> "list[Model]":

@@ -1,9 +1,12 @@
 """Perfusion phantoms in nnU-Net's raw layout: two maps of cerebral blood flow per visit, one per internal carotid artery.
 
-A person is a set of smooth fields in head coordinates (mm: x to the right, y to the front, z up): brain, tissue, and the
-share of the flow that each artery supplies. A visit places the head in a scanner grid and adds its own physiology, noise
-and label. Flow: grey matter about 65, white 22 ml/100 g/min (Parkes et al. 2004, doi:10.1002/mrm.20023). A voxel belongs to
-an artery that supplies at least `MIN_SUPPLY` of it, so that territories overlap where both do.
+A person (anatomy.py) is the same at every visit; a visit places the head in a scanner grid and adds labelling, motion, noise and
+an annotator. A map shows its own artery, labelled incompletely, and some of the other arteries' flow:
+
+    map = gain(x) [efficiency own(x) + leak(x) other(x) + leak'(x) posterior(x)] + noise
+
+so that neither the share of the two maps nor their sum is the supply. Files beside nnU-Net's: truth/CASE.nii.gz, the territories
+before the annotator drew them.
 """
 
 from dataclasses import dataclass
@@ -13,102 +16,108 @@ from typing import Any
 import numpy as np
 from joblib import Parallel, delayed
 from numpy.typing import NDArray
-from scipy.ndimage import binary_closing, binary_opening, gaussian_filter
+from scipy.ndimage import binary_closing, binary_opening, distance_transform_edt, gaussian_filter
 
 from quintet.files import atomic_folder, write_json
 from quintet.imaging.volumes import Grid, write_nifti
+from quintet.perfusion.anatomy import Floats, Person, Waves
 
-Floats = NDArray[np.float64]
 SLICES, MATRIX = 14, (80, 64)  # slices, rows, columns; the brain fills about 71 x 55
 SPACING_MM = (6.6, 2.625, 2.625)
-GREY, WHITE, FLUID = 65.0, 22.0, 4.0  # ml/100 g/min
-MIN_SUPPLY = 0.3
-LEAK = 0.04  # of the other artery's flow, from imperfect labelling
+MAX_VISITS = 2
+MIN_SUPPLY = 0.3  # of a voxel's flow: an artery that supplies as much has it in its territory, so territories overlap
+
+ASSUMED_EFFICIENCY = 0.85  # of labelling, in the quantification of flow (Alsop et al. 2015, doi:10.1002/mrm.25197)
+EFFICIENCY = (0.86, 0.06)  # mean and SD of pseudo-continuous labelling (Aslan et al. 2010, doi:10.1002/mrm.22245)
+SELECTIVE = (0.5, 1.0)  # of it: a labelling spot that misses the middle of its vessel (Helle et al. 2010, doi:10.1002/mrm.22451)
+LEAK = (0.05, 0.25)  # of the flow of an artery that should not be labelled; per visit, smooth over the brain
+LEAK_SD = 0.05  # over the brain
+GAIN_SD = 0.1  # of log gain, over visits and over the brain: calibration and coil sensitivity
+MOTION_MM, MOTION_DEG = 1.5, 1.5  # SD per axis, between the two maps, which are acquired one after the other
+SLICE_MOTION_MM = 0.7  # SD per axis, between slices of a map
 NOISE = (7.0, 10.0)  # SD per channel, ml/100 g/min: the two arteries are labelled in different positions
+ANNOTATOR_MM = 2.6  # SD of a drawn border about the true one: a pixel
+ANNOTATOR_WAVES_MM = (20.0, 60.0)  # length of its waves within a slice
+MARGIN_MM = 8.0  # about the brain, in which fields are computed: what motion, blur and the annotator can move into it
 
 
 @dataclass(frozen=True)
-class Waves:
-    """A smooth random field: a sum of plane waves, defined everywhere, so that all visits sample the same one."""
+class Labelling:
+    """What one map shows of the three arteries' flow, at one visit."""
 
-    direction: Floats  # [K, 3], radians per mm
-    phase: Floats  # [K]
-
-    @staticmethod
-    def draw(rng: np.random.Generator, count: int, wavelength_mm: tuple[float, float]) -> "Waves":
-        direction = rng.normal(size=(count, 3))
-        direction *= (2 * np.pi / rng.uniform(*wavelength_mm, count) / np.linalg.norm(direction, axis=1))[:, None]
-        return Waves(direction, rng.uniform(0, 2 * np.pi, count))
-
-    def __call__(self, at: Floats) -> Floats:
-        """`[..., 3]` mm -> `[...]`, SD about 1."""
-        turns = at.astype(np.float32) @ self.direction.T.astype(np.float32) + self.phase.astype(np.float32)
-        values: Floats = np.cos(turns).sum(-1) * np.sqrt(2 / len(self.phase))
-        return values
-
-
-@dataclass(frozen=True)
-class Person:
-    half_axes_mm: Floats  # [3]
-    folds: Waves
-    cortex_mm: float
-    midline_mm: float  # where the anterior territories meet
-    bend: Waves
-    width_mm: float  # over which the supply changes from one side to the other
-    posterior_mm: Floats  # [2] left, right: tissue behind it has a posterior supply
-    occluded: int | None  # 0 left, 1 right: the other side supplies its front
-    flow: float
+    efficiency: float
+    leaks: tuple[float, float]  # of the other carotid and of the posterior arteries
+    gain: float
+    fields: tuple[Waves, Waves, Waves]  # over the brain: of both leaks and of the gain
 
     @staticmethod
-    def draw(rng: np.random.Generator) -> "Person":
-        fetal = rng.random(2) < 0.15  # a posterior cerebral artery that comes from the carotid
-        return Person(
-            half_axes_mm=np.array([70.0, 91.0, 66.0]) * rng.normal(1, 0.035, 3),
-            folds=Waves.draw(rng, 24, (14, 30)),
-            cortex_mm=rng.uniform(8, 11),
-            midline_mm=rng.normal(0, 4),
-            bend=Waves.draw(rng, 6, (60, 160)),
-            width_mm=rng.uniform(3, 10),
-            posterior_mm=np.where(fetal, rng.normal(-72, 6, 2), rng.normal(-38, 9, 2)),
-            occluded=int(rng.integers(2)) if rng.random() < 0.15 else None,
-            flow=float(rng.normal(1, 0.12)),
+    def draw(rng: np.random.Generator) -> "Labelling":
+        return Labelling(
+            efficiency=float(np.clip(rng.normal(*EFFICIENCY), 0, 1)) * rng.uniform(*SELECTIVE),
+            leaks=(rng.uniform(*LEAK), rng.uniform(*LEAK)),
+            gain=rng.normal(0, GAIN_SD),
+            fields=(Waves.draw(rng, 4, (80, 200)), Waves.draw(rng, 4, (80, 200)), Waves.draw(rng, 4, (150, 300))),
         )
 
-    def inside(self, at: Floats) -> NDArray[np.bool_]:
-        return self.depth(at) > 0
+    def __call__(self, flow: Floats, side: int, at: Floats) -> Floats:
+        """The arteries' flow `[..., 3]` at head coordinates `[..., 3]` -> the map of a side, `[...]` ml/100 g/min."""
+        other, posterior = (np.clip(leak + LEAK_SD * f(at), *LEAK) for leak, f in zip(self.leaks, self.fields[:2], strict=True))
+        labelled = self.efficiency * flow[..., side] + other * flow[..., 1 - side] + posterior * flow[..., 2]
+        shown: Floats = labelled * np.exp(self.gain + GAIN_SD * self.fields[2](at)) / ASSUMED_EFFICIENCY
+        return shown
 
-    def depth(self, at: Floats) -> Floats:
-        """Roughly mm below the surface; negative outside. The base is flatter than the vault."""
-        scaled = at / self.half_axes_mm
-        scaled = np.where((np.arange(3) == 2) & (at[..., 2:] < 0), scaled * 1.35, scaled)
-        radius = np.linalg.norm(scaled, axis=-1)
-        fissure = 3.5 * np.exp(-np.abs(at[..., 0]) / 2.5) * (np.linalg.norm(at[..., 1:] / self.half_axes_mm[1:], axis=-1) > 0.75)
-        depth: Floats = (1 - radius) * float(self.half_axes_mm.mean()) - fissure
-        return depth
 
-    def tissue_flow(self, at: Floats) -> Floats:
-        """ml/100 g/min of all arteries together."""
-        folded = self.depth(at) + 4.5 * self.folds(at)
-        grey = 1 / (1 + np.exp((folded - self.cortex_mm) / 1.2))
-        x, y, z = np.abs(at[..., 0]), at[..., 1], at[..., 2]
-        nuclei = ((x - 20) / 12) ** 2 + ((y + 2) / 26) ** 2 + ((z - 5) / 12) ** 2 < 1
-        ventricle = ((x - 9) / 6) ** 2 + ((y - 2) / 34) ** 2 + ((z - 18) / 9) ** 2 < 1
-        flow = WHITE + (GREY - WHITE) * np.where(nuclei, 0.9, grey)
-        return np.where(ventricle, FLUID, flow) * self.flow
+@dataclass(frozen=True)
+class Visit:
+    maps: Floats  # [2, X, Y, Z], 0 outside the brain
+    label: NDArray[np.uint8]  # 1 left, 2 right, 3 both
+    truth: NDArray[np.uint8]  # likewise, without the annotator
 
-    def supply(self, at: Floats) -> Floats:
-        """`[..., 2]`: the share of the flow that comes from the left and from the right carotid; the rest is posterior."""
-        x, y, z = np.moveaxis(at, -1, 0)
-        border = self.midline_mm + 3.5 * self.bend(at)
-        if self.occluded is not None:
-            front = 1 / (1 + np.exp(-(y - 5) / 8))
-            border = border + (-26 if self.occluded == 0 else 26) * front
-        right = 1 / (1 + np.exp(-(x - border) / self.width_mm))
-        behind = np.where(x < 0, *self.posterior_mm) + 0.35 * np.maximum(0, z - 10) * -1 + 5 * self.bend(at[..., [1, 2, 0]])
-        below = -22 - 0.25 * (y + 40)  # cerebellum and brain stem
-        posterior = np.maximum(1 / (1 + np.exp((y - behind) / 4)), 1 / (1 + np.exp((z - below) / 3)))
-        supply: Floats = np.stack([1 - right, right], -1) * (1 - posterior)[..., None]
-        return supply
+
+def visit(person: Person, grid: Grid, rng: np.random.Generator) -> Visit:
+    indices = np.stack(np.meshgrid(*(np.arange(n) for n in grid.shape), indexing="ij"), -1)
+    at = _moved(indices @ grid.affine[:3, :3].T + grid.affine[:3, 3], rng, degrees=2, mm=1.5)  # never placed exactly alike
+    depth, spacing = person.depth(at), np.linalg.norm(grid.affine[:3, :3], axis=0)
+    brain, near = depth > 0, depth > -MARGIN_MM
+    maps = []
+    for side in range(2):
+        seen = _moved(at, rng, degrees=MOTION_DEG, mm=MOTION_MM) + rng.normal(0, SLICE_MOTION_MM, (grid.shape[2], 3))
+        shown = np.zeros(grid.shape)
+        shown[near] = Labelling.draw(rng)(person.labelled_flow(seen[near]), side, seen[near])
+        noise = gaussian_filter(rng.normal(size=grid.shape), (0.5, 0.5, 0))
+        noise *= NOISE[side] * rng.uniform(0.85, 1.2) / noise.std()
+        maps.append((gaussian_filter(shown, 0.6 * SPACING_MM[1] / spacing * [1, 1, 0]) + noise) * brain)
+    supply = np.zeros((*grid.shape, 3))
+    supply[near] = person.supply(at[near])
+    supplied = [_without_specks(supply[..., side] >= MIN_SUPPLY) for side in range(2)]
+    drawn = [as_drawn(mask, at, spacing, rng) for mask in supplied]
+    return Visit(np.stack(maps), _as_label(drawn, brain), _as_label(supplied, brain))
+
+
+def _moved(at: Floats, rng: np.random.Generator, *, degrees: float, mm: float) -> Floats:
+    moved: Floats = at @ _rotation(np.radians(rng.normal(0, degrees, 3))).T + rng.normal(0, mm, 3)
+    return moved
+
+
+def _without_specks(mask: NDArray[np.bool_]) -> NDArray[np.bool_]:
+    """Slice by slice."""
+    stencil = np.ones((3, 3, 1), bool)
+    return binary_closing(binary_opening(mask, stencil), stencil) & mask
+
+
+def as_drawn(mask: NDArray[np.bool_], at: Floats, spacing_mm: Floats, rng: np.random.Generator) -> NDArray[np.bool_]:
+    """The mask as an annotator draws it, slice by slice: its border is displaced by a smooth random distance."""
+    far = [*spacing_mm[:2], 1e6]  # distances within a slice
+    distance = distance_transform_edt(mask, sampling=far) - distance_transform_edt(~mask, sampling=far)
+    distance -= np.sign(distance) * spacing_mm[:2].mean() / 2  # the border is between two pixels
+    # shorter waves across slices: they are drawn one by one
+    waves = ANNOTATOR_MM * Waves.draw(rng, 16, ANNOTATOR_WAVES_MM)(at * [1, 1, 3])
+    drawn: NDArray[np.bool_] = distance + waves > 0
+    return drawn
+
+
+def _as_label(masks: list[NDArray[np.bool_]], brain: NDArray[np.bool_]) -> NDArray[np.uint8]:
+    return ((masks[0] + 2 * masks[1]) * brain).astype(np.uint8)
 
 
 def scanner_grid(rng: np.random.Generator, spacing_mm: Floats, number: int) -> Grid:
@@ -139,56 +148,33 @@ def _rotation(radians: Floats) -> Floats:
     return np.array(around[0]) @ np.array(around[1]) @ np.array(around[2])
 
 
-def visit(person: Person, grid: Grid, rng: np.random.Generator) -> tuple[Floats, NDArray[np.uint8]]:
-    """Flow maps `[2, X, Y, Z]` (0 outside the brain) and the label (1 left, 2 right, 3 both)."""
-    indices = np.stack(np.meshgrid(*(np.arange(n) for n in grid.shape), indexing="ij"), -1)
-    turned = _rotation(np.radians(rng.normal(0, 2, 3)))  # the head lies a little differently each time
-    at = (indices @ grid.affine[:3, :3].T + grid.affine[:3, 3]) @ turned.T + rng.normal(0, 1.5, 3)
-    brain = person.inside(at)
-    supply = person.supply(at)
-    flow = person.tissue_flow(at) * brain * rng.normal(1, 0.08)
-    blur = [0.6 / np.linalg.norm(grid.affine[:3, i]) * SPACING_MM[1] for i in range(3)]
-    maps = []
-    for side in range(2):
-        arterial = flow * (supply[..., side] * (1 - LEAK) + supply[..., 1 - side] * LEAK) * rng.normal(1, 0.06)
-        noise = gaussian_filter(rng.normal(size=grid.shape), (0.5, 0.5, 0)) * NOISE[side] * rng.uniform(0.85, 1.2)
-        maps.append((gaussian_filter(arterial, blur) + noise) * brain)
-    masks = [_as_drawn((supply[..., side] >= MIN_SUPPLY) & brain) for side in range(2)]
-    return np.stack(maps), (masks[0] + 2 * masks[1]).astype(np.uint8)
-
-
-def _as_drawn(mask: NDArray[np.bool_]) -> NDArray[np.bool_]:
-    """Remove specks and pinholes slice by slice, so that the mask resembles a manual annotation."""
-    stencil = np.ones((3, 3, 1), bool)
-    return binary_closing(binary_opening(mask, stencil), stencil) & mask
-
-
 def synthesize(out: Path, *, subjects: int, seed: int, workers: int = 1) -> None:
-    """Write `subjects` people with 1 to 3 visits each to `out`, atomically. A person depends only on the seed and the person's
+    """Write `subjects` people with 1 or 2 visits each to `out`, atomically. A person depends only on the seed and the person's
     number."""
     with atomic_folder(out) as folder:
-        for part in ("imagesTr", "labelsTr"):
+        for part in ("imagesTr", "labelsTr", "truth"):
             (folder / part).mkdir()
         visits = Parallel(n_jobs=workers)(delayed(_write_person)(folder, number, seed) for number in range(1, subjects + 1))
-        write_json(folder / "dataset.json", _description(sum(visits)))
+        write_json(folder / "dataset.json", description(sum(visits)))
 
 
 def _write_person(folder: Path, number: int, seed: int) -> int:
     rng = np.random.default_rng([seed, number])
     person = Person.draw(rng)
     spacing = np.array(SPACING_MM) * np.array([1, *[rng.choice([1, 1, 0.93, 1.08])] * 2])
-    visits = int(rng.integers(1, 4))
+    visits = int(rng.integers(1, MAX_VISITS + 1))
     for index in range(1, visits + 1):
         grid = scanner_grid(rng, spacing, number)
-        maps, label = visit(person, grid, rng)
+        seen = visit(person, grid, rng)
         name = f"PerfTerr{number:03d}-v{index}"
-        for channel, array in enumerate(maps):
+        for channel, array in enumerate(seen.maps):
             write_nifti(folder / "imagesTr" / f"{name}_{channel:04d}.nii.gz", array.astype(np.float32), grid)
-        write_nifti(folder / "labelsTr" / f"{name}.nii.gz", label, grid)
+        for part, masks in (("labelsTr", seen.label), ("truth", seen.truth)):
+            write_nifti(folder / part / f"{name}.nii.gz", masks, grid)
     return visits
 
 
-def _description(cases: int) -> dict[str, Any]:
+def description(cases: int) -> dict[str, Any]:
     return {
         "channel_names": {"0": "LICA CBF", "1": "RICA CBF"},
         "labels": {"background": 0, "left": [1, 3], "right": [2, 3]},

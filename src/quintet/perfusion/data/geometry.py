@@ -47,6 +47,11 @@ class Geometry:
         return Geometry(grid, tuple((a, b) for a, b in values["box"]), tuple(values["size"]))
 
 
+def on_file_grid(slices: Floats, geometry: Geometry) -> Floats:
+    """`[slices, K, rows, columns]` -> `[K, X, Y, Z]` on the file's own grid."""
+    return np.stack([geometry.to_file(channel) for channel in np.moveaxis(slices, 1, 0)])
+
+
 def plan_geometry(grid: Grid, inside: NDArray[np.bool_], spacing_mm: tuple[float, float]) -> Geometry:
     """The box around `inside` (canonical `[Z, Y, X]`, not empty) and its size at `spacing_mm` (rows, columns)."""
     box = []

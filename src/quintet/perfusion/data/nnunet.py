@@ -51,7 +51,7 @@ def read_dataset(raw: Path, subject_pattern: str) -> tuple[Dataset | None, list[
     except (InputError, OSError, ValueError, TypeError, AttributeError) as error:
         return None, [f"{description}: {error}"]
     images, problems = find_images(raw / "imagesTr", len(channels))
-    labels, more = _find_labels(raw / "labelsTr")
+    labels, more = find_labels(raw / "labelsTr")
     problems += more
     problems += [
         f"{raw}/imagesTr/{name}_*: no label labelsTr/{name}.nii.gz; add it or move the images to imagesTs/"
@@ -136,7 +136,7 @@ def find_images(folder: Path, channels: int) -> tuple[dict[str, tuple[Path, ...]
     return complete, problems
 
 
-def _find_labels(folder: Path) -> tuple[dict[str, Path], list[str]]:
+def find_labels(folder: Path) -> tuple[dict[str, Path], list[str]]:
     if not folder.is_dir():
         return {}, [f"{folder}: no such folder; it holds one label map per case, CASE.nii.gz"]
     found: dict[str, Path] = {}

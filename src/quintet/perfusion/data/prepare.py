@@ -4,6 +4,7 @@ import json
 from collections import Counter
 from collections.abc import Sequence
 from contextlib import suppress
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -17,34 +18,47 @@ from quintet.errors import InputError, InputProblemsError
 from quintet.files import atomic_folder, reject_overlap, write_json
 from quintet.imaging.volumes import Grid, read_spacing
 from quintet.params import Perfusion
-from quintet.params.perfusion import PerfusionData
+from quintet.params.perfusion import Normalisation, PerfusionData
 from quintet.perfusion.data.geometry import Geometry, plan_geometry
-from quintet.perfusion.data.nnunet import Case, Dataset, read_case, read_dataset
-from quintet.perfusion.data.prepared import SIDES, Fold, Prepared, centred, load
+from quintet.perfusion.data.nnunet import Case, Dataset, find_labels, read_case, read_dataset, read_label
+from quintet.perfusion.data.prepared import SCALING, SIDES, Fold, Prepared, centred, load
 
-COLUMNS = ["case", "subject", "first", "slices", "truth_at", *(f"{side}_ml" for side in SIDES)]
+COLUMNS = ["case", "subject", "first", "slices", "truth_at", *(f"{side}_ml" for side in SIDES), *SCALING]
 
 
-def normalise(images: NDArray[np.float32], grid: Grid) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
-    """z-scores over the non-zero voxels of each channel (0 stays 0 outside) and the mask of these voxels: canonical
-    `[C, Z, Y, X]` and `[Z, Y, X]`.
+def scaling(values: NDArray[np.float32], normalisation: Normalisation) -> NDArray[np.float64]:
+    """What each channel is shifted by and then divided by, `[C, 2]`, from its voxels `[C, K]`.
 
-    A voxel is non-zero if any channel is; holes are filled.
+    channel: nnU-Net's z-scores. joint: the two flow maps are divided by one number, their root mean square, so that their ratio
+    remains and 0 is no flow; further channels, such as T1w, become z-scores.
     """
+    shifts, scales = values.mean(1, dtype=np.float64), values.std(1, dtype=np.float64)
+    if normalisation == "joint":
+        shifts[:2], scales[:2] = 0, np.sqrt(np.square(values[:2], dtype=np.float64).mean())
+    return np.stack([shifts, scales], 1)
+
+
+@dataclass(frozen=True)
+class Resampled:
+    """A case as the networks see it."""
+
+    images: NDArray[np.float32]  # [slices, C, rows, columns], 0 outside the brain
+    brain: NDArray[np.bool_]  # [slices, rows, columns]
+    scaling: NDArray[np.float64]  # [C, 2]
+    geometry: Geometry  # maps predictions back
+
+
+def resample(images: NDArray[np.float32], grid: Grid, spacing_mm: tuple[float, float], normalisation: Normalisation) -> Resampled:
+    """Normalise raw channels `[C, X, Y, Z]` over the brain (where any of them is not 0, with holes filled), crop and resample."""
     canonical = np.stack([grid.to_canonical(channel) for channel in images])
     inside = binary_fill_holes((canonical != 0).any(0))
-    chosen = canonical[:, inside]
-    mean, sd = chosen.mean(1, dtype=np.float64), chosen.std(1, dtype=np.float64)
-    scores = np.where(inside, (canonical - mean[:, None, None, None]) / sd[:, None, None, None], 0)
-    return scores.astype(np.float32), inside
-
-
-def resample(images: NDArray[np.float32], grid: Grid, spacing_mm: tuple[float, float]) -> tuple[NDArray[np.float32], Geometry]:
-    """A case as the networks see it, `[slices, C, rows, columns]`, and the geometry that maps predictions back."""
-    scores, inside = normalise(images, grid)
+    constants = scaling(canonical[:, inside], normalisation)
+    shift, scale = constants.T[..., None, None, None]
+    normalised = np.where(inside, (canonical - shift) / scale, 0).astype(np.float32)
     geometry = plan_geometry(grid, inside, spacing_mm)
     box = tuple(slice(*edge) for edge in geometry.box)
-    return np.stack([geometry.resample_image(channel[box]) for channel in scores], axis=1), geometry
+    resampled = np.stack([geometry.resample_image(channel[box]) for channel in normalised], axis=1)
+    return Resampled(resampled, geometry.resample_mask(inside[box]), constants, geometry)
 
 
 def check(raw: Path, params: Perfusion) -> list[str]:
@@ -122,23 +136,28 @@ def prepare(raw: Path, out: Path, params: Perfusion) -> tuple[Prepared, list[str
     dataset, problems = read_dataset(raw, params.data.subject_pattern)
     if dataset is None:
         raise InputProblemsError(str(raw), problems)
+    drawn = find_labels(Path(raw) / "truth")[0]  # only synthetic data have this folder
+    if not drawn.keys() >= {case.name for case in dataset.cases}:
+        drawn = {}
     with atomic_folder(out) as folder:
-        table, geometry, spacing_mm = _resample_cases(dataset, problems, folder, skip=skip)
+        table, geometry, spacing_mm = _resample_cases(dataset, problems, folder, params.data.normalisation, drawn, skip=skip)
         if problems and (not skip or table.empty):
             hint = "" if skip else " (perfusion.data.on_error=skip would leave these cases out)"
             raise InputProblemsError(f"{raw}{hint}", problems)
         kept = set(table["case"])
         folds = make_folds(raw, [case for case in dataset.cases if case.name in kept], params.data)
-        _join_cases(folder, table, geometry, len(dataset.channels), params.training.patch)
+        names = ["truth", *(["oracle"] if drawn else [])]
+        _join_cases(folder, table, geometry, len(dataset.channels), params.training.patch, names)
         table.to_csv(folder / "cases.csv", index=False)
-        write_json(folder / "dataset.json", {"channels": dataset.channels, "spacing_mm": spacing_mm})
+        values = {"channels": dataset.channels, "spacing_mm": spacing_mm, "normalisation": params.data.normalisation}
+        write_json(folder / "dataset.json", values)
         write_json(folder / "geometry.json", {n: g.as_json() for n, g in zip(table["case"], geometry, strict=True)})
         write_json(folder / "splits_final.json", folds)
     return load(out), problems
 
 
 def _resample_cases(
-    dataset: Dataset, problems: list[str], folder: Path, *, skip: bool
+    dataset: Dataset, problems: list[str], folder: Path, normalisation: Normalisation, drawn: dict[str, Path], *, skip: bool
 ) -> tuple[pd.DataFrame, list[Geometry], list[float]]:
     """Write each case to folder/NUMBER.npz, one in memory at a time. Returns the table of cases, their geometry and the median
     spacing; adds to `problems`."""
@@ -146,45 +165,55 @@ def _resample_cases(
     for case in dataset.cases:
         with suppress(InputError):  # read_case reports it
             spacings.append(read_spacing(case.images[0]))
-    spacing = [float(mm) for mm in np.median(spacings or [(1, 1, 1)], axis=0)]
+    spacing = [round(float(mm), 4) for mm in np.median(spacings or [(1, 1, 1)], axis=0)]  # oblique affines are inexact
     rows, geometry = [], list[Geometry]()
     first = truth_at = 0
     for case in dataset.cases:
         try:
             channels, grid, label = read_case(case, dataset)
+            sides = {"truth": label}
+            if case.name in drawn:
+                sides["oracle"] = read_label(replace(case, label=drawn[case.name]), grid, dataset.values)
         except InputError as error:
             problems.append(str(error))
             continue
         if problems and not skip:
             continue  # after a problem, cases are read only to find further problems
-        images, mapping = resample(channels, grid, (spacing[1], spacing[2]))
+        found = resample(channels, grid, (spacing[1], spacing[2]), normalisation)
+        images, mapping = found.images, found.geometry
         masks = np.stack([mapping.resample_mask(mapping.crop(side)) for side in label], axis=1).astype(np.uint8)
-        truth = (label[0] + 2 * label[1]).astype(np.uint8).ravel()
-        np.savez(folder / f"{len(geometry)}.npz", images=images, masks=masks, truth=truth)
+        flat = {name: (left + 2 * right).astype(np.uint8).ravel() for name, (left, right) in sides.items()}
+        np.savez(folder / f"{len(geometry)}.npz", images=images, masks=masks, brain=found.brain, **flat)
         voxel_ml = float(np.prod(grid.spacing_mm)) / 1000
         volume = {f"{side}_ml": float(label[i].sum()) * voxel_ml for i, side in enumerate(SIDES)}
         place = {"first": first, "slices": len(images), "truth_at": truth_at}
-        rows.append({"case": case.name, "subject": case.subject} | place | volume)
+        constants = dict(zip(SCALING, found.scaling[:2].flat, strict=True))
+        rows.append({"case": case.name, "subject": case.subject} | place | volume | constants)
         geometry.append(mapping)
-        first, truth_at = first + len(images), truth_at + len(truth)
+        first, truth_at = first + len(images), truth_at + label[0].size
     return pd.DataFrame(rows, columns=COLUMNS), geometry, spacing
 
 
-def _join_cases(folder: Path, table: pd.DataFrame, geometry: list[Geometry], channels: int, patch: Sequence[int]) -> None:
-    """Join the cases' files into images.npy, masks.npy and truth.npy, now that the largest frame is known."""
+def _join_cases(
+    folder: Path, table: pd.DataFrame, geometry: list[Geometry], channels: int, patch: Sequence[int], names: list[str]
+) -> None:
+    """Join the cases' files into one array each, and the labels in `names` too, now that the largest frame is known."""
     largest = np.max([*(mapping.size for mapping in geometry), patch], axis=0)
     height, width = (int(edge + edge % 2) for edge in largest)  # even, like the patch: offsets are whole pixels
     slices, voxels = int(table["slices"].sum()), sum(int(np.prod(mapping.grid.shape)) for mapping in geometry)
     images = new_array(folder / "images.npy", np.float32, (slices, channels, height, width))
     masks = new_array(folder / "masks.npy", np.uint8, (slices, len(SIDES), height, width))
-    truth = new_array(folder / "truth.npy", np.uint8, (voxels,))
+    brain = new_array(folder / "brain.npy", np.uint8, (slices, height, width))
+    volumes = {name: new_array(folder / f"{name}.npy", np.uint8, (voxels,)) for name in names}
     for number, (row, mapping) in enumerate(zip(table.itertuples(), geometry, strict=True)):
         path = folder / f"{number}.npz"
         with np.load(path) as case:
             chosen = slice(row.first, row.first + row.slices)
             centred(images[chosen], mapping.size)[:] = case["images"]
             centred(masks[chosen], mapping.size)[:] = case["masks"]
-            truth[row.truth_at : row.truth_at + len(case["truth"])] = case["truth"]
+            centred(brain[chosen], mapping.size)[:] = case["brain"]
+            for name, array in volumes.items():
+                array[row.truth_at : row.truth_at + len(case[name])] = case[name]
         path.unlink()
-    for array in (images, masks, truth):
+    for array in (images, masks, brain, *volumes.values()):
         array.flush()

@@ -4,6 +4,7 @@ import json
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import combinations
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from torch import Tensor
 from quintet.errors import InputError
 from quintet.params import Compute
 from quintet.params.perfusion import PerfusionEvaluation
-from quintet.perfusion.data.geometry import Geometry
+from quintet.perfusion.data.geometry import on_file_grid
 from quintet.perfusion.data.prepared import Prepared, centred
 from quintet.perfusion.evaluation.scores import Predicted, evaluate
 from quintet.perfusion.model.augmentation import mirror
@@ -53,13 +54,19 @@ class Model:
     def __call__(self, slices: NDArray[np.float32]) -> NDArray[np.float32]:
         """z-scores `[N, C, H, W]` of any size -> probabilities `[N, 2, H, W]` (left, right)."""
         x = torch.from_numpy(np.array(slices)).to(self.device)
-        p = self._windows(x)
-        if self.mirror_average:
-            # the four mirror images; the left-right mirror also exchanges the sides, before and after
-            p = p + mirror(self._windows(mirror(x)))
-            y = x.flip(-2)
-            p = (p + self._windows(y).flip(-2) + mirror(self._windows(mirror(y))).flip(-2)) / 4
-        return p.float().cpu().numpy()
+        axes = [axis for axis, used in self.build["mirrors"].items() if used] if self.mirror_average else []
+        turns = [some for count in range(len(axes) + 1) for some in combinations(axes, count)]
+        p = torch.stack([self._mirrored(x, axes) for axes in turns]).mean(0)
+        return p.cpu().numpy()
+
+    def _mirrored(self, x: Tensor, axes: tuple[str, ...]) -> Tensor:
+        """The prediction for a mirror image, mirrored back; left-right also exchanges the sides, before and after."""
+
+        def turned(y: Tensor) -> Tensor:
+            y = mirror(y) if "left_right" in axes else y
+            return y.flip(-2) if "front_back" in axes else y
+
+        return turned(self._windows(turned(x)))
 
     def _windows(self, x: Tensor) -> Tensor:
         """Sliding windows of the patch's size; a slice that fits into one window is padded with zeros."""
@@ -81,7 +88,7 @@ def evaluate_run(
     rows = data.rows("val", record.fold)
     started = time.monotonic()
     metrics = evaluate(
-        predict_prepared(model, data, rows),
+        predict_prepared([model], data, rows),
         record=record,
         out=out,
         history=pd.read_csv(run / "model" / "history.csv"),
@@ -90,19 +97,23 @@ def evaluate_run(
     return metrics | {"evaluation_seconds_per_case": (time.monotonic() - started) / len(rows)}
 
 
-def predict_prepared(model: Model, data: Prepared, rows: list[int]) -> Iterator[Predicted]:
-    """Predict the cases in `rows` of a prepared data set, one at a time."""
+def evaluate_ensemble(
+    runs: Sequence[Path], data: Prepared, out: Path, evaluation: PerfusionEvaluation, compute: Compute, *, record: Record
+) -> dict[str, float]:
+    """Score the mean probability of trained runs on the held-out cases of the record's fold into the folder `out`."""
+    models = [Model.load(run, compute.device, mirror_average=evaluation.mirror_average) for run in runs]
+    return evaluate(predict_prepared(models, data, data.rows("val", record.fold)), record=record, out=out)
+
+
+def predict_prepared(models: Sequence[Model], data: Prepared, rows: list[int]) -> Iterator[Predicted]:
+    """The mean prediction of the models for the cases in `rows` of a prepared data set, one at a time."""
     for row in rows:
         geometry = data.geometry[row]
         images = centred(data.images[data.slices(row)], geometry.size)
-        probability, flow = (on_file_grid(array[:, :2], geometry) for array in (model(images), images))
+        mean = np.stack([model(images) for model in models]).mean(0)
+        probability, flow = (on_file_grid(array[:, :2], geometry) for array in (mean, images))
         case, subject = data.table.loc[row, ["case", "subject"]]
         yield Predicted(case, subject, geometry.grid, flow, probability, data.label_masks(row))
-
-
-def on_file_grid(slices: NDArray[np.float32], geometry: Geometry) -> NDArray[np.float32]:
-    """`[slices, K, rows, columns]` -> `[K, X, Y, Z]` on the file's own grid."""
-    return np.stack([geometry.to_file(channel) for channel in np.moveaxis(slices, 1, 0)])
 
 
 def load_models(runs: Sequence[Path], device: str) -> list[Model]:

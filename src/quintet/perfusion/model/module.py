@@ -182,6 +182,9 @@ def train(
         "separate_at": config.separate_at,
         "channels": data.channels,
         "spacing_mm": list(data.spacing_mm),
+        # for prediction: it mirrors along the axes that training did
+        "normalisation": data.normalisation,
+        "mirrors": {axis: getattr(training.augment, f"mirror_{axis}") > 0 for axis in ("left_right", "front_back")},
     }
     net = build_net(build).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     fitted = fit(
