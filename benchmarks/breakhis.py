@@ -31,7 +31,7 @@ from quintet.breakhis.data.tree import MAGNIFICATIONS
 from quintet.breakhis.model.augmentation import Augmentation
 from quintet.breakhis.model.losses import focal_loss
 from quintet.breakhis.model.module import Quadruples
-from quintet.breakhis.model.networks import MagnificationNet, normalise
+from quintet.breakhis.model.networks import MagnificationNet
 from quintet.params import BreakHis
 from quintet.params import load as load_params
 from quintet.params.breakhis import BreakHisAugment
@@ -127,7 +127,7 @@ def network(options: argparse.Namespace, batch: dict[str, Any], params: BreakHis
 
     def advance() -> None:
         with torch.set_grad_enabled(training), torch.autocast("cpu", torch.bfloat16, enabled=options.variant.endswith("bf16")):
-            output = net([normalise(images) for images in batch["images"]], batch["present"])
+            output = net([net.normalise(images) for images in batch["images"]], batch["present"])
             loss = focal_loss(output.classes, batch["classes"], weights=weights, alpha=0.7, gamma=2.0)
         if training:
             optimizer.zero_grad()
@@ -185,7 +185,7 @@ def main() -> None:
             from quintet.breakhis.synthetic import synthesize
 
             options.raw = f"{folder}/raw"
-            synthesize(Path(options.raw), patients=10, width=700, seed=0, workers=-1)
+            synthesize(Path(options.raw), patients=10, width=700, separation=1.5, seed=0, workers=-1)
         options.prepared = f"{folder}/prepared"
         params = load_params().breakhis
         data_params = params.data.model_copy(update={"size": options.size, "folds": 2})

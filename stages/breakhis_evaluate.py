@@ -13,8 +13,8 @@ from quintet.stage import run_stage
 
 def main(params: Params, data: Path, run: Path, metrics: Path) -> str:
     scores = evaluate_selected("breakhis", params, data, run, metrics)
-    accuracy = f"balanced accuracy {scores['balanced_accuracy']:.3f} of {scores['patients']:.0f} patients"
-    return f"{accuracy}, figures in {run}/evaluation"
+    brier = f"Brier score {scores['brier']:.3f} of {scores['patients']:.0f} patients"
+    return f"{brier}, figures in {run}/evaluation"
 
 
 if __name__ == "__main__":

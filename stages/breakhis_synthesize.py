@@ -16,7 +16,7 @@ def main(params: Params, out: Path) -> str:
 
     synthetic = params.breakhis.synthetic
     workers = params.compute.threads or cpu_count()
-    synthesize(out, patients=synthetic.patients, width=synthetic.width, seed=synthetic.seed, workers=workers)
+    synthesize(out, **synthetic.model_dump(), workers=workers)
     return f"{synthetic.patients} patients in {out}"
 
 

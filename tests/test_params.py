@@ -47,14 +47,14 @@ def test_shipped_file_is_valid(make_params):
         ("perfusion.data.subject_pattern", "x", ["(?P<subject>...)"]),
         ("perfusion.training.patch", [72, 55], ["perfusion.training.patch", "multiple of 2"]),
         ("perfusion.training.loss_weights.adaptive", [0.1], ["perfusion.training.loss_weights.adaptive"]),
-        ("breakhis.training.backbone", "b7", ["breakhis.training.backbone", "'small', 'b0' or 'b1'"]),
+        ("breakhis.training.backbone", "b7", ["breakhis.training.backbone", "'small', 'b0', 'b1' or 'lite0'"]),
         ("breakhis.magnifications", ["40X", "1000X"], ["breakhis.magnifications", "'400X'", "1000X"]),
         ("breakhis.magnifications", ["40X", "40X"], ["listed twice"]),
         ("breakhis.magnifications", ["40X"], ["works between magnifications"]),
         ("breakhis.attention", ["temporal"], ["'channel', 'spatial', 'hierarchical' or 'fusion'"]),
         ("breakhis.trains", "linear", ["needs attention=[]"]),
         ("breakhis.data.split", "images", ["grouped, official or the path of a .csv"]),
-        ("breakhis.training.weights", "imagenet", ["backbone=b0 or b1"]),
+        ("breakhis.training.weights", "imagenet", ["backbone=b0, b1 or lite0"]),
         ("breakhis.data.size", 100, ["breakhis.data.size", "multiple of 32"]),
         ("breakhis.training.batch_size", "large", ["breakhis.training.batch_size", "auto"]),
         ("breakhis.training.batch_size", 2, ["breakhis.training.batch_size", "greater than or equal to 3"]),
@@ -108,7 +108,7 @@ def test_literals_and_registries_agree():
     from quintet.params.ct import CtConfig
     from quintet.params.landmarks import LandmarksConfig, LandmarksLoss, LandmarksLossWeights
 
-    assert set(get_args(BreakHisTraining.model_fields["backbone"].annotation)) == set(COEFFICIENTS) == set(STRIDE)
+    assert set(get_args(BreakHisTraining.model_fields["backbone"].annotation)) == {*COEFFICIENTS, "lite0"} == set(STRIDE)
     assert get_args(Magnification) == MAGNIFICATIONS
     assert set(get_args(CtConfig.model_fields["selector"].annotation)) == {"none", *SELECTORS}
     assert set(get_args(CtConfig.model_fields["arch"].annotation)) == set(VARIANTS)

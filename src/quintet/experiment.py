@@ -68,6 +68,11 @@ def run_sweep_seeds(name: str, params: Params, data: Path, out: Path, config: st
     return _sweep(name, params, data, out, config, {f"seed{seed}": (0, seed) for seed in seeds})
 
 
+def run_sweep_config(name: str, params: Params, data: Path, out: Path, config: str) -> list[Metrics]:
+    """Train and evaluate one configuration on the sweep's folds with its seeds into the run folders below `out`, all or none."""
+    return _sweep(name, params, data, out, config, params.of(name).sweep.runs)
+
+
 def _sweep(name: str, params: Params, data: Path, out: Path, config: str, runs: dict[str, tuple[int, int]]) -> list[Metrics]:
     from quintet.tracking import upload
     from quintet.training.fit import delete_resume_checkpoints

@@ -25,7 +25,7 @@ def slides(tmp_path_factory) -> Path:
     from quintet.breakhis.synthetic import synthesize
 
     folder = tmp_path_factory.mktemp("raw") / "breakhis"
-    synthesize(folder, patients=20, width=64, seed=3, workers=2)
+    synthesize(folder, patients=20, width=64, separation=1.5, seed=3, workers=2)
     return folder
 
 

@@ -1,4 +1,4 @@
-"""The ranking by balanced accuracy, and the sections of its report, from run folders made by hand."""
+"""The ranking by the Brier score, and the sections of its report, from run folders made by hand."""
 
 import json
 from pathlib import Path
@@ -10,6 +10,7 @@ import pytest
 from quintet import results
 from quintet.breakhis import study
 from quintet.breakhis.comparison import as_balanced_accuracy, balanced_interval, questions
+from quintet.breakhis.evaluation.scores import score_decisions
 from quintet.breakhis.published import PUBLISHED
 from quintet.resampling import bootstrap_weights
 from quintet.runs import Record
@@ -71,15 +72,9 @@ def write_run(run: Path, config: str, fold: int, correct: list[int]) -> Path:
     """Six patients of a fold, two of them benign; at 40X all of them are right, and each has one image at 40X."""
     names = [f"patient{fold}{i}" for i in range(6)]
     right = np.array(correct)
-    values = pd.DataFrame(
-        {
-            "malignant": MALIGNANT,
-            "correct": right,
-            "probability": np.where(right == MALIGNANT, 0.8, 0.2),
-            "type_correct": right,
-            "correct/40X": np.ones(6),
-        }
-    )
+    p = np.where(right == MALIGNANT, 0.8, 0.2)
+    values = score_decisions(names, MALIGNANT, p, 0.5).drop(columns="patient")
+    values = values.assign(**{"type_correct": right, "correct/40X": np.ones(6)})
     table = results.to_tidy(values, "breakhis", config, fold=fold, seed=0, cases=names, groups=names)
     results.write(table, run / "evaluation" / "cases.csv")
     images = pd.DataFrame({"patient": names, "magnification": "40X", "malignant": MALIGNANT, "correct": right})
@@ -105,11 +100,14 @@ def test_the_report_agrees_with_the_ranking(make_params, runs, tmp_path):
     ranking = study.rank(params, runs)
     means = ranking.table.set_index("config")["mean"]
     assert list(means.index) == ["mmnet", "concat"]
-    assert means["mmnet"] == pytest.approx((1 + 7 / 8) / 2)
-    assert means["concat"] == pytest.approx((2 / 4 + 7 / 8) / 2)
+    assert means["mmnet"] == pytest.approx((11 * 0.2**2 + 0.8**2) / 12)
+    assert means["concat"] == pytest.approx((9 * 0.2**2 + 3 * 0.8**2) / 12)
     sections = {section.heading: section for section in study.report_sections(params, ranking, runs, tmp_path)}
     patients = sections["By patient"].table.set_index("config")
-    assert patients["balanced accuracy"].tolist() == pytest.approx(means.tolist())
+    assert patients["Brier score"].tolist() == pytest.approx(means.tolist())
+    balanced = sections["Ranked by balanced accuracy"].table.set_index("config")["mean"]
+    assert patients["balanced accuracy"].tolist() == pytest.approx(balanced.tolist())
+    assert balanced.tolist() == pytest.approx([(1 + 7 / 8) / 2, (2 / 4 + 7 / 8) / 2])
     assert patients.loc["concat", ["sensitivity", "specificity"]].tolist() == pytest.approx([7 / 8, 2 / 4])
     assert "4 benign, 8 malignant" in sections["By patient"].text
     subsets = sections["Which magnifications are needed"].table.set_index("magnifications")

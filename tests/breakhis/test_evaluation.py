@@ -1,12 +1,14 @@
 import numpy as np
 import pandas as pd
 import pytest
+from scipy.special import expit
 from sklearn.metrics import balanced_accuracy_score
 
 from quintet.breakhis.evaluation.metrics import (
     Predicted,
     choose_threshold,
     classification,
+    fit_temperature,
     mean_prediction,
     reliability,
     subsets,
@@ -33,6 +35,7 @@ def test_scores_against_hand_values():
     assert scores["f1"] == pytest.approx(2 * 2 / (2 * 2 + 1 + 1))
     assert scores["auc"] == pytest.approx(5 / 6)
     assert scores["brier"] == pytest.approx((0.01 + 0.36 + 0.36 + 0.04 + 0.01) / 5)
+    assert scores["log_loss"] == pytest.approx(-np.log([0.9, 0.4, 0.4, 0.8, 0.9]).mean())
     # every patient alone in its bin
     assert scores["ece"] == pytest.approx(np.abs(P - LABELS).mean())
 
@@ -55,6 +58,20 @@ def test_threshold_is_the_best_one_nearest_to_a_half():
     found = choose_threshold(LABELS, np.array([0.5, 0.6, 0.7, 0.8, 0.9]))
     assert found == pytest.approx(0.65)
     assert balanced_accuracy_score(LABELS, np.array([0.5, 0.6, 0.7, 0.8, 0.9]) >= found) == 1
+
+
+@pytest.mark.parametrize("true", [0.5, 1.0, 3.0])
+def test_temperature_scaling_finds_the_temperature_that_was_applied(true):
+    rng = np.random.default_rng(0)
+    logits = rng.normal(0, 2, 4000)
+    labels = (rng.uniform(size=4000) < expit(logits)).astype(int)
+    found = fit_temperature(labels, lambda t: expit(logits * true / t))
+    assert found == pytest.approx(true, rel=0.1)
+
+
+def test_validation_patients_without_an_error_do_not_make_a_prediction_certain():
+    labels, logits = np.repeat([0, 1], 10), np.repeat([-1.0, 1.0], 10)
+    assert expit(1.0 / fit_temperature(labels, lambda t: expit(logits / t))) == pytest.approx(11 / 12, abs=1e-3)
 
 
 def predicted(probability, images):

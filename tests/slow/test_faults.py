@@ -32,7 +32,7 @@ OUTPUTS = {
     "landmarks_train": ["runs/landmarks/selected/model"],
     "fusion_evaluate": ["runs/fusion/selected/evaluation", "reports/fusion/selected.json"],
     "ct_baselines": ["runs/ct/baselines"],
-    "breakhis_sweep@mmnet-0-0": ["runs/breakhis/sweep/mmnet"],
+    "breakhis_sweep@mmnet": ["runs/breakhis/sweep/mmnet"],
     "perfusion_rank": ["reports/perfusion/ranking"],
     "report": ["reports"],
 }

@@ -39,9 +39,10 @@ def load_data(folder: Path) -> "Prepared":
 
 
 def training_inputs(config: BreakHisConfig, params: BreakHis, seed: int) -> dict[str, Path]:
+    from quintet.backbones import weights_path
     from quintet.training.models import weight_files
 
-    return weight_files(params.training.weights)
+    return weight_files(weights_path(params.training.weights))
 
 
 def train(data: "Prepared", config: BreakHisConfig, params: BreakHis, compute: Compute, record: Record) -> "TrainedModel":
@@ -59,7 +60,9 @@ def evaluate(
 
 
 def baselines(data: "Prepared", params: BreakHis) -> dict[str, Baseline]:
-    return {}
+    from quintet.breakhis.baselines import baselines
+
+    return baselines(data)
 
 
 def load_models(runs: Sequence[Path], device: str) -> "list[Model]":
@@ -99,4 +102,4 @@ def ranking_unit(params: BreakHis) -> str:
 def report_sections(params: Params, ranking: Ranking, runs: Runs, folder: Path) -> list[Section]:
     from quintet.breakhis.comparison import report_sections
 
-    return report_sections(params.breakhis, ranking, runs, folder)
+    return report_sections(params, ranking, runs, folder)

@@ -1,21 +1,38 @@
 """Breast-tissue phantoms in the BreaKHis tree: H&E-like fields of one biopsy at four magnifications.
 
-The tissue is drawn in micrometres and seen through fields 1400 um (40X) to 140 um (400X) wide: glands fit into the field at
-40X and 100X, nuclei are larger than a pixel at 200X and 400X. A biopsy has two grades, of its glands and of its nuclei. Both
-depend on the class, each with its own random error, so that no single magnification shows everything. Stain (colours and
-strength) is independent of the class and differs between patients far more than within one: a split by image would let a
-network recognise patients.
+The tissue is drawn in micrometres and seen through fields 1400 um (40X) to 140 um (400X) wide. A biopsy has four traits, and each
+is a property of structures of one size, so that it shows where these structures are larger than a pixel and fields hold many of
+them (benchmarks/breakhis_traits.py measures how well):
+
+    lobules  (400 um)  glands lie in lobules, or scattered                              best at 40X
+    glands   (100 um)  the share of glands that are solid instead of open               best at 40X
+    stroma    (10 um)  fine or coarse fibre bundles                                     best at 200X
+    nuclei     (8 um)  small and even, or large and uneven, with the same total area    best at 400X
+
+How well the traits predict the class is set, not found. Given the class, the K traits are independent and normal with SD 1 and
+mean -d/2 (benign) or d/2 (malignant), where d is `separation`. All that a picture can tell about the class are its traits: each
+pattern of growth belongs to a benign and to a malignant type, and stain, density and light are independent of the class. So the
+probability of malignant, for the share q of malignant patients, and the best possible balanced accuracy from k traits are
+
+    P(malignant | traits) = logistic(log(q / (1 - q)) + d sum_i trait_i)          best balanced accuracy = Phi(d sqrt(k) / 2)
+
+With d = 1.5 that is 0.77 from one trait, 0.86 from two, which is about what one magnification shows, and 0.93 from all four.
+
+Stain (colours and strength) differs between patients far more than within one: a split by image would let a network recognise
+patients.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 from joblib import Parallel, delayed
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 from scipy.ndimage import gaussian_filter
+from scipy.special import expit, logit
 
 from quintet.breakhis.data.tree import MAGNIFICATIONS, TYPES, class_of
 from quintet.files import atomic_folder
@@ -25,10 +42,14 @@ Floats = NDArray[np.float64]
 FIELD_UM = 1400.0  # width at 40X; Spanhol et al. report 0.49 um per pixel at 40X before downsampling
 ASPECT = 460 / 700
 HAEMATOXYLIN, EOSIN = np.array([0.65, 0.70, 0.29]), np.array([0.07, 0.99, 0.11])  # optical density (Ruifrok and Johnston 2001)
-GRADE_SD = 0.3  # of a biopsy's grades, whose means are -1 (benign) and +1 (malignant)
-MAX_OUTLINE_UM = 5.0  # largest pixel at which nuclei are drawn as outlines; in larger pixels they are points
-MIN_LUMEN_UM = 3.0  # glands with a smaller lumen are solid
-IMAGES = (4, 20)  # per magnification and patient, smallest and largest number
+TRAITS = ("lobules", "glands", "stroma", "nuclei")
+LOBULES_MM2, LOBULE_UM = 2.0, 90.0  # number, and SD of the glands' distance from the centre in x and y
+FIBRE_UM = (1.0, 4.0)  # SD across a fibre bundle, from fine to coarse; they are twice as long
+NUCLEUS_UM = (2.7, 5.4)  # mean radius of a gland's nuclei, from small to large
+STROMAL_UM = 3.8
+CENTRED_UM = 300.0  # fields narrower than this are centred on a gland, as a pathologist would
+MAX_OUTLINE_UM = 4.0  # largest pixel at which nuclei are drawn as outlines; in larger pixels they are points
+IMAGES = (2, 6)  # per magnification and patient, smallest and largest number
 TYPE_CYCLE = (  # of patient 1, 2, ...
     "adenosis",
     "ductal_carcinoma",
@@ -55,51 +76,56 @@ TYPE_CYCLE = (  # of patient 1, 2, ...
 
 @dataclass(frozen=True)
 class Pattern:
-    """The appearance of a tumour type, before the grades change it."""
+    """A pattern of growth."""
 
     gland_um: float  # mean radius
     glands_mm2: float
     elongation: float  # length : width of a gland
-    lumen: float  # radius of the lumen, share of the gland's radius
+    lumen: float  # radius of an open gland's lumen, share of the gland's radius
     stroma: float  # density of stromal nuclei, relative to the usual
     mucin: float  # share of the field that is mucin pools
 
 
-PATTERNS = {
-    "adenosis": Pattern(45, 70, 1.2, 0.45, 1.0, 0.0),
-    "fibroadenoma": Pattern(70, 22, 3.5, 0.25, 1.3, 0.0),
-    "phyllodes_tumor": Pattern(120, 10, 3.0, 0.35, 1.8, 0.0),
-    "tubular_adenoma": Pattern(38, 130, 1.1, 0.40, 0.6, 0.0),
-    "ductal_carcinoma": Pattern(75, 28, 1.6, 0.35, 0.9, 0.0),
-    "lobular_carcinoma": Pattern(35, 60, 2.5, 0.30, 1.2, 0.0),
-    "mucinous_carcinoma": Pattern(60, 25, 1.4, 0.35, 0.5, 0.20),
-    "papillary_carcinoma": Pattern(90, 20, 2.6, 0.40, 0.8, 0.0),
-}
+PATTERNS = [  # a benign and a malignant type look alike
+    (("adenosis", "lobular_carcinoma"), Pattern(45, 32, 1.2, 0.55, 1.0, 0.0)),
+    (("fibroadenoma", "papillary_carcinoma"), Pattern(60, 18, 2.4, 0.45, 1.3, 0.0)),
+    (("phyllodes_tumor", "mucinous_carcinoma"), Pattern(65, 15, 1.7, 0.50, 0.7, 0.15)),
+    (("tubular_adenoma", "ductal_carcinoma"), Pattern(55, 25, 1.3, 0.55, 0.8, 0.0)),
+]
+PATTERN_OF = {name: pattern for names, pattern in PATTERNS for name in names}
 
 
 @dataclass(frozen=True)
 class Biopsy:
     pattern: Pattern
-    order: float  # grade of the glands: +1 round with an open lumen, -1 solid and ragged
-    atypia: float  # grade of the nuclei: +1 large, dark, uneven, crowded
+    traits: Mapping[str, float]  # of TRAITS
+    density: Floats  # [2] of glands and of stromal nuclei, relative to the pattern's
+    darkness: float  # of nuclei, 0 to 255
     stain: Floats  # [2, 3] optical densities of haematoxylin and eosin
     strength: Floats  # [2]
+    contrast: float  # of the fibres
     light: Floats  # [3], the camera's white
 
     @staticmethod
-    def sample(tumour_type: str, rng: np.random.Generator) -> "Biopsy":
+    def sample(tumour_type: str, separation: float, rng: np.random.Generator) -> "Biopsy":
         """A random biopsy of a tumour type."""
         sign = 1.0 if class_of(tumour_type) == "malignant" else -1.0
-        glands, nuclei = sign + rng.normal(0, GRADE_SD, 2)
+        traits = rng.normal(sign * separation / 2, 1, len(TRAITS))
         stain = np.stack([HAEMATOXYLIN, EOSIN]) + rng.normal(0, 0.06, (2, 3))
         return Biopsy(
-            PATTERNS[tumour_type],
-            -glands,
-            nuclei,
+            PATTERN_OF[tumour_type],
+            dict(zip(TRAITS, traits, strict=True)),
+            rng.lognormal(0, [0.2, 0.35]),
+            rng.uniform(150, 190),
             np.clip(stain, 0.02, None),
             rng.uniform(0.75, 1.35, 2),
+            0.15 * rng.lognormal(0, 0.6),
             rng.uniform(0.85, 1.0, 3),
         )
+
+    def degree(self, trait: str) -> float:
+        """How far a trait is developed, from 0 (benign look) to 1."""
+        return float(expit(self.traits[trait]))
 
 
 def field(biopsy: Biopsy, magnification: str, width: int, rng: np.random.Generator) -> NDArray[np.uint8]:
@@ -116,12 +142,11 @@ def field(biopsy: Biopsy, magnification: str, width: int, rng: np.random.Generat
     else:
         h = _paint_polygons(_ellipses(nuclei), nuclei[:, 5], (height, width), um)
     holes = _paint_polygons(lumens, [255.0] * len(lumens), (height, width), um)
-    fibres = gaussian_filter(rng.normal(size=(height, width)), (6 / um**0.5, 1.5 / um**0.5))
-    fibres /= fibres.std() + 1e-9
+    fibres = _fibres(biopsy, (height, width), um, rng)
     if biopsy.pattern.mucin:
         pools = gaussian_filter(rng.normal(size=(height, width)), 90 / um)
         holes = np.maximum(holes, 0.8 * (pools > np.quantile(pools, 1 - biopsy.pattern.mucin)))
-    e = np.clip(0.45 + 0.10 * fibres, 0.05, 1.2) * (1 - 0.92 * holes) * (1 - 0.5 * h)
+    e = np.clip(0.45 + biopsy.contrast * fibres, 0.05, 1.2) * (1 - 0.92 * holes) * (1 - 0.5 * h)
     h = h * (1 + 0.15 * gaussian_filter(rng.normal(size=h.shape), 1)) + 0.06
     density = np.stack([h, e], -1) * biopsy.strength * rng.normal(1, 0.05, 2) @ biopsy.stain
     picture = biopsy.light * np.exp(-1.2 * density) + rng.normal(0, 0.008, (*density.shape[:2], 3))
@@ -148,38 +173,52 @@ def _paint_points(nuclei: Floats, shape: tuple[int, int], um: float) -> Floats:
     return np.minimum(gaussian_filter(np.histogram2d(nuclei[:, 1], nuclei[:, 0], shape, box, weights=weight)[0], 0.4), 1)
 
 
+def _fibres(biopsy: Biopsy, shape: tuple[int, int], um: float, rng: np.random.Generator) -> Floats:
+    """Fibre bundles as an image with SD 1, or less where they are thinner than a pixel, which averages over its width."""
+    fine, coarse = FIBRE_UM
+    across_um = fine * (coarse / fine) ** biopsy.degree("stroma")
+    sigma = np.array([1.0, 2.0] if rng.uniform() < 0.5 else [2.0, 1.0]) * across_um / um  # pixels
+    image = gaussian_filter(rng.normal(size=shape), sigma, mode="wrap") * 2 * np.sqrt(np.pi * np.prod(sigma))
+    return np.asarray(image / np.prod(1 + 1 / (12 * sigma**2)) ** 0.5)
+
+
 def _glands(biopsy: Biopsy, size_um: Floats, rng: np.random.Generator) -> tuple[Floats, Floats, Floats]:
     """Centres `[K, 2]` (um), radii and angles `[K]` of the glands in the field and in a margin around it."""
-    p = biopsy.pattern
-    margin = 3 * p.gland_um
+    p, scattered = biopsy.pattern, biopsy.degree("lobules")
+    margin = 3 * (p.gland_um + LOBULE_UM)
     area_mm2 = np.prod(size_um + 2 * margin) / 1e6
-    count = rng.poisson(p.glands_mm2 * area_mm2)
-    centres = rng.uniform(-margin, size_um + margin, (count, 2))
-    radius = p.gland_um * rng.lognormal(0, 0.25, count)
+    glands_mm2 = p.glands_mm2 * biopsy.density[0]
+    lobules = rng.uniform(-margin, size_um + margin, (rng.poisson(LOBULES_MM2 * area_mm2), 2))
+    members = lobules.repeat(rng.poisson((1 - scattered) * glands_mm2 / LOBULES_MM2, len(lobules)), 0)
+    others = rng.uniform(-margin, size_um + margin, (rng.poisson(scattered * glands_mm2 * area_mm2), 2))
+    centres = np.concatenate([members + rng.normal(0, LOBULE_UM, members.shape), others])
+    if size_um[0] < CENTRED_UM and len(centres):
+        centres += size_um / 2 - centres[np.linalg.norm(centres - size_um / 2, axis=1).argmin()]
+    radius = p.gland_um * rng.lognormal(0, 0.2, len(centres))
     reach = 2 * radius[:, None] * p.elongation**0.5
     near = ((centres > -reach) & (centres < size_um + reach)).all(1)
     return centres[near], radius[near], rng.uniform(0, np.pi, near.sum())
 
 
 def _walls(biopsy: Biopsy, centres: Floats, radius: Floats, angle: Floats, rng: np.random.Generator) -> tuple[Floats, Floats]:
-    """The nuclei `[N, 6]` of K glands, and the outlines `[L, 24, 2]` of the lumens of those that are not solid."""
+    """The nuclei `[N, 6]` of K glands, at the wall of an open one and all over a solid one, and the outlines `[L, 24, 2]` of the
+    open glands' lumens."""
     p = biopsy.pattern
-    order = 1 / (1 + np.exp(-2.0 * biopsy.order))  # 0 solid, 1 open
-    step_um = 9.0 - 1.6 * np.clip(biopsy.atypia, -2, 2)  # between nuclei
-    count = np.maximum(6, (2 * np.pi * radius / step_um * (1 + 1.5 * (1 - order))).astype(int))
+    is_open = rng.uniform(size=len(centres)) >= biopsy.degree("glands")
+    small, large = NUCLEUS_UM
+    nucleus_um = small * (large / small) ** biopsy.degree("nuclei")
+    # the nuclei's total area is the same, so that their size shows only where single nuclei do
+    count = np.maximum(6, (2 * np.pi * radius / 6.0 * small * large / nucleus_um**2).astype(int))
     gland = np.repeat(np.arange(len(centres)), count)
     direction = rng.uniform(0, 2 * np.pi, len(gland))
-    # open glands have one row of nuclei at the wall, solid ones are filled
-    wall, filled = rng.normal(0.95, 0.06, len(gland)), np.sqrt(rng.uniform(0, 1, len(gland)))
-    depth = np.where(rng.uniform(size=len(gland)) < order, wall, filled)
-    phases = rng.uniform(0, 2 * np.pi, (len(centres), 3))[gland]
-    ragged = 1 + (1 - order) * 0.3 * np.sin(direction[:, None] * np.arange(2, 5) + phases).sum(1)
-    cells = _ellipse_points(direction, (depth * ragged * radius[gland]), angle[gland], p.elongation) + centres[gland]
-    lumen_um = p.lumen * radius * np.clip(order * 1.6 - 0.25, 0, 1.2)
-    has_lumen = lumen_um >= MIN_LUMEN_UM
+    wall, filled = rng.normal(0.9, 0.07, len(gland)), np.sqrt(rng.uniform(0, 1, len(gland)))
+    depth = np.where(is_open[gland], wall, filled)
+    cells = _ellipse_points(direction, depth * radius[gland], angle[gland], p.elongation) + centres[gland]
     edge = np.linspace(0, 2 * np.pi, 24, endpoint=False)
-    lumens = _ellipse_points(edge, lumen_um[has_lumen, None], angle[has_lumen, None], p.elongation) + centres[has_lumen, None]
-    return _nuclei(biopsy, cells, direction + angle[gland], rng), lumens
+    lumens = _ellipse_points(edge, p.lumen * radius[is_open, None], angle[is_open, None], p.elongation)
+    spread = 0.1 + 0.2 * biopsy.degree("nuclei")
+    size = nucleus_um * rng.lognormal(-(spread**2), spread, len(cells))  # mean area pi nucleus_um^2
+    return _nuclei(cells, size, direction + angle[gland], biopsy.darkness, rng), lumens + centres[is_open, None]
 
 
 def _ellipse_points(direction: Floats, radius: Floats, angle: Floats, elongation: float | Floats) -> Floats:
@@ -189,20 +228,16 @@ def _ellipse_points(direction: Floats, radius: Floats, angle: Floats, elongation
 
 
 def _stroma(biopsy: Biopsy, size_um: Floats, rng: np.random.Generator) -> Floats:
-    """Thin nuclei `[N, 6]` between the glands; there are more of them if the nuclei are crowded."""
-    count = rng.poisson(900 * biopsy.pattern.stroma * (1 + 0.35 * np.clip(biopsy.atypia, -2, 2)) * np.prod(size_um) / 1e6)
-    cells = _nuclei(biopsy, rng.uniform(0, size_um, (count, 2)), rng.normal(0.3, 0.4, count), rng)
-    cells[:, 3] *= 0.5
-    return cells
+    """Thin nuclei `[N, 6]` between the glands."""
+    count = rng.poisson(900 * biopsy.pattern.stroma * biopsy.density[1] * np.prod(size_um) / 1e6)
+    centres, angle = rng.uniform(0, size_um, (count, 2)), rng.normal(0.3, 0.4, count)
+    return _nuclei(centres, STROMAL_UM * rng.lognormal(0, 0.2, count), angle, biopsy.darkness, rng) * [1, 1, 1, 0.5, 1, 1]
 
 
-def _nuclei(biopsy: Biopsy, centres: Floats, angle: Floats, rng: np.random.Generator) -> Floats:
+def _nuclei(centres: Floats, radius: Floats, angle: Floats, darkness: float, rng: np.random.Generator) -> Floats:
     """Nuclei `[N, 6]`: x, y and half axes in um, angle, darkness (0 to 255)."""
-    atypia = np.clip(biopsy.atypia, -2.5, 2.5)
-    count = len(centres)
-    radius = (3.7 + 0.75 * atypia) * rng.lognormal(0, 0.14 + 0.05 * max(0.0, atypia + 1), count)
-    darkness = np.clip(rng.normal(165 + 20 * atypia, 22 + 6 * max(0.0, atypia), count), 60, 255)
-    return np.stack([*centres.T, radius * 1.25, radius / 1.25, angle, darkness], 1)
+    dark = np.clip(rng.normal(darkness, 22, len(centres)), 60, 255)
+    return np.stack([*centres.T, radius * 1.25, radius / 1.25, angle, dark], 1)
 
 
 def _ellipses(nuclei: Floats) -> Floats:
@@ -212,20 +247,31 @@ def _ellipses(nuclei: Floats) -> Floats:
     return _ellipse_points(edge, (a * b) ** 0.5, angle, a / b) + nuclei[:, None, :2]
 
 
-def synthesize(out: Path, *, patients: int, width: int, seed: int, workers: int = -1) -> None:
-    """Write `patients` patients to `out`, whole or not at all. A patient depends only on the seed and its number.
+def synthesize(out: Path, *, patients: int, width: int, separation: float, seed: int, workers: int = -1) -> None:
+    """Write `patients` patients to `out`, whole or not at all. A patient depends only on the separation, seed and its number.
 
-    The last one, if malignant, has images of two types, as one patient of the public data has.
+    The last one, if malignant, has images of two types, as one patient of the public data has. truth.csv has the traits of each
+    patient, and the probability of malignant that they allow.
     """
     with atomic_folder(out) as folder:
-        Parallel(n_jobs=workers)(delayed(_write_patient)(folder, n, n == patients, width, seed) for n in range(1, patients + 1))
+        biopsies = Parallel(n_jobs=workers)(
+            delayed(_write_patient)(folder, n, n == patients, width, separation, seed) for n in range(1, patients + 1)
+        )
+        truth = pd.DataFrame([{"patient": _patient(n), **b.traits} for n, b in enumerate(biopsies, start=1)])
+        malignant = np.mean([class_of(name) == "malignant" for name in TYPE_CYCLE])
+        truth["probability"] = expit(logit(malignant) + separation * truth[list(TRAITS)].sum(axis=1))
+        truth.round(6).to_csv(folder / "truth.csv", index=False)
 
 
-def _write_patient(folder: Path, number: int, two_types: bool, width: int, seed: int) -> None:
+def _patient(number: int) -> str:
+    return f"14-{10000 + 37 * number}"
+
+
+def _write_patient(folder: Path, number: int, two_types: bool, width: int, separation: float, seed: int) -> Biopsy:
     rng = np.random.default_rng([seed, number])
     tumour_type = TYPE_CYCLE[(number - 1) % len(TYPE_CYCLE)]
-    biopsy = Biopsy.sample(tumour_type, rng)
-    patient = f"14-{10000 + 37 * number}"
+    biopsy = Biopsy.sample(tumour_type, separation, rng)
+    patient = _patient(number)
     for magnification in MAGNIFICATIONS:
         for index in range(1, int(rng.integers(IMAGES[0], IMAGES[1] + 1)) + 1):
             second = two_types and index % 2 and class_of(tumour_type) == "malignant"
@@ -236,3 +282,4 @@ def _write_patient(folder: Path, number: int, two_types: bool, width: int, seed:
             picture = field(biopsy, magnification, width, rng)
             name = f"SOB_{letter}_{code}-{patient}-{magnification[:-1]}-{index:03d}.png"
             Image.fromarray(picture).save(target / name, compress_level=1)
+    return biopsy

@@ -21,12 +21,13 @@ from quintet.params.common import (
 
 Magnification = Literal["40X", "100X", "200X", "400X"]
 Attention = Literal["channel", "spatial", "hierarchical", "fusion"]
-STRIDE = {"small": 16, "b0": 32, "b1": 32}  # input pixels per pixel of the last feature map
+STRIDE = {"small": 16, "b0": 32, "b1": 32, "lite0": 32}  # input pixels per pixel of the last feature map
 
 
 class BreakHisSynthetic(Section):
     patients: Annotated[int, Field(ge=20)]
     width: Annotated[int, Field(ge=64, le=1400)]
+    separation: NonNegative
     seed: Seed
 
 
@@ -86,7 +87,7 @@ class BreakHisConfig(Configuration):
 
 
 class BreakHisTraining(AdamCosine):
-    backbone: Literal["small", "b0", "b1"]
+    backbone: Literal["small", "b0", "b1", "lite0"]
     weights: str
     stochastic_depth: Annotated[float, Field(ge=0, lt=1)]
     units: Annotated[list[PositiveInt], Field(min_length=2, max_length=2)]
@@ -97,6 +98,7 @@ class BreakHisTraining(AdamCosine):
     batch_size: Literal["auto"] | Annotated[int, Field(ge=3)]  # batches are made even: batch norm needs two
     rate: Positive
     schedule: Literal["plateau", "cosine"]
+    keep: Literal["best", "last"]
     plateau_patience: NonNegativeInt
     plateau_factor: Annotated[float, Field(gt=0, lt=1)]
     loss: BreakHisLoss
@@ -107,7 +109,11 @@ class BreakHisTraining(AdamCosine):
     @model_validator(mode="after")
     def consistent(self) -> "BreakHisTraining":
         if self.weights != "none" and self.backbone == "small":
-            raise ValueError(f"weights={self.weights} belong to a whole EfficientNet: they need backbone=b0 or b1")
+            raise ValueError(f"weights={self.weights} belong to a whole EfficientNet: they need backbone=b0, b1 or lite0")
+        if (self.weights == "package" and self.backbone != "lite0") or (self.weights == "imagenet" and self.backbone == "lite0"):
+            raise ValueError(
+                f"weights={self.weights} do not exist for backbone={self.backbone}: package is for lite0, imagenet for b0 and b1"
+            )
         return self
 
 

@@ -127,7 +127,19 @@ def prepare(raw: Path, out: Path, params: BreakHis) -> tuple[Prepared, list[str]
         table.to_csv(folder / "index.csv", index=False)
         folds.to_csv(folder / "folds.csv", index=False)
         write_json(folder / "notes.json", notes)
+        if (raw / "truth.csv").is_file():
+            _copy_truth(raw / "truth.csv", folder / "truth.csv", set(folds["patient"]))
     return load(out), problems
+
+
+def _copy_truth(source: Path, target: Path, patients: set[str]) -> None:
+    """The truth behind phantoms. Raises InputError for a file that does not belong to these patients."""
+    truth = pd.read_csv(source, dtype={"patient": str})
+    if not {"patient", "probability"} <= set(truth.columns) or not patients <= set(truth["patient"]):
+        raise InputError(
+            f"{source}: not the truth of these phantoms (columns patient, probability); remove it or draw them again"
+        )
+    truth[truth["patient"].isin(patients)].to_csv(target, index=False)
 
 
 def _write_images(folder: Path, raw: Path, images: list[Image], size: int) -> tuple[pd.DataFrame, NDArray[np.bool_], list[str]]:

@@ -1,7 +1,7 @@
 """The prepared data set: what training and evaluation read.
 
-A folder with images_40X.npy ... `[N, size, size, 3]` uint8 RGB, index.csv (one row per image), folds.csv (fold, patient, part)
-and notes.json (remarks on the folds).
+A folder with images_40X.npy ... `[N, size, size, 3]` uint8 RGB, index.csv (one row per image), folds.csv (fold, patient, part),
+notes.json (remarks on the folds) and, of phantoms, truth.csv (the drawn traits, which only the oracle may see).
 """
 
 import json
@@ -24,6 +24,7 @@ class Prepared:
     table: pd.DataFrame  # image, patient, class, type, magnification, row (in its magnification's array), file, md5
     folds: pd.DataFrame  # fold, patient, part
     notes: list[str]  # about the folds
+    truth: pd.DataFrame | None = None  # of phantoms: patient, traits, probability of malignant
 
     @property
     def fold_count(self) -> int:
@@ -66,4 +67,5 @@ def load(folder: Path) -> Prepared:
     folds = pd.read_csv(folder / "folds.csv", dtype={"patient": str})
     existing = set(table["magnification"])  # an empty array cannot be memory-mapped
     images = {m: np.load(folder / f"images_{m}.npy", mmap_mode="r" if m in existing else None) for m in MAGNIFICATIONS}
-    return Prepared(images, table, folds, json.loads((folder / "notes.json").read_text(encoding="utf-8")))
+    notes, truth = json.loads((folder / "notes.json").read_text(encoding="utf-8")), folder / "truth.csv"
+    return Prepared(images, table, folds, notes, pd.read_csv(truth, dtype={"patient": str}) if truth.is_file() else None)

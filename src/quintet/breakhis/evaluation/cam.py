@@ -13,7 +13,7 @@ from quintet.breakhis.data.tree import CLASSES
 from quintet.breakhis.evaluation.figures import ImageWithMap, plot_cams
 from quintet.breakhis.evaluation.inference import Images, Model
 from quintet.breakhis.evaluation.metrics import Predicted
-from quintet.breakhis.model.networks import MagnificationNet, normalise
+from quintet.breakhis.model.networks import MagnificationNet
 
 TITLE = "Evidence for malignant (Grad-CAM, each map scaled to its own range)"
 
@@ -24,7 +24,7 @@ def grad_cam(model: Model, images: list[NDArray[np.uint8] | None]) -> list[NDArr
 
     present = torch.tensor([[image is not None for image in images]], device=model.device)
     blank = np.zeros((model.size, model.size, 3), np.uint8)
-    inputs = [normalise(torch.from_numpy(np.array(blank if i is None else i))[None].to(model.device)) for i in images]
+    inputs = [model.net.normalise(torch.from_numpy(np.array(blank if i is None else i))[None].to(model.device)) for i in images]
     maps: list[NDArray[np.float64] | None] = []
     for m, (name, image) in enumerate(zip(model.magnifications, images, strict=True)):
         if image is None:

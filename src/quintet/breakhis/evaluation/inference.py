@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -13,8 +13,8 @@ from torch import Tensor
 
 from quintet.breakhis.data.prepared import Prepared
 from quintet.breakhis.data.sampling import MISSING, PatientRows, all_quadruples
-from quintet.breakhis.evaluation.metrics import Predicted, subsets
-from quintet.breakhis.model.networks import MagnificationNet, normalise
+from quintet.breakhis.evaluation.metrics import Predicted, choose_threshold, fit_temperature, subsets
+from quintet.breakhis.model.networks import MagnificationNet
 from quintet.errors import InputError
 from quintet.training.hardware import resolve_device
 from quintet.training.models import load_network
@@ -28,17 +28,18 @@ class Model:
     net: MagnificationNet
     size: int
     device: str
-    threshold: float  # set on the validation patients; NaN before the evaluation
+    temperature: float = 1.0  # of the class logits; like the threshold set on the validation patients, by the evaluation
+    threshold: float = 0.5
 
     @staticmethod
     def load(run: Path, device: str, *, evaluated: bool = True) -> "Model":
-        """Rebuild a run's network; its threshold comes from its evaluation."""
+        """Rebuild a run's network; its temperature and threshold come from its evaluation."""
         net, build = load_network(
             run / "model" / "model.pt", "breakhis", "magnifications", lambda build: MagnificationNet(**build)
         )
-        threshold = _read_threshold(run) if evaluated else float("nan")
+        fitted = _read_fitted(run) if evaluated else {}
         device = resolve_device(device)
-        return Model(net.to(device, memory_format=torch.channels_last), build["size"], device, threshold)  # type: ignore[call-overload]
+        return Model(net.to(device, memory_format=torch.channels_last), build["size"], device, **fitted)  # type: ignore[call-overload]
 
     @property
     def magnifications(self) -> list[str]:
@@ -49,7 +50,9 @@ class Model:
         """One feature vector per image, `[N, C]` for each magnification. Each image is encoded once, however many quadruples
         contain it."""
         return [
-            torch.cat([self.net.encode(m, normalise(torch.from_numpy(part).to(self.device))) for part in _batches(stack)])
+            torch.cat(
+                [self.net.encode(m, self.net.normalise(torch.from_numpy(part).to(self.device))) for part in _batches(stack)]
+            )
             if len(stack)
             else torch.zeros(1, self.net.channels, device=self.device)
             for m, stack in zip(self.magnifications, images, strict=True)
@@ -62,17 +65,14 @@ class Model:
         The magnifications outside a subset are masked, not filled. `patients.rows` are rows of `images`.
         """
         vectors = self.encode(images)
-        quadruples, owner = all_quadruples(patients)
-        rows = torch.from_numpy(np.maximum(quadruples, 0)).to(self.device)
-        x = torch.stack([v[rows[:, m]] for m, v in enumerate(vectors)], 1)
-        present = torch.from_numpy(quadruples != MISSING).to(self.device)
+        x, present, owner = self._quadruples(vectors, patients)
         count = len(patients.names)
         probability: dict[str, NDArray[np.float64]] = {}
         for name in subsets(self.magnifications):
             chosen = torch.tensor([m in name.split("+") for m in self.magnifications], device=self.device)
             usable = (present & chosen).any(1)
             output = self.net.combine(x[usable], (present & chosen)[usable])
-            p = output.classes.double().softmax(-1)[:, 1].cpu().numpy()
+            p = self._malignant(output.classes)
             probability[name] = _mean_by_owner(p, owner[usable.cpu().numpy()], count)
         # the last subset is all magnifications
         types = _mean_by_owner(output.types.double().softmax(-1).cpu().numpy(), owner, count)
@@ -82,6 +82,29 @@ class Model:
         attention = [None if w is None else w.double().mean(0).cpu().numpy() for w in (output.hierarchy, output.fusion)]
         single = self._predict_single_images(vectors, patients)
         return Predicted(list(patients.names), self.magnifications, probability, types, single, importance, *attention)
+
+    def _malignant(self, logits: Tensor) -> NDArray[np.float64]:
+        """The calibrated probability of malignant `[B]` from class logits `[B, 2]`."""
+        return np.asarray((logits.double() / self.temperature).softmax(-1)[:, 1].cpu().numpy())
+
+    @torch.inference_mode()
+    def calibrate(self, images: Images, patients: PatientRows, labels: NDArray[np.int64]) -> "Model":
+        """The model with the temperature and threshold that suit these patients, whose classes are `labels` `[P]`."""
+        x, present, owner = self._quadruples(self.encode(images), patients)
+        logits = self.net.combine(x, present).classes
+
+        def probability_at(temperature: float) -> NDArray[np.float64]:
+            return _mean_by_owner(replace(self, temperature=temperature)._malignant(logits), owner, len(labels))
+
+        temperature = fit_temperature(labels, probability_at)
+        return replace(self, temperature=temperature, threshold=choose_threshold(labels, probability_at(temperature)))
+
+    def _quadruples(self, vectors: list[Tensor], patients: PatientRows) -> tuple[Tensor, Tensor, NDArray[np.int64]]:
+        """The vectors `[Q, M, C]` of the quadruples that cover all images, which exist `[Q, M]`, and whose they are `[Q]`."""
+        quadruples, owner = all_quadruples(patients)
+        rows = torch.from_numpy(np.maximum(quadruples, 0)).to(self.device)
+        x = torch.stack([v[rows[:, m]] for m, v in enumerate(vectors)], 1)
+        return x, torch.from_numpy(quadruples != MISSING).to(self.device), owner
 
     def _predict_single_images(self, vectors: list[Tensor], patients: PatientRows) -> pd.DataFrame:
         """Each image by itself, with the other magnifications masked."""
@@ -94,18 +117,22 @@ class Model:
             x[:, m] = vectors[m][torch.from_numpy(rows).to(self.device)]
             present = torch.zeros(x.shape[:2], dtype=torch.bool, device=self.device)
             present[:, m] = True
-            p = self.net.combine(x, present).classes.double().softmax(-1)[:, 1].cpu().numpy()
+            p = self._malignant(self.net.combine(x, present).classes)
             names = np.repeat(patients.names, [len(patient_rows[m]) for patient_rows in patients.rows])
             tables.append(pd.DataFrame({"patient": names, "magnification": name, "row": rows, "probability": p}))
         return pd.concat(tables, ignore_index=True)
 
 
-def _read_threshold(run: Path) -> float:
+def _read_fitted(run: Path) -> dict[str, float]:
+    """The temperature and the threshold."""
     path = run / "evaluation" / "inference.json"
     if not path.is_file():
-        raise InputError(f"{run}: trained but not evaluated, so its threshold is not set; run the evaluation stage first")
+        raise InputError(
+            f"{run}: trained but not evaluated, so its temperature and threshold are not set; run the evaluation stage first"
+        )
     try:
-        return float(json.loads(path.read_text(encoding="utf-8"))["threshold"])
+        values = json.loads(path.read_text(encoding="utf-8"))
+        return {name: float(values[name]) for name in ("temperature", "threshold")}
     except (ValueError, KeyError, TypeError) as error:
         raise InputError(f"{path}: damaged ({error}); evaluate the run again") from None
 
@@ -122,9 +149,9 @@ def _mean_by_owner(values: NDArray[np.float64], owner: NDArray[np.int64], count:
     return np.divide(sums, rows, out=np.full_like(sums, np.nan), where=rows > 0)
 
 
-def predict_prepared(model: Model, data: Prepared, names: Sequence[str]) -> tuple[Predicted, Images, PatientRows]:
-    """Predict patients of a prepared data set; also returns their images and rows. Patients without an image at the run's
-    magnifications are left out."""
+def read_patients(model: Model, data: Prepared, names: Sequence[str]) -> tuple[Images, PatientRows]:
+    """The images that a model needs of patients of a prepared data set, and the patients' rows in them. Patients without an image
+    at the model's magnifications are left out."""
     patients = data.image_rows(names, model.magnifications)
     if not patients.names:
         raise InputError(f"none of the {len(names)} patients has an image at {', '.join(model.magnifications)}; choose others")
@@ -134,8 +161,7 @@ def predict_prepared(model: Model, data: Prepared, names: Sequence[str]) -> tupl
         images.append(np.array(data.images[magnification][used]))
         for patient_rows in rows:
             patient_rows[m] = np.searchsorted(used, patient_rows[m])
-    renumbered = PatientRows(patients.names, rows)
-    return model(images, renumbered), images, renumbered
+    return images, PatientRows(patients.names, rows)
 
 
 def load_models(runs: Sequence[Path], device: str) -> list[Model]:

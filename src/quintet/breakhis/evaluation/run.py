@@ -1,15 +1,13 @@
-"""The evaluation of a trained run on its fold: threshold, scores and figures."""
+"""The evaluation of a trained run on its fold: temperature, threshold, scores and figures."""
 
 import time
-from dataclasses import replace
 from pathlib import Path
 
 import pandas as pd
 
 from quintet.breakhis.data.prepared import Prepared
 from quintet.breakhis.evaluation.cam import plot_grad_cam
-from quintet.breakhis.evaluation.inference import Model, predict_prepared
-from quintet.breakhis.evaluation.metrics import choose_threshold
+from quintet.breakhis.evaluation.inference import Model, read_patients
 from quintet.breakhis.evaluation.scores import evaluate
 from quintet.errors import InputError
 from quintet.files import write_json
@@ -18,7 +16,8 @@ from quintet.runs import Record
 
 
 def evaluate_run(run: Path, data: Prepared, out: Path, compute: Compute, *, record: Record, detailed: bool) -> dict[str, float]:
-    """Set the threshold on the fold's validation patients and score its test patients into the folder `out`; returns the metrics.
+    """Set temperature and threshold on the fold's validation patients and score its test patients into the folder `out`; returns
+    the metrics.
 
     `detailed`: with attention weights, learning curves and Grad-CAM.
     """
@@ -27,10 +26,11 @@ def evaluate_run(run: Path, data: Prepared, out: Path, compute: Compute, *, reco
         raise InputError(
             f"{run} was trained on images of {model.size} pixels, the prepared ones have {data.image_size}; train it again"
         )
-    held_out, _, _ = predict_prepared(model, data, data.patients("valid", record.fold))
-    model = replace(model, threshold=choose_threshold(data.classes(held_out.patients), held_out.malignant))
+    images, patients = read_patients(model, data, data.patients("valid", record.fold))
+    model = model.calibrate(images, patients, data.classes(patients.names))
     started = time.monotonic()
-    predicted, images, patients = predict_prepared(model, data, data.patients("test", record.fold))
+    images, patients = read_patients(model, data, data.patients("test", record.fold))
+    predicted = model(images, patients)
     seconds = time.monotonic() - started
     labels = data.classes(predicted.patients)
     metrics = evaluate(
@@ -42,7 +42,7 @@ def evaluate_run(run: Path, data: Prepared, out: Path, compute: Compute, *, reco
         out=out,
         history=pd.read_csv(run / "model" / "history.csv") if detailed else None,
     )
-    write_json(out / "inference.json", {"threshold": model.threshold})
+    write_json(out / "inference.json", {"temperature": model.temperature, "threshold": model.threshold})
     if detailed:
         plot_grad_cam(out / "figures" / "grad_cam.png", model, predicted, images, patients, labels)
-    return metrics | {"evaluation_seconds_per_image": seconds / len(predicted.images)}
+    return metrics | {"temperature": model.temperature, "evaluation_seconds_per_image": seconds / len(predicted.images)}

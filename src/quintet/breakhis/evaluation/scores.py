@@ -3,6 +3,7 @@
 Importing it does not import torch.
 """
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,19 +13,44 @@ from numpy.typing import NDArray
 
 from quintet import results
 from quintet.breakhis.evaluation import figures
-from quintet.breakhis.evaluation.metrics import Predicted, classification
+from quintet.breakhis.evaluation.metrics import Floats, Predicted, classification, log_losses
 from quintet.runs import Record
+
+
+def score_decisions(patients: Sequence[str], labels: NDArray[np.int64], p: Floats, threshold: float) -> pd.DataFrame:
+    """One row per patient: class, probability of malignant, whether the decision is correct, and the proper scores."""
+    return pd.DataFrame(
+        {
+            "patient": patients,
+            "malignant": labels,
+            "probability": p,
+            "correct": ((p >= threshold) == labels).astype(float),
+            "brier": (p - labels) ** 2,
+            "log_loss": log_losses(labels, p),
+        }
+    )
+
+
+def write_cases(table: pd.DataFrame, record: Record, out: Path) -> None:
+    """Write one row per patient and score as the tidy table `out`/cases.csv."""
+    tidy = results.to_tidy(
+        table.drop(columns="patient"),
+        record.study,
+        record.config,
+        fold=record.fold,
+        seed=record.seed,
+        cases=table["patient"],
+        groups=table["patient"],
+    )
+    results.write(tidy.dropna(subset="value").reset_index(drop=True), out / "cases.csv")
 
 
 def score_patients(
     predicted: Predicted, labels: NDArray[np.int64], types: NDArray[np.floating[Any]], threshold: float
 ) -> pd.DataFrame:
-    """One row per patient: class, probability, and whether the decision is correct, also for each subset of magnifications;
+    """The scores of each patient, its type, and whether the decision from each subset of magnifications is correct;
     `recognition/...` is the share of its images of a magnification that are correct, each image by itself."""
-    p = predicted.malignant
-    table = pd.DataFrame({"patient": predicted.patients, "malignant": labels, "probability": p})
-    table["correct"] = ((p >= threshold) == labels).astype(float)
-    table["brier"] = (p - labels) ** 2
+    table = score_decisions(predicted.patients, labels, predicted.malignant, threshold)
     # for a patient whose images are of two types, both count as correct
     table["type_correct"] = (types[np.arange(len(labels)), predicted.types.argmax(1)] > 0).astype(float)
     for name, subset_p in predicted.probability.items():
@@ -74,16 +100,7 @@ def evaluate(
     the metrics and writes cases.csv, images.csv and figures/ into `out`; with `history`, more figures."""
     table = score_patients(predicted, labels, types, threshold)
     images = score_images(predicted, labels, threshold)
-    tidy = results.to_tidy(
-        table.drop(columns="patient"),
-        record.study,
-        record.config,
-        fold=record.fold,
-        seed=record.seed,
-        cases=table["patient"],
-        groups=table["patient"],
-    )
-    results.write(tidy.dropna(subset="value").reset_index(drop=True), out / "cases.csv")
+    write_cases(table, record, out)
     images.drop(columns="row").round(6).to_csv(out / "images.csv", index=False)
     (out / "figures").mkdir()
     figures.plot_all(out / "figures", predicted, table, types, threshold=threshold, title=record.name, history=history)

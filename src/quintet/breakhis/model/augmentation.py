@@ -17,17 +17,16 @@ class Augmentation:
 
     def __init__(self, augment: BreakHisAugment) -> None:
         jitter = augment.colour_jitter
-        self.transforms = A.Compose(
-            [
-                A.HorizontalFlip(p=augment.flip),
-                A.VerticalFlip(p=augment.flip),
-                A.Rotate(limit=augment.rotation_deg, border_mode=cv2.BORDER_REFLECT_101, p=augment.rotation),
-                A.ElasticTransform(alpha=20, sigma=5, p=augment.elastic),
-                A.GaussianBlur(blur_limit=BLUR_KERNEL, p=augment.blur),
-                A.ColorJitter(brightness=jitter, contrast=jitter, saturation=jitter, hue=0.1 * jitter, p=augment.colour),
-                A.Erasing(scale=ERASED_SHARE, fill="random_uniform", p=augment.erase),
-            ]
-        )
+        transforms: list[A.BasicTransform] = [
+            A.HorizontalFlip(p=augment.flip),
+            A.VerticalFlip(p=augment.flip),
+            A.Rotate(limit=augment.rotation_deg, border_mode=cv2.BORDER_REFLECT_101, p=augment.rotation),
+            A.ElasticTransform(alpha=20, sigma=5, p=augment.elastic),
+            A.GaussianBlur(blur_limit=BLUR_KERNEL, p=augment.blur),
+            A.ColorJitter(brightness=jitter, contrast=jitter, saturation=jitter, hue=0.1 * jitter, p=augment.colour),
+            A.Erasing(scale=ERASED_SHARE, fill="random_uniform", p=augment.erase),
+        ]
+        self.transforms = A.Compose([transform for transform in transforms if transform.p > 0])  # each call costs time
 
     def seed(self, seed: int) -> None:
         self.transforms.set_random_seed(seed)

@@ -10,6 +10,7 @@ from sklearn.metrics import roc_auc_score
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
+from quintet.backbones import weights_path
 from quintet.breakhis.data.prepared import Prepared
 from quintet.breakhis.data.sampling import (
     MISSING,
@@ -24,7 +25,7 @@ from quintet.breakhis.data.sampling import (
 from quintet.breakhis.data.tree import MAGNIFICATIONS
 from quintet.breakhis.model.augmentation import Augmentation
 from quintet.breakhis.model.losses import focal_loss, mixup, soft_targets
-from quintet.breakhis.model.networks import MagnificationNet, normalise, weights_url
+from quintet.breakhis.model.networks import MagnificationNet, weights_url
 from quintet.errors import InputError
 from quintet.params import BreakHisConfig, Compute
 from quintet.params.breakhis import BreakHisAugment, BreakHisTraining
@@ -111,7 +112,8 @@ class MagnificationModule(L.LightningModule):
 
     def training_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor:
         self.last_batch = batch
-        images, present, targets = [normalise(i) for i in batch["images"]], batch["present"], [batch["classes"], batch["types"]]
+        images, present = [self.net.normalise(i) for i in batch["images"]], batch["present"]
+        targets = [batch["classes"], batch["types"]]
         if not self.debug:
             if self.training_params.mixup > 0:
                 images, targets = mixup(images, present, targets, alpha=self.training_params.mixup)
@@ -134,7 +136,7 @@ class MagnificationModule(L.LightningModule):
                     module.train()
 
     def validation_step(self, batch: dict[str, Any], batch_idx: int) -> None:
-        output = self.net([normalise(i) for i in batch["images"]], batch["present"])
+        output = self.net([self.net.normalise(i) for i in batch["images"]], batch["present"])
         loss = self.loss(output.classes, output.types, [batch["classes"], batch["types"]])
         self.log("valid_loss", loss, batch_size=len(batch["present"]), sync_dist=True)
         p = output.classes.double().softmax(-1)[:, 1]
@@ -215,7 +217,7 @@ def train(
             "valid_balanced_accuracy",
             lower_is_better=False,
             perfect=PERFECT,
-            keep="best",
+            keep=training.keep,
             patience=training.patience,
             also_perfect=("valid_auc",),
             loss_gap=LOSS_GAP,
@@ -237,7 +239,8 @@ def _build_net(build: dict[str, Any], weights: str) -> tuple[MagnificationNet, s
     net, origin = MagnificationNet(**build), "random"
     if weights != "none":
         for backbone in net.backbones.values():
-            origin = load_pretrained_weights(backbone, weights, weights_url(build["backbone"]), drop=NOT_BACKBONE)
+            url = weights_url(build["backbone"])
+            origin = load_pretrained_weights(backbone, weights_path(weights), url, drop=NOT_BACKBONE)
     return net.to(memory_format=torch.channels_last), origin  # type: ignore[call-overload]
 
 

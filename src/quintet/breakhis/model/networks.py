@@ -5,16 +5,17 @@ exist; the pixels of an absent one have no effect.
 """
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from efficientnet_pytorch import EfficientNet
-from efficientnet_pytorch.utils import BlockDecoder, efficientnet, round_filters, url_map
+from efficientnet_pytorch.utils import BlockDecoder, efficientnet, url_map
 from torch import Tensor, nn
 
+from quintet.backbones import IMAGENET_MEAN, IMAGENET_SD, LITE0_MEAN, LITE0_SD, build_lite0
 from quintet.breakhis.data.tree import CLASSES, MAGNIFICATIONS, TYPES
 
-IMAGENET_MEAN, IMAGENET_SD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # the published weights expect them
 HEADS = 8  # of multi-head attention
 SCALES = (1, 2, 4)  # grids of the spatial attention pooling
 REDUCTION = 12  # of the channel attention
@@ -23,8 +24,10 @@ SMALL = ["r1_k3_s22_e1_i64_o32_se0.25", "r1_k3_s22_e4_i32_o80_se0.25", "r1_k3_s2
 COEFFICIENTS = {"small": (0.125, 1.0), "b0": (1.0, 1.0), "b1": (1.0, 1.1)}  # width, depth (Tan and Le 2019)
 
 
-def build_backbone(name: str, *, size: int, stochastic_depth: float) -> EfficientNet:
-    """An EfficientNet without its classifier. The library derives its padding from the input `size` (pixels)."""
+def build_backbone(name: str, *, size: int, stochastic_depth: float) -> Any:
+    """An EfficientNet without its classifier, a Module. The library derives its padding from the input `size` (pixels)."""
+    if name == "lite0":
+        return build_lite0(size=size, stochastic_depth=stochastic_depth)
     width, depth = COEFFICIENTS[name]
     blocks, common = efficientnet(
         width_coefficient=width, depth_coefficient=depth, image_size=size, drop_connect_rate=stochastic_depth, include_top=False
@@ -38,13 +41,9 @@ def build_backbone(name: str, *, size: int, stochastic_depth: float) -> Efficien
     return net
 
 
-def feature_channels(backbone: str) -> int:
-    """Channels of the last feature map: 1280 times the width, rounded as the library rounds."""
-    return int(round_filters(1280, efficientnet(width_coefficient=COEFFICIENTS[backbone][0])[1]))
-
-
 def weights_url(backbone: str) -> str:
-    return str(url_map[f"efficientnet-{backbone}"])
+    """Where the ImageNet weights are downloaded from; empty for a backbone without a download."""
+    return str(url_map.get(f"efficientnet-{backbone}", ""))
 
 
 class ChannelAttention(nn.Module):
@@ -80,19 +79,20 @@ class SpatialAttentionPooling(nn.Module):
 
 
 class HierarchicalAttention(nn.Module):
-    """Each magnification attends to all lower ones; the lowest passes through unchanged."""
+    """Each magnification attends to all lower ones. The lowest has none and is only normalised: without that, the fusion would
+    get it at a fraction of the others' scale, and hardly learn from it."""
 
     def __init__(self, channels: int, count: int) -> None:
         super().__init__()
         self.place = nn.Parameter(0.02 * torch.randn(count, channels))
         self.attend = nn.ModuleList(nn.MultiheadAttention(channels, HEADS, batch_first=True) for _ in range(count - 1))
-        self.norm = nn.ModuleList(nn.LayerNorm(channels) for _ in range(count - 1))
+        self.norm = nn.ModuleList(nn.LayerNorm(channels) for _ in range(count))
 
     def forward(self, x: Tensor, present: Tensor) -> tuple[Tensor, Tensor]:
         """`[B, M, C]` -> the same shape, and the attention weights `[B, M, M]` (query, key)."""
-        outputs = [x[:, 0]]
+        outputs = [self.norm[0](x[:, 0])]
         weights = x.new_zeros(len(x), x.shape[1], x.shape[1])
-        for m, (attend, norm) in enumerate(zip(self.attend, self.norm, strict=True), start=1):
+        for m, (attend, norm) in enumerate(zip(self.attend, self.norm[1:], strict=True), start=1):
             lower = torch.stack(outputs, 1) + self.place[:m]
             absent = ~present[:, :m]
             none_lower = absent.all(1, keepdim=True)  # a softmax over nothing would be NaN
@@ -163,11 +163,11 @@ class MagnificationNet(nn.Module):
     ) -> None:
         super().__init__()
         self.order = [m for m in MAGNIFICATIONS if m in magnifications]
-        self.backbones = nn.ModuleDict(
-            {m: build_backbone(backbone, size=size, stochastic_depth=stochastic_depth) for m in self.order}
-        )
-        channels, count = feature_channels(backbone), len(self.order)
+        backbones = {m: build_backbone(backbone, size=size, stochastic_depth=stochastic_depth) for m in self.order}
+        self.backbones = nn.ModuleDict(backbones)
+        channels, count = int(backbones[self.order[0]]._bn1.num_features), len(self.order)
         self.channels = channels
+        self.lite0 = backbone == "lite0"
         self.within = nn.ModuleDict({m: _pooling(channels, attention) for m in self.order})
         self.hierarchical = HierarchicalAttention(channels, count) if "hierarchical" in attention else None
         self.fusion = MagnificationFusion(channels, count) if "fusion" in attention else None
@@ -177,6 +177,12 @@ class MagnificationNet(nn.Module):
         self.types = build_head(width, (units[0], units[1]), dropout, len(TYPES), linear=linear)
         if linear:
             self.backbones.requires_grad_(False)
+
+    def normalise(self, images: Tensor) -> Tensor:
+        """uint8 `[N, H, W, 3]` -> `[N, 3, H, W]` (channels last in memory), standardised as the backbone's weights expect."""
+        expected = (LITE0_MEAN, LITE0_SD) if self.lite0 else (IMAGENET_MEAN, IMAGENET_SD)
+        mean, sd = (torch.tensor(v, device=images.device) * 255 for v in expected)
+        return ((images.float() - mean) / sd).permute(0, 3, 1, 2)
 
     def encode(self, magnification: str, images: Tensor) -> Tensor:
         """Normalised images of one magnification `[N, 3, S, S]` -> vectors `[N, C]`."""
@@ -213,9 +219,3 @@ def _pooling(channels: int, attention: list[str]) -> nn.Module:
     if "spatial" in attention:
         return nn.Sequential(*layers, SpatialAttentionPooling(channels))
     return nn.Sequential(*layers, nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten()))
-
-
-def normalise(images: Tensor) -> Tensor:
-    """uint8 `[N, H, W, 3]` -> `[N, 3, H, W]` (channels last in memory), standardised with ImageNet's mean and SD."""
-    mean, sd = (torch.tensor(v, device=images.device) * 255 for v in (IMAGENET_MEAN, IMAGENET_SD))
-    return ((images.float() - mean) / sd).permute(0, 3, 1, 2)
