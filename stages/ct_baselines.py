@@ -1,4 +1,4 @@
-"""Evaluate the baselines and any external embeddings (ct.external).
+"""Evaluate the baselines, the oracle and any external embeddings (ct.external).
 
 python stages/ct_baselines.py --data data/processed/ct --out runs/ct/baselines
 """
@@ -12,7 +12,7 @@ from quintet.stage import run_stage
 
 def main(params: Params, data: Path, out: Path) -> str:
     metrics = run_baselines("ct", params, data, out)
-    return ", ".join(f"{name} {scores['map_at_5']:.3f}" for name, scores in metrics.items()) + f" (mAP@5) in {out}"
+    return ", ".join(f"{name} {scores['ndcg_at_10']:.3f}" for name, scores in metrics.items()) + f" (NDCG@10) in {out}"
 
 
 if __name__ == "__main__":

@@ -12,7 +12,7 @@ from quintet.stage import run_stage
 
 def main(params: Params, data: Path, run: Path, metrics: Path) -> str:
     scores = evaluate_selected("ct", params, data, run, metrics)
-    return f"mAP@5 {scores['map_at_5']:.3f} of {scores['queries']:.0f} queries, figures in {run}/evaluation"
+    return f"NDCG@10 {scores['ndcg_at_10']:.3f} of {scores['queries']:.0f} queries, figures in {run}/evaluation"
 
 
 if __name__ == "__main__":

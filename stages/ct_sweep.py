@@ -13,7 +13,7 @@ from quintet.stage import run_stage
 
 def main(params: Params, config: str, seed: int, data: Path, out: Path) -> str:
     metrics = run_sweep_entry("ct", params, data, out, config, seed=seed)
-    return f"{config}, seed {seed}: mAP@5 {metrics['map_at_5']:.3f}, in {out}"
+    return f"{config}, seed {seed}: NDCG@10 {metrics['ndcg_at_10']:.3f}, in {out}"
 
 
 if __name__ == "__main__":

@@ -15,7 +15,7 @@ def main(params: Params, out: Path) -> str:
     from quintet.ct.synthetic import synthesize
 
     synthetic, workers = params.ct.synthetic, params.compute.threads or cpu_count()
-    synthesize(out, scans=synthetic.scans, matrix=synthetic.matrix, seed=synthetic.seed, workers=workers)
+    synthesize(out, synthetic, workers=workers)
     return f"{synthetic.scans} scans in {out}"
 
 

@@ -100,18 +100,24 @@ def test_literals_and_registries_agree():
 
     from quintet.breakhis.data.tree import MAGNIFICATIONS
     from quintet.breakhis.model.networks import COEFFICIENTS
-    from quintet.ct.model.losses import SELECTORS
+    from quintet.ct.baselines import BASELINES
+    from quintet.ct.model.losses import OBJECTIVES, SELECTORS
     from quintet.ct.model.networks import VARIANTS
+    from quintet.ct.phantom import FINDINGS, FOCI
     from quintet.landmarks.model.losses import LOSSES
     from quintet.landmarks.model.networks import ENCODERS, HEADS
+    from quintet.params import ct
     from quintet.params.breakhis import STRIDE, BreakHisTraining, Magnification
-    from quintet.params.ct import CtConfig
+    from quintet.params.ct import CtConfig, CtPrevalence
     from quintet.params.landmarks import LandmarksConfig, LandmarksLoss, LandmarksLossWeights
 
     assert set(get_args(BreakHisTraining.model_fields["backbone"].annotation)) == {*COEFFICIENTS, "lite0"} == set(STRIDE)
     assert get_args(Magnification) == MAGNIFICATIONS
     assert set(get_args(CtConfig.model_fields["selector"].annotation)) == {"none", *SELECTORS}
+    assert set(get_args(CtConfig.model_fields["objective"].annotation)) == set(OBJECTIVES)
     assert set(get_args(CtConfig.model_fields["arch"].annotation)) == set(VARIANTS)
+    assert tuple(BASELINES) == ct.BASELINES
+    assert tuple(CtPrevalence.model_fields) == FINDINGS == tuple(FOCI)
     fields = LandmarksConfig.model_fields
     assert set(get_args(fields["arch"].annotation)) == set(ENCODERS)
     assert set(get_args(fields["head"].annotation)) == set(HEADS)

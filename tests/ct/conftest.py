@@ -13,6 +13,7 @@ from tests.conftest import REAL, with_changes
 
 SMALL = {
     "ct.synthetic.scans": 40,
+    "ct.synthetic.matrix": 32,
     "ct.data.size": 32,
     "ct.data.train_eval": 0.3,
     "ct.data.test": 0.35,
@@ -28,12 +29,12 @@ SMALL = {
 
 
 @pytest.fixture(scope="session")
-def scans(tmp_path_factory) -> Path:
+def scans(tmp_path_factory, values) -> Path:
     """40 scans, one in four a NIfTI file."""
     from quintet.ct.synthetic import synthesize
 
     folder = tmp_path_factory.mktemp("raw") / "ct"
-    synthesize(folder, scans=40, matrix=32, seed=3, workers=2)
+    synthesize(folder, parse(with_changes(values, SMALL)).ct.synthetic, workers=2)
     return folder
 
 

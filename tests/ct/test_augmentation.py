@@ -28,12 +28,18 @@ def test_transform_equals_kornia(params):
 
 
 def test_probability_zero_changes_nothing_and_one_changes_everything(params):
-    none = Augmentation(params.model_copy(update={"affine": 0.0, "noise": 0.0}))
+    none = Augmentation(params.model_copy(update={"mirror": 0.0, "affine": 0.0, "noise": 0.0}))
     assert torch.equal(none(cubes(), (8, 16, 16)), network_input(cubes(), (8, 16, 16)))
-    identity = Augmentation(params.model_copy(update={"affine": 1.0, "noise": 0.0, "rotation_deg": 0.0, "scale": 0.0}))
+    still = {"mirror": 0.0, "affine": 1.0, "noise": 0.0, "rotation_deg": 0.0, "scale": 0.0}
+    identity = Augmentation(params.model_copy(update=still))
     torch.testing.assert_close(identity(cubes(), (8, 16, 16)), network_input(cubes(), (8, 16, 16)), atol=1e-3, rtol=0)
-    noisy = Augmentation(params.model_copy(update={"affine": 0.0, "noise": 1.0, "noise_sd": 0.05}))
+    noisy = Augmentation(params.model_copy(update={"mirror": 0.0, "affine": 0.0, "noise": 1.0, "noise_sd": 0.05}))
     assert (noisy(cubes(), (16, 16, 16)) - network_input(cubes(), (16, 16, 16))).std().item() == pytest.approx(0.05, rel=0.05)
+
+
+def test_a_mirrored_scan_has_its_sides_swapped(params):
+    mirror = Augmentation(params.model_copy(update={"mirror": 1.0, "affine": 0.0, "noise": 0.0}))
+    assert torch.equal(mirror(cubes(), (16, 16, 16)), network_input(cubes().flip(3), (16, 16, 16)))
 
 
 def test_same_seed_same_result(params):

@@ -26,5 +26,5 @@ def test_evaluate_takes_a_file_of_embeddings(checkout, scans, trained):
     assert "40 cases predicted" in done.output, done.exception
     done = run(app, ["evaluate", "ct", "--model", "vectors.npz", "--data", str(scans), "--output", "measured"])
     assert done.exit_code == 0, done.exception
-    assert "map_at_5" in done.output
+    assert "ndcg_at_10" in done.output
     assert (checkout / "measured" / "cases.csv").is_file()

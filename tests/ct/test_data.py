@@ -14,7 +14,7 @@ import pytest
 import yaml
 
 from quintet.ct.data.prepare import check, make_split, prepare
-from quintet.ct.data.prepared import load
+from quintet.ct.data.prepared import CubeFormat, load
 from quintet.ct.data.raw import read_cube, read_labels
 from quintet.errors import InputError, InputProblemsError
 from tests.conftest import ROOT, with_changes
@@ -43,7 +43,25 @@ def test_every_scan_is_prepared(scans, cubes):
     for row in (0, 3, 7):
         name = data.table["study"][row]
         path = scans / name if (scans / name).is_dir() else scans / f"{name}.nii.gz"
-        assert (read_cube(path, 32, (-1000, 400))[0] == data.volumes[row]).all()
+        assert (read_cube(path, data.cubes)[0] == data.volumes[row]).all()
+
+
+def test_truth_travels_and_findings_can_be_chosen(raw, small, tmp_path):
+    chosen = small.ct.model_copy(update={"data": small.ct.data.model_copy(update={"findings": ["cysts", "nodules"]})})
+    data, _ = prepare(raw, tmp_path / "out", chosen)
+    assert data.findings == ["cysts", "nodules"]
+    truth = pd.read_csv(raw / "truth.csv").set_index("study").loc[data.table["study"], data.findings].to_numpy()
+    labels = pd.read_csv(raw / "labels.csv").set_index("study").loc[data.table["study"], data.findings].to_numpy()
+    assert (data.truth == truth).all()
+    assert (data.labels == labels).all()
+    (raw / "truth.csv").write_text("study,cysts,nodules\nstudy-0000,1,0\n")
+    with pytest.raises(InputError, match=r"truth\.csv: no row for study-0001"):
+        prepare(raw, tmp_path / "other", chosen)
+    (raw / "truth.csv").unlink()
+    assert prepare(raw, tmp_path / "other", chosen)[0].truth is None
+    unknown = small.ct.model_copy(update={"data": small.ct.data.model_copy(update={"findings": ["oedema"]})})
+    with pytest.raises(InputError, match=r"labels\.csv: no column for the finding\(s\) oedema; it has consolidation"):
+        prepare(raw, tmp_path / "third", unknown)
 
 
 def test_patients_stay_together_and_every_part_has_patients(cubes):
@@ -217,10 +235,10 @@ def test_real_scans(real_scans, small, tmp_path):
     (raw / "example.nii.gz").symlink_to(next((real_scans / "nifti").iterdir()))
     for name in ("series", "example"):
         path = raw / name if name == "series" else raw / "example.nii.gz"
-        cube, facts = read_cube(path, 64, (-1000.0, 400.0))
+        cube, facts = read_cube(path, CubeFormat(64, (-1000.0, 400.0)))
         assert 0.2 < (cube > 0).mean() < 0.95
         assert facts["format"] == ("DICOM" if name == "series" else "NIfTI")
-    cube = read_cube(raw / "series", 64, (-1000.0, 400.0))[0].astype(float)
+    cube = read_cube(raw / "series", CubeFormat(64, (-1000.0, 400.0)))[0].astype(float)
     left, right = cube[32, 20:40, 8:24].mean(), cube[32, 20:40, 40:56].mean()
     assert min(left, right) < 100  # a lung on either side
 

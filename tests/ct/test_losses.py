@@ -6,7 +6,14 @@ import numpy as np
 import pytest
 import torch
 
-from quintet.ct.model.losses import SELECTORS, micro_f1_loss, shares_finding, triplet_loss
+from quintet.ct.model.losses import (
+    SELECTORS,
+    graded_contrastive_loss,
+    micro_f1_loss,
+    objective_loss,
+    shares_finding,
+    triplet_loss,
+)
 
 MARGIN = 0.2
 
@@ -67,6 +74,51 @@ def test_a_batch_without_a_triplet_has_loss_zero_and_gradient_zero(selector, lab
     assert (x.grad == 0).all()
 
 
+@pytest.mark.parametrize("seed", range(3))
+def test_graded_contrast_equals_the_loop(seed):
+    rng, temperature = np.random.default_rng(seed), 0.3
+    x, labels = unit(rng, 9), torch.from_numpy(rng.integers(0, 2, (9, 3)))
+    sets = [frozenset(np.flatnonzero(row)) for row in labels.numpy()]
+    anchors = []
+    for a in range(9):
+        others = [b for b in range(9) if b != a]
+        gain = [len(sets[a] & sets[b]) / len(sets[a] | sets[b]) if sets[a] | sets[b] else 1.0 for b in others]
+        logits = np.array([float(x[a] @ x[b]) / temperature for b in others])
+        log_p = logits - np.log(np.exp(logits).sum())
+        if sum(gain):
+            anchors.append(-sum(g * p for g, p in zip(gain, log_p, strict=True)) / sum(gain))
+    found = graded_contrastive_loss(x, labels, temperature=temperature)
+    assert found.item() == pytest.approx(np.mean(anchors), abs=1e-5)
+
+
+def test_graded_contrast_pulls_a_partial_overlap_less_than_the_same_set():
+    """From equal similarities: the gradient on the anchor's similarity to each other scan."""
+    labels = torch.tensor([[1, 1, 0], [1, 1, 0], [1, 0, 0], [0, 0, 1]])
+    x = torch.nn.functional.normalize(torch.ones(4, 4) + 4 * torch.eye(4), dim=1).requires_grad_()
+    graded_contrastive_loss(x, labels, temperature=0.5).backward()
+    pull = [float(-x.grad[0] @ x.detach()[other]) for other in (1, 2, 3)]
+    assert pull[0] > pull[1] > pull[2]
+
+
+@pytest.mark.parametrize("labels", [[[1, 0], [0, 1]], [[1, 1]]], ids=["nothing is relevant", "one scan"])
+def test_graded_contrast_without_a_relevant_pair_is_zero_with_gradient_zero(labels):
+    x = torch.randn(len(labels), 4, requires_grad=True)
+    loss = graded_contrastive_loss(x, torch.tensor(labels), temperature=0.1)
+    loss.backward()
+    assert loss.item() == 0
+    assert (x.grad == 0).all()
+
+
+def test_graded_contrast_has_no_gradient_where_similarities_have_the_order_and_odds_of_the_relevance():
+    """Two equal sets among scans that share nothing: the softmax is already one."""
+    labels = torch.tensor([[1, 0], [1, 0], [0, 1], [0, 1]])
+    x = torch.tensor([[1.0, 0], [1, 0], [-1, 0], [-1, 0]], requires_grad=True)
+    loss = graded_contrastive_loss(x, labels, temperature=0.05)
+    loss.backward()
+    assert loss.item() == pytest.approx(0, abs=1e-6)
+    assert x.grad.abs().max() < 1e-6
+
+
 def test_a_negative_shares_no_finding():
     labels = torch.tensor([[1, 1, 0], [0, 1, 1], [0, 0, 1], [0, 0, 0], [0, 0, 0]])
     expected = [[1, 1, 0, 0, 0], [1, 1, 1, 0, 0], [0, 1, 1, 0, 0], [0, 0, 0, 1, 1], [0, 0, 0, 1, 1]]
@@ -84,11 +136,12 @@ def test_f1_against_hand_computed_values():
     assert micro_f1_loss(logits, targets, smooth=1).item() == pytest.approx(1 - np.mean(smooth), abs=1e-6)
 
 
-def test_cross_entropy_has_a_gradient_where_f1_is_flat():
+def test_cross_entropy_has_a_gradient_where_f1_is_flat(make_params):
     logits, targets = torch.tensor([[-20.0, 20.0]], requires_grad=True), torch.tensor([[1.0, 0.0]])
     f1 = micro_f1_loss(logits, targets)
     assert torch.autograd.grad(f1, logits)[0].abs().max() < 1e-6  # confident in both directions: flat
-    both = micro_f1_loss(logits, targets, cross_entropy=0.5)
+    training = make_params({"ct.training.f1_smooth": 0.0, "ct.training.cross_entropy.micro_f1": 0.5}).ct.training
+    both = objective_loss("micro_f1", torch.ones(1, 2), logits, targets, training, selector="none")
     assert both.item() == pytest.approx(f1.item() + 0.5 * 20, abs=1e-4)
     assert torch.autograd.grad(both, logits)[0][0].tolist() == pytest.approx([-0.25, 0.25], abs=1e-4)
 

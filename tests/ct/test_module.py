@@ -15,21 +15,40 @@ from quintet.errors import InputError
 from tests.conftest import state_of
 from tests.ct.conftest import SMALL, train
 
+KINDS = {"micro-f1": ["random"], "semi-hard": ["random", "disjoint"], "graded": ["random", "overlapping"]}
+KINDS |= {name: ["disjoint"] for name in ("all", "hardest", "random-hard")}
 
-@pytest.mark.parametrize(
-    "config", ["adaptive-micro-f1", "adaptive-all", "adaptive-hardest", "adaptive-random-hard", "adaptive-semi-hard"]
-)
-def test_every_objective_and_selector_trains(config, small, cubes):
-    record = train(small, cubes, Path("run"), config=small.ct.configs[config])
-    assert ("head.weight" in state_of(Path("run"))) == (config == "adaptive-micro-f1")
+
+@pytest.mark.parametrize(("config", "batches"), [(f"adaptive-{name}", kind) for name, kinds in KINDS.items() for kind in kinds])
+def test_every_objective_and_selector_trains(config, batches, make_params, cubes, tmp_path, monkeypatch):
+    """In every kind of batch; without added cross-entropy, only micro-F1 has a classification head."""
+    monkeypatch.chdir(tmp_path)
+    kinds = dict.fromkeys(("triplet", "graded_contrast"), batches)
+    weights = dict.fromkeys(("micro_f1", "triplet", "graded_contrast"), float(batches == "random"))
+    params = make_params(SMALL | {"ct.training.batches": kinds, "ct.training.cross_entropy": weights})
+    record = train(params, cubes, tmp_path / "run", config=params.ct.configs[config])
+    has_head = config == "adaptive-micro-f1" or batches == "random"
+    assert ("head.weight" in state_of(tmp_path / "run")) == has_head
     assert np.isfinite(record.metrics["last_valid_choice"])
+
+
+def test_a_checkpoint_is_chosen_by_the_ranked_metric_unless_the_objective_is_micro_f1(small, cubes):
+    for config in ("adaptive-micro-f1", "adaptive-graded"):
+        train(small, cubes, Path(config), config=small.ct.configs[config])
+        history = pd.read_csv(Path(config) / "model" / "history.csv")
+        expected = history["valid_ndcg_at_10"]
+        if config == "adaptive-micro-f1":
+            expected = history["valid_micro_f1"] + 1e-4 * expected
+        assert history["valid_choice"].tolist() == pytest.approx(expected.tolist())
 
 
 def test_history_curves_and_checkpoint_name(trained):
     run, _, record = trained
     assert {p.name for p in (run / "model").iterdir()} == {"model.pt", "final.pt", "history.csv", "pr_curves.csv"}
     history = pd.read_csv(run / "model" / "history.csv")
-    assert {"train_loss", "valid_loss", "valid_map_at_5", "valid_micro_f1", "train_eval_map_at_5"} <= set(history)
+    assert {"train_loss", "valid_loss", "valid_ndcg_at_10", "valid_map_at_5", "valid_micro_f1", "train_eval_ndcg_at_10"} <= set(
+        history
+    )
     assert not history.isna().any().any()
     curves = pd.read_csv(run / "model" / "pr_curves.csv")
     assert set(curves["epoch"]) == {0, 1}

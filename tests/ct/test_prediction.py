@@ -55,12 +55,15 @@ def test_without_any_readable_scan_the_problems_are_listed_even_with_skip(traine
     assert not (tmp_path / "v.npz").exists()
 
 
-def test_other_findings_than_the_run_s_are_refused(trained, scans, small, tmp_path):
+def test_labels_without_the_run_s_findings_are_refused_and_further_ones_ignored(trained, scans, small, tmp_path):
     raw = tmp_path / "raw"
     raw.mkdir()
     for path in scans.iterdir():
         if path.name != "labels.csv":
             (raw / path.name).symlink_to(path)
-    pd.read_csv(scans / "labels.csv", dtype=str).drop(columns="cysts").to_csv(raw / "labels.csv", index=False)
-    with pytest.raises(InputError, match="has the findings consolidation, nodules; the run was trained on"):
+    labels = pd.read_csv(scans / "labels.csv", dtype=str)
+    labels.drop(columns="cysts").to_csv(raw / "labels.csv", index=False)
+    with pytest.raises(InputError, match=r"no column for the finding\(s\) cysts; it has consolidation, nodules"):
         experiment.evaluate_folder("ct", [trained[0]], raw, tmp_path / "out", small, device="cpu")
+    labels.assign(oedema="0").to_csv(raw / "labels.csv", index=False)
+    assert experiment.evaluate_folder("ct", [trained[0]], raw, tmp_path / "out", small, device="cpu")["queries"] == 40

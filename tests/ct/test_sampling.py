@@ -12,7 +12,7 @@ SETS = np.array([(0, 0, 0), (1, 0, 0), (0, 1, 0), (0, 0, 1), (1, 1, 0), (1, 1, 1
 
 def sampler(labels, **options):
     rows = np.arange(100, 100 + len(labels))
-    return BalancedBatches(rows, labels, **{"classes": 2, "samples": 3, "seed": 0} | options)
+    return BalancedBatches(rows, labels, **{"classes": 2, "samples": 3, "overlap": False, "seed": 0} | options)
 
 
 def test_classes_of_a_batch_have_no_common_finding():
@@ -28,6 +28,21 @@ def test_classes_of_a_batch_have_no_common_finding():
         assert (rows[0, 0] != rows[1, 0]).any()
 
 
+def test_with_overlap_a_batch_has_disjoint_sets_and_partial_overlaps():
+    labels = np.repeat(SETS, 8, axis=0)
+    partial = 0
+    for batch in sampler(labels, classes=4, samples=2, overlap=True):
+        sets = labels[np.array(batch) - 100].reshape(4, 2, 3)[:, 0]
+        assert len(np.unique(sets, axis=0)) == 4
+        assert not (sets[0] * sets[1]).any()  # so that there is a triplet
+        common = np.triu(sets @ sets.T, 1) > 0
+        partial += common.any()
+    assert partial > 3
+    for options in ({"classes": 7}, {"classes": 2}):  # six sets in all; two sets that always overlap
+        with pytest.raises(InputError, match="two of them with no finding in common"):
+            sampler(labels if options["classes"] == 7 else np.repeat(SETS[[1, 4]], 4, axis=0), overlap=True, **options)
+
+
 def test_every_scan_of_a_set_is_drawn_before_one_is_drawn_again():
     labels = np.repeat(SETS[:2], 6, axis=0)
     drawn = np.concatenate(list(sampler(labels)))
@@ -36,6 +51,8 @@ def test_every_scan_of_a_set_is_drawn_before_one_is_drawn_again():
 
 def test_an_epochs_order_is_a_function_of_seed_and_epoch():
     labels = np.repeat(SETS, 5, axis=0)
+    overlapping = [list(sampler(labels, classes=4, overlap=True)) for _ in range(2)]
+    assert overlapping[0] == overlapping[1]
     one, same, other = sampler(labels), sampler(labels), sampler(labels, seed=1)
     assert list(one) == list(same)
     assert list(one) != list(other)
@@ -61,5 +78,5 @@ def test_more_classes_and_sets_without_a_disjoint_one():
     for batch in sampler(np.repeat(SETS, 4, axis=0), classes=4):
         sets = {tuple(row) for row in np.repeat(SETS, 4, axis=0)[np.array(batch) - 100]}
         assert sets == {tuple(row) for row in SETS[:4].tolist()}  # the only four
-    with pytest.raises(InputError, match=r"needs 2 label sets .* lower ct.training.classes"):
+    with pytest.raises(InputError, match=r"needs 2 label sets, with .* lower ct.training.classes"):
         sampler(np.repeat(SETS[[1, 4]], 4, axis=0))

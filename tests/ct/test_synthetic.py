@@ -1,9 +1,12 @@
 import numpy as np
 import pandas as pd
 import pydicom
+import pytest
 
-from quintet.ct.synthetic import FINDINGS, SETS, Patient, Space, cohort, simulate_scan
+from quintet.ct.phantom import FINDINGS, FOCI, Patient, Space, simulate_scan
+from quintet.ct.synthetic import SETS, cohort, read_by_reader
 from quintet.files import md5
+from tests.ct.conftest import SMALL
 
 
 def space(matrix=48, slices=40):
@@ -37,37 +40,52 @@ def test_series_are_valid_dicom_with_varied_positions_and_encodings(scans):
     assert len(list(scans.glob("*.nii.gz"))) == 10
 
 
-def test_labels_have_all_sets_and_some_patients_have_several_scans(scans):
-    table = pd.read_csv(scans / "labels.csv")
-    assert set(map(tuple, table[list(FINDINGS)].to_numpy().tolist())) == set(SETS)
-    assert (table["patient"].value_counts() > 1).any()
-    rows = cohort(400, np.random.default_rng(0))
-    people = pd.DataFrame(rows, columns=["patient", "findings"])
-    assert (people.groupby("findings")["patient"].nunique() >= 10).all()
+def test_truth_has_all_sets_and_labels_have_a_readers_errors(scans):
+    labels, truth = (pd.read_csv(scans / f"{name}.csv") for name in ("labels", "truth"))
+    assert set(map(tuple, truth[list(FINDINGS)].to_numpy().tolist())) == set(SETS)
+    assert (truth["patient"].value_counts() > 1).any()
+    assert labels[["study", "patient"]].equals(truth[["study", "patient"]])
+    assert 0 < (labels[list(FINDINGS)] != truth[list(FINDINGS)]).to_numpy().mean() < 0.12
 
 
-def test_findings_are_in_the_voxels():
-    """In the same patient, consolidation and nodules raise the density of the lung, and cysts lower it."""
+def test_prevalence_association_and_reader():
+    """Of many scans: the fractions that the parameters state, and findings that occur together more often than by chance."""
+    prevalence = {"consolidation": 0.3, "nodules": 0.4, "cysts": 0.25}
+    for association in (0.0, 0.5):
+        rows = cohort(20_000, np.random.default_rng(0), prevalence=prevalence, association=association)
+        found = np.array([findings for _, findings in rows])
+        assert found.mean(0) == pytest.approx(list(prevalence.values()), abs=0.03)
+        assert np.corrcoef(found.T)[0, 1] == pytest.approx(0.3 if association else 0.0, abs=0.05)
+    reported = read_by_reader(found, np.random.default_rng(1), sensitivity=0.9, specificity=0.8)
+    assert reported[found == 1].mean() == pytest.approx(0.9, abs=0.01)
+    assert reported[found == 0].mean() == pytest.approx(0.2, abs=0.01)
+
+
+def test_findings_occupy_the_stated_part_of_the_lungs():
+    """In the same patient: consolidation and nodules raise the density of the lung, cysts lower it. Foci overlap and end at the
+    lungs' borders, so they occupy less than the sum of their volumes."""
     patient = Patient.sample(np.random.default_rng(4))
-    hu = {}
-    for findings in ((0, 0, 0), (1, 0, 0), (0, 1, 0), (0, 0, 1)):
-        hu[findings] = simulate_scan(patient, findings, space(), np.random.default_rng(5)).astype(float)
-    lung = (hu[0, 0, 0] > -850) & (hu[0, 0, 0] < -550)
-    assert lung.mean() > 0.05
-    soft = {f: (v[lung] > -300).mean() for f, v in hu.items()}
-    empty = {f: (v[lung] < -900).mean() for f, v in hu.items()}
-    assert soft[1, 0, 0] > 0.05
-    assert soft[0, 1, 0] > 0.02
-    assert empty[0, 0, 1] > 0.1 > 5 * empty[0, 0, 0]
-    assert hu[0, 0, 0].min() >= -1024
-    assert hu[0, 0, 0].max() > 250  # bone
+    alone = {name: tuple(int(name == other) for other in FINDINGS) for name in FINDINGS}
+    fractions = {name: [] for name in FINDINGS}
+    for seed in range(6):
+        none = simulate_scan(patient, (0, 0, 0), space(), np.random.default_rng(seed)).astype(float)
+        lung = (none > -850) & (none < -550)
+        assert none.min() >= -1024
+        assert none.max() > 250  # bone
+        for name, findings in alone.items():
+            change = (simulate_scan(patient, findings, space(), np.random.default_rng(seed)).astype(float) - none)[lung]
+            fractions[name].append((change < -150).mean() if name == "cysts" else (change > 250).mean())
+    for name, found in fractions.items():
+        low, high = FOCI[name].extent
+        assert 0.3 * low < np.mean(found) < high
 
 
-def test_same_seed_same_files(tmp_path):
+def test_same_seed_same_files(tmp_path, make_params):
     from quintet.ct.synthetic import synthesize
 
+    params = make_params(SMALL).ct.synthetic
     for name in "ab":
-        synthesize(tmp_path / name, scans=12, matrix=32, seed=9, workers=2 if name == "a" else 1)
+        synthesize(tmp_path / name, params, workers=2 if name == "a" else 1)
     assert md5(tmp_path / "a") == md5(tmp_path / "b")
 
 

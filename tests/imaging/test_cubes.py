@@ -58,6 +58,17 @@ def test_equals_linear_interpolation_at_every_voxel():
     assert outside.any()
 
 
+def test_a_box_is_the_middle_of_a_larger_cube_and_outside_the_scan_it_is_empty():
+    """At the same voxel size: a cube of half the side is the middle of the whole, one of twice the side has it in its middle."""
+    side_mm = float((np.array(CLEAN.grid.shape) * (2.5, 2.5, 3.0)).max())
+    whole = to_cube(CLEAN, 80, WINDOW)
+    assert (to_cube(CLEAN, 40, WINDOW, box_mm=side_mm / 2) == whole[20:60, 20:60, 20:60]).all()
+    larger = to_cube(CLEAN, 160, WINDOW, box_mm=2 * side_mm)
+    assert (larger[40:120, 40:120, 40:120] == whole).all()
+    larger[40:120, 40:120, 40:120] = 0
+    assert not larger.any()
+
+
 def test_blocks_are_averaged_where_the_scan_is_finer():
     """Four voxels of the scan along each axis for one voxel of the cube: means of whole blocks."""
     rng = np.random.default_rng(0)

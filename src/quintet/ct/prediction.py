@@ -22,7 +22,7 @@ def embed_scans(models: Sequence[Model], scans: dict[str, Path], problems: list[
     """Name, cube and embedding of each readable scan, one in memory at a time; adds a sentence to `problems` for the others."""
     for name, path in scans.items():
         try:
-            cube, _ = read_cube(path, models[0].size, models[0].window_hu, threads=2)
+            cube, _ = read_cube(path, models[0].cubes, threads=2)
         except InputError as error:
             problems.append(f"scan {name}: {error}")
             continue
@@ -61,13 +61,15 @@ def evaluate_folder(runs: Sequence[Path], raw: Path, out: Path, params: Ct, devi
 
     `runs`: run folders, whose embeddings are combined, or one .npz or .parquet file of external embeddings.
     """
-    labels = read_labels(raw)
     if runs[0].is_file():
+        labels = read_labels(raw, params.data.chosen_findings)
         names = np.array(sorted(labels.table.index))
         embeddings = Embeddings(read_vectors(runs[0], names), None)
         record = new_record("ct", "evaluate", runs[0].stem, seed=0, params={}, inputs={"embeddings": runs[0]})
     else:
-        names, embeddings = _embed_labelled(load_models(runs, device), raw, labels)
+        models = load_models(runs, device)
+        labels = read_labels(raw, models[0].findings)
+        names, embeddings = _embed_labelled(models, raw, labels)
         record = Record.load(runs[0])
     return evaluate(
         cosine(embeddings.vectors),
@@ -82,9 +84,6 @@ def evaluate_folder(runs: Sequence[Path], raw: Path, out: Path, params: Ct, devi
 
 def _embed_labelled(models: Sequence[Model], raw: Path, labels: Labels) -> tuple[NDArray[np.str_], Embeddings]:
     """Names and embeddings of all scans of a labelled folder; raises InputProblemsError if one is missing or unreadable."""
-    if models[0].findings != labels.findings:
-        expected, found = ", ".join(models[0].findings), ", ".join(labels.findings)
-        raise InputError(f"{raw}: labels.csv has the findings {found}; the run was trained on {expected}")
     scans = find_scans(raw)
     names, problems = match(scans, labels)
     parts = [embedding for _, _, embedding in embed_scans(models, {name: scans[name] for name in names}, problems)]

@@ -140,7 +140,7 @@ class Index:
             examples = ", ".join(self.scans["study"][:3])
             raise InputError(f"{name}: neither a scan in the index (such as {examples}) nor a series folder or NIfTI file")
         models = [Model.read(p, device) for p in sorted((self.folder / "models").glob("*.pt"))]
-        cube, _ = read_cube(path, models[0].size, models[0].window_hu, threads=2)
+        cube, _ = read_cube(path, models[0].cubes, threads=2)
         return embed_with_all(models, cube[None]).vectors[0], middle_slices(cube), None
 
     def nearest(self, vector: Floats, count: int) -> tuple[NDArray[np.int64], Floats]:

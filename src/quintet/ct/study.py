@@ -48,9 +48,7 @@ def training_inputs(config: CtConfig, params: Ct, seed: int) -> dict[str, Path]:
 def train(data: "Prepared", config: CtConfig, params: Ct, compute: Compute, record: Record) -> "TrainedModel":
     from quintet.ct.model.module import train
 
-    low, high = params.data.window
-    neighbours = params.evaluation.neighbours
-    return train(data, config, params.training, compute, window_hu=(low, high), neighbours=neighbours, record=record)
+    return train(data, config, params.training, compute, neighbours=params.evaluation.neighbours, record=record)
 
 
 def evaluate(run: Path, data: "Prepared", out: Path, params: Ct, compute: Compute, record: Record, *, detailed: bool) -> Metrics:

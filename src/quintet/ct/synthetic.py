@@ -1,13 +1,10 @@
-"""Chest phantoms as CT scanners write them: DICOM series (one scan in four: NIfTI) and labels.csv.
+"""Chest phantoms as CT scanners write them: DICOM series (one scan in four: NIfTI), labels.csv, and the drawn truth.
 
-A patient is an anatomy (trunk, lungs, heart, spine, ribs, airways, vessels; mm, x to the right, y to the front, z up). Each scan
-of a patient has its own findings, noise, field of view, spacing and patient position. Sizes and densities are drawn from the
-usual ranges (nodules under 30 mm, air-filled cysts with thin walls, consolidation that hides vessels: Fleischner Society
-glossary, Hansell et al. 2008, doi:10.1148/radiol.2462070712).
+Each scan of a patient has its own findings, noise, field of view, spacing and patient position; the anatomy is the patient's
+(phantom.py). labels.csv holds what a reader reports, truth.csv what was drawn.
 """
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -16,193 +13,73 @@ from joblib import Parallel, delayed
 from numpy.typing import NDArray
 from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian, ImplicitVRLittleEndian, generate_uid
-from scipy.ndimage import gaussian_filter
+from scipy import stats
 
+from quintet.ct.phantom import FINDINGS, Patient, Space, simulate_scan
 from quintet.files import atomic_folder
 from quintet.imaging.volumes import Grid, write_nifti
+from quintet.params.ct import CtSynthetic
 
-Floats = NDArray[np.float32]  # [Z, Y, X] in HU or shares, indices increase towards Superior, Anterior and Right
-FINDINGS = ("consolidation", "nodules", "cysts")
 SETS = ((0, 0, 0), (1, 0, 0), (0, 1, 0), (0, 0, 1), (1, 1, 0), (1, 0, 1), (0, 1, 1), (1, 1, 1))
-SET_SHARES = (0.36, 0.14, 0.14, 0.14, 0.06, 0.06, 0.06, 0.04)
-AIR, FAT, MUSCLE, BLOOD, BONE = -1000.0, -90.0, 50.0, 45.0, 320.0
 REPEATED_SHARE = 0.35  # of patients who have two or three scans
 CHANGED_SHARE = 0.3  # of repeat scans whose findings are drawn anew
 # Patient position -> signs of the file's columns and rows in DICOM's axes (x to the left, y to the back)
 POSITIONS = {"HFS": (1, 1), "HFP": (-1, -1), "FFS": (-1, 1), "FFP": (1, -1)}
 
 
-@dataclass(frozen=True)
-class Patient:
-    """Lengths in mm."""
+def cohort(
+    scans: int, rng: np.random.Generator, *, prevalence: Mapping[str, float], association: float
+) -> list[tuple[int, tuple[int, ...]]]:
+    """(patient, findings) of each scan; every set of findings occurs in at least two patients.
 
-    trunk: tuple[float, float]  # half axes: width, depth
-    fat: float
-    lung: tuple[float, float, float]  # half axes
-    heart: float
-    diaphragm: float
-    lung_hu: float
-    vessels: int
-    seed: int
+    A finding is present where a normal variable, its liability, is high enough for its `prevalence`; `association` is the
+    correlation of the liabilities of different findings.
+    """
+    thresholds = stats.norm.isf([prevalence[name] for name in FINDINGS])
 
-    @staticmethod
-    def sample(rng: np.random.Generator) -> "Patient":
-        width = float(rng.uniform(150, 185))
-        depth = width * float(rng.uniform(0.66, 0.78))
-        lung = (0.36 * width * float(rng.uniform(0.93, 1.07)), 0.74 * depth, float(rng.uniform(115, 140)))
-        return Patient(
-            (width, depth),
-            float(rng.uniform(8, 24)),
-            lung,
-            float(rng.uniform(44, 60)),
-            float(rng.uniform(-105, -85)),
-            float(rng.normal(-670, 15)),
-            int(rng.integers(26, 42)),
-            int(rng.integers(2**31)),
-        )
+    def draw() -> tuple[int, ...]:
+        common, own = rng.normal(), rng.normal(size=len(FINDINGS))
+        return tuple((association**0.5 * common + (1 - association) ** 0.5 * own > thresholds).astype(int).tolist())
 
-
-@dataclass(frozen=True)
-class Space:
-    """Voxel centres of a scan, in mm from the middle of the chest."""
-
-    z: Floats
-    y: Floats
-    x: Floats
-
-    @property
-    def spacing_mm(self) -> tuple[float, float, float]:
-        return float(self.z[1] - self.z[0]), float(self.y[1] - self.y[0]), float(self.x[1] - self.x[0])
-
-    @property
-    def grid(self) -> tuple[Floats, Floats, Floats]:
-        return self.z[:, None, None], self.y[None, :, None], self.x[None, None, :]
-
-    def ball(self, centre: Sequence[float], radius: float) -> tuple[tuple[slice, ...], Floats]:
-        """The slices that contain a ball, and the fraction of each of their voxels that it fills (smoothed over a voxel)."""
-        reach = radius + max(self.spacing_mm)
-        where = tuple(
-            slice(*np.searchsorted(axis, (c - reach, c + reach)))
-            for axis, c in zip((self.z, self.y, self.x), centre, strict=True)
-        )
-        z, y, x = (axis[w] - c for axis, w, c in zip((self.z, self.y, self.x), where, centre, strict=True))
-        distance = np.sqrt(z[:, None, None] ** 2 + y[None, :, None] ** 2 + x[None, None, :] ** 2)
-        return where, np.clip(0.5 + (radius - distance) / np.mean(self.spacing_mm), 0, 1).astype(np.float32)
-
-
-def simulate_scan(patient: Patient, findings: tuple[int, ...], space: Space, rng: np.random.Generator) -> NDArray[np.int16]:
-    """Hounsfield units `[Z, Y, X]` of one scan; `findings`: 0 or 1 for each of FINDINGS."""
-    hu, lungs = _anatomy(patient, space)
-    own = np.random.default_rng(patient.seed)
-    _vessels(hu, lungs, space, patient, own)
-    consolidation, nodules, cysts = findings
-    places = _places(lungs, space, rng)
-    if cysts:
-        for centre in places(int(rng.integers(20, 36))):
-            radius = float(rng.uniform(14, 28))
-            _paint(hu, lungs, space, centre, radius + 2, -550)
-            _paint(hu, lungs, space, centre, radius, -990)
-    if nodules:
-        for centre in places(int(rng.integers(18, 35))):
-            _paint(hu, lungs, space, centre, float(rng.uniform(9, 15)), float(rng.uniform(60, 200)))
-    if consolidation:
-        filled = np.zeros_like(hu)
-        for centre in places(int(rng.integers(3, 6))):
-            where, share = space.ball(centre, float(rng.uniform(30, 50)))
-            filled[where] = np.maximum(filled[where], share)
-        texture = gaussian_filter(rng.normal(size=hu.shape).astype(np.float32), 2.0)
-        filled = lungs * np.clip(filled + 0.25 * texture / texture.std() * (filled > 0), 0, 1)
-        hu += filled * np.maximum(float(rng.uniform(-80, 30)) - hu, 0)
-    noise = rng.normal(0, float(rng.uniform(12, 30)), hu.shape)
-    return np.clip(hu + noise, -1024, 3071).round().astype(np.int16)
-
-
-def _anatomy(patient: Patient, space: Space) -> tuple[Floats, Floats]:
-    """The chest without vessels, and the fraction of each voxel that is lung."""
-    z, y, x = space.grid
-    (width, depth), (lung_x, lung_y, lung_z) = patient.trunk, patient.lung
-    trunk = np.sqrt((x / width) ** 2 + (y / depth) ** 2)
-    muscle = np.sqrt((x / (width - patient.fat)) ** 2 + (y / (depth - patient.fat)) ** 2)
-    hu = np.where(trunk < 1, np.where(muscle < 1, MUSCLE, FAT), AIR).astype(np.float32) + 0 * z
-    cavity = np.sqrt((x / (0.84 * (width - patient.fat))) ** 2 + (y / (0.84 * (depth - patient.fat))) ** 2)
-    ribs = (np.abs(cavity - 1.06) < 0.055) & (np.cos(2 * np.pi * (z + 0.45 * y) / 26) > 0.45) & (z > -150)
-    hu[np.broadcast_to(ribs, hu.shape)] = BONE
-    dome = patient.diaphragm + 32 * np.exp(-((np.abs(x) - 0.5 * width) ** 2 + y**2) / 55**2)
-    side = ((np.abs(x) - 0.47 * width) / lung_x) ** 2 + ((y - 4) / lung_y) ** 2 + ((z - 8) / lung_z) ** 2
-    softness = 2 / float(np.mean(space.spacing_mm)) * min(patient.lung)
-    lungs = np.clip(0.5 + (1 - np.sqrt(side)) * softness / 2, 0, 1) * np.clip(0.5 + (z - dome) / 6, 0, 1) * (cavity < 1)
-    heart = ((x + 22) / (1.15 * patient.heart)) ** 2 + ((y - 22) / patient.heart) ** 2 + ((z + 45) / (1.2 * patient.heart)) ** 2
-    lungs *= np.clip(0.5 + (np.sqrt(heart) - 1) * 8, 0, 1) * (np.abs(x) > 14)
-    gravity = 35 * (-y / depth)  # denser at the back, where blood collects
-    hu = hu * (1 - lungs) + lungs * (patient.lung_hu + gravity)
-    spine, aorta, trachea = (0.0, -0.62 * depth), (-14.0, -0.38 * depth), (0.0, -0.12 * depth)
-    tubes = ((spine, 17.0, 0.8 * BONE, -np.inf), (aorta, 12.0, BLOOD, -np.inf), (trachea, 8.5, AIR, 15.0))
-    for centre, radius, value, above in tubes:
-        tube = np.sqrt((y - centre[1]) ** 2 + (x - centre[0]) ** 2)
-        share = np.clip(0.5 + (radius - tube) / space.spacing_mm[2], 0, 1) * (z > above)
-        hu, lungs = hu * (1 - share) + share * value, lungs * (1 - share)
-    return hu.astype(np.float32), lungs.astype(np.float32)
-
-
-def _paint(hu: Floats, lungs: Floats, space: Space, centre: Sequence[float], radius: float, value: float) -> None:
-    """Add a ball of one density, within the lungs only."""
-    where, share = space.ball(centre, radius)
-    share = share * lungs[where]
-    hu[where] += share * (value - hu[where])
-
-
-def _vessels(hu: Floats, lungs: Floats, space: Space, patient: Patient, rng: np.random.Generator) -> None:
-    """Add branches that start at the roots of the lungs and taper."""
-    for number in range(patient.vessels):
-        end = np.array([5.0, -5.0, (1 if number % 2 else -1) * 28.0])
-        direction = rng.normal(size=3) * (1, 0.7, 0.5) + (0, 0, np.sign(end[2]) * 0.9)
-        for step in range(9):
-            direction = direction / np.linalg.norm(direction) + rng.normal(0, 0.22, 3)
-            end = end + 11 * direction / np.linalg.norm(direction)
-            for back in (0.0, 0.5):
-                _paint(hu, lungs, space, tuple(end - back * 11 * direction), 3.8 - 0.3 * step, BLOOD)
-
-
-def _places(lungs: Floats, space: Space, rng: np.random.Generator) -> Callable[[int], list[tuple[float, float, float]]]:
-    """A function that draws centres inside the lungs."""
-    inside = np.argwhere(lungs > 0.9)
-
-    def draw(count: int) -> list[tuple[float, float, float]]:
-        rows = inside[rng.integers(len(inside), size=count)]
-        return [(float(space.z[k]), float(space.y[j]), float(space.x[i])) for k, j, i in rows]
-
-    return draw
-
-
-def cohort(scans: int, rng: np.random.Generator) -> list[tuple[int, tuple[int, ...]]]:
-    """(patient, findings) of each scan; every set of findings occurs in at least two patients."""
     rows: list[tuple[int, tuple[int, ...]]] = []
     patient = 0
     while len(rows) < scans:
-        first = SETS[patient % len(SETS)] if patient < 2 * len(SETS) else SETS[rng.choice(len(SETS), p=SET_SHARES)]
+        first = SETS[patient % len(SETS)] if patient < 2 * len(SETS) else draw()
         more = int(rng.integers(1, 3)) if rng.random() < REPEATED_SHARE else 0
         for number in range(1 + more):
             changed = number > 0 and rng.random() < CHANGED_SHARE
-            rows.append((patient, SETS[rng.choice(len(SETS), p=SET_SHARES)] if changed else first))
+            rows.append((patient, draw() if changed else first))
         patient += 1
     return rows[:scans]
 
 
-def synthesize(out: Path, *, scans: int, matrix: int, seed: int, workers: int) -> None:
-    """Write `scans` scans and labels.csv to the folder `out`."""
-    rng = np.random.default_rng(seed)
-    rows = cohort(scans, rng)
+def read_by_reader(
+    truth: NDArray[np.int64], rng: np.random.Generator, *, sensitivity: float, specificity: float
+) -> NDArray[np.int64]:
+    """The findings `[N, F]` that a reader reports, from those that are present."""
+    reported = rng.random(truth.shape) < np.where(truth > 0, sensitivity, 1 - specificity)
+    return reported.astype(np.int64)
+
+
+def synthesize(out: Path, params: CtSynthetic, *, workers: int) -> None:
+    """Write `params.scans` scans, labels.csv and truth.csv to the folder `out`."""
+    seed = params.seed
+    prevalence = params.prevalence.model_dump()
+    rows = cohort(params.scans, np.random.default_rng(seed), prevalence=prevalence, association=params.association)
     patients = {p: Patient.sample(np.random.default_rng([seed, 1, p])) for p, _ in rows}
+    truth = np.array([findings for _, findings in rows])
+    reported = read_by_reader(truth, np.random.default_rng([seed, 3]), **params.reader.model_dump())
     with atomic_folder(out) as folder:
         names = [f"study-{number:04d}" for number in range(len(rows))]
         Parallel(n_jobs=workers)(
-            delayed(_write_scan)(folder, name, patients[p], findings, matrix, [seed, 2, number], number)
+            delayed(_write_scan)(folder, name, patients[p], findings, params.matrix, [seed, 2, number], number)
             for number, (name, (p, findings)) in enumerate(zip(names, rows, strict=True))
         )
-        table = pd.DataFrame([findings for _, findings in rows], columns=list(FINDINGS))
-        table.insert(0, "study", names)
-        table.insert(1, "patient", [f"patient-{p:03d}" for p, _ in rows])
-        table.to_csv(folder / "labels.csv", index=False)
+        for file, findings in (("labels.csv", reported), ("truth.csv", truth)):
+            table = pd.DataFrame(findings, columns=list(FINDINGS))
+            table.insert(0, "study", names)
+            table.insert(1, "patient", [f"patient-{p:03d}" for p, _ in rows])
+            table.to_csv(folder / file, index=False)
 
 
 def _write_scan(

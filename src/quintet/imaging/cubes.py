@@ -1,8 +1,8 @@
 """Resample a CT scan, slice by slice, to an isotropic uint8 cube along the patient's axes, within a window of Hounsfield units.
 
-The cube is centred on the scan, and its side is the scan's longest edge. Outside the scan it is 0, the lower end of the window.
-If several voxels of the scan fit in one voxel of the cube, blocks of whole voxels are averaged first, which reduces noise and
-avoids aliasing; then values are interpolated linearly.
+The cube is centred on the scan, and its side is the scan's longest edge or a given length. Outside the scan it is 0, the lower
+end of the window. If several voxels of the scan fit in one voxel of the cube, blocks of whole voxels are averaged first, which
+reduces noise and avoids aliasing; then values are interpolated linearly.
 """
 
 from collections.abc import Callable
@@ -73,8 +73,9 @@ class Axis:
         return Axis(self.block, size - 1 - self.inside, self.low, self.high, self.weight)
 
 
-def to_cube(scan: Scan, size: int, window_hu: tuple[float, float], *, threads: int = 1) -> Cube:
-    """Resample a scan to `[size, size, size]`, with `window_hu` scaled to 0 ... 255.
+def to_cube(scan: Scan, size: int, window_hu: tuple[float, float], *, box_mm: float = 0, threads: int = 1) -> Cube:
+    """Resample a scan to `[size, size, size]`, with `window_hu` scaled to 0 ... 255. `box_mm`: the cube's side; 0: the scan's
+    longest edge.
 
     Memory: the cube and a few slices per thread; the whole scan if it is oblique or sheared. Raises InputError if the scan has
     fewer than 2 voxels along an axis, is constant or has values that are not finite.
@@ -83,7 +84,7 @@ def to_cube(scan: Scan, size: int, window_hu: tuple[float, float], *, threads: i
     if min(grid.shape) < 2:
         raise InputError(f"a scan of {' x '.join(map(str, grid.shape))} voxels is not a volume")
     spacing_mm = np.linalg.norm(grid.affine[:3, :3], axis=0)  # along the file's axes
-    target_mm = float((spacing_mm * grid.shape).max()) / size
+    target_mm = (box_mm or float((spacing_mm * grid.shape).max())) / size
     aligned = np.zeros((3, 3))
     aligned[grid.orientation[:, 0].astype(int), range(3)] = grid.orientation[:, 1]
     offset_mm = np.abs((grid.affine[:3, :3] - aligned * spacing_mm) @ (np.array(grid.shape) / 2)).max()

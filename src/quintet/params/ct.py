@@ -21,24 +21,46 @@ from quintet.params.common import (
 
 LEGACY_PX = 300  # rows and columns that the legacy network is made for
 MIN_PX = 65  # rows and columns that leave the first 3D convolution 3 x 3
-BASELINES = ("random", "prior", "histogram")
+BASELINES = ("random", "prior", "histogram", "random-network")
+ORACLE = "oracle"
+
+
+class CtReader(Section):
+    sensitivity: Fraction
+    specificity: Fraction
+
+
+class CtPrevalence(Section):
+    consolidation: Fraction
+    nodules: Fraction
+    cysts: Fraction
 
 
 class CtSynthetic(Section):
     scans: Annotated[int, Field(ge=40)]
     matrix: Annotated[int, Field(ge=32, le=512)]
+    prevalence: CtPrevalence
+    association: Annotated[float, Field(ge=0, lt=1)]
+    reader: CtReader
     seed: Seed
 
 
 class CtData(Section):
     on_error: OnError
     size: Annotated[int, Field(ge=16, le=512)]
+    box_mm: NonNegative
+    findings: Literal["all"] | Annotated[list[str], Field(min_length=1)]
     window: Annotated[list[float], Field(min_length=2, max_length=2)]
     split: str
     split_seed: Seed
     test: Annotated[float, Field(gt=0, lt=1)]
     validation: Annotated[float, Field(gt=0, lt=1)]
     train_eval: Fraction
+
+    @property
+    def chosen_findings(self) -> list[str] | None:
+        """None: all of labels.csv."""
+        return None if self.findings == "all" else self.findings
 
     @model_validator(mode="after")
     def consistent(self) -> "CtData":
@@ -52,6 +74,7 @@ class CtData(Section):
 
 
 class CtAugment(Section):
+    mirror: Fraction
     affine: Fraction
     rotation_deg: Annotated[float, Field(ge=0, le=90)]
     scale: Annotated[float, Field(ge=0, lt=0.9)]
@@ -63,7 +86,7 @@ class CtConfig(Configuration):
     """Which network, what it is trained for, and which triplets it learns from."""
 
     arch: Literal["adaptive", "legacy"]
-    objective: Literal["micro_f1", "triplet"]
+    objective: Literal["micro_f1", "triplet", "graded_contrast"]
     selector: Literal["none", "all", "hardest", "random_hard", "semi_hard"]
 
     @model_validator(mode="after")
@@ -71,9 +94,25 @@ class CtConfig(Configuration):
         if (self.objective == "triplet") == (self.selector == "none"):
             raise ValueError(
                 f"objective={self.objective} with selector={self.selector}: triplet needs all, hardest, random_hard or "
-                "semi_hard, micro_f1 needs none"
+                "semi_hard, the others need none"
             )
         return self
+
+
+Batches = Literal["random", "overlapping", "disjoint"]
+
+
+class CtBatches(Section):
+    triplet: Batches
+    graded_contrast: Batches
+
+
+class CtCrossEntropy(Section):
+    """Weights by objective."""
+
+    micro_f1: NonNegative
+    triplet: NonNegative
+    graded_contrast: NonNegative
 
 
 class CtTraining(AdamCosine):
@@ -87,6 +126,7 @@ class CtTraining(AdamCosine):
     centre: bool
     epochs: PositiveInt
     batch_size: PositiveInt
+    batches: CtBatches
     classes: Annotated[int, Field(ge=2)]
     samples: Annotated[int, Field(ge=2)]
     rate: Positive
@@ -95,8 +135,9 @@ class CtTraining(AdamCosine):
     step_factor: Annotated[float, Field(gt=0, lt=1)]
     f1_average: Literal["samples", "micro"]
     f1_smooth: NonNegative
-    cross_entropy: NonNegative
+    cross_entropy: CtCrossEntropy
     margin: Positive
+    temperature: Positive
     augment: CtAugment
 
     @model_validator(mode="after")
@@ -135,7 +176,7 @@ class Ct(CtConfig, StudyParams):
         self.sweep.check(self.configs)
         check_names(self.external)
         for name in self.configs | self.external:
-            if name in BASELINES or (name in self.external and name in self.configs):
+            if name in (*BASELINES, ORACLE) or (name in self.external and name in self.configs):
                 raise ValueError(f"{name!r} is the name of a baseline or of two entries of configs and external; rename it")
         for name, path in self.external.items():
             if not path.endswith((".npz", ".parquet")):
@@ -143,5 +184,5 @@ class Ct(CtConfig, StudyParams):
         return self
 
     def training_values(self) -> dict[str, Any]:
-        """Validation lets neighbours vote, and a model keeps its window."""
-        return super().training_values() | {"window": self.data.window, "neighbours": self.evaluation.neighbours}
+        """Validation lets neighbours vote."""
+        return super().training_values() | {"neighbours": self.evaluation.neighbours}

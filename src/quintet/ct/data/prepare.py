@@ -4,6 +4,7 @@ import csv
 import shutil
 from collections import Counter
 from collections.abc import Iterator
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
@@ -13,8 +14,8 @@ from joblib import Parallel, delayed
 
 from quintet import splits
 from quintet.arrays import new_array
-from quintet.ct.data.prepared import VOLUMES, Prepared, load
-from quintet.ct.data.raw import find_scans, fingerprint, hash_of, match, read_cube, read_labels
+from quintet.ct.data.prepared import ABOUT, TRUTH, VOLUMES, CubeFormat, Prepared, load
+from quintet.ct.data.raw import Labels, find_scans, fingerprint, hash_of, match, read_cube, read_labels
 from quintet.errors import InputError, InputProblemsError
 from quintet.files import atomic_folder, reject_overlap, repository_root, write_json
 from quintet.imaging.cubes import Cube
@@ -23,17 +24,19 @@ from quintet.params.ct import CtData
 
 FACTS = ("format", "columns", "rows", "slices", "spacing_mm")
 MIN_PATIENTS = 6  # of a split into three parts
+CHECKED_SIZE = 16  # of the cubes that `check` makes
 MIN_STRATUM = 3  # patients with one label set; sets with fewer are stratified together
 CubeOrProblem = tuple[Cube, dict[str, object]] | str
 
 
 def check(raw: Path, params: Ct) -> list[str]:
     """Every problem of a raw folder, including those in the voxels."""
-    scans, labels = find_scans(raw), read_labels(raw)
+    scans, labels = find_scans(raw), read_labels(raw, params.data.chosen_findings)
     names, problems = match(scans, labels)
+    cubes = replace(cube_format(params.data), size=CHECKED_SIZE)
     for name in names:
         try:
-            read_cube(scans[name], 16, _window_hu(params.data))
+            read_cube(scans[name], cubes)
         except InputError as error:
             problems.append(f"scan {name}: {error}")
     try:
@@ -53,15 +56,16 @@ def prepare(raw: Path, out: Path, params: Ct, *, workers: int = 1) -> tuple[Prep
     """
     reject_overlap(raw, out)
     data = params.data
-    scans, labels = find_scans(raw), read_labels(raw)
+    scans, labels = find_scans(raw), read_labels(raw, data.chosen_findings)
     names, problems = match(scans, labels)
     if not names:
         raise InputProblemsError(str(raw), problems)
-    key = hash_of([str(Path(raw).resolve()), names, data.size, data.window])
+    cubes, truth = cube_format(data), _read_truth(raw, labels)
+    key = hash_of([str(Path(raw).resolve()), names, cubes])
     work = repository_root() / ".checkpoints" / f"ct_prepare-{key}"
     work.mkdir(parents=True, exist_ok=True)
     with FileLock(work.with_suffix(".lock")):
-        facts, errors = _write_cubes([(name, scans[name]) for name in names], work, data, workers)
+        facts, errors = _write_cubes([(name, scans[name]) for name in names], work, cubes, workers)
         problems += errors
         if problems and (data.on_error == "raise" or not facts):
             hint = " (ct.data.on_error=skip would leave these scans out)" if data.on_error == "raise" else ""
@@ -73,25 +77,37 @@ def prepare(raw: Path, out: Path, params: Ct, *, workers: int = 1) -> tuple[Prep
             _move_rows(work / VOLUMES, folder / VOLUMES, [names.index(name) for name in kept])
             table.to_csv(folder / "index.csv", index=False)
             table[["study", "split"]].to_csv(folder / "split.csv", index=False)
-            write_json(folder / "findings.json", labels.findings)
+            write_json(folder / ABOUT, {"findings": labels.findings, "cubes": asdict(cubes)})
+            if truth is not None:
+                truth.table.loc[kept, labels.findings].to_csv(folder / TRUTH)
         shutil.rmtree(work)
     work.with_suffix(".lock").unlink(missing_ok=True)
     return load(out), problems
 
 
-def _window_hu(data: CtData) -> tuple[float, float]:
+def cube_format(data: CtData) -> CubeFormat:
     low, high = data.window
-    return low, high
+    return CubeFormat(data.size, (low, high), data.box_mm)
+
+
+def _read_truth(raw: Path, labels: Labels) -> Labels | None:
+    """The drawn findings of phantoms; None for a folder without them."""
+    if not (raw / TRUTH).is_file():
+        return None
+    truth = read_labels(raw, labels.findings, file=TRUTH)
+    if missing := sorted(set(labels.table.index) - set(truth.table.index)):
+        raise InputError(f"{raw / TRUTH}: no row for {', '.join(missing[:5])}; draw the phantoms again or delete the file")
+    return truth
 
 
 def _write_cubes(
-    scans: list[tuple[str, Path]], work: Path, data: CtData, workers: int
+    scans: list[tuple[str, Path]], work: Path, cubes: CubeFormat, workers: int
 ) -> tuple[dict[str, dict[str, str]], list[str]]:
     """Fill work/volumes.npy, one row per scan; work/done.csv lists the finished rows. Returns acquisition facts and errors."""
     volumes_path, done_path = work / VOLUMES, work / "done.csv"
     if not volumes_path.is_file():
         done_path.unlink(missing_ok=True)
-        new_array(volumes_path, np.uint8, (len(scans), data.size, data.size, data.size)).flush()
+        new_array(volumes_path, np.uint8, (len(scans), *(cubes.size,) * 3)).flush()
     volumes = np.load(volumes_path, mmap_mode="r+")
     fingerprints = {name: fingerprint(path) for name, path in scans}
     facts = {name: own for name, own in _read_done(done_path).items() if own.pop("fingerprint") == fingerprints.get(name)}
@@ -100,7 +116,7 @@ def _write_cubes(
         remaining = [(row, name, path) for row, (name, path) in enumerate(scans) if name not in facts]
         if facts:
             print(f"{len(facts)} of {len(scans)} scans were finished before", flush=True)
-        for row, name, result in _read_cubes(remaining, data, workers):
+        for row, name, result in _read_cubes(remaining, cubes, workers):
             if isinstance(result, str):
                 errors.append(f"scan {name}: {result}")
                 continue
@@ -123,20 +139,20 @@ def _read_done(path: Path) -> dict[str, dict[str, str]]:
     return {row[0]: dict(zip(("fingerprint", *FACTS), row[1:], strict=True)) for row in rows}
 
 
-def _read_cubes(scans: list[tuple[int, str, Path]], data: CtData, workers: int) -> Iterator[tuple[int, str, CubeOrProblem]]:
+def _read_cubes(scans: list[tuple[int, str, Path]], cubes: CubeFormat, workers: int) -> Iterator[tuple[int, str, CubeOrProblem]]:
     """Each scan's cube or its problem, in the order of completion; each worker holds one cube in memory."""
 
     def jobs() -> Iterator[object]:
         for row, name, path in scans:
-            yield delayed(_read_one)(row, name, path, data.size, _window_hu(data))
+            yield delayed(_read_one)(row, name, path, cubes)
 
     workers = min(workers, max(1, len(scans)))
     yield from Parallel(n_jobs=workers, return_as="generator_unordered", pre_dispatch="2*n_jobs", batch_size=1)(jobs())
 
 
-def _read_one(row: int, name: str, path: Path, size: int, window_hu: tuple[float, float]) -> tuple[int, str, CubeOrProblem]:
+def _read_one(row: int, name: str, path: Path, cubes: CubeFormat) -> tuple[int, str, CubeOrProblem]:
     try:
-        return row, name, read_cube(path, size, window_hu)
+        return row, name, read_cube(path, cubes)
     except InputError as error:
         return row, name, str(error)
     except Exception as error:  # one scan must not stop the others

@@ -1,14 +1,17 @@
 """The raw folder: one entry per scan (a DICOM series folder or a NIfTI file) and labels.csv.
 
-labels.csv has the columns study (the scan's name), optionally patient, and one column of 0 and 1 per finding.
+labels.csv has the columns study (the scan's name), optionally patient, and one column of 0 and 1 per finding. Phantoms also have
+truth.csv, the same table with the findings that were drawn; labels.csv holds what a reader reports.
 """
 
 import hashlib
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import pandas as pd
 
+from quintet.ct.data.prepared import CubeFormat
 from quintet.errors import InputError
 from quintet.imaging.cubes import Cube, Scan, Volume, to_cube
 from quintet.imaging.dicom import dicom_files, read_series
@@ -53,9 +56,10 @@ def find_scans(raw: Path) -> dict[str, Path]:
     return found
 
 
-def read_labels(raw: Path) -> Labels:
-    """Read labels.csv; raises one InputError that lists its problems."""
-    path = Path(raw) / LABELS
+def read_labels(raw: Path, wanted: Sequence[str] | None = None, *, file: str = LABELS) -> Labels:
+    """Read labels.csv, or another `file` of its format; raises one InputError that lists its problems. `wanted`: the findings to
+    keep, in this order; None: all."""
+    path = Path(raw) / file
     if not path.is_file():
         raise InputError(f"{path}: no such file; expected a CSV file with study,finding_1,... (0 or 1) and, if known, patient")
     table = read_text_table(path)
@@ -68,7 +72,10 @@ def read_labels(raw: Path) -> Labels:
     if problems:
         more = f"; and {len(problems) - MAX_SHOWN} more" if len(problems) > MAX_SHOWN else ""
         raise InputError(f"{path}: {'; '.join(problems[:MAX_SHOWN])}{more}")
+    if missing := [name for name in wanted or () if name not in findings]:
+        raise InputError(f"{path}: no column for the finding(s) {', '.join(missing)}; it has {', '.join(findings)}")
     table["patient"] = table["patient"] if "patient" in table else table["study"]
+    findings = findings if wanted is None else list(wanted)
     return Labels(table.set_index("study")[["patient", *findings]].astype(dict.fromkeys(findings, int)))
 
 
@@ -101,14 +108,14 @@ def open_scan(path: Path) -> Scan:
     return Volume(array, grid)
 
 
-def read_cube(path: Path, size: int, window_hu: tuple[float, float], *, threads: int = 1) -> tuple[Cube, dict[str, object]]:
-    """A scan as a uint8 cube `[size, size, size]`, and how it was acquired according to its file.
+def read_cube(path: Path, cubes: CubeFormat, *, threads: int = 1) -> tuple[Cube, dict[str, object]]:
+    """A scan as a uint8 cube, and how it was acquired according to its file.
 
     Preparation, prediction and search all read scans with this function.
     """
     scan = open_scan(path)
     try:
-        cube = to_cube(scan, size, window_hu, threads=threads)
+        cube = to_cube(scan, cubes.size, cubes.window_hu, box_mm=cubes.box_mm, threads=threads)
     except InputError as error:
         raise InputError(f"{path}: {error}" if str(path) not in str(error) else str(error)) from None
     x, y, z = scan.grid.shape

@@ -13,7 +13,7 @@ from quintet.ct.metrics import KS, Scans, jaccard
 from quintet.figures import new_figure, plot_learning_curves, save_figure
 
 COLOURS = ("#2b6cb0", "#d97706", "#1a9850", "#7b3294", "#d73027")
-PLOTTED = {"precision": "P@k", "recall": "R@k", "ap": "mAP@k", "ndcg": "NDCG@k", "jaccard": "mean Jaccard"}
+PLOTTED = {"ndcg": "NDCG@k", "ap": "mAP@k", "precision": "P@k", "recall": "R@k", "jaccard": "mean Jaccard"}
 
 
 def plot_all(
@@ -37,8 +37,8 @@ def plot_all(
             title=title,
             loss_unit="loss",
             lower_is_better=False,
-            score="valid_map_at_5",
-            score_label="validation mAP@5",
+            score="valid_ndcg_at_10",
+            score_label="validation NDCG@10",
         )
         curves = pd.read_csv(model / "pr_curves.csv")
         if len(curves):

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from quintet.ct.data.prepared import Prepared
+from quintet.ct.data.prepared import CubeFormat, Prepared
 from quintet.ct.evaluation.scores import evaluate
 from quintet.ct.metrics import cosine
 from quintet.ct.model.networks import Proximity, network_input
@@ -21,7 +21,7 @@ from quintet.training.hardware import resolve_device
 from quintet.training.models import load_network
 
 BATCH = 8
-NOT_NETWORK = ("size", "window", "names")  # build values that describe the data
+NOT_NETWORK = ("cubes", "names")  # build values that describe the data
 Cubes = NDArray[np.uint8]  # [N, S, S, S]
 
 
@@ -33,11 +33,10 @@ class Embeddings:
 
 @dataclass(frozen=True)
 class Model:
-    """A trained network, and how its input was prepared: cubes of `size` voxels per side, a window in HU."""
+    """A trained network, and how its input was prepared."""
 
     net: Proximity
-    size: int
-    window_hu: tuple[float, float]
+    cubes: CubeFormat
     findings: list[str]
     device: str
 
@@ -53,7 +52,7 @@ class Model:
         device = resolve_device(device)
         net = net.to(device)
         net.backbone.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-        return Model(net, build["size"], tuple(build["window"]), build["names"], device)
+        return Model(net, CubeFormat.from_dict(build["cubes"]), build["names"], device)
 
     def get_embeddings(self, volumes: torch.Tensor, *, mixed_precision: bool = False) -> Embeddings:
         """Embed stored cubes `[B, S, S, S]` uint8; `mixed_precision`: with autocast to bfloat16."""
@@ -84,9 +83,9 @@ def evaluate_run(
 ) -> dict[str, float]:
     """Embed the test scans and evaluate how well they retrieve each other; writes into `out`, returns metrics."""
     model = Model.load(run, compute.device)
-    if model.size != data.volumes.shape[1]:
+    if model.cubes.size != data.volumes.shape[1]:
         raise InputError(
-            f"{run} was trained on cubes of {model.size} voxels, {data.folder} has {data.volumes.shape[1]}; train it again"
+            f"{run} was trained on cubes of {model.cubes.size} voxels, {data.folder} has {data.volumes.shape[1]}; train it again"
         )
     rows = data.rows("test")
     started = time.monotonic()
@@ -109,8 +108,8 @@ def load_models(runs: Sequence[Path], device: str) -> list[Model]:
     """Load runs whose embeddings will be combined; their models must take the same input."""
     models = [Model.load(run, device) for run in runs]
     for model, run in zip(models, runs, strict=True):
-        if (model.size, model.window_hu) != (models[0].size, models[0].window_hu):
-            raise InputError(f"{runs[0]} and {run} were trained with different cube sizes or windows; use runs of one data set")
+        if model.cubes != models[0].cubes:
+            raise InputError(f"{runs[0]} and {run} were trained on different cubes; use runs of one data set")
     return models
 
 

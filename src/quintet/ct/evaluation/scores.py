@@ -18,7 +18,7 @@ from quintet.errors import InputError
 from quintet.runs import Record
 
 LISTED_NEIGHBOURS = 10  # per query in neighbours.csv
-COMPARED = {"ap_at_5": 5, "ndcg_at_10": 10}  # the metrics with pseudo-values of the patients, and their k
+COMPARED = {"ndcg_at_10": 10, "ap_at_5": 5}  # the metrics with pseudo-values of the patients, and their k
 
 
 def read_vectors(path: Path, names: NDArray[np.str_]) -> NDArray[np.float32]:
@@ -70,7 +70,7 @@ def query_table(found: Retrieved, scans: Scans, probabilities: NDArray[np.floati
 
 
 def summary(table: pd.DataFrame, findings: list[str]) -> dict[str, float]:
-    """Means over queries; F1 of the votes and, if the network classifies, of its head; mAP@5 of the queries with each finding."""
+    """Means over queries; F1 of the votes and, if the network classifies, of its head; NDCG@10 of queries with each finding."""
     true = table[[f"true/{name}" for name in findings]].to_numpy()
     metrics = {f"m{name}" if name.startswith("ap_") else name: table[name].mean() for name in table.filter(regex="_at_")}
     metrics |= f1_scores(table[[f"vote/{name}" for name in findings]].to_numpy() >= 0.5, true, findings)
@@ -78,8 +78,8 @@ def summary(table: pd.DataFrame, findings: list[str]) -> dict[str, float]:
         predicted = table[[f"probability/{name}" for name in findings]].to_numpy() >= 0.5
         metrics |= {f"head/{name}": value for name, value in f1_scores(predicted, true, findings).items()}
     for k, name in enumerate(findings):
-        metrics[f"map_at_5/{name}"] = table["ap_at_5"][true[:, k] > 0].mean()
-    metrics["map_at_5/none"] = table["ap_at_5"][~(true > 0).any(1)].mean()
+        metrics[f"ndcg_at_10/{name}"] = table["ndcg_at_10"][true[:, k] > 0].mean()
+    metrics["ndcg_at_10/none"] = table["ndcg_at_10"][~(true > 0).any(1)].mean()
     metrics["queries"] = float(len(table))
     metrics["patients"] = float(table["patient"].nunique())
     metrics["queries_without_relevant"] = float(table["recall_at_1"].isna().sum())

@@ -1,4 +1,4 @@
-"""Augmentation on the device: small rotations and scalings with kornia's parameters, and noise."""
+"""Augmentation on the device: mirrored sides, small rotations and scalings with kornia's parameters, and noise."""
 
 import torch
 import torch.nn.functional as F
@@ -25,6 +25,8 @@ class Augmentation(nn.Module):
     @torch.no_grad()
     def forward(self, volumes: Tensor, size: Size) -> Tensor:
         x = network_input(volumes, size)
+        mirrored = torch.rand(len(x), device=x.device) < self.params.mirror
+        x[mirrored] = x[mirrored].flip(-1)
         transformed = torch.rand(len(x), device=x.device) < self.params.affine
         x[transformed] = self.transform(x[transformed], volumes.shape[-1])
         noisy = torch.rand(len(x), device=x.device) < self.params.noise

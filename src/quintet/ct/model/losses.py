@@ -1,41 +1,91 @@
-"""Graded F1 as a loss, and online triplets.
+"""The objectives: graded F1, online triplets, and contrast weighted by Jaccard similarity.
 
-The loss of a degenerate batch (no triplet, no finding) is finite and differentiable.
+The loss of a degenerate batch (no triplet, no finding, no relevant pair) is finite and differentiable.
 """
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from quintet.params.ct import CtTraining
 from quintet.registry import Registry
 
+OBJECTIVES = Registry("objective")
 SELECTORS = Registry("selector")
 
 
-def micro_f1_loss(
-    logits: Tensor, targets: Tensor, *, average: str = "samples", smooth: float = 0.0, cross_entropy: float = 0.0
+def objective_loss(
+    objective: str, embeddings: Tensor, logits: Tensor | None, labels: Tensor, training: CtTraining, *, selector: str
 ) -> Tensor:
+    """The objective, plus cross-entropy of the classification head, if there is one, with its weight in `training.cross_entropy`.
+
+    All objectives may be nearly flat at first: F1 where a finding is predicted for no scan, metric learning where no pair is more
+    similar than another yet. Cross-entropy is not.
+    """
+    loss: Tensor = OBJECTIVES[objective](embeddings, logits, labels, training, selector)
+    weight = getattr(training.cross_entropy, objective)
+    if logits is not None and weight:
+        loss = loss + weight * F.binary_cross_entropy_with_logits(logits.float(), labels.float())
+    return loss
+
+
+@OBJECTIVES.register("micro_f1")
+def classify(embeddings: Tensor, logits: Tensor, labels: Tensor, training: CtTraining, selector: str) -> Tensor:
+    return micro_f1_loss(logits, labels, average=training.f1_average, smooth=training.f1_smooth)
+
+
+@OBJECTIVES.register("triplet")
+def compare_triplets(embeddings: Tensor, logits: Tensor | None, labels: Tensor, training: CtTraining, selector: str) -> Tensor:
+    return triplet_loss(embeddings, labels, margin=training.margin, selector=selector)
+
+
+@OBJECTIVES.register("graded_contrast")
+def compare_by_grade(embeddings: Tensor, logits: Tensor | None, labels: Tensor, training: CtTraining, selector: str) -> Tensor:
+    return graded_contrastive_loss(embeddings, labels, temperature=training.temperature)
+
+
+def micro_f1_loss(logits: Tensor, targets: Tensor, *, average: str = "samples", smooth: float = 0.0) -> Tensor:
     """1 - F1 of soft counts: with p = sigmoid(logits) `[B, F]` and targets t in [0, 1], TP = sum p t, FP = sum p (1 - t),
     FN = sum (1 - p) t, F1 = (2 TP + smooth) / (2 TP + FP + FN + smooth).
 
     `average`: "samples" is the mean of each scan's F1, which the reference calls micro-F1; "micro" uses the counts of the whole
-    batch. A scan without findings has no true positive, so under "samples" it has no gradient unless `smooth` > 0. F1 is flat
-    where a finding is confidently predicted for no scan, and training may get stuck there; `cross_entropy`, the weight of an
-    added binary cross-entropy, helps it escape.
+    batch. A scan without findings has no true positive, so under "samples" it has no gradient unless `smooth` > 0.
     """
     p, t = logits.float().sigmoid(), targets.float()
     over = 1 if average == "samples" else (0, 1)
     true_positive_twice = 2 * (p * t).sum(over)
     wrong = (p * (1 - t)).sum(over) + ((1 - p) * t).sum(over)
     f1 = (true_positive_twice + smooth) / (true_positive_twice + wrong + smooth).clamp_min(1e-8)
-    return 1 - f1.mean() + cross_entropy * F.binary_cross_entropy_with_logits(logits.float(), t)
+    return 1 - f1.mean()
+
+
+def graded_contrastive_loss(embeddings: Tensor, labels: Tensor, *, temperature: float) -> Tensor:
+    """Supervised contrastive loss (Khosla et al. 2020, arXiv 2004.11362) in which every other scan of the batch is a positive to
+    the degree of its Jaccard similarity J: the mean over anchors a of - sum_b w_ab log softmax_b(cos(a, b) / temperature), with
+    w_ab = J_ab / sum_c J_ac. It is least where similarities have the order of J; the positives of a triplet are all alike.
+
+    `embeddings` `[N, E]` of length 1, `labels` `[N, F]`. An anchor to which no other scan is relevant is left out.
+    """
+    x = embeddings.float()
+    own = torch.eye(len(x), dtype=torch.bool, device=x.device)
+    relevance = jaccard(labels).masked_fill(own, 0)
+    total = relevance.sum(1, keepdim=True)
+    similarity = (x @ x.T / temperature).masked_fill(own, torch.finfo(x.dtype).min)
+    cross_entropy = -(relevance / total.clamp_min(1e-8) * F.log_softmax(similarity, 1).masked_fill(own, 0)).sum(1)
+    return cross_entropy.sum() / (total > 0).sum().clamp_min(1)
+
+
+def jaccard(labels: Tensor) -> Tensor:
+    """`[N, F]` of 0 and 1 -> `[N, N]` Jaccard similarities; 1 if both sets are empty."""
+    labels = labels.float()
+    common = labels @ labels.T
+    union = labels.sum(1)[:, None] + labels.sum(1)[None, :] - common
+    return torch.where(union > 0, common / union.clamp_min(1), 1.0)
 
 
 def shares_finding(labels: Tensor) -> Tensor:
     """`[N, F]` of 0 and 1 -> `[N, N]` bool: a common finding, or no finding in either (Jaccard similarity 1)."""
-    common = labels.float() @ labels.float().T > 0
-    none = labels.sum(1) == 0
-    return common | (none[:, None] & none[None, :])
+    return jaccard(labels) > 0
 
 
 def triplet_loss(embeddings: Tensor, labels: Tensor, *, margin: float, selector: str) -> Tensor:

@@ -1,5 +1,6 @@
 """The LightningModule, and one call that trains a configuration."""
 
+from dataclasses import asdict
 from typing import Any
 
 import lightning as L
@@ -15,7 +16,7 @@ from quintet.backbones import NOT_BACKBONE, RESNET18_URL
 from quintet.ct.data.prepared import VOLUMES, Prepared
 from quintet.ct.metrics import Scans, cosine, f1_scores, retrieve
 from quintet.ct.model.augmentation import Augmentation
-from quintet.ct.model.losses import micro_f1_loss, triplet_loss
+from quintet.ct.model.losses import objective_loss
 from quintet.ct.model.networks import Proximity, network_input
 from quintet.ct.model.sampling import BalancedBatches
 from quintet.errors import InputError
@@ -37,7 +38,7 @@ from quintet.training.models import TrainedModel, load_pretrained_weights
 
 PERFECT_SCORE = 0.9999
 RECALLS = np.linspace(0, 1, 21)  # precision is recorded at these in every epoch
-MAP_WEIGHT = 1e-4  # checkpoints are chosen by micro-F1; mAP@5 breaks ties (and differences below about this)
+TIE_WEIGHT = 1e-4  # micro_f1 chooses checkpoints by micro-F1, the others by NDCG@10, which breaks ties of micro-F1 too
 LOSS_SCANS = 256  # the validation loss is computed on at most this many scans
 
 
@@ -97,12 +98,7 @@ class RetrievalModule(L.LightningModule):
         return np.unique(np.concatenate(list(self.parts.values())))
 
     def loss(self, embedding: Tensor, logits: Tensor | None, labels: Tensor, *, selector: str) -> Tensor:
-        training = self.training_params
-        if logits is None:
-            return triplet_loss(embedding, labels, margin=training.margin, selector=selector)
-        return micro_f1_loss(
-            logits, labels, average=training.f1_average, smooth=training.f1_smooth, cross_entropy=training.cross_entropy
-        )
+        return objective_loss(self.config.objective, embedding, logits, labels, self.training_params, selector=selector)
 
     def training_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor:
         self.last_batch = batch
@@ -134,10 +130,12 @@ class RetrievalModule(L.LightningModule):
             found = retrieve(cosine(embedding.numpy()), scans, neighbours=self.neighbours)
             p = logits.sigmoid().numpy() if classifies else found.votes
             f1 = f1_scores(p >= 0.5, scans.labels, scans.findings)
-            values: dict[str, Any] = {f"map_at_{k}": np.nanmean(found.metrics[f"ap_at_{k}"]) for k in (5, 10)}
-            values |= {"ndcg_at_10": np.nanmean(found.metrics["ndcg_at_10"]), "micro_f1": f1["micro_f1"]}
+            values: dict[str, Any] = {f"map_at_{k}": _mean(found.metrics[f"ap_at_{k}"]) for k in (5, 10)}
+            values |= {"ndcg_at_10": _mean(found.metrics["ndcg_at_10"]), "micro_f1": f1["micro_f1"]}
             if name == "valid":
-                values["choice"] = values["micro_f1"] + MAP_WEIGHT * values["map_at_5"]
+                values["choice"] = values["ndcg_at_10"]
+                if self.config.objective == "micro_f1":
+                    values["choice"] = values["micro_f1"] + TIE_WEIGHT * values["ndcg_at_10"]
                 some = slice(LOSS_SCANS)
                 labels = torch.from_numpy(scans.labels)
                 values["loss"] = self.loss(embedding[some], logits[some] if classifies else None, labels[some], selector="all")
@@ -170,13 +168,17 @@ class RetrievalModule(L.LightningModule):
         return {"optimizer": optimizer, "lr_scheduler": schedule}
 
 
+def _mean(values: NDArray[np.float64]) -> float:
+    """The mean of the queries to which a scan is relevant; 0 if there is none, as in a very small validation part."""
+    return float(np.nanmean(values)) if np.isfinite(values).any() else 0.0
+
+
 def train(
     data: Prepared,
     config: CtConfig,
     training: CtTraining,
     compute: Compute,
     *,
-    window_hu: tuple[float, float],
     neighbours: int,
     record: Record,
 ) -> TrainedModel:
@@ -209,32 +211,39 @@ def train(
             perfect=PERFECT_SCORE,
             keep="best",
             patience=training.patience,
-            also_perfect=("valid_map_at_5",),
+            also_perfect=("valid_ndcg_at_10",),
         ),
     )
     record.artifacts[_checkpoint_name(fitted, record)] = "model/model.pt"
-    build |= {"size": data.volumes.shape[1], "window": list(window_hu), "names": list(data.findings)}
+    build |= {"cubes": asdict(data.cubes), "names": list(data.findings)}
     tables = {"history": fitted.history, "pr_curves": curve_table(module.curves)}
     return TrainedModel({"model": fitted.state, "final": fitted.last}, build, tables)
 
 
 def _build_values(data: Prepared, config: CtConfig, training: CtTraining) -> dict[str, Any]:
     """The arguments of `Proximity`."""
-    classifies = config.objective == "micro_f1"
+    classifies = config.objective == "micro_f1" or getattr(training.cross_entropy, config.objective) > 0
     return {
         "arch": config.arch,
         "findings": len(data.findings) if classifies else 0,
         **training.model_dump(include={"input_size", "width", "units", "embedding", "dropout", "chunk"}),
-        # a triplet batch has two classes, which its batch statistics would give away
-        "centre": training.centre and classifies,
+        # a batch of two disjoint label sets would give them away by its statistics
+        "centre": training.centre and batch_kind(config, training) != "disjoint",
     }
+
+
+def batch_kind(config: CtConfig, training: CtTraining) -> str:
+    """random, overlapping or disjoint."""
+    return str(getattr(training.batches, config.objective, "random"))
 
 
 def _sampler(data: Prepared, config: CtConfig, training: CtTraining, seed: int) -> Sampler[list[int]]:
     rows = data.rows("train")
-    if config.objective == "triplet":
-        return BalancedBatches(rows, data.labels[rows], classes=training.classes, samples=training.samples, seed=seed)
-    return EpochBatchSampler(rows, training.batch_size, seed=seed)
+    kind = batch_kind(config, training)
+    if kind == "random":
+        return EpochBatchSampler(rows, training.batch_size, seed=seed)
+    balanced = training.model_dump(include={"classes", "samples"}) | {"overlap": kind == "overlapping"}
+    return BalancedBatches(rows, data.labels[rows], **balanced, seed=seed)
 
 
 def _checkpoint_name(fitted: FitResult, record: Record) -> str:

@@ -1,4 +1,4 @@
-"""Balanced batches for triplets: classes are label sets, and those of one batch have no finding in common."""
+"""Balanced batches for learning from pairs and triplets: classes are label sets, with or without findings in common."""
 
 import math
 from collections.abc import Iterator
@@ -14,34 +14,43 @@ from quintet.training.batches import rank_and_world_size
 class BalancedBatches(Sampler[list[int]]):
     """Batches of `classes` label sets x `samples` scans of each, in an order that depends on (seed, epoch) alone.
 
+    `overlap`: the first two sets of a batch have no finding in common, so that there is a triplet, but the others are any, so
+    that a batch has partial overlaps in it. Otherwise (published) no two sets of a batch have a common finding.
+
     A scan is not drawn again until all scans of its set have been drawn. An epoch has as many batches as are needed to draw every
     scan once. Under DDP with n ranks, each rank takes every n-th batch.
     """
 
-    def __init__(self, rows: NDArray[np.int64], labels: NDArray[np.floating], *, classes: int, samples: int, seed: int) -> None:
+    def __init__(
+        self, rows: NDArray[np.int64], labels: NDArray[np.floating], *, classes: int, samples: int, overlap: bool, seed: int
+    ) -> None:
         sets, set_of = np.unique(labels, axis=0, return_inverse=True)
         self.members = [rows[set_of.ravel() == k] for k in range(len(sets))]
-        overlap = sets @ sets.T > 0
-        self.disjoint = [np.flatnonzero(~row) for row in overlap]
+        self.overlap = overlap
+        self.disjoint = [np.flatnonzero(~row) for row in sets @ sets.T > 0]
         self.disjoint = [others[others != k] for k, others in enumerate(self.disjoint)]
         self.first_sets = [k for k in range(len(sets)) if self._draw_sets(k, classes, np.random.default_rng(0)) is not None]
         if not self.first_sets:
+            which = "two of them with" if overlap else "with"
             raise InputError(
-                f"a triplet batch needs {classes} label sets with no finding in common, and the training scans have too few; "
+                f"a batch needs {classes} label sets, {which} no finding in common, and the training scans have too few; "
                 "lower ct.training.classes or use objective=micro_f1"
             )
         self.classes, self.samples, self.seed, self.epoch = classes, samples, seed, 0
         self.count = math.ceil(len(rows) / (classes * samples))
 
     def _draw_sets(self, first: int, classes: int, rng: np.random.Generator) -> list[int] | None:
-        """`first` and further sets in random order, all without a common finding; None if there are not enough."""
+        """`first` and further sets in random order, see `overlap`; None if there are not enough."""
         chosen = [first]
         candidates = self.disjoint[first]
         while len(chosen) < classes:
             if not len(candidates):
                 return None
             chosen.append(int(rng.choice(candidates)))
-            candidates = np.intersect1d(candidates, self.disjoint[chosen[-1]])
+            if self.overlap:
+                candidates = np.setdiff1d(np.arange(len(self.members)), chosen)
+            else:
+                candidates = np.intersect1d(candidates, self.disjoint[chosen[-1]])
         return chosen
 
     def set_epoch(self, epoch: int) -> None:
