@@ -156,8 +156,8 @@ def training_step(
     def step() -> None:
         images, points = next(source)
         with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
-            predicted, _ = net(images.contiguous(memory_format=layout))
-        loss = module.loss(predicted, points)
+            found = net(images.contiguous(memory_format=layout))
+        loss = module.loss(found, points)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()

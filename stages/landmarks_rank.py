@@ -1,7 +1,7 @@
-"""Rank the configurations and baselines: ranking.csv, .md, .html and figures.
+"""Rank the configurations, ensembles and baselines: ranking.csv, .md, .html and figures.
 
-python stages/landmarks_rank.py --sweep runs/landmarks/sweep --baselines runs/landmarks/baselines --out runs/landmarks/rank
-  --report reports/landmarks/ranking
+python stages/landmarks_rank.py --sweep runs/landmarks/sweep --baselines runs/landmarks/baselines
+  --ensembles runs/landmarks/ensembles --out runs/landmarks/rank --report reports/landmarks/ranking
 """
 
 from pathlib import Path
@@ -11,8 +11,8 @@ from quintet.params import Params
 from quintet.stage import run_stage
 
 
-def main(params: Params, sweep: Path, baselines: Path, out: Path, report: Path) -> str:
-    return rank_runs("landmarks", params, sweep, baselines, out, report).verdict
+def main(params: Params, sweep: Path, baselines: Path, ensembles: Path, out: Path, report: Path) -> str:
+    return rank_runs("landmarks", params, sweep, baselines, out, report, ensembles=ensembles).verdict
 
 
 if __name__ == "__main__":

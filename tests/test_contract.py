@@ -26,7 +26,7 @@ STUDIES = [study.value for study in StudyName]
 HERE = {"compute": {"device": "cpu", "threads": 1}}
 PLATEAU = {"schedule": "plateau", "plateau_patience": 0, "patience": 4, "batch_size": "auto"}
 RESUMED = {  # schedules, early stopping and moving averages must survive a kill, too
-    "landmarks": {"epochs": 4},
+    "landmarks": {"epochs": 4, "training": {"weight_averaging": 0.9}},
     "perfusion": {"training": {"epochs": 4}},
     "breakhis": {"training": {"epochs": 4, **PLATEAU}},
     "ct": {

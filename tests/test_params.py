@@ -28,6 +28,13 @@ def test_shipped_file_is_valid(make_params):
         ("landmarks.rate_backbone", 0.0, ["rate_backbone > 0"]),
         ("landmarks.learning_rate", 1, ["landmarks.learning_rate", "choose from:", "rate_head"]),
         ("landmarks.configs.finetune.after", "runs/landmarks/sweep/nothing", ["nothing", "frozen"]),
+        ("landmarks.configs.frozen.after", "runs/landmarks/sweep/complete", ["in a circle", "frozen"]),
+        ("landmarks.configs.finetune.control", "nothing", ["finetune.control", "nothing", "frozen"]),
+        ("landmarks.configs.heatmap.epochs", 50, ["heatmap", "50 epochs", "control: none"]),
+        ("landmarks.losses", ["wing", "jensen_shannon"], ["head=heatmap"]),
+        ("landmarks.training.frame", "body", ["landmarks.training.frame", "'patient' or 'image'"]),
+        ("landmarks.sweep.ensembles", {"mean": ["unknown"]}, ["sweep.ensembles.mean", "unknown"]),
+        ("landmarks.sweep.ensembles", {"oracle": ["heatmap"]}, ["oracle", "baseline"]),
         ("perfusion.arch", "unet", ["perfusion.arch", "'shared', 'separate' or 'crossattention'", "unet"]),
         (
             "perfusion.losses",
@@ -88,10 +95,29 @@ def test_predecessors_form_the_published_chain(make_params):
         "frozen": None,
         "finetune": "frozen",
         "symmetry": "finetune",
+        "continued-3": "finetune",
         "complete": "symmetry",
+        "continued-4": "continued-3",
         "attention": "frozen",
         "heatmap": None,
     }
+
+
+def test_planned_comparisons_of_landmarks_have_equal_budgets(make_params):
+    """A phase and its control start from the same weights and differ in the loss alone."""
+    section = make_params().landmarks
+    configs = section.configs
+    assert {name: config.control for name, config in configs.items() if config.control != "none"} == {
+        "symmetry": "continued-3",
+        "complete": "continued-4",
+        "attention": "finetune",
+        "heatmap": "complete",
+    }
+    assert section.total_epochs("heatmap") == sum(configs[name].epochs for name in ("frozen", "finetune", "symmetry", "complete"))
+    for name, control in (("symmetry", "continued-3"), ("complete", "continued-4")):
+        one, other = configs[name], configs[control]
+        assert one.configuration_values() | {"losses": ["wing"]} == other.configuration_values()
+    assert configs["symmetry"].after == configs["continued-3"].after
 
 
 def test_literals_and_registries_agree():

@@ -10,6 +10,7 @@ import pytest
 from quintet import results
 from quintet.landmarks import study
 from quintet.landmarks.data.anatomy import NAMES
+from quintet.params.landmarks import BASELINES
 from quintet.runs import Record
 
 
@@ -18,8 +19,8 @@ def runs(make_params, tmp_path) -> dict[str, list[Path]]:
     """Each configuration and baseline evaluated on 12 images with two seeds; each entry is 1 px better than the one before."""
     configs = make_params().landmarks.configs
     found: dict[str, list[Path]] = {}
-    for number, name in enumerate([*configs, "mean_shape", "ridge"]):
-        for seed in (0,) if name in ("mean_shape", "ridge") else (0, 1):
+    for number, name in enumerate([*configs, *BASELINES]):
+        for seed in (0,) if name in BASELINES else (0, 1):
             run = tmp_path / name / f"seed{seed}"
             rng = np.random.default_rng(seed)
             values = pd.DataFrame({"error_px": 20 - number + rng.normal(0, 0.1, 12)})
@@ -37,16 +38,22 @@ def test_the_lowest_error_is_first_and_baselines_are_deterministic(make_params, 
     ranking = study.rank(make_params({"ranking.bootstrap": 100}), runs)
     assert list(ranking.table["config"][:2]) == ["ridge", "mean_shape"]
     assert ranking.lower_is_better
+    assert ranking.ceiling == "oracle"
+    covered = ranking.table.set_index("config")["covered"]
+    assert covered["mean_shape"] == 0
+    assert covered["ridge"] == pytest.approx(0.5)  # 1 px better than the floor, 1 px worse than the ceiling
     assert ranking.label == "mean error"
     assert (ranking.table.set_index("config").loc[["ridge", "mean_shape"], "run_sd"] == 0).all()
 
 
-def test_each_phase_is_compared_with_its_predecessor(make_params, runs):
+def test_planned_comparisons_are_with_the_controls(make_params, runs):
+    """Each entry of `runs` is 1 px better than the one before it; all seeds share their noise, as descendants share weights."""
     answers = study.rank(make_params({"ranking.bootstrap": 100}), runs).answers.set_index("question")
-    pairs = ["finetune than frozen", "symmetry than finetune", "complete than symmetry", "attention than frozen"]
+    pairs = ["symmetry than continued-3", "complete than continued-4", "attention than finetune", "heatmap than complete"]
     assert list(answers.index) == [f"Is {pair.replace(' than', ' better than')}?" for pair in pairs]
-    assert answers["gain"].to_list() == pytest.approx([1, 1, 1, 4], abs=1e-9)
-    assert answers["answer"].str.contains("Yes: the gain is +", regex=False).all()
+    assert answers["gain"].to_list() == pytest.approx([-1, -1, 5, 3], abs=1e-9)
+    assert answers["answer"].str.contains("Yes: the gain is +", regex=False).to_list() == [False, False, True, True]
+    assert answers["answer"].str.contains("No, the opposite", regex=False).to_list() == [True, True, False, False]
 
 
 def test_tables_by_diagnosis_and_landmark_and_the_curve(make_params, runs, tmp_path):

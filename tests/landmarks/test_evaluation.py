@@ -4,7 +4,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from quintet.landmarks.data.anatomy import DISTANCES, MIDLINE, MIDLINE_WEIGHTS, PAIRS
+from quintet.landmarks.data.anatomy import DISTANCES, PAIRS
 from quintet.landmarks.evaluation import scores
 
 
@@ -30,8 +30,9 @@ def test_errors_by_a_loop(case):
 def test_structure_by_a_loop(case):
     predicted, true, _, table = case
     for i, p in enumerate(predicted):
-        axis = sum(w * p[k, 0] for k, w in zip(MIDLINE, MIDLINE_WEIGHTS, strict=True)) / sum(MIDLINE_WEIGHTS)
-        mirrored = [np.linalg.norm(p[a] - [2 * axis - p[b, 0], p[b, 1]]) * 224 for a, b in PAIRS]
+        axis = (p[1] - p[0]) / np.linalg.norm(p[1] - p[0])
+        reflection = 2 * np.outer(axis, axis) - np.eye(2)  # on the axis from landmark 0 to 1
+        mirrored = [np.linalg.norm(p[a] - p[0] - reflection @ (p[b] - p[0])) * 224 for a, b in PAIRS]
         spans = [abs(np.linalg.norm(p[a] - p[b]) - np.linalg.norm(true[i, a] - true[i, b])) * 224 for a, b in DISTANCES]
         assert table["symmetry_error_px"][i] == pytest.approx(np.mean(mirrored))
         assert table["distance_error_px"][i] == pytest.approx(np.mean(spans))

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from quintet.landmarks.model.networks import CoordinateAttention, LandmarkNet, soft_argmax
+from quintet.landmarks.model.networks import CoordinateAttention, LandmarkNet, located, soft_argmax
 
 NETWORKS = [("resnet18", "regression"), ("resnet18", "heatmap"), ("unet", "heatmap")]
 
@@ -12,7 +12,11 @@ NETWORKS = [("resnet18", "regression"), ("resnet18", "heatmap"), ("unet", "heatm
 @pytest.mark.parametrize(("arch", "head"), NETWORKS)
 def test_every_network_predicts_fractions_and_trains_all_its_weights(arch, head, attention):
     net = LandmarkNet(arch=arch, head=head, attention=attention and arch != "unet", width=8, dropout=0.1)
-    points, spread = net(torch.rand(2, 1, 64, 64))
+    points, spread, heatmaps = net(torch.rand(2, 1, 64, 64))
+    assert (heatmaps is None) == (head == "regression")
+    if heatmaps is not None:
+        assert heatmaps.shape == (2, 15, 16, 16)
+        torch.testing.assert_close(heatmaps.sum((2, 3)), torch.ones(2, 15))
     assert points.shape == (2, 15, 2)
     assert spread.shape == (2, 15)
     assert (points >= 0).all()
@@ -41,9 +45,16 @@ def test_soft_argmax_of_a_peak_is_its_cell_centre():
     maps = torch.full((1, 2, 8, 16), -50.0)
     maps[0, 0, 3, 5] = 50
     maps[0, 1, 0, 0] = maps[0, 1, 0, 2] = 50
-    points, spread = soft_argmax(maps)
+    points, spread, _ = soft_argmax(maps)
     torch.testing.assert_close(points[0], torch.tensor([[5.5 / 16, 3.5 / 8], [1.5 / 16, 0.5 / 8]]))
     torch.testing.assert_close(spread[0], torch.tensor([0.0, 1 / 16]), atol=1e-4, rtol=0)
+
+
+def test_the_mean_of_heatmaps_gives_the_mean_of_their_points():
+    """So an ensemble needs no heatmaps."""
+    one, other = (soft_argmax(3 * torch.randn(2, 15, 8, 8, generator=torch.Generator().manual_seed(s))) for s in (0, 1))
+    mean = located((one.heatmaps + other.heatmaps) / 2)
+    torch.testing.assert_close(mean.points, (one.points + other.points) / 2)
 
 
 def test_coordinate_attention_weighs_rows_and_columns():

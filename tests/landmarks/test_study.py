@@ -1,6 +1,7 @@
 """The study end to end with a configuration that takes seconds: train, evaluate, rank, predict."""
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -18,8 +19,10 @@ from quintet.landmarks.data.prepared import load
 from quintet.landmarks.evaluation.figures import overlays
 from quintet.landmarks.evaluation.inference import Model
 from quintet.landmarks.evaluation.scores import Calibration, Predicted, calibration_error, pixel_errors, risk_coverage
+from quintet.landmarks.model.networks import LandmarkNet
+from quintet.landmarks.model.weights import initialize
 from quintet.runs import Record
-from tests.conftest import state_of
+from tests.conftest import equal, state_of
 from tests.landmarks.test_data import write_dicom
 
 SMALL = {
@@ -118,8 +121,6 @@ def test_training_the_head_leaves_the_backbone_unchanged(prepared, tmp_path, mak
 
 
 def test_local_weights_are_loaded_and_recorded_and_wrong_ones_refused(prepared, tmp_path, make_params):
-    from quintet.landmarks.model.networks import LandmarkNet
-
     torch.manual_seed(5)
     net = LandmarkNet(arch="resnet18", head="regression", attention=False, width=64, dropout=0.1)
     state = net.backbone.net.state_dict() | {"fc.weight": torch.zeros(1000, 512), "fc.bias": torch.zeros(1000)}
@@ -157,6 +158,81 @@ def test_a_loss_that_is_not_finite_stops_training_and_names_step_and_cases(prepa
     assert not (tmp_path / "run" / "model").exists()
 
 
+def assert_mean_of_members(sweep: Path, ensemble: Path) -> None:
+    def points(run: Path) -> np.ndarray:
+        return pd.read_csv(run / "evaluation" / "predictions.csv", header=None)[list(range(1, 31))].to_numpy()
+
+    members = [points(sweep / config / f"seed{seed}") for config in ("frozen", "finetune") for seed in (0, 1)]
+    np.testing.assert_allclose(points(ensemble), np.mean(members, axis=0), atol=0.02)  # written with two decimals
+    assert not np.allclose(members[0], members[3], atol=0.1)
+
+
+def test_the_oracle_has_the_error_of_the_labels_and_needs_the_drawn_truth(small, raw, prepared, tmp_path):
+    metrics = experiment.run_baselines("landmarks", small, prepared, tmp_path / "baselines")
+    noise_px = np.hypot(0.5 / 299, 1 / np.sqrt(12) / 96) * 224  # per coordinate: noise, and rounding to pixels of 96 x 96
+    assert metrics["oracle"]["error_px"] == pytest.approx(noise_px * np.sqrt(np.pi / 2), rel=0.15)
+    assert metrics["oracle"]["error_px"] < metrics["ridge"]["error_px"] < metrics["mean_shape"]["error_px"]
+    real = tmp_path / "real"
+    shutil.copytree(raw, real, ignore=shutil.ignore_patterns("truth.csv"))
+    prepare(real, tmp_path / "data of a user", small.landmarks)
+    found = experiment.run_baselines("landmarks", small, tmp_path / "data of a user", tmp_path / "baselines of a user")
+    assert list(found) == ["mean_shape", "ridge"]
+    for name in found:
+        assert found[name] == metrics[name]  # nothing else sees the truth
+
+
+def test_a_truth_that_lacks_an_image_is_refused(small, raw, tmp_path):
+    broken = tmp_path / "broken"
+    shutil.copytree(raw, broken)
+    lines = (broken / "truth.csv").read_text().splitlines()
+    (broken / "truth.csv").write_text("\n".join(lines[1:]) + "\n")
+    with pytest.raises(InputError, match=rf"truth.csv: no row for {lines[0].split(',')[-1]}; .*delete it"):
+        prepare(broken, tmp_path / "data", small.landmarks)
+    assert not (tmp_path / "data").exists()
+
+
+PREFIXES = [("", "head."), ("backbone.", "head."), ("module.backbone.", "module.head."), ("backbone.", "backbone.fc.")]
+
+
+def reference_layout(net, backbone: str, head: str) -> dict[str, torch.Tensor]:
+    """The weights of our network under the reference's names: torchvision's, and numbered layers of the head."""
+    state = {f"{backbone}{name}": value for name, value in net.backbone.net.state_dict().items()}
+    return state | {f"{head}{name}": value for name, value in net.head.layers.state_dict().items()}
+
+
+@pytest.mark.parametrize(("backbone", "head"), PREFIXES)
+def test_a_checkpoint_of_the_reference_gives_the_same_predictions(backbone, head, make_params, tmp_path):
+    torch.manual_seed(5)
+    shape = {"arch": "resnet18", "attention": False, "width": 64, "dropout": 0.5}
+    theirs, ours, located = (LandmarkNet(**shape, head=h).eval() for h in ("regression", "regression", "heatmap"))
+    path = tmp_path / "best.pt"
+    torch.save({"epoch": 40, "model_state_dict": reference_layout(theirs, backbone, head), "val_error": 8.1}, path)
+    config = make_params().landmarks
+    origin = initialize(ours, config, str(path), 0)
+    assert str(path) in origin
+    assert "md5" in origin
+    images = torch.rand(2, 1, 64, 64)
+    torch.testing.assert_close(ours(images).points, theirs(images).points, rtol=0, atol=0)
+    initialize(located, config.model_copy(update={"head": "heatmap"}), str(path), 0)  # takes the backbone alone
+    assert equal(located.backbone.state_dict(), theirs.backbone.state_dict())
+
+
+def test_a_checkpoint_of_another_layout_is_refused_with_the_names(make_params, tmp_path):
+    net = LandmarkNet(arch="resnet18", head="regression", attention=False, width=64, dropout=0.5)
+    state = reference_layout(net, "backbone.", "head.")
+    del state["head.7.bias"]
+    path = tmp_path / "best.pt"
+    torch.save({"model_state_dict": state | {"neck.gamma": torch.zeros(3)}}, path)
+    with pytest.raises(InputError, match=r"missing \['head.layers.7.bias'\], unexpected \['neck.gamma'\]"):
+        initialize(net, make_params().landmarks, str(path), 0)
+    torch.save({"model_state_dict": state | {"head.7.bias": torch.zeros(28)}}, path)
+    with pytest.raises(InputError, match=r"(?s)does not fit .*head.layers.7.bias"):
+        initialize(net, make_params().landmarks, str(path), 0)
+    torch.save({"model_state_dict": state, "config": Path("x")}, path)  # an object that loads only by running code
+    with pytest.raises(InputError, match="save only its weights"):
+        initialize(net, make_params().landmarks, str(path), 0)
+
+
 def test_sweep_and_ranking(prepared, tmp_path, make_params, values):
     """Two chained phases with two seeds and the baselines, ranked; the runs of a removed configuration disappear."""
     configs = values["landmarks"]["configs"]
@@ -164,20 +240,26 @@ def test_sweep_and_ranking(prepared, tmp_path, make_params, values):
         "frozen": configs["frozen"] | {"epochs": 1, "after": str(prepared)},
         "finetune": configs["finetune"] | {"epochs": 2},
     }
-    params = make_params(SMALL | {"landmarks.configs": chain, "landmarks.sweep": {"seeds": [0, 1]}, "ranking.bootstrap": 100})
-    sweep, base = Path("runs/landmarks/sweep"), Path("runs/landmarks/baselines")
+    swept = {"seeds": [0, 1], "ensembles": {"both": ["frozen", "finetune"]}}
+    params = make_params(SMALL | {"landmarks.configs": chain, "landmarks.sweep": swept, "ranking.bootstrap": 100})
+    sweep, base, ensembles = (Path("runs/landmarks") / name for name in ("sweep", "baselines", "ensembles"))
     for config in chain:
         metrics = experiment.run_sweep_seeds("landmarks", params, prepared, sweep / config, config, [0, 1])
         assert len(metrics) == 2
     record = Record.load(sweep / "finetune" / "seed1")
     assert record.tags["weights"] == "runs/landmarks/sweep/frozen/seed1"  # each seed continues from the same seed
     experiment.run_baselines("landmarks", params, prepared, base)
+    experiment.run_ensembles("landmarks", params, prepared, sweep, ensembles)
+    assert_mean_of_members(sweep, ensembles / "both" / "seed0")
     (sweep / "removed").mkdir()
-    ranking = experiment.rank_runs("landmarks", params, sweep, base, Path("runs/landmarks/rank"), Path("reports/ranking"))
+    report = Path("runs/landmarks/rank"), Path("reports/ranking")
+    ranking = experiment.rank_runs("landmarks", params, sweep, base, *report, ensembles=ensembles)
     assert not (sweep / "removed").exists()
     table = pd.read_csv("reports/ranking/ranking.csv")
     assert list(table.columns[:6]) == ["rank", "config", "mean", "low", "high", "group"]
-    assert set(table["config"]) == {"frozen", "finetune", "ridge", "mean_shape"}
+    assert set(table["config"]) == {"frozen", "finetune", "both", "ridge", "mean_shape", "oracle"}
+    assert table["config"].iloc[-1] == "oracle"
+    assert table.set_index("config")["covered"]["mean_shape"] == 0
     assert ranking.verdict in Path("reports/ranking/ranking.html").read_text().replace("&#39;", "'").replace("&amp;", "&")
     record = json.loads(Path("runs/landmarks/rank/record.json").read_text())
     assert record["stage"] == "rank"

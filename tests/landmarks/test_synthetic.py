@@ -57,7 +57,7 @@ def test_same_files_for_any_number_of_workers(tmp_path: Path) -> None:
     for workers in (1, 2):
         synthesize(tmp_path / str(workers), images=24, size=64, seed=9, label_noise_px=2.0, workers=workers)
     files = sorted(p.relative_to(tmp_path / "1") for p in (tmp_path / "1").rglob("*") if p.is_file())
-    assert len(files) == 25
+    assert len(files) == 26
     for name in files:
         assert (tmp_path / "1" / name).read_bytes() == (tmp_path / "2" / name).read_bytes()
 
@@ -69,6 +69,17 @@ def test_an_image_does_not_depend_on_the_number_of_images(tmp_path: Path) -> Non
     assert len(few) == 6
     for path in few:
         assert path.read_bytes() == (tmp_path / "12" / path.relative_to(tmp_path / "6")).read_bytes()
+
+
+def test_the_truth_differs_from_the_labels_by_the_noise_alone(dataset: Path) -> None:
+    rows, labels = read(dataset)
+    with (dataset / "truth.csv").open(newline="") as file:
+        true_rows = list(csv.reader(file))
+    assert [row[31] for row in true_rows] == [row[31] for row in rows]
+    truth = np.array([[float(v) for v in row[1:31]] for row in true_rows]).reshape(-1, 15, 2)
+    residual = (labels - truth)[:, 0]  # landmark 0 has the noise of one axis end
+    assert residual.std() == pytest.approx(np.hypot(1.5 * SIZE / 299, 1 / np.sqrt(12)), rel=0.2)  # and the rounding
+    assert np.abs(residual.mean()) < 0.15
 
 
 def test_another_seed_gives_other_images(tmp_path: Path) -> None:

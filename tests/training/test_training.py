@@ -193,3 +193,48 @@ def test_a_run_that_stopped_early_and_was_killed_stays_stopped(make_params, tmp_
     pd.testing.assert_frame_equal(alone.history, again.history)
     assert all(torch.equal(alone.state[name], again.state[name]) for name in ("weight", "bias"))
     assert again.metrics["train_seconds"] > 0.9 * alone.metrics["train_seconds"]  # with the time of the first process
+
+
+class Counting(L.LightningModule):
+    """Its only weight equals the number of finished steps."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.net = torch.nn.Linear(1, 1, bias=False)
+        torch.nn.init.zeros_(self.net.weight)
+
+    def training_step(self, batch, batch_idx):
+        loss = -self.net.weight.sum()
+        self.log("train_loss", loss, on_step=False, on_epoch=True)
+        return loss
+
+    def validation_step(self, batch, batch_idx):
+        self.log_dict({"score": self.net.weight.sum(), "valid_loss": 1.0})
+
+    def configure_optimizers(self):
+        return torch.optim.SGD(self.net.parameters(), 1.0)
+
+
+def test_the_moving_average_is_what_is_validated_and_returned(make_params, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    params = make_params({"compute.device": "cpu", "landmarks.training.clip_norm": 0.0})
+    loader = torch.utils.data.DataLoader(torch.ones(30, 1))
+    fitted = fit(
+        Counting(),
+        loader,
+        loader,
+        epochs=2,
+        seed=0,
+        training=params.landmarks.training,
+        compute=params.compute,
+        record=Record("toy", "train", "base", 0, {}, {}),
+        monitor=Monitor("score", lower_is_better=False, perfect=math.inf, keep="best"),
+        weight_averaging=0.8,
+    )
+    average, after = 1.0, []
+    for step in range(1, 60):  # the first step starts the average
+        decay = min(0.8, (1 + step) / (10 + step))
+        average = decay * average + (1 - decay) * (step + 1)
+        after.append(average)
+    assert fitted.history["score"].tolist() == pytest.approx([after[28], after[58]])
+    assert fitted.state["weight"].item() == fitted.last["weight"].item() == pytest.approx(after[58])

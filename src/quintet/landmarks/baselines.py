@@ -1,4 +1,5 @@
-"""The baselines that a network must beat: the mean shape, and ridge regression on a small image. Imports no torch."""
+"""The baselines: the mean shape (the floor), ridge regression on a small image, which a network must beat, and for phantoms an
+oracle (the ceiling). Imports no torch."""
 
 from collections.abc import Callable
 from functools import partial
@@ -43,19 +44,26 @@ def ridge(data: Prepared, params: LandmarksBaselines) -> Predictor:
     return lambda rows: points(best, rows)
 
 
+@BASELINES.register("oracle")
+def oracle(data: Prepared, params: LandmarksBaselines) -> Predictor | None:
+    """The drawn landmarks, whose only error is the noise of the labels; None for data that were not drawn."""
+    truth = data.truth()
+    return None if truth is None else lambda rows: truth[rows]
+
+
 def predict(predictor: Predictor, rows: NDArray[np.int64]) -> Predicted:
     """A baseline's prediction, without uncertainty."""
     return Predicted(predictor(rows), np.zeros((len(rows), len(UNCERTAINTY_FEATURES))))
 
 
 def baselines(data: Prepared, params: LandmarksBaselines) -> dict[str, Baseline]:
-    return {name: Baseline(params.model_dump(), {}, partial(_evaluate, name, data, params)) for name in BASELINES}
+    predictors = {name: make(data, params) for name, make in BASELINES.items()}
+    return {name: Baseline(params.model_dump(), {}, partial(_evaluate, p, data)) for name, p in predictors.items() if p}
 
 
-def _evaluate(name: str, data: Prepared, params: LandmarksBaselines, out: Path, record: Record) -> Metrics:
-    """Fit a baseline, calibrate it on the validation part and score the test part."""
+def _evaluate(predictor: Predictor, data: Prepared, out: Path, record: Record) -> Metrics:
+    """Calibrate a baseline on the validation part and score the test part."""
     valid, test = data.rows("valid"), data.rows("test")
-    predictor = BASELINES[name](data, params)
     calibration = Calibration.fit(predict(predictor, valid), data.points[valid])
     predicted = predict(predictor, test)
     return evaluate(data, test, predicted.points, calibration(predicted.uncertainty), record=record, out=out)

@@ -16,6 +16,7 @@ from quintet.ranking import Ranking, is_better
 
 METRIC = "error_px"
 UNIT = "px at 224"
+CEILING = "oracle"
 DETAILS = {
     "error_px_median": "median",
     "error_px_sd": "SD",
@@ -47,7 +48,8 @@ The published errors were obtained with ImageNet weights on a GPU, on 144 other 
 
 
 def rank(params: Params, runs: Runs) -> Ranking:
-    predecessors = {name: config.predecessor for name, config in params.landmarks.configs.items() if config.predecessor}
+    configs = params.landmarks.configs
+    predecessors = {name: config.predecessor for name, config in configs.items() if config.predecessor}
     return ranking.rank(
         read_all_cases(runs),
         METRIC,
@@ -56,9 +58,11 @@ def rank(params: Params, runs: Runs) -> Ranking:
         alpha=params.ranking.alpha,
         bootstrap=params.ranking.bootstrap,
         published=params.landmarks.published,
-        deterministic=BASELINES,
+        deterministic=[name for name in runs if name in BASELINES and name != CEILING],
+        floor="mean_shape",
+        ceiling=CEILING,
         same_run_as=predecessors,
-        questions=[is_better(name, before) for name, before in predecessors.items()],
+        questions=[is_better(name, config.control) for name, config in configs.items() if config.control != "none"],
     )
 
 

@@ -54,10 +54,18 @@ def train(data: "Prepared", config: LandmarksConfig, params: Landmarks, compute:
 def evaluate(
     run: Path, data: "Prepared", out: Path, params: Landmarks, compute: Compute, record: Record, *, detailed: bool
 ) -> Metrics:
-    from quintet.landmarks.evaluation.inference import evaluate_run
+    from quintet.landmarks.evaluation.inference import evaluate_runs
 
     every_image = detailed and params.figures == "all"
-    return evaluate_run(run, data, out, params.evaluation, compute, record=record, every_image=every_image)
+    return evaluate_runs([run], data, out, params.evaluation, compute, record=record, every_image=every_image)
+
+
+def evaluate_ensemble(
+    runs: Sequence[Path], data: "Prepared", out: Path, params: Landmarks, compute: Compute, record: Record
+) -> Metrics:
+    from quintet.landmarks.evaluation.inference import evaluate_runs
+
+    return evaluate_runs(runs, data, out, params.evaluation, compute, record=record)
 
 
 def baselines(data: "Prepared", params: Landmarks) -> dict[str, Baseline]:

@@ -91,12 +91,16 @@ def label(person: Person, shot: Generator, size: int, noise_px: float) -> NDArra
     return np.clip(np.rint(points), 0, size - 1).astype(np.int64)
 
 
+def truth(person: Person, size: int) -> Points:
+    """The exact landmarks of an exposure, float [15, 2]."""
+    return np.clip(template(*ends(person), person.offsets_px) * size / BASE_PX, 0, size - 1)
+
+
 def phantom(rng: Generator, category: str, size: int, *, shot: Generator | None = None) -> tuple[NDArray[np.uint8], Points]:
     """Draw one X-ray, uint8 [S, S], with its exact landmarks, float [15, 2] (x, y); `rng` is the person, `shot` the exposure."""
     shot = shot or rng
     person = moved(draw_person(rng, category), shot)
-    points = np.clip(template(*ends(person), person.offsets_px) * size / BASE_PX, 0, size - 1)
-    return expose(person, shot, size), points
+    return expose(person, shot, size), truth(person, size)
 
 
 def plan(images: int) -> list[tuple[str, int]]:
@@ -113,18 +117,23 @@ def plan(images: int) -> list[tuple[str, int]]:
     return rows
 
 
-def write_one(folder: Path, row: tuple[str, int, int, str], size: int, seed: int, label_noise_px: float) -> list[int]:
-    """Draw and save the image of a row (category, person, image number, stem); returns its 30 coordinates."""
+def write_one(
+    folder: Path, row: tuple[str, int, int, str], size: int, seed: int, label_noise_px: float
+) -> tuple[list[int], list[float]]:
+    """Draw and save the image of a row (category, person, image number, stem); returns 30 labelled and 30 true coordinates."""
     category, person_id, number, stem = row
     shot = default_rng([seed, number, 1])
     person = moved(draw_person(default_rng([seed, person_id, 0]), category), shot)
     points = label(person, shot, size, label_noise_px)
     Image.fromarray(expose(person, shot, size)).save(folder / f"{stem}.png")
-    return [int(v) for v in points.ravel()]
+    return points.ravel().tolist(), truth(person, size).ravel().round(3).tolist()
 
 
 def synthesize(folder: Path, *, images: int, size: int, seed: int, label_noise_px: float, workers: int = 1) -> None:
-    """Write `folder`/annotations.csv and `folder`/images/<category>/<stem>.png; image i depends on `seed` and i alone."""
+    """Write `folder`/annotations.csv and `folder`/images/<category>/<stem>.png; image i depends on `seed` and i alone.
+
+    `folder`/truth.csv, which a user's folder lacks, holds the landmarks without label noise in the format of annotations.csv.
+    """
     numbers = dict.fromkeys(CATEGORIES, 0)
     rows = []
     for i, (category, person_id) in enumerate(plan(images)):
@@ -134,7 +143,8 @@ def synthesize(folder: Path, *, images: int, size: int, seed: int, label_noise_p
         folders = {category: temporary / "images" / category.replace(" ", "_") for category in CATEGORIES}
         for path in folders.values():
             path.mkdir(parents=True)
-        labels = Parallel(n_jobs=workers)(delayed(write_one)(folders[r[0]], r, size, seed, label_noise_px) for r in rows)
+        drawn = Parallel(n_jobs=workers)(delayed(write_one)(folders[r[0]], r, size, seed, label_noise_px) for r in rows)
         order = default_rng([seed, images]).permutation(images)
-        with (temporary / "annotations.csv").open("w", newline="") as file:
-            csv.writer(file).writerows([line, *labels[i], rows[i][3]] for line, i in enumerate(order))
+        for name, points in zip(("annotations.csv", "truth.csv"), zip(*drawn, strict=True), strict=True):
+            with (temporary / name).open("w", newline="") as file:
+                csv.writer(file).writerows([line, *points[i], rows[i][3]] for line, i in enumerate(order))

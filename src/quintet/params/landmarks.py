@@ -8,6 +8,7 @@ from pydantic import Field, model_validator
 from quintet.params.common import (
     AdamCosine,
     Configuration,
+    Ensembles,
     Fraction,
     NonNegative,
     OnError,
@@ -20,8 +21,8 @@ from quintet.params.common import (
     check_names,
 )
 
-LandmarksLoss = Literal["wing", "symmetry", "distance"]
-BASELINES = ("mean_shape", "ridge")
+LandmarksLoss = Literal["wing", "symmetry", "distance", "jensen_shannon"]
+BASELINES = ("mean_shape", "ridge", "oracle")
 
 
 class LandmarksSynthetic(Section):
@@ -59,6 +60,7 @@ class LandmarksLossWeights(Section):
     wing: NonNegative
     symmetry: NonNegative
     distance: NonNegative
+    jensen_shannon: NonNegative
 
 
 class LandmarksConfig(Configuration):
@@ -83,6 +85,8 @@ class LandmarksConfig(Configuration):
             )
         if "wing" not in self.losses:
             raise ValueError("losses needs wing: symmetry and distance alone do not determine where the landmarks are")
+        if "jensen_shannon" in self.losses and self.head != "heatmap":
+            raise ValueError("losses: jensen_shannon compares heatmaps, so it needs head=heatmap")
         if self.trains == "all" and self.rate_backbone == 0:
             raise ValueError("trains=all needs rate_backbone > 0 (or trains=head)")
         return self
@@ -93,9 +97,11 @@ class LandmarksConfig(Configuration):
 
 
 class LandmarksPhase(LandmarksConfig):
-    """A configuration of the sweep. `after` is the sweep folder of the phase before it, or prepare's output for a first phase."""
+    """A configuration of the sweep. `after` is the sweep folder of the phase before it, or prepare's output for a first phase.
+    `control`: the configuration with which a planned question compares it, after equally many epochs; or `none`."""
 
     after: str
+    control: str
 
     @property
     def predecessor(self) -> str | None:
@@ -114,7 +120,10 @@ class LandmarksTraining(AdamCosine):
     units: Literal["pixels", "normalized"]
     wing_omega: Positive
     wing_epsilon: Positive
+    frame: Literal["patient", "image"]
+    heatmap_sigma_px: Positive
     loss_weights: LandmarksLossWeights
+    weight_averaging: Annotated[float, Field(ge=0, lt=1)]
     batch_size: PositiveInt
     augment: LandmarksAugment
 
@@ -123,6 +132,10 @@ class LandmarksTraining(AdamCosine):
         if self.weights != "none" and self.width != 64:
             raise ValueError(f"weights={self.weights} belong to a full ResNet-18: they need width=64, got {self.width}")
         return self
+
+
+class LandmarksSweep(Seeds, Ensembles):
+    """Every configuration with every seed, and ensembles of these runs."""
 
 
 class LandmarksEvaluation(Section):
@@ -146,25 +159,45 @@ class Landmarks(LandmarksConfig, StudyParams):
     training: LandmarksTraining
     evaluation: LandmarksEvaluation
     baselines: LandmarksBaselines
-    sweep: Seeds
+    sweep: LandmarksSweep
     configs: Annotated[dict[str, LandmarksPhase], Field(min_length=1)]
     published: dict[str, Positive]
 
     @model_validator(mode="after")
     def consistent(self) -> "Landmarks":
         check_names(self.configs)
+        self.sweep.check_ensembles(self.configs)
+        if taken := [name for name in (*self.configs, *self.sweep.ensembles) if name in BASELINES]:
+            raise ValueError(f"{taken[0]!r} is the name of a baseline; choose another one")
         for name, config in self.configs.items():
-            if name in BASELINES:
-                raise ValueError(f"configs: {name!r} is the name of a baseline")
             before = config.predecessor
-            if before and before not in self.configs:
-                raise ValueError(
-                    f"configs.{name}.after: {before!r} is not a configuration; choose from {', '.join(self.configs)}"
-                )
+            for key, other in (("after", before), ("control", config.control)):
+                if other not in (None, "none", *self.configs):
+                    raise ValueError(
+                        f"configs.{name}.{key}: {other!r} is not a configuration; choose from {', '.join(self.configs)}"
+                    )
             random = self.training.weights == "none" or config.arch == "unet"
             if config.trains == "head" and before is None and random and config.head == "heatmap":
                 raise ValueError(f"configs.{name}: trains=head on a random backbone with head=heatmap learns nothing")
+        for name, config in self.configs.items():
+            own = self.total_epochs(name)
+            if config.control != "none" and own != (others := self.total_epochs(config.control)):
+                raise ValueError(
+                    f"configs.{name}: trained for {own} epochs with its earlier phases, but its control {config.control} for "
+                    f"{others}: give both equally many epochs, or set control: none"
+                )
         return self
+
+    def total_epochs(self, name: str) -> int:
+        """Epochs of a configuration together with the phases before it."""
+        phases: list[str] = []
+        before: str | None = name
+        while before:
+            if before in phases:
+                raise ValueError(f"configs.{name}: its phases come after each other in a circle: {', '.join(phases)}")
+            phases.append(before)
+            before = self.configs[before].predecessor
+        return sum(self.configs[phase].epochs for phase in phases)
 
     def start(self, seed: int) -> Path | None:
         return None if self.start_from == "none" else Path(self.start_from)

@@ -7,8 +7,9 @@ from typing import Any
 
 import lightning as L
 import torch
-from lightning.pytorch.callbacks import Callback, EarlyStopping
+from lightning.pytorch.callbacks import Callback, EarlyStopping, WeightAveraging
 from torch import Tensor
+from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from quintet.errors import InputError
 from quintet.runs import Record
@@ -89,6 +90,18 @@ class ResumableEarlyStopping(EarlyStopping):
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         trainer.should_stop = self.wait_count >= self.patience
+
+
+def moving_average(decay: float) -> WeightAveraging:
+    """An exponential moving average of the weights and batch statistics, which replaces them in validation and in the
+    `state_dict` of checkpoints. The decay of step n is at most (1 + n) / (10 + n), so that a short training forgets its first
+    weights, too."""
+
+    def average(averaged: Any, current: Any, count: Any) -> None:
+        step = float(count)
+        get_ema_multi_avg_fn(min(decay, (1 + step) / (10 + step)))(averaged, current, count)
+
+    return WeightAveraging(multi_avg_fn=average)
 
 
 class FiniteLoss(Callback):

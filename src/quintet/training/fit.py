@@ -25,7 +25,7 @@ from quintet.errors import InputError
 from quintet.files import repository_root
 from quintet.params import AdamCosine, Compute, Optimisation
 from quintet.runs import Record
-from quintet.training.callbacks import FiniteLoss, History, Reseed, ResumableEarlyStopping
+from quintet.training.callbacks import FiniteLoss, History, Reseed, ResumableEarlyStopping, moving_average
 from quintet.training.hardware import LIGHTNING_PRECISION, peak_memory_mb, resolve_device
 
 DRIFT_EPOCHS = 5
@@ -117,8 +117,12 @@ def fit(
     compute: Compute,
     record: Record,
     monitor: Monitor,
+    weight_averaging: float = 0.0,
 ) -> FitResult:
     """Train `module`, whose network is `module.net`; resumes where a killed run with the same record stopped.
+
+    `weight_averaging`: with a decay per step above 0, an exponential moving average of weights and batch statistics is what
+    is validated and returned.
 
     Adds device, precision, peak memory and the final metrics to the record.
     """
@@ -127,7 +131,7 @@ def fit(
     record.tags |= {"device": device, "precision": precision}
     folder = repository_root() / ".checkpoints" / f"{record.stage}-{record.config}-{record.seed}-{record.key}"
     with _exclusive(folder):
-        callbacks, best, history = _callbacks(folder, record, seed=seed, monitor=monitor)
+        callbacks, best, history = _callbacks(folder, record, seed=seed, monitor=monitor, weight_averaging=weight_averaging)
         trainer = _trainer(callbacks, device, precision, epochs=epochs, training=training, compute=compute, folder=folder)
         last = folder / "last.ckpt"
         if last.is_file():
@@ -184,20 +188,24 @@ def _exclusive(folder: Path) -> Iterator[None]:
         lock.release()
 
 
-def _callbacks(folder: Path, record: Record, *, seed: int, monitor: Monitor) -> tuple[list[Callback], ModelCheckpoint, History]:
+def _callbacks(
+    folder: Path, record: Record, *, seed: int, monitor: Monitor, weight_averaging: float
+) -> tuple[list[Callback], ModelCheckpoint, History]:
     mode = "min" if monitor.lower_is_better else "max"
     best = ModelCheckpoint(
         folder,
         "best",
         monitor=monitor.metric,
         mode=mode,
-        save_weights_only=True,
+        save_weights_only=not weight_averaging,  # Lightning puts averaged weights into whole checkpoints only
         save_on_train_epoch_end=True,
         enable_version_counter=False,
     )
     last = ModelCheckpoint(folder, "last", save_top_k=1, save_on_train_epoch_end=True, enable_version_counter=False)
     history = History(record)
     callbacks: list[Callback] = [Reseed(seed), FiniteLoss(), history, best, last]
+    if weight_averaging:
+        callbacks.append(moving_average(weight_averaging))
     if sys.stderr.isatty():
         callbacks.append(TQDMProgressBar(leave=False))
     if monitor.patience:

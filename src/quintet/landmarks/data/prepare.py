@@ -1,7 +1,7 @@
 """Turn a raw folder into the prepared data set.
 
 Raw: `annotations.csv` (no header: row, x1, y1, ..., x15, y15, stem; pixels of the original image) and
-`images/<any folder>/<stem>.png|jpg|jpeg`.
+`images/<any folder>/<stem>.png|jpg|jpeg`. Phantoms also have `truth.csv`, their landmarks without label noise.
 """
 
 import csv
@@ -22,7 +22,7 @@ from quintet.files import atomic_folder, reject_overlap
 from quintet.imaging.duplicates import near_groups, perceptual_hash
 from quintet.imaging.pictures import PICTURES, read_grey, resize
 from quintet.landmarks.data.anatomy import CATEGORIES, LANDMARKS
-from quintet.landmarks.data.prepared import POINT_COLUMNS, Prepared, load
+from quintet.landmarks.data.prepared import POINT_COLUMNS, TRUTH, Prepared, load
 from quintet.params import Landmarks
 from quintet.params.landmarks import LandmarksData
 
@@ -178,6 +178,14 @@ def _table(read: list[Any], params: LandmarksData) -> pd.DataFrame:
     return cases
 
 
+def _read_truth(path: Path, stems: pd.Series) -> pd.DataFrame:
+    """The landmarks without label noise, which only drawn data have: one row per stem, original pixels."""
+    table = pd.read_csv(path, header=None, names=["row", *POINT_COLUMNS, "stem"]).set_index("stem")
+    if missing := sorted(set(stems) - set(table.index)):
+        raise InputError(f"{path}: no row for {', '.join(missing[:3])}; real data have no such file, so delete it")
+    return table.loc[stems, POINT_COLUMNS].reset_index()
+
+
 def prepare(raw: Path, out: Path, params: Landmarks) -> tuple[Prepared, list[str]]:
     """Write the prepared data set to `out` atomically; returns it and one sentence per skipped row."""
     reject_overlap(raw, out)
@@ -191,4 +199,6 @@ def prepare(raw: Path, out: Path, params: Landmarks) -> tuple[Prepared, list[str
         np.save(folder / "images.npy", np.stack([r[1] for r in read]))
         cases.drop(columns="split").to_csv(folder / "cases.csv", index=False)
         cases[["stem", "split"]].sort_values("stem").to_csv(folder / "split.csv", index=False)
+        if (Path(raw) / TRUTH).is_file():
+            _read_truth(Path(raw) / TRUTH, cases["stem"]).to_csv(folder / TRUTH, index=False)
     return load(out), problems

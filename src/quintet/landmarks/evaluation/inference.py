@@ -1,6 +1,7 @@
 """Inference with a trained run: images to landmarks and uncertainty features."""
 
 import json
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -71,30 +72,39 @@ class Model:
         x = (torch.from_numpy(np.array(images))[:, None].to(self.device).float() / 255).contiguous(
             memory_format=torch.channels_last
         )
-        points, spread = (t.double().cpu().numpy() for t in self.net(x))
+        points, spread = (t.double().cpu().numpy() for t in self.net(x)[:2])
         if not self.mirror_average:
             return points, spread, np.zeros_like(spread)
-        mirrored, mirrored_spread = (t.double().cpu().numpy() for t in self.net(mirror_images(x)))
+        mirrored, mirrored_spread = (t.double().cpu().numpy() for t in self.net(mirror_images(x))[:2])
         mirrored = mirror(mirrored)
         return (points + mirrored) / 2, (spread + mirrored_spread[:, SWAPPED]) / 2, np.linalg.norm(points - mirrored, axis=-1) / 2
 
 
-def evaluate_run(
-    run: Path,
+def average(predictions: Sequence[Predicted]) -> Predicted:
+    """The mean prediction. (The mean of the heatmaps would give the same points: their mean position is linear in them.)"""
+    return Predicted(
+        np.mean([p.points for p in predictions], axis=0),
+        np.mean([p.uncertainty for p in predictions], axis=0),
+    )
+
+
+def evaluate_runs(
+    runs: Sequence[Path],
     data: Prepared,
     out: Path,
     evaluation: LandmarksEvaluation,
     compute: Compute,
     *,
     record: Record,
-    every_image: bool,
+    every_image: bool = False,
 ) -> dict[str, float]:
-    """Calibrate a trained run on the validation images and score it on the test images; writes into `out`, returns metrics."""
+    """Calibrate the mean prediction of trained runs on the validation images and score it on the test images; writes into `out`,
+    returns metrics."""
     settings = evaluation.model_dump()
-    model = Model.load(run, compute.device, **settings)
+    models = [Model.load(run, compute.device, **settings) for run in runs]
     valid, test = data.rows("valid"), data.rows("test")
-    calibration = Calibration.fit(model(data.images[valid]), data.points[valid])
-    predicted = model(data.images[test])
+    calibration = Calibration.fit(average([model(data.images[valid]) for model in models]), data.points[valid])
+    predicted = average([model(data.images[test]) for model in models])
     metrics = evaluate(
         data,
         test,
@@ -103,7 +113,7 @@ def evaluate_run(
         record=record,
         out=out,
         every_image=every_image,
-        history=pd.read_csv(run / "model" / "history.csv"),
+        history=pd.read_csv(runs[0] / "model" / "history.csv") if len(runs) == 1 else None,
     )
     write_json(out / "inference.json", settings | {"calibration": asdict(calibration)})
     return metrics

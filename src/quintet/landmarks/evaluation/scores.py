@@ -12,8 +12,6 @@ from quintet import results
 from quintet.landmarks.data.anatomy import (
     DISTANCES,
     LANDMARKS,
-    MIDLINE,
-    MIDLINE_WEIGHTS,
     NAMES,
     PAIRS,
     PIXELS,
@@ -70,15 +68,16 @@ def per_case(predicted: Points, true: Points, sizes: NDArray[np.float64], expect
     length = np.linalg.norm(difference * (sizes / PIXELS)[:, None, :], axis=-1)
     left, right = (list(side) for side in zip(*PAIRS, strict=True))
     one, other = (list(side) for side in zip(*DISTANCES, strict=True))
-    axis = np.average(predicted[:, MIDLINE, 0], axis=1, weights=MIDLINE_WEIGHTS)
-    mirrored = np.stack([2 * axis[:, None] - predicted[:, right, 0], predicted[:, right, 1]], axis=-1)
+    own_along, own_across = axis_frame(predicted)  # as in the symmetry loss in the patient's frame
+    outwards = ((predicted[:, left] + predicted[:, right] - 2 * predicted[:, :1]) * own_across).sum(-1)
+    asymmetry = np.hypot(outwards, ((predicted[:, left] - predicted[:, right]) * own_along).sum(-1))
     spans = [np.linalg.norm(p[:, one] - p[:, other], axis=-1) for p in (predicted, true)]
     table = {
         "error_px": error.mean(1),
         "error_original_px": length.mean(1),
         "along_axis_error_px": np.abs((difference * along).sum(-1)).mean(1),
         "across_axis_error_px": np.abs((difference * across).sum(-1)).mean(1),
-        "symmetry_error_px": np.linalg.norm(predicted[:, left] - mirrored, axis=-1).mean(1) * PIXELS,
+        "symmetry_error_px": asymmetry.mean(1) * PIXELS,
         "distance_error_px": np.abs(spans[0] - spans[1]).mean(1) * PIXELS,
         "left_right_confused": (predicted[:, left, 0] > predicted[:, right, 0]).any(1).astype(float),
         "expected_error_px": expected.mean(1),

@@ -9,19 +9,18 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from quintet.backbones import NOT_BACKBONE, RESNET18_URL
-from quintet.errors import InputError
 from quintet.landmarks.data.anatomy import PIXELS
 from quintet.landmarks.data.prepared import Prepared
 from quintet.landmarks.model.augmentation import augment
 from quintet.landmarks.model.losses import LOSSES
-from quintet.landmarks.model.networks import LandmarkNet
+from quintet.landmarks.model.networks import LandmarkNet, Located
+from quintet.landmarks.model.weights import initialize
 from quintet.params import Compute, Landmarks, LandmarksConfig
 from quintet.params.landmarks import LandmarksTraining
 from quintet.runs import Record
 from quintet.training.batches import batch_loader
 from quintet.training.fit import Monitor, adam_optimizer, cosine_with_warmup, fit, set_threads_and_seed, with_step_schedule
-from quintet.training.models import TrainedModel, load_model, load_pretrained_weights
+from quintet.training.models import TrainedModel
 
 PERFECT_PX = 0.5  # below the rounding error of the labels
 VALIDATION_BATCH = 64
@@ -54,30 +53,35 @@ class LandmarkModule(L.LightningModule):
         if config.trains == "head":  # batch norm still updates its statistics, as in the reference
             self.net.backbone.requires_grad_(False)
 
-    def loss(self, predicted: Tensor, true: Tensor) -> Tensor:
+    def loss(self, found: Located, true: Tensor) -> Tensor:
         training = self.training_params
-        wing = {"omega": training.wing_omega, "epsilon": training.wing_epsilon}
-        terms = [
-            getattr(training.loss_weights, name) * LOSSES[name](predicted * self.unit, true * self.unit, **wing)
-            for name in self.config.losses
-        ]
-        return torch.stack(terms).sum()
+        options = {
+            "omega": training.wing_omega,
+            "epsilon": training.wing_epsilon,
+            "frame": training.frame,
+            "heatmaps": found.heatmaps,
+            "sigma_px": training.heatmap_sigma_px,
+            "side": self.unit,
+        }
+        points, true = found.points * self.unit, true * self.unit
+        return torch.stack(
+            [getattr(training.loss_weights, name) * LOSSES[name](points, true, **options) for name in self.config.losses]
+        ).sum()
 
     def training_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor:
         self.last_batch = batch
         images, points = batch["images"].float() / 255, batch["points"]
         if not self.debug:
             images, points = augment(images, points, self.training_params.augment)
-        predicted, _ = self.net(images.contiguous(memory_format=torch.channels_last))
-        loss = self.loss(predicted, points)
+        loss = self.loss(self.net(images.contiguous(memory_format=torch.channels_last)), points)
         self.log("train_loss", loss, prog_bar=True, on_step=False, on_epoch=True, batch_size=len(points))
         return loss
 
     def validation_step(self, batch: dict[str, Any], batch_idx: int) -> None:
-        predicted, _ = self.net((batch["images"].float() / 255).contiguous(memory_format=torch.channels_last))
-        count = len(predicted)
-        error = (predicted - batch["points"]).norm(dim=-1).mean() * PIXELS
-        self.log("valid_loss", self.loss(predicted, batch["points"]), batch_size=count, sync_dist=True)
+        found: Located = self.net((batch["images"].float() / 255).contiguous(memory_format=torch.channels_last))
+        count = len(found.points)
+        error = (found.points - batch["points"]).norm(dim=-1).mean() * PIXELS
+        self.log("valid_loss", self.loss(found, batch["points"]), batch_size=count, sync_dist=True)
         self.log("valid_error_px", error, prog_bar=True, batch_size=count, sync_dist=True)
 
     def configure_optimizers(self) -> Any:
@@ -87,24 +91,6 @@ class LandmarkModule(L.LightningModule):
         optimizer = adam_optimizer(groups, self.training_params)
         steps = int(self.trainer.estimated_stepping_batches)
         return with_step_schedule(optimizer, cosine_with_warmup(optimizer, self.training_params, steps))
-
-
-def initialize(net: LandmarkNet, config: LandmarksConfig, weights: str, seed: int) -> str:
-    """Load the weights of an earlier phase, or pretrained ones, if the configuration starts from any; returns their origin."""
-    start = config.start(seed)
-    if start is None:
-        if weights == "none" or config.arch != "resnet18":  # there are pretrained weights for ResNet-18 only
-            return "random"
-        return load_pretrained_weights(net.backbone.net, weights, RESNET18_URL, drop=NOT_BACKBONE)
-    state, _ = load_model(start / "model" / "model.pt")
-    # a later phase may add attention, whose weights keep their initial values; all others must exist and match
-    try:
-        missing, unknown = net.load_state_dict(state, strict=False)
-    except RuntimeError as error:
-        raise InputError(f"{start} does not fit the network (is its arch, head or width different?): {error}") from None
-    if unknown or [name for name in missing if not name.startswith("attention.")]:
-        raise InputError(f"{start} does not fit the network: missing {missing[:3]}, unknown {unknown[:3]}")
-    return str(start)
 
 
 def train(data: Prepared, config: LandmarksConfig, params: Landmarks, compute: Compute, *, record: Record) -> TrainedModel:
@@ -125,6 +111,7 @@ def train(data: Prepared, config: LandmarksConfig, params: Landmarks, compute: C
         training=training,
         compute=compute,
         record=record,
+        weight_averaging=training.weight_averaging,
         monitor=Monitor("valid_error_px", lower_is_better=True, perfect=PERFECT_PX, keep="best", patience=training.patience),
     )
     build = {name: getattr(config, name) for name in ("arch", "head", "attention")} | {

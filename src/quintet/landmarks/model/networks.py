@@ -1,10 +1,9 @@
 """Networks: an encoder (feature pyramid), optional coordinate attention, and a head (regression or heatmap).
 
-Every network maps images `[B, 1, H, W]` in [0, 1] to `(points [B, 15, 2] as fractions, spread [B, 15])`; spread is the standard
-deviation of the heatmap's probability around its mean, as a fraction, and zero for regression.
+Every network maps images `[B, 1, H, W]` in [0, 1] to a `Located`.
 """
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -12,10 +11,20 @@ from torch import Tensor, nn
 
 from quintet.backbones import ResNet18
 from quintet.landmarks.data.anatomy import LANDMARKS
+from quintet.landmarks.model.losses import cell_centres
 from quintet.registry import Registry
 
 ENCODERS = Registry("arch")
 HEADS = Registry("head")
+
+
+class Located(NamedTuple):
+    """Where a network sees the landmarks. `spread` is the standard deviation of the heatmap around its mean, as a fraction of the
+    image; for a regression it is zero, and there are no heatmaps."""
+
+    points: Tensor  # [B, 15, 2], fractions
+    spread: Tensor  # [B, 15]
+    heatmaps: Tensor | None  # [B, 15, h, w], each sums to 1
 
 
 def conv(inputs: int, outputs: int, stride: int = 1) -> nn.Sequential:
@@ -82,9 +91,9 @@ class RegressionHead(nn.Module):
             nn.Linear(256, 2 * LANDMARKS),
         )
 
-    def forward(self, features: list[Tensor]) -> tuple[Tensor, Tensor]:
+    def forward(self, features: list[Tensor]) -> Located:
         points = self.layers(features[-1].mean((2, 3))).float().sigmoid().view(-1, LANDMARKS, 2)
-        return points, points.new_zeros(points.shape[:2])
+        return Located(points, points.new_zeros(points.shape[:2]), None)
 
 
 @HEADS.register("heatmap")
@@ -97,24 +106,26 @@ class HeatmapHead(nn.Module):
         self.up = nn.ModuleList(nn.Sequential(conv(below + skip, skip), conv(skip, skip)) for below, skip in levels)
         self.maps = nn.Conv2d(channels[0], LANDMARKS, 1)
 
-    def forward(self, features: list[Tensor]) -> tuple[Tensor, Tensor]:
+    def forward(self, features: list[Tensor]) -> Located:
         x = features[-1]
         for level, skip in zip(self.up, features[-2::-1], strict=True):
             x = level(torch.cat([F.interpolate(x, size=skip.shape[-2:], mode="bilinear"), skip], dim=1))
         return soft_argmax(self.maps(x).float())
 
 
-def soft_argmax(maps: Tensor) -> tuple[Tensor, Tensor]:
+def soft_argmax(maps: Tensor) -> Located:
     """Mean position and standard deviation of softmax(maps) (DSNT, Nibali et al. 2018, arXiv 1801.07372): `[B, K, h, w]` ->
-    points `[B, K, 2]` (fractions, cell centres at (i + 1/2) / n) and spread `[B, K]`."""
-    height, width = maps.shape[-2:]
-    probability = maps.flatten(2).softmax(-1).view_as(maps)
-    xs = (torch.arange(width, device=maps.device, dtype=maps.dtype) + 0.5) / width
-    ys = (torch.arange(height, device=maps.device, dtype=maps.dtype) + 0.5) / height
-    by_column, by_row = probability.sum(2), probability.sum(3)
+    points `[B, K, 2]` and spread `[B, K]`, as fractions."""
+    return located(maps.flatten(2).softmax(-1).view_as(maps))
+
+
+def located(heatmaps: Tensor) -> Located:
+    """The mean position and standard deviation of heatmaps `[B, K, h, w]` that sum to 1."""
+    xs, ys = (cell_centres(heatmaps, axis) for axis in (-1, -2))
+    by_column, by_row = heatmaps.sum(2), heatmaps.sum(3)
     x, y = by_column @ xs, by_row @ ys
     variance = by_column @ xs.square() - x.square() + by_row @ ys.square() - y.square()
-    return torch.stack([x, y], -1), variance.clamp_min(1e-12).sqrt()
+    return Located(torch.stack([x, y], -1), variance.clamp_min(1e-12).sqrt(), heatmaps)
 
 
 class LandmarkNet(nn.Module):
@@ -127,6 +138,6 @@ class LandmarkNet(nn.Module):
         self.attention = CoordinateAttention(channels[-1]) if attention else nn.Identity()
         self.head = HEADS[head](channels, dropout)
 
-    def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(self, images: Tensor) -> Located:
         features = self.backbone(images)
         return self.head([*features[:-1], self.attention(features[-1])])
