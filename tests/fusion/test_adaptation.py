@@ -16,7 +16,7 @@ NAMES = [f"p{i}" for i in range(6)]
 
 def run(net, rows, *, steps=3, rate=1e-2, parameters="fusion"):
     volumes, clinical, present = (x[rows] for x in batch())
-    features = net.encoders.features(volumes, clinical, present)
+    features = net.encoders.features(volumes, [clinical], present)
     inputs = [f.detach() for f in features] if parameters == "fusion" else [volumes, clinical]
     names = [NAMES[i] for i in rows]
     return adapt(
@@ -61,7 +61,7 @@ def test_order_and_batch_size_do_not_matter(net, parameters):
 def test_zero_steps_do_not_adapt(net):
     found = run(net, [0, 1, 2], steps=0)
     volumes, clinical, present = (x[:3] for x in batch())
-    tokens = net.encoders.tokens(net.encoders.features(volumes, clinical, present), present)
+    tokens = net.encoders.tokens(net.encoders.features(volumes, [clinical], present), present)
     plain = net(tokens, present, initial_noise(NAMES[:3], 2, 16), steps=3).transpose(0, 1)
     torch.testing.assert_close(found.scores, plain, atol=1e-5, rtol=1e-4)
     assert not found.adapted.any()
@@ -82,7 +82,7 @@ def test_mapped_steps_equal_those_of_a_single_patient():
     net.known.fill_(True)
     volumes, clinical, present = (x[[1]] for x in batch())
     with torch.no_grad():
-        features = net.encoders.features(volumes, clinical, present)
+        features = net.encoders.features(volumes, [clinical], present)
     mapped = run(net, [1], steps=2, rate=1e-2)
     names = set(adapted_names(net, "fusion"))
     optimizer = torch.optim.SGD([p for name, p in net.named_parameters() if name in names], lr=1e-2)

@@ -18,7 +18,7 @@ def make(method="diffusion", *, target="mean", predicts="sample", schedule="cosi
     return FusionNet(
         method=method,
         images=images,
-        clinical=5,
+        vectors=[5],
         outputs=outputs,
         encoder="small",
         width=8,
@@ -40,7 +40,7 @@ def batch(count=6, images=2, side=10):
 
 
 def tokens_of(net, volumes, clinical, present):
-    return net.encoders.tokens(net.encoders.features(volumes, clinical, present), present)
+    return net.encoders.tokens(net.encoders.features(volumes, [clinical], present), present)
 
 
 def test_registry_and_params_have_the_same_names():

@@ -35,7 +35,9 @@ def write_data_page(page: Path, data: Prepared, skipped: list[str], params: Fusi
     with tempfile.TemporaryDirectory() as folder:
         cubes, times = Path(folder) / "cubes.png", Path(folder) / "times.png"
         rows = np.linspace(0, len(data.table) - 1, min(MAX_PATIENTS_SHOWN, len(data.table))).astype(int)
-        montage(cubes, [(str(data.table["patient"][r]), data.volumes[r], data.present[r]) for r in rows], data.modalities[:-1])
+        images, vectors = data.preparation.modalities, data.preparation.vectors
+        if images:
+            montage(cubes, [(str(data.table["patient"][r]), data.volumes[r], data.present[r]) for r in rows], images)
         segmenter = params.segmentation.segmenter
         sections = [
             Section("Split and target", "Each patient is in one part; the split is stratified by the target.", _targets(data)),
@@ -43,16 +45,21 @@ def write_data_page(page: Path, data: Prepared, skipped: list[str], params: Fusi
             Section("Combinations of modalities", "", _combinations(data)),
             Section("Missing modalities and clinical features", MISSING_TEXT, _clinical_differences(data)),
             Section("Clinical features", CLINICAL_TEXT, _clinical(data)),
-            Section("Masks", MASKS_TEXT.format(segmenter=segmenter), _masks(masks)),
-            Section("Cubes as the networks see them", "Middle slices of each modality's cube.", figures=[cubes]),
         ]
+        if images:
+            sections += [
+                Section("Masks", MASKS_TEXT.format(segmenter=segmenter), _masks(masks)),
+                Section("Cubes as the networks see them", "Middle slices of each modality's cube.", figures=[cubes]),
+            ]
+        if vectors:
+            sections.append(Section("Vectors", VECTORS_TEXT, _vectors(data)))
         if not data.classes:
             _plot_times(times, data)
             sections.insert(1, Section("Survival times", figures=[times]))
         if skipped:
             sections.append(Section(f"{len(skipped)} skipped", "\n\n".join(skipped)))
-        images = len(data.modalities) - 1
-        lead = f"{len(data.table)} patients, {images} imaging modalities and clinical features; {params.data.task}."
+        kinds = f"{len(images)} imaging modalities" + f", {len(vectors)} tables of numbers" * bool(vectors)
+        lead = f"{len(data.table)} patients, {kinds} and clinical features; {params.data.task}."
         write_page(page, "Multimodal fusion: the data set", sections, lead=lead)
 
 
@@ -68,6 +75,17 @@ def _targets(data: Prepared) -> pd.DataFrame:
 def _modalities(data: Prepared) -> pd.DataFrame:
     shares = [data.present[data.rows(part)].mean(0) for part in PARTS]
     return pd.DataFrame(shares, columns=data.modalities).assign(part=PARTS)[["part", *data.modalities]]
+
+
+VECTORS_TEXT = """Tables of numbers, fitted on the training patients: used columns (those without spread are left out), and the
+principal components that the networks get."""
+
+
+def _vectors(data: Prepared) -> pd.DataFrame:
+    return pd.DataFrame(
+        [(name, len(e.columns), e.width) for name, e in data.vector_encoders.items()],
+        columns=["modality", "columns", "components"],
+    )
 
 
 def _combinations(data: Prepared) -> pd.DataFrame:

@@ -9,15 +9,17 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from quintet.errors import InputError, InputProblemsError
-from quintet.fusion.data.prepare import Cubes, read_new
-from quintet.fusion.data.raw import find_patients, read_table, targets
+from quintet.fusion.data.prepare import Cubes, find_new_patients, read_new
+from quintet.fusion.data.raw import read_table, targets
 from quintet.fusion.evaluation.figures import montage
 from quintet.fusion.evaluation.inference import Model, Values, load_models
 from quintet.fusion.evaluation.patterns import RECORDED
 from quintet.fusion.evaluation.scores import evaluate, predictions
 from quintet.params import Fusion
-from quintet.params.fusion import ADAPTS, CLINICAL
+from quintet.params.fusion import ADAPTS
 from quintet.runs import Record
+
+Vectors = Sequence[NDArray[np.float32]]
 
 
 def predict_folder(
@@ -35,25 +37,25 @@ def predict_folder(
         )
     first = models[0]
     rows = []
-    for name, cubes, features, present in read_new(source, first.preparation, first.encoder, problems):
-        values, spread, adapted = _predict(models, name, cubes, features, present, ttt=ttt)
+    for name, cubes, vectors, present in read_new(source, first.preparation, first.encoder, first.vector_encoders, problems):
+        values, spread, adapted = _predict(models, name, cubes, vectors, present, ttt=ttt)
         row: dict[str, Any] = {"patient": name, "modalities": _used(first, present)}
         columns = [f"probability_{label}" for label in first.classes] or ["risk"]
         row |= dict(zip(columns, values, strict=True))
         rows.append(row | {"spread": spread} | ({"adapted": adapted} if ttt else {}))
         if overlays:
-            montage(overlays / f"{name}.png", [(name, cubes, present)], first.modalities)
+            montage(overlays / f"{name}.png", [(name, cubes, present)], first.preparation.modalities)
     pd.DataFrame(rows).to_csv(out, index=False)
     return len(rows)
 
 
 def _predict(
-    models: Sequence[Model], name: str, cubes: Cubes, features: NDArray[np.float32], present: NDArray[np.bool_], *, ttt: bool
+    models: Sequence[Model], name: str, cubes: Cubes, vectors: Vectors, present: NDArray[np.bool_], *, ttt: bool
 ) -> tuple[Values, float, bool]:
     """One patient: mean prediction `[outputs]` of the models, mean spread, and whether every model was adapted."""
     found = []
     for model in models:
-        patient = model.encode([name], cubes[None], features[None], present[None])
+        patient = model.encode([name], cubes[None], [v[None] for v in vectors], present[None])
         if ttt:
             values, spread, adapted = model.adapted(patient, patient.present)
             found.append((values[0], float(spread[0]), bool(adapted[0])))
@@ -65,7 +67,7 @@ def _predict(
 
 
 def _used(model: Model, present: NDArray[np.bool_]) -> str:
-    return "+".join(np.array([*model.modalities, CLINICAL])[present])
+    return "+".join(np.array(model.modalities)[present])
 
 
 def evaluate_folder(runs: Sequence[Path], raw: Path, out: Path, params: Fusion, device: str) -> dict[str, float]:
@@ -74,15 +76,15 @@ def evaluate_folder(runs: Sequence[Path], raw: Path, out: Path, params: Fusion, 
     models = load_models(runs, device)
     first, classes = models[0], models[0].classes
     preparation = first.preparation.model_copy(update={"columns": params.data.columns})
-    patients, problems = find_patients(raw, preparation.names, preparation.modalities)
+    patients, _, problems = find_new_patients(raw, preparation)
     clinical = read_table(raw, preparation.tables, preparation.columns)
     target, unlabelled = targets(clinical, list(patients), preparation)
     if unlabelled:
         raise InputProblemsError(str(raw), problems + unlabelled)
     problems.clear()  # reading the folder again finds the same ones
     names, used, values, spread = [], [], [], []
-    for name, cubes, features, present in read_new(raw, preparation, first.encoder, problems):
-        prediction, own_spread, _ = _predict(models, name, cubes, features, present, ttt=False)
+    for name, cubes, vectors, present in read_new(raw, preparation, first.encoder, first.vector_encoders, problems):
+        prediction, own_spread, _ = _predict(models, name, cubes, vectors, present, ttt=False)
         names.append(name)
         used.append(_used(first, present))
         values.append(prediction)

@@ -43,7 +43,9 @@ class FusionColumns(Section):
 class FusionData(Section):
     on_error: OnError
     names: Annotated[dict[str, Annotated[list[str], Field(min_length=1)]], Field(min_length=1)]
-    modalities: Annotated[list[str], Field(min_length=1)]
+    modalities: list[str]
+    vectors: list[str]
+    components: PositiveInt
     tables: Annotated[list[str], Field(min_length=1)]
     columns: FusionColumns
     drop: list[str]
@@ -60,11 +62,16 @@ class FusionData(Section):
     def consistent(self) -> "FusionData":
         if unknown := [name for name in self.modalities if name not in self.names]:
             raise ValueError(f"modalities: {', '.join(unknown)} without patterns in names; choose from {', '.join(self.names)}")
-        if len(set(self.modalities)) < len(self.modalities):
-            raise ValueError(f"modalities: an entry is listed twice in {self.modalities}")
-        for name in self.names:
+        every = [*self.modalities, *self.vectors]
+        if len(set(every)) < len(every):
+            raise ValueError(f"modalities, vectors: an entry is listed twice in {every}")
+        if not every:
+            raise ValueError("modalities and vectors are both empty; name at least one modality")
+        for name in [*self.names, *self.vectors]:
             if name == CLINICAL or not name.replace("_", "").isalnum():
-                raise ValueError(f"names: {name!r}: letters, digits and _ only, and not {CLINICAL!r} (the clinical features)")
+                raise ValueError(
+                    f"names, vectors: {name!r}: letters, digits and _ only, and not {CLINICAL!r} (the clinical features)"
+                )
         if self.split != "stratified" and not self.split.endswith(".csv"):
             raise ValueError(f"split={self.split!r}: choose stratified or the path of a .csv file")
         if self.test + self.validation >= 1:

@@ -12,6 +12,7 @@ class Preparation(Section):
 
     names: dict[str, list[str]]
     modalities: list[str]
+    vectors: list[str]
     tables: list[str]
     columns: FusionColumns
     drop: list[str]

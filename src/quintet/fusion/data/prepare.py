@@ -1,7 +1,9 @@
-"""Raw patients and masks -> the prepared data set: one cube per image, clinical features, targets and a split."""
+"""Raw patients and masks -> the prepared data set: one cube per image, vectors, clinical features, targets and a split."""
 
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -14,9 +16,10 @@ from quintet.errors import InputError, InputProblemsError
 from quintet.files import atomic_folder, reject_overlap, write_json
 from quintet.fusion.data.clinical import Encoder, reject_leaks
 from quintet.fusion.data.preparation import Preparation
-from quintet.fusion.data.prepared import FEATURES, VOLUMES, Prepared, load
-from quintet.fusion.data.raw import Clinical, find_patients, read_image, read_table, targets
+from quintet.fusion.data.prepared import VECTORS, VOLUMES, Prepared, load
+from quintet.fusion.data.raw import FEATURES, Clinical, find_patients, read_image, read_table, read_vectors, targets
 from quintet.fusion.data.segmentation import TABLE, Mask, mask_of, segmenter_for, stored_masks
+from quintet.fusion.data.vectors import VectorEncoder, encode
 from quintet.imaging.boxes import bounds_mm, sample_cube
 from quintet.params import Fusion
 from quintet.params.fusion import CLINICAL, FusionData
@@ -28,8 +31,9 @@ Files = Mapping[str, Path]  # modality -> file
 
 
 def check(raw: Path, params: Fusion) -> list[str]:
-    """Every problem of a raw folder, including voxels, table and split."""
-    patients, problems = find_patients(raw, params.data.names, params.data.modalities)
+    """Every problem of a raw folder, including voxels, tables and split."""
+    tables = read_vectors(raw, params.data.vectors)
+    patients, problems = find_all_patients(raw, Preparation.of(params), tables)
     for name, files in patients.items():
         for path in files.values():
             try:
@@ -37,12 +41,40 @@ def check(raw: Path, params: Fusion) -> list[str]:
             except InputError as error:
                 problems.append(f"patient {name}: {error}")
     try:
-        problems += _tables(raw, patients, params)[3]
+        problems += _tables(raw, patients, tables, params)[1]
     except InputProblemsError as error:
         problems += error.problems
     except InputError as error:
         problems.append(str(error))
     return problems
+
+
+def find_all_patients(
+    raw: Path, preparation: Preparation, tables: Mapping[str, pd.DataFrame]
+) -> tuple[dict[str, dict[str, Path]], list[str]]:
+    """The files of every patient who has a folder or a row in one of the tables, and a problem for each ambiguous file."""
+    listed = [str(name) for table in tables.values() for name in table.index]
+    return find_patients(raw, preparation.names, preparation.modalities, listed)
+
+
+def find_new_patients(
+    raw: Path, preparation: Preparation
+) -> tuple[dict[str, dict[str, Path]], dict[str, pd.DataFrame], list[str]]:
+    """The patients of a folder that may lack tables of some modalities: their files, these tables, and ambiguous files."""
+    tables = read_vectors(raw, [name for name in preparation.vectors if (Path(raw) / FEATURES / f"{name}.csv").is_file()])
+    patients, problems = find_all_patients(raw, preparation, tables)
+    return patients, tables, problems
+
+
+@dataclass(frozen=True)
+class Tables:
+    """What is known of the usable patients apart from their images. `vectors`: `[N, W]` of each modality that is a table, last of
+    the clinical features; `table`: patient, split, target, has/MODALITY for these."""
+
+    table: pd.DataFrame
+    vectors: list[NDArray[np.float32]]
+    encoder: Encoder
+    vector_encoders: dict[str, VectorEncoder]
 
 
 def clinical_features(clinical: Clinical, patients: Sequence[str], data: FusionData) -> pd.DataFrame:
@@ -56,19 +88,19 @@ def clinical_features(clinical: Clinical, patients: Sequence[str], data: FusionD
 
 
 def _tables(
-    raw: Path, patients: Mapping[str, Files], params: Fusion
-) -> tuple[pd.DataFrame, NDArray[np.float32], Encoder, list[str]]:
-    """The usable patients (target, split, has/clinical), their clinical features, the encoder, and a problem for each other
-    patient."""
+    raw: Path, patients: Mapping[str, Files], tables: Mapping[str, pd.DataFrame], params: Fusion
+) -> tuple[Tables, list[str]]:
+    """The usable patients' tables, and a problem for each other patient."""
     data = params.data
     clinical = read_table(raw, data.tables, data.columns)
     target, problems = targets(clinical, list(patients), Preparation.of(params))
     features = clinical_features(clinical, list(patients), data)
     usable = (target["label"] != "") if "label" in target else (target["time"] > 0) & target["event"].isin([0, 1])
     known = (features != "").any(axis=1) if len(features.columns) else pd.Series(False, index=features.index)
-    empty = [p for p in patients if not patients[p] and not known[p]]
+    empty = [p for p in patients if not (patients[p] or known[p] or any(p in t.index for t in tables.values()))]
     problems += [
-        f"patient {p}: no modality (no image that matches fusion.data.names and fusion.data.modalities, no clinical value)"
+        f"patient {p}: no modality (no image that matches fusion.data.names and fusion.data.modalities, no row in the tables of "
+        "fusion.data.vectors, no clinical value)"
         for p in empty
     ]
     kept = [p for p in patients if usable[p] and p not in empty]
@@ -81,11 +113,16 @@ def _tables(
             f"fusion.training.survival_loss=mse treats times as known, but {censored} patients are censored; "
             "use survival_loss: cox"
         )
-    encoder = Encoder.fit(features.loc[table.loc[table["split"] == "train", "patient"]])
-    encoded, has, notes = encoder(features.loc[kept])
+    train = table.loc[table["split"] == "train", "patient"]
+    encoder = Encoder.fit(features.loc[train])
+    clinical_values, has_clinical, notes = encoder(features.loc[kept])
     for note in notes:
         print(f"note: {note}")
-    return table.assign(**{f"has/{CLINICAL}": has.astype(int)}), encoded, encoder, problems
+    vector_encoders = {name: VectorEncoder.fit(t[t.index.isin(train)], data.components) for name, t in tables.items()}
+    vectors, has = encode(tables, vector_encoders, kept)
+    names, flags = [*tables, CLINICAL], np.column_stack([has, has_clinical]).astype(int)
+    table = table.assign(**{f"has/{name}": flags[:, k] for k, name in enumerate(names)})
+    return Tables(table, [*vectors, clinical_values], encoder, vector_encoders), problems
 
 
 def _split(table: pd.DataFrame, data: FusionData) -> list[str]:
@@ -154,13 +191,15 @@ def prepare(raw: Path, masks: Path, out: Path, params: Fusion, *, workers: int =
     reject_overlap(raw, out)
     preparation = Preparation.of(params)
     modalities, size = preparation.modalities, preparation.size
-    patients, problems = find_patients(raw, preparation.names, modalities)
+    tables = read_vectors(raw, preparation.vectors)
+    patients, problems = find_all_patients(raw, preparation, tables)
     if not (masks / TABLE).is_file():
         raise InputError(f"{masks}: no masks there; run `dvc repro fusion_segment`")
     status = pd.read_csv(masks / TABLE, dtype={"patient": str}, keep_default_na=False)
     problems += [f"patient {r.patient}: {r.status}" for r in status.itertuples() if r.status != "ok"]
-    table, clinical, encoder, unusable = _tables(raw, patients, params)
+    known, unusable = _tables(raw, patients, tables, params)
     problems += unusable
+    table = known.table
     if not len(table):
         raise InputProblemsError(str(raw), problems)
     has = np.zeros((len(table), len(modalities)), int)
@@ -180,21 +219,40 @@ def prepare(raw: Path, masks: Path, out: Path, params: Fusion, *, workers: int =
         if len(kept) < len(table):
             np.save(folder / VOLUMES, volumes[kept])
         del volumes
-        np.save(folder / FEATURES, clinical[kept])
+        names = [*preparation.vectors, CLINICAL]
+        arrays: dict[str, Any] = {name: values[kept] for name, values in zip(names, known.vectors, strict=True)}
+        np.savez(folder / VECTORS, **arrays)
         table.iloc[kept].to_csv(folder / "patients.csv", index=False)
         classes = sorted(table["label"].unique()) if "label" in table else []
-        about = {"modalities": modalities, "classes": classes, "encoder": encoder.to_dicts(), "how": preparation.to_dict()}
+        about = {
+            "modalities": [*modalities, *names],
+            "classes": classes,
+            "encoder": known.encoder.to_dicts(),
+            "vectors": {name: encoder.to_dict() for name, encoder in known.vector_encoders.items()},
+            "how": preparation.to_dict(),
+        }
         write_json(folder / "about.json", about)
     return load(out), problems
 
 
 def read_new(
-    raw: Path, preparation: Preparation, encoder: Encoder, problems: list[str]
-) -> Iterator[tuple[str, Cubes, NDArray[np.float32], NDArray[np.bool_]]]:
-    """Name, cubes, clinical features and present modalities of each patient of a folder without labels, one in memory at a
-    time; adds a sentence to `problems` for each image or patient that cannot be read."""
-    patients, ambiguous = find_patients(raw, preparation.names, preparation.modalities)
+    raw: Path,
+    preparation: Preparation,
+    encoder: Encoder,
+    vector_encoders: Mapping[str, VectorEncoder],
+    problems: list[str],
+) -> Iterator[tuple[str, Cubes, list[NDArray[np.float32]], NDArray[np.bool_]]]:
+    """Name, cubes, vectors `[W]` (the last one: clinical) and present modalities `[K]` of each patient of a folder without
+    labels, one in memory at a time; adds a sentence to `problems` for each image or patient that cannot be read."""
+    patients, tables, ambiguous = find_new_patients(raw, preparation)
     problems += ambiguous
+    for name, own in tables.items():
+        if missing := vector_encoders[name].missing_columns(own):
+            raise InputError(
+                f"{raw}/{FEATURES}/{name}.csv: no column {missing[0]!r} ({len(missing)} of the training data are missing)"
+            )
+    absent = {name: pd.DataFrame(columns=encoder.columns, dtype=float) for name, encoder in vector_encoders.items()}
+    vectors, has = encode(absent | tables, vector_encoders, list(patients))
     clinical = read_table(raw, preparation.tables, preparation.columns)
     features, known, notes = encoder(clinical.table.reindex(list(patients)).fillna(""))
     for note in notes:
@@ -206,12 +264,12 @@ def read_new(
                 masks[modality] = mask_of(path, segmenter_for(preparation.segmentation, modality))[0]
             except InputError as error:
                 problems.append(f"patient {name}: {error}")
-        present = np.array([m in masks for m in preparation.modalities] + [bool(known[row])])
+        present = np.array([*(m in masks for m in preparation.modalities), *has[row], known[row]], bool)
         if not present.any():
-            needed = ", ".join(preparation.modalities)
-            problems.append(f"patient {name}: no modality; it needs an image of {needed}, or clinical features")
+            needed = ", ".join([*preparation.modalities, *vector_encoders])
+            problems.append(f"patient {name}: no modality; it needs one of {needed}, or clinical features")
             continue
         try:
-            yield name, make_cubes(files, masks, preparation), features[row], present
+            yield name, make_cubes(files, masks, preparation), [*(v[row] for v in vectors), features[row]], present
         except InputError as error:
             problems.append(f"patient {name}: {error}")

@@ -1,8 +1,8 @@
 """The prepared data set: what training and evaluation read.
 
-A folder with volumes.npy `[N, M, S, S, S]` float16 (zeros for missing modalities), clinical.npy `[N, C]`, patients.csv (one row
-per patient: patient, split, label or time and event, has/MODALITY ..., has/clinical) and about.json (modalities, classes, the
-clinical encoder, the parameters of the preparation).
+A folder with volumes.npy `[N, M, S, S, S]` float16 (zeros for missing modalities), vectors.npz (`[N, W]` float32 for each
+modality that is a vector; the last one is clinical), patients.csv (one row per patient: patient, split, label or time and event,
+and has/MODALITY for each modality) and about.json (modalities, classes, encoders, the parameters of the preparation).
 """
 
 import json
@@ -17,19 +17,20 @@ from numpy.typing import NDArray
 from quintet.errors import InputError
 from quintet.fusion.data.clinical import Encoder
 from quintet.fusion.data.preparation import Preparation
-from quintet.params.fusion import CLINICAL
+from quintet.fusion.data.vectors import VectorEncoder
 
-VOLUMES, FEATURES = "volumes.npy", "clinical.npy"
+VOLUMES, VECTORS = "volumes.npy", "vectors.npz"
 
 
 @dataclass(frozen=True)
 class Prepared:
     volumes: NDArray[np.float16]  # [N, M, S, S, S]
-    clinical: NDArray[np.float32]  # [N, C]
+    vectors: list[NDArray[np.float32]]  # [N, W] of each modality that is not an image; the last one: clinical
     table: pd.DataFrame
-    modalities: list[str]  # the imaging modalities, then clinical
+    modalities: list[str]  # the imaging modalities, then those that are vectors, then clinical
     classes: list[str]  # empty: survival
     encoder: Encoder
+    vector_encoders: dict[str, VectorEncoder]
     preparation: Preparation
 
     fold_count: ClassVar[int] = 1
@@ -38,8 +39,13 @@ class Prepared:
         return np.flatnonzero(self.table["split"] == part)
 
     @property
+    def clinical(self) -> NDArray[np.float32]:
+        """`[N, C]`."""
+        return self.vectors[-1]
+
+    @property
     def present(self) -> NDArray[np.bool_]:
-        """Which modalities each patient has, `[N, M + 1]`."""
+        """Which modalities each patient has, `[N, K]`."""
         return self.table[[f"has/{name}" for name in self.modalities]].to_numpy(bool)
 
     @property
@@ -58,12 +64,14 @@ def load(folder: Path) -> Prepared:
         raise InputError(f"{folder}: not prepared yet; run `dvc repro fusion_prepare`")
     about = json.loads((folder / "about.json").read_text(encoding="utf-8"))
     table = pd.read_csv(folder / "patients.csv", dtype={"patient": str, "label": str}, keep_default_na=False)
+    vectors = np.load(folder / VECTORS)
     return Prepared(
         np.load(folder / VOLUMES, mmap_mode="r"),
-        np.load(folder / FEATURES),
+        [vectors[name] for name in vectors.files],
         table,
-        [*about["modalities"], CLINICAL],
+        about["modalities"],
         about["classes"],
         Encoder.from_dicts(about["encoder"]),
+        {name: VectorEncoder(**values) for name, values in about["vectors"].items()},
         Preparation(**about["how"]),
     )

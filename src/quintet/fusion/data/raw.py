@@ -1,10 +1,11 @@
-"""The raw folder: one folder per patient with one NIfTI file per modality, recognised by name patterns, and a clinical table.
+"""The raw folder: one folder per patient with one NIfTI file per modality, recognised by name patterns; features/NAME.csv for
+each modality that is a table of numbers; a clinical table.
 
 The generic layout (`patient_001/mri_t1ce.nii.gz`), both generations of BraTS (`BraTS-x/BraTS-x-t1c.nii.gz`, `x/x_t1ce.nii.gz`)
 and others differ only in the patterns (`fusion.data.names`).
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatch
 from pathlib import Path
@@ -19,6 +20,7 @@ from quintet.imaging.volumes import NIFTI, Grid, read_nifti
 from quintet.params.fusion import FusionColumns
 from quintet.tables import read_text_table
 
+FEATURES = "features"  # the folder with tables of numbers
 MISSING = ("", "na", "nan", "n/a", "none", "null", "?", "unknown")
 
 
@@ -31,12 +33,13 @@ class Clinical:
 
 
 def find_patients(
-    raw: Path, names: Mapping[str, Sequence[str]], modalities: Sequence[str]
+    raw: Path, names: Mapping[str, Sequence[str]], modalities: Sequence[str], listed: Iterable[str] = ()
 ) -> tuple[dict[str, dict[str, Path]], list[str]]:
-    """Each patient's files of `modalities`, sorted by patient, and a problem for each ambiguous file."""
+    """Each patient's files of `modalities`, sorted by patient, and a problem for each ambiguous file. `listed`: further patients,
+    who may have no files."""
     if not Path(raw).is_dir():
         raise InputError(f"{raw}: no such folder; expected one folder per patient with NIfTI files")
-    patients: dict[str, dict[str, Path]] = {}
+    patients: dict[str, dict[str, Path]] = {name: {} for name in listed}
     problems = []
     for folder in sorted(p for p in Path(raw).iterdir() if p.is_dir() and not p.name.startswith(".")):
         files = sorted(p for p in folder.iterdir() if p.name.lower().endswith(NIFTI) and not p.name.startswith("."))
@@ -57,7 +60,7 @@ def find_patients(
             patients[folder.name] = own
     if not patients:
         raise InputError(f"{raw}: no folder with NIfTI files in it; expected one folder per patient")
-    return patients, problems
+    return dict(sorted(patients.items())), problems
 
 
 def read_table(raw: Path, tables: Sequence[str], columns: FusionColumns) -> Clinical:
@@ -75,6 +78,35 @@ def read_table(raw: Path, tables: Sequence[str], columns: FusionColumns) -> Clin
         raise InputError(f"{path}: {'; '.join(problems[:20])}")
     table = table.set_index(patient).rename_axis("patient")
     return Clinical(table.mask(table.apply(lambda column: column.str.lower().isin(MISSING)), ""), path)
+
+
+def read_vectors(raw: Path, names: Sequence[str]) -> dict[str, pd.DataFrame]:
+    """The tables of the modalities `names`: index patient, columns of numbers, NaN where missing; rows without any number are
+    left out.
+
+    Raises InputError, naming the file and the row, for a missing file, a text that is not a number, or a patient listed twice.
+    """
+    return {name: _read_numbers(Path(raw) / FEATURES / f"{name}.csv") for name in names}
+
+
+def _read_numbers(path: Path) -> pd.DataFrame:
+    if not path.is_file():
+        raise InputError(f"{path}: no such file; fusion.data.vectors names it, so it must hold one row of numbers per patient")
+    table = read_text_table(path)
+    patient = table.columns[0]
+    problems = [f"row {i + 2}: no patient" for i in table.index[table[patient] == ""]]
+    problems += [f"row {i + 2}: patient {table[patient][i]} is listed twice" for i in table.index[table[patient].duplicated()]]
+    texts = table.set_index(patient).rename_axis("patient")
+    numbers = texts.apply(pd.to_numeric, errors="coerce").astype(float).replace([np.inf, -np.inf], np.nan)
+    missing = texts.apply(lambda column: column.str.lower().isin(MISSING))
+    for row, column in np.argwhere((numbers.isna() & ~missing).to_numpy())[:20]:
+        text, name = texts.iat[row, column], texts.columns[column]
+        problems.append(f"row {row + 2}: {name} is {text!r}, expected a number (leave missing ones empty)")
+    if problems:
+        raise InputError(f"{path}: {'; '.join(problems[:20])}")
+    if not len(texts.columns):
+        raise InputError(f"{path}: one column; expected the patient in the first and numbers in the others")
+    return numbers.dropna(how="all")
 
 
 def targets(clinical: Clinical, patients: Sequence[str], preparation: Preparation) -> tuple[pd.DataFrame, list[str]]:

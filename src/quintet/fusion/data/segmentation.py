@@ -174,7 +174,7 @@ def segment(raw: Path, out: Path, params: Fusion, *, workers: int = 1) -> tuple[
     at the end; finished masks stay in the cache). An interrupted run continues where it stopped.
     """
     reject_overlap(raw, out)
-    patients, problems = find_patients(raw, params.data.names, params.data.modalities)
+    patients, problems = find_patients(raw, params.data.names, params.data.modalities) if params.data.modalities else ({}, [])
     jobs = [(p, m, path) for p, files in patients.items() for m, path in files.items()]
     segmenters = {m: segmenter_for(params.segmentation, m) for m in params.data.modalities}
     cache = cache_folder().resolve()

@@ -21,7 +21,7 @@ from quintet.params.fusion import FusionLossWeights, FusionTtt
 
 NOISES = 4  # noise vectors per patient, the same in every step of gradient descent so that losses are comparable
 NORMS = (nn.LayerNorm, RunningNorm)
-Inputs = Sequence[Tensor]  # one patient's features, or volumes and clinical features if the encoders adapt
+Inputs = Sequence[Tensor]  # one patient's features, or volumes and vectors if the encoders adapt
 State = dict[str, Tensor]
 
 
@@ -41,7 +41,7 @@ class _Patient(nn.Module):
     def forward(self, inputs: Inputs, present: Tensor, time: Tensor, noise: Tensor, start: Tensor | None) -> Tensor:
         """The loss or, with `start` (noise `[N, D]`), the scores `[N, outputs]`."""
         net, present, inputs = self.net, present[None], [x[None] for x in inputs]
-        features = inputs if self.encoded else net.encoders.features(inputs[0], inputs[1], present)
+        features = inputs if self.encoded else net.encoders.features(inputs[0], inputs[1:], present)
         tokens = net.encoders.tokens(features, present)
         if start is not None:
             return net(tokens, present, start[None], steps=self.steps)[:, 0]
@@ -85,7 +85,7 @@ def adapt(
     seeds: Sequence[int],
 ) -> Adapted:
     """Adapt to each of P patients and predict. `inputs`: features of each modality `[P, F_k]` (ttt.parameters=fusion), else
-    volumes `[P, M, S, S, S]` and clinical features `[P, C]`; `present` `[P, K]`; `start`: noise `[P, N, D]`; `seeds`: one per
+    volumes `[P, M, S, S, S]` and vectors `[P, W]`; `present` `[P, K]`; `start`: noise `[P, N, D]`; `seeds`: one per
     patient."""
     net.eval()
     encoded = ttt.parameters == "fusion"

@@ -16,11 +16,12 @@ from quintet.errors import InputError
 from quintet.fusion.data.clinical import Encoder
 from quintet.fusion.data.preparation import Preparation
 from quintet.fusion.data.prepared import Prepared
+from quintet.fusion.data.vectors import VectorEncoder
 from quintet.fusion.evaluation.adaptation import adapt
 from quintet.fusion.evaluation.scores import imputation
 from quintet.fusion.model.losses import standardised
 from quintet.fusion.model.networks import FusionNet, initial_noise, patient_seeds
-from quintet.params.fusion import ADAPTS, CLINICAL, FusionEvaluation, FusionLossWeights, FusionTtt
+from quintet.params.fusion import ADAPTS, FusionEvaluation, FusionLossWeights, FusionTtt
 from quintet.training.hardware import resolve_device
 from quintet.training.models import load_network
 
@@ -38,7 +39,7 @@ class Encoded:
     tokens: Tensor  # [P, K, D]
     present: Tensor  # [P, K]
     volumes: Any  # [P, M, S, S, S] float16: an array, or rows of a memory-mapped one
-    clinical: Tensor  # [P, C]
+    vectors: list[Tensor]  # [P, W] of each modality that is not an image
 
     def take(self, rows: NDArray[np.int64]) -> "Encoded":
         chosen = torch.from_numpy(rows)
@@ -48,7 +49,7 @@ class Encoded:
             self.tokens[chosen],
             self.present[chosen],
             np.stack([self.volumes[r] for r in rows]),
-            self.clinical[chosen],
+            [v[chosen] for v in self.vectors],
         )
 
 
@@ -57,9 +58,10 @@ class Model:
     """A network, the preparation of its patients, and how it predicts."""
 
     net: FusionNet
-    modalities: list[str]  # imaging
+    modalities: list[str]  # images, vectors, clinical
     classes: list[str]
     encoder: Encoder
+    vector_encoders: dict[str, VectorEncoder]
     preparation: Preparation
     sampling_steps: int
     temperature: float
@@ -82,6 +84,7 @@ class Model:
             about["modalities"],
             about["classes"],
             Encoder.from_dicts(about["clinical_encoder"]),
+            {name: VectorEncoder(**values) for name, values in about["vector_encoders"].items()},
             Preparation(**about["prepared"]),
             about["sampling_steps"],
             about["temperature"],
@@ -96,17 +99,17 @@ class Model:
 
     @torch.inference_mode()
     def encode(
-        self, names: list[str], volumes: NDArray[np.float16], clinical: NDArray[np.float32], present: NDArray[np.bool_]
+        self, names: list[str], volumes: NDArray[np.float16], vectors: Sequence[NDArray[np.float32]], present: NDArray[np.bool_]
     ) -> Encoded:
-        """`volumes` `[P, M, S, S, S]`, `clinical` `[P, C]`, `present` `[P, K]`; a few patients at a time."""
-        clinical_features, kept = torch.from_numpy(clinical).to(self.device), torch.from_numpy(present).to(self.device)
+        """`volumes` `[P, M, S, S, S]`, `vectors` `[P, W]`, `present` `[P, K]`; a few patients at a time."""
+        values, kept = [torch.from_numpy(v).to(self.device) for v in vectors], torch.from_numpy(present).to(self.device)
         parts = []
         for start in range(0, len(names), BATCH):
             rows = slice(start, start + BATCH)
             batch = torch.from_numpy(np.asarray(volumes[rows])).float().to(self.device)
-            parts.append(self.net.encoders.features(batch, clinical_features[rows], kept[rows]))
+            parts.append(self.net.encoders.features(batch, [v[rows] for v in values], kept[rows]))
         features = [torch.cat([part[k] for part in parts]) for k in range(present.shape[1])]
-        return Encoded(names, features, self.net.encoders.tokens(features, kept), kept, volumes, clinical_features)
+        return Encoded(names, features, self.net.encoders.tokens(features, kept), kept, volumes, values)
 
     @torch.inference_mode()
     def __call__(self, patients: Encoded, kept: Tensor, *, sampling_steps: int | None = None) -> tuple[Values, Values]:
@@ -129,7 +132,7 @@ class Model:
                 inputs = [f[rows].clone() * present[:, k, None] for k, f in enumerate(patients.features)]
             else:
                 volumes = torch.from_numpy(np.asarray(patients.volumes[rows])).float().to(self.device)
-                inputs = [volumes, patients.clinical[rows].clone()]
+                inputs = [volumes, *(v[rows].clone() for v in patients.vectors)]
             parts.append(
                 adapt(
                     self.net,
@@ -161,7 +164,7 @@ class Model:
         """One row per modality: how well its features are predicted from the patient's other modalities, by decoding the fused
         vector, for patients who have the modality and another one."""
         rows = []
-        for k, name in enumerate([*self.modalities, CLINICAL]):
+        for k, name in enumerate(self.modalities):
             chosen, known = (
                 (p.present[:, k] & (p.present.sum(1) > 1)).nonzero()[:, 0].cpu().numpy() for p in (patients, training)
             )
@@ -223,7 +226,7 @@ def encode_prepared(model: Model, data: Prepared, rows: NDArray[np.int64]) -> En
         model.encode(
             names[s : s + BATCH],
             np.stack([data.volumes[r] for r in rows[s : s + BATCH]]),
-            data.clinical[rows[s : s + BATCH]],
+            [v[rows[s : s + BATCH]] for v in data.vectors],
             data.present[rows[s : s + BATCH]],
         )
         for s in range(0, len(rows), BATCH)
@@ -234,7 +237,7 @@ def encode_prepared(model: Model, data: Prepared, rows: NDArray[np.int64]) -> En
         torch.cat([p.tokens for p in parts]),
         torch.cat([p.present for p in parts]),
         _Rows(data.volumes, rows),
-        torch.cat([p.clinical for p in parts]),
+        [torch.cat(v) for v in zip(*(p.vectors for p in parts), strict=True)],
     )
 
 

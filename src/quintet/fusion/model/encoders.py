@@ -1,5 +1,5 @@
-"""Encoders of the modalities: volumes `[B, M, S, S, S]`, clinical features `[B, C]` and which modalities are present `[B, K]`
-(K = M + 1) -> features of each modality `[B, F_k]` -> tokens `[B, K, D]`."""
+"""Encoders of the modalities: volumes `[B, M, S, S, S]`, V vectors `[B, W]` (the last one: clinical features) and which of the
+K = M + V modalities are present `[B, K]` -> features of each modality `[B, F_k]` -> tokens `[B, K, D]`."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
@@ -121,7 +121,7 @@ class Encoders(nn.Module):
         self,
         *,
         images: int,
-        clinical: int,
+        vectors: Sequence[int],
         encoder: str,
         width: int,
         clinical_units: Sequence[int],
@@ -132,22 +132,22 @@ class Encoders(nn.Module):
         super().__init__()
         image_encoders = [ImageEncoder(encoder, width) for _ in range(images)]
         self.images = nn.ModuleList(image_encoders)
-        # the modality exists even without any usable clinical column, but then no patient has it
-        self.clinical = mlp([max(clinical, 1), *clinical_units], dropout, last=False)
-        self.widths = [net.features for net in image_encoders] + [clinical_units[-1]]
+        # a modality exists even without any usable column, but then no patient has it
+        self.vectors = nn.ModuleList([mlp([max(size, 1), *clinical_units], dropout, last=False) for size in vectors])
+        self.widths = [net.features for net in image_encoders] + [clinical_units[-1]] * len(vectors)
         self.standard = nn.ModuleList([RunningNorm(width) for width in self.widths])
         self.project = nn.ModuleList([nn.Linear(width, hidden) for width in self.widths])
         self.recompute = recompute
 
-    def features(self, volumes: Tensor, clinical: Tensor, present: Tensor) -> list[Tensor]:
+    def features(self, volumes: Tensor, vectors: Sequence[Tensor], present: Tensor) -> list[Tensor]:
         """Standardised features `[B, F_k]` of each modality."""
         features = []
         for k, standard in enumerate(self.standard):
             rows = present[:, k].nonzero()[:, 0]
             out = torch.zeros(len(present), self.widths[k], device=present.device)
             if len(rows):
-                clinical_features = k == len(self.images)
-                x = self._clinical(clinical[rows]) if clinical_features else self._image(k, volumes[rows, k : k + 1])
+                v = k - len(self.images)
+                x = self._image(k, volumes[rows, k : k + 1]) if v < 0 else self._vector(v, vectors[v][rows])
                 out = out.index_copy(0, rows, standard(x.float()))
             features.append(out)
         return features
@@ -158,8 +158,8 @@ class Encoders(nn.Module):
             return self.images[k](x)
         return checkpoint(self.images[k], x, use_reentrant=False, context_fn=lambda: (nullcontext(), _no_updates(self.images[k])))
 
-    def _clinical(self, clinical: Tensor) -> Tensor:
-        return self.clinical(clinical if clinical.shape[1] else clinical.new_zeros(len(clinical), 1))
+    def _vector(self, v: int, values: Tensor) -> Tensor:
+        return self.vectors[v](values if values.shape[1] else values.new_zeros(len(values), 1))
 
     def tokens(self, features: Sequence[Tensor], present: Tensor) -> Tensor:
         """`[B, K, D]`."""

@@ -34,14 +34,14 @@ class Patients(Dataset[dict[str, Any]]):
 
     def __init__(self, data: Prepared) -> None:
         self.volumes, self.names = data.volumes, data.table["patient"].tolist()
-        self.clinical, self.present = torch.from_numpy(data.clinical), torch.from_numpy(data.present)
+        self.vectors, self.present = [torch.from_numpy(v) for v in data.vectors], torch.from_numpy(data.present)
         self.target = torch.from_numpy(data.target)
 
     def __getitem__(self, rows: list[int]) -> dict[str, Any]:
         volumes = torch.from_numpy(np.stack([self.volumes[row] for row in rows])).float()
         return {
             "volumes": volumes,
-            "clinical": self.clinical[rows],
+            "vectors": [v[rows] for v in self.vectors],
             "present": self.present[rows],
             "target": self.target[rows],
             "rows": torch.tensor(rows),
@@ -65,7 +65,7 @@ class FusionModule(L.LightningModule):
     ) -> None:
         super().__init__()
         self.net, self.config, self.training_params = net, config, training
-        self.augment = None if debug else Augmentation(training.augment)
+        self.augment = None if debug or not data.preparation.modalities else Augmentation(training.augment)
         self.valid = data.rows("valid")
         self.target = torch.from_numpy(data.target)
         self.teacher: AveragedModel | None = None
@@ -78,7 +78,7 @@ class FusionModule(L.LightningModule):
     def losses(self, batch: dict[str, Any], kept: Tensor) -> dict[str, Tensor]:
         """Each term of the loss, unweighted; `kept` `[B, K]`: the present modalities that are not masked."""
         net, training, present, target = self.net, self.training_params, batch["present"], batch["target"]
-        features = net.encoders.features(batch["volumes"], batch["clinical"], present)
+        features = net.encoders.features(batch["volumes"], batch["vectors"], present)
         tokens = net.encoders.tokens(features, present)
         if net.method == "late":
             scores = net.per_modality_scores(tokens)
@@ -109,7 +109,7 @@ class FusionModule(L.LightningModule):
             return tokens
         with torch.no_grad():
             teacher: Any = self.teacher.module
-            return teacher.tokens(teacher.features(batch["volumes"], batch["clinical"], batch["present"]), batch["present"])
+            return teacher.tokens(teacher.features(batch["volumes"], batch["vectors"], batch["present"]), batch["present"])
 
     def training_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor:
         self.last_batch = batch
@@ -136,7 +136,7 @@ class FusionModule(L.LightningModule):
 
     def validation_step(self, batch: dict[str, Any], batch_idx: int) -> None:
         net, present = self.net, batch["present"]
-        tokens = net.encoders.tokens(net.encoders.features(batch["volumes"], batch["clinical"], present), present)
+        tokens = net.encoders.tokens(net.encoders.features(batch["volumes"], batch["vectors"], present), present)
         noise = initial_noise(batch["case"], 1, self.training_params.hidden).to(tokens)
         scores = net(tokens, present, noise, steps=self.training_params.sampling_steps)[0]
         x0 = net.fuse.target(tokens, present) if net.method == "diffusion" else tokens.mean(1)
@@ -178,8 +178,8 @@ def train(data: Prepared, config: FusionConfig, training: FusionTraining, comput
         ),
         "diffusion": training.diffusion.model_dump(include={"steps", "schedule", "predicts", "layers", "target"}),
         "method": config.method,
-        "images": len(data.modalities) - 1,
-        "clinical": data.clinical.shape[1],
+        "images": len(data.preparation.modalities),
+        "vectors": [v.shape[1] for v in data.vectors],
         "outputs": len(data.classes) or 1,
         "bank": min(MAX_BANK, len(rows)) if config.method in ADAPTS else 0,
     }
@@ -203,9 +203,10 @@ def train(data: Prepared, config: FusionConfig, training: FusionTraining, comput
     if len(chosen):
         _fill_bank(net.eval(), patients, np.sort(chosen), training.batch_size)
     about = {
-        "modalities": data.modalities[:-1],
+        "modalities": data.modalities,
         "classes": data.classes,
         "clinical_encoder": data.encoder.to_dicts(),
+        "vector_encoders": {name: encoder.to_dict() for name, encoder in data.vector_encoders.items()},
         "prepared": data.preparation.to_dict(),
         "sampling_steps": training.sampling_steps,
         "temperature": training.temperature,
@@ -218,6 +219,6 @@ def train(data: Prepared, config: FusionConfig, training: FusionTraining, comput
 def _fill_bank(net: FusionNet, patients: Patients, rows: NDArray[np.int64], batch_size: int) -> None:
     for start in range(0, len(rows), batch_size):
         batch = patients[rows[start : start + batch_size].tolist()]
-        features = net.encoders.features(batch["volumes"], batch["clinical"], batch["present"])
+        features = net.encoders.features(batch["volumes"], batch["vectors"], batch["present"])
         net.bank[start : start + batch_size] = net.encoders.tokens(features, batch["present"])
         net.known[start : start + batch_size] = batch["present"]

@@ -40,7 +40,7 @@ class FusionNet(nn.Module):
         *,
         method: str,
         images: int,
-        clinical: int,
+        vectors: Sequence[int],
         outputs: int,
         encoder: str,
         width: int,
@@ -54,13 +54,13 @@ class FusionNet(nn.Module):
         bank: int,
     ) -> None:
         super().__init__()
-        self.method, self.outputs, count = method, outputs, images + 1
+        self.method, self.outputs, count = method, outputs, images + len(vectors)
         # tokens of training patients, against which test-time training contrasts a patient
         self.register_buffer("bank", torch.zeros(bank, count, hidden))
         self.register_buffer("known", torch.zeros(bank, count, dtype=torch.bool))
         self.encoders = Encoders(
             images=images,
-            clinical=clinical,
+            vectors=vectors,
             encoder=encoder,
             width=width,
             clinical_units=clinical_units,
