@@ -20,7 +20,7 @@ from quintet.params import Compute, Configuration, Ensembles, Params, StudyParam
 from quintet.ranking import Ranking
 from quintet.results import write_scores
 from quintet.runs import Record, new_record
-from quintet.study import EnsembleStudy, Metrics, Runs, load_study
+from quintet.study import Metrics, Runs, load_ensemble_study, load_study
 
 P = TypeVar("P", bound=StudyParams)
 
@@ -167,8 +167,9 @@ def run_baselines(name: str, params: Params, data: Path, out: Path) -> dict[str,
 def run_ensembles(name: str, params: Params, data: Path, sweep: Path, out: Path) -> dict[str, Metrics]:
     """Evaluate the mean predictions of the sweep's runs into the run folders `out`/NAME/seed0 (or fold<n>-seed0), all of them or
     none; returns each ensemble's metrics, averaged over folds."""
-    study, section = cast(EnsembleStudy, load_study(name)), params.of(name)
-    prepared, ensembles = study.load_data(data), cast(Ensembles, section.sweep).ensembles
+    study, section = load_ensemble_study(name), params.of(name)
+    prepared, sets = study.load_data(data), cast(Ensembles, section.sweep).ensembles
+    ensembles = {label: members or list(section.sweep_runs()) for label, members in sets.items()}
 
     def evaluate(label: str, fold: int, evaluation: Path) -> tuple[Record, Metrics]:
         places = [place for place, (of_fold, _) in section.sweep.runs.items() if of_fold == fold]

@@ -96,6 +96,20 @@ class EnsembleStudy(Study, Protocol):
         """Evaluate the mean prediction of trained runs on the test part (or the fold of `record`) into the folder `out`."""
 
 
+def load_ensemble_study(name: str) -> EnsembleStudy:
+    """Import the package of a study whose sweep has ensembles."""
+    match StudyName(name):
+        case StudyName.landmarks:
+            from quintet.landmarks import study as landmarks
+
+            return landmarks
+        case StudyName.perfusion:
+            from quintet.perfusion import study as perfusion
+
+            return perfusion
+    raise ValueError(f"{name}: its sweep has no ensembles")
+
+
 def load_study(name: str) -> Study:
     """Import one study's package. mypy checks each module against the protocol."""
     match StudyName(name):

@@ -117,9 +117,10 @@ class Sweep(SeedSweep):
 
 
 class Ensembles(Section):
-    """Ensembles of a sweep: name -> the configurations whose trained runs are averaged, all seeds of a fold together."""
+    """Ensembles of a sweep: name -> the configurations whose trained runs are averaged, all seeds of a fold together; an empty
+    list means every configuration."""
 
-    ensembles: dict[str, Annotated[list[str], Field(min_length=1)]]
+    ensembles: dict[str, list[str]]
 
     def check_ensembles(self, trained: Collection[str]) -> None:
         """Raise ValueError for a member that the sweep does not train, or a name that a configuration has."""
