@@ -86,7 +86,7 @@ def test_training_depends_on_the_configuration_and_the_training_section(stages, 
     section = make_params().of(study)
     config = {f"{study}.{key}" for key in section.configuration_values()}
     also = {f"{study}.{key}" for key in ("fold", "seed", "start_from") if key in type(section).model_fields}
-    read = {f"{study}.training"} | ({"ct.evaluation", "ct.data.window"} if study == "ct" else set())
+    read = {f"{study}.training"} | ({"ct.evaluation"} if study == "ct" else set())
     assert params_of(stages[f"{study}_train"]) == config | also | read
     for name, stage in stages.items():
         if name.startswith(f"{study}_sweep@"):
@@ -107,7 +107,7 @@ def test_an_evaluation_value_trains_nothing_again(stages, study, make_params):
 def test_sweep_outputs_stay_until_they_are_replaced(stages):
     """So that a run whose training did not change is only evaluated again."""
     sweeps = [stage for name, stage in stages.items() if "_sweep@" in name]
-    assert len(sweeps) == 38
+    assert len(sweeps) == 36
     assert all(out.persist for stage in sweeps for out in stage.outs)
 
 
