@@ -38,7 +38,7 @@ def write_report(params: Params, runs: Path, reports: Path, out: Path) -> str:
     sections += [Section("How to read this", READING), _origin(newest)]
     own = [study.value for study in StudyName if not _synthetic(params, study)]
     about = f"own data: {', '.join(own)}" if own else "all data is synthetic: scores say nothing about patients"
-    lead = f"{len(rankings)} studies, {sum(len(table) for _, table in rankings.values())} ranked configurations; {about}."
+    lead = f"{len(rankings)} studies, {sum(int(table['rank'].count()) for _, table in rankings.values())} ranked configurations; {about}."
     write_page(out, "Quintet", sections, lead=lead)
     write_overview(out.with_name("overview.png"), runs, reports)
     return lead
@@ -119,7 +119,8 @@ def _study(
     study: StudyName, record: Record, table: pd.DataFrame, selected: Path, reports: Path, page_folder: Path
 ) -> list[Section]:
     columns = ["rank", "config", "mean", "low", "high", "group", "runs", "published", "covered"]
-    shown = table[columns].dropna(axis="columns", how="all")
+    shown = table.reindex(columns=columns).dropna(axis="columns", how="all")
+    shown = shown.astype({"rank": object, "runs": object}).fillna({"rank": "", "runs": ""})  # to_html would write <NA>
     package = load_study(study)
     paths = [reports / "ranking" / "means.png", selected / "evaluation" / "figures" / package.FIGURE]
     figures = [path for path in paths if path.is_file()]
