@@ -38,7 +38,8 @@ def write_report(params: Params, runs: Path, reports: Path, out: Path) -> str:
     sections += [Section("How to read this", READING), _origin(newest)]
     own = [study.value for study in StudyName if not _synthetic(params, study)]
     about = f"own data: {', '.join(own)}" if own else "all data is synthetic: scores say nothing about patients"
-    lead = f"{len(rankings)} studies, {sum(int(table['rank'].count()) for _, table in rankings.values())} ranked configurations; {about}."
+    ranked = sum(int(table["rank"].count()) for _, table in rankings.values())
+    lead = f"{len(rankings)} studies, {ranked} ranked configurations; {about}."
     write_page(out, "Quintet", sections, lead=lead)
     write_overview(out.with_name("overview.png"), runs, reports)
     return lead
