@@ -5,13 +5,13 @@ python stages/landmarks_sweep.py --config finetune --data data/processed/landmar
 
 from pathlib import Path
 
-from quintet.experiment import run_sweep_seeds
+from quintet.experiment import run_sweep_config
 from quintet.params import Params
 from quintet.stage import run_stage
 
 
 def main(params: Params, config: str, data: Path, out: Path) -> str:
-    metrics = run_sweep_seeds("landmarks", params, data, out, config, params.landmarks.sweep.seeds)
+    metrics = run_sweep_config("landmarks", params, data, out, config)
     error = sum(run["error_px"] for run in metrics) / len(metrics)
     return f"{config}: test error {error:.2f} px at 224, in {out}"
 

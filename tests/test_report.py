@@ -6,6 +6,7 @@ from html.parser import HTMLParser
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 
 from quintet import ranking
@@ -26,7 +27,17 @@ def ranked(tmp_path, monkeypatch) -> dict[StudyName, ranking.Ranking]:
     for number, study in enumerate(StudyName):
         values = np.random.default_rng(number).normal(size=(3, 2, 12)) + np.arange(3)[:, None, None]
         questions = [ranking.is_better("B", "A")] if study is not StudyName.ct else []
-        found[study] = ranking.rank(tidy(values), "dice", lower_is_better=False, bootstrap=100, questions=questions)
+        table = tidy(values)
+        oracle = table[table["config"] == "A"].assign(config="oracle", value=9.0)
+        found[study] = ranking.rank(
+            pd.concat([table, oracle]),
+            "dice",
+            lower_is_better=False,
+            bootstrap=100,
+            questions=questions,
+            floor="A",
+            ceiling="oracle",
+        )
         out, report = Path("runs") / study.value / "rank", Path("reports") / study.value / "ranking"
         publish(study.value, found[study], {}, out, report, title=f"Title of {study}", unit="points", sections=lambda _: [])
         selected = Path("runs") / study.value / "selected"
@@ -61,6 +72,8 @@ def test_has_every_ranking_and_is_self_contained(ranked, make_params):
         for answer in table.answers["answer"]:
             assert page.index(answer) < page.index(table.verdict)
         assert f'href="{study}/ranking/ranking.html"' in page
+    assert page.count("<td>oracle</td>") == len(StudyName)
+    assert "NA&gt;" not in page  # the oracle has no rank
     assert page.count("0.1250") == len(StudyName)  # by.site, whose name is flattened
     parsed = Addresses()
     parsed.feed(page)

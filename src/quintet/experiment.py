@@ -63,13 +63,9 @@ def run_sweep_entry(name: str, params: Params, data: Path, out: Path, config: st
     return metrics
 
 
-def run_sweep_seeds(name: str, params: Params, data: Path, out: Path, config: str, seeds: Sequence[int]) -> list[Metrics]:
-    """Train and evaluate one configuration with each seed into the run folders `out`/seed<n>, all of them or none."""
-    return _sweep(name, params, data, out, config, {f"seed{seed}": (0, seed) for seed in seeds})
-
-
 def run_sweep_config(name: str, params: Params, data: Path, out: Path, config: str) -> list[Metrics]:
-    """Train and evaluate one configuration on the sweep's folds with its seeds into the run folders below `out`, all or none."""
+    """Train and evaluate one configuration on the sweep's folds (if the study has any) with its seeds, into the run folders below
+    `out`, all of them or none."""
     return _sweep(name, params, data, out, config, params.of(name).sweep.runs)
 
 
@@ -175,7 +171,7 @@ def run_ensembles(name: str, params: Params, data: Path, sweep: Path, out: Path)
         places = [place for place, (of_fold, _) in section.sweep.runs.items() if of_fold == fold]
         members = [sweep / config / place for config in ensembles[label] for place in places]
         inputs = {"data": data} | {f"{run.parent.name} {run.name}": run / "model" / "model.pt" for run in members}
-        values = {"members": ", ".join(ensembles[label])}
+        values = {"members": ", ".join(ensembles[label])} | section.evaluation_values()
         record = new_record(name, f"{name}_ensembles", label, fold=fold, seed=0, params=values, inputs=inputs)
         return record, study.evaluate_ensemble(members, prepared, evaluation, section, params.compute, record)
 

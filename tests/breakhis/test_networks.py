@@ -12,6 +12,7 @@ from quintet.breakhis.data.tree import MAGNIFICATIONS
 from quintet.breakhis.model.module import _build_net
 from quintet.breakhis.model.networks import (
     ChannelAttention,
+    FeatureNorm,
     HierarchicalAttention,
     MagnificationFusion,
     MagnificationNet,
@@ -70,6 +71,17 @@ def test_spatial_attention_pooling_against_a_loop(side):
             scores = torch.stack([module.score[k].weight[0, :, 0, 0] @ c + module.score[k].bias[0] for c in cells])
             total = total + blend[k] * sum(w * c for w, c in zip(scores.softmax(0), cells, strict=True))
         torch.testing.assert_close(module(maps)[n], total)
+
+
+def test_feature_norm_standardises_a_batch_and_takes_a_single_vector():
+    torch.manual_seed(0)
+    norm, x = FeatureNorm(8), 5 + 3 * torch.randn(64, 8)
+    found = norm(x)
+    torch.testing.assert_close(found, (x - x.mean(0)) / (x.var(0, correction=0) + norm.eps).sqrt())
+    assert not list(norm.parameters())
+    before = norm.running_mean.clone()
+    torch.testing.assert_close(norm(x[:1]), norm.eval()(x[:1]))  # by running statistics, also in training
+    torch.testing.assert_close(norm.running_mean, before)
 
 
 def naive_attention(attend: nn.MultiheadAttention, query, keys, values):
@@ -251,7 +263,7 @@ def test_lite0_gets_the_weights_of_its_package_and_its_own_normalisation(fake_li
     net, origin = _build_net(values | {"stochastic_depth": 0.0, "dropout": 0.0}, "package")
     assert "lite0.pth (md5 " in origin
     assert all((v == v.new_tensor(0.5)).all() for v in net.backbones["40X"].state_dict().values())
-    assert net.classes[1].in_features == 1280
+    assert net.classes.in_features == 1280
     images = torch.tensor([0, 127, 255], dtype=torch.uint8).view(1, 1, 3, 1).expand(1, 1, 3, 3)
     torch.testing.assert_close(net.normalise(images)[0, 0, 0], torch.tensor([-127 / 128, 0, 1]))
     assert net([torch.randn(2, 3, 64, 64)], torch.ones(2, 1, dtype=torch.bool)).classes.shape == (2, 2)

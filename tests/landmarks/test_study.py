@@ -244,7 +244,7 @@ def test_sweep_and_ranking(prepared, tmp_path, make_params, values):
     params = make_params(SMALL | {"landmarks.configs": chain, "landmarks.sweep": swept, "ranking.bootstrap": 100})
     sweep, base, ensembles = (Path("runs/landmarks") / name for name in ("sweep", "baselines", "ensembles"))
     for config in chain:
-        metrics = experiment.run_sweep_seeds("landmarks", params, prepared, sweep / config, config, [0, 1])
+        metrics = experiment.run_sweep_config("landmarks", params, prepared, sweep / config, config)
         assert len(metrics) == 2
     record = Record.load(sweep / "finetune" / "seed1")
     assert record.tags["weights"] == "runs/landmarks/sweep/frozen/seed1"  # each seed continues from the same seed

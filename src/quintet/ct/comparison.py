@@ -48,7 +48,7 @@ def rank(params: Params, runs: Runs) -> Ranking:
         bounds=(0, 1),
         alpha=params.ranking.alpha,
         bootstrap=params.ranking.bootstrap,
-        deterministic=[name for name in runs if name not in (*params.ct.sweep.configs, ORACLE)],
+        deterministic=[name for name in runs if name not in params.ct.sweep.configs],
         pseudo_values=PSEUDO_VALUE.format(METRIC),
         note=JACKKNIFE,
         questions=_questions(params.ct),

@@ -58,7 +58,7 @@ def rank(params: Params, runs: Runs) -> Ranking:
         alpha=params.ranking.alpha,
         bootstrap=params.ranking.bootstrap,
         published=params.landmarks.published,
-        deterministic=[name for name in runs if name in BASELINES and name != CEILING],
+        deterministic=[name for name in runs if name in BASELINES],
         floor="mean_shape",
         ceiling=CEILING,
         same_run_as=predecessors,

@@ -94,7 +94,7 @@ def rank(
     sign = 1.0 if lower_is_better else -1.0
     ceiling_rows = table["config"].astype(str) == (ceiling or "")
     table, reference = table[~ceiling_rows], table[ceiling_rows]
-    scores = read_scores(table, metric, sign, deterministic, pseudo_values)
+    scores = read_scores(table, metric, sign, {*deterministic} - {ceiling}, pseudo_values)
     floor = floor if floor in scores.configs else None
     ceiling = None if reference.empty else ceiling
     ceiling_mean = mean_over(reference, pseudo_values or metric, str(ceiling), scores.patients)
@@ -208,7 +208,7 @@ def _config_table(
 def _covered(table: pd.DataFrame, floor: str | None, ceiling_mean: float) -> pd.Series:
     """The share of the way from the floor's mean to the ceiling's; NaN where one of them is unknown."""
     floor_mean = table.loc[table["config"] == floor, "mean"].sum() if floor else np.nan
-    return (table["mean"] - floor_mean) / (ceiling_mean - floor_mean)
+    return (table["mean"] - floor_mean) / (ceiling_mean - floor_mean) + 0.0  # without the sign of -0
 
 
 def _interval(mean: Floats, half_width: Floats, bounds: tuple[float, float] | None) -> tuple[Floats, Floats]:

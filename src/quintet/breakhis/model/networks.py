@@ -78,6 +78,19 @@ class SpatialAttentionPooling(nn.Module):
         return (torch.stack(pooled, -1) * self.blend.softmax(0)).sum(-1)
 
 
+class FeatureNorm(nn.BatchNorm1d):
+    """Standardises feature vectors `[N, C]`: batch norm without a scale of its own; with running statistics for a single vector.
+    Raw vectors of different patients are nearly equal, and attention between magnifications learns slowly from them."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__(channels, affine=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if len(x) > 1:
+            return super().forward(x)
+        return F.batch_norm(x, self.running_mean, self.running_var, eps=self.eps)
+
+
 class HierarchicalAttention(nn.Module):
     """Each magnification attends to all lower ones. The lowest has none and is only normalised: without that, the fusion would
     get it at a fraction of the others' scale, and hardly learn from it."""
@@ -123,9 +136,9 @@ class MagnificationFusion(nn.Module):
 
 
 def build_head(channels: int, units: tuple[int, int], dropout: float, outputs: int, *, linear: bool) -> nn.Module:
-    """The layers from a feature vector to logits: two hidden layers, or (`linear`) standardisation and a single layer."""
+    """The layers from a feature vector to logits: two hidden layers, or (`linear`) a single layer."""
     if linear:
-        return nn.Sequential(nn.BatchNorm1d(channels, affine=False), nn.Linear(channels, outputs))
+        return nn.Linear(channels, outputs)
     layers: list[nn.Module] = []
     for inputs, hidden in ((channels, units[0]), units):
         layers += [nn.Linear(inputs, hidden), nn.BatchNorm1d(hidden), nn.ReLU(), nn.Dropout(dropout)]
@@ -214,8 +227,7 @@ class MagnificationNet(nn.Module):
 
 
 def _pooling(channels: int, attention: list[str]) -> nn.Module:
-    """From a feature map `[N, C, H, W]` to a vector `[N, C]`."""
+    """From a feature map `[N, C, H, W]` to a normalised vector `[N, C]`."""
     layers: list[nn.Module] = [ChannelAttention(channels)] if "channel" in attention else []
-    if "spatial" in attention:
-        return nn.Sequential(*layers, SpatialAttentionPooling(channels))
-    return nn.Sequential(*layers, nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten()))
+    layers += [SpatialAttentionPooling(channels)] if "spatial" in attention else [nn.AdaptiveAvgPool2d(1), nn.Flatten()]
+    return nn.Sequential(*layers, FeatureNorm(channels))
