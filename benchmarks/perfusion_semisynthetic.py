@@ -1,8 +1,8 @@
 """Write semi-synthetic perfusion data: real group-mean flow maps, weighted by the territories of an atlas.
 
-    python benchmarks/perfusion_semisynthetic.py --real ../shared/real/perfusion --out /tmp/semisynthetic --people 40 --seed 0
-    quintet check perfusion --data /tmp/semisynthetic
-    python benchmarks/perfusion_nnunet.py --raw /tmp/semisynthetic ...   # in nnU-Net's environment
+    python benchmarks/perfusion_semisynthetic.py --real ../shared/real/perfusion --out ../semisynthetic --people 40 --seed 0
+    quintet check perfusion --data ../semisynthetic
+    python benchmarks/perfusion_nnunet.py --raw ../semisynthetic ...   # in nnU-Net's environment
 
 REAL holds two flow maps of ExploreASL (GE_3Dspiral_Product_CBF, Philips_2DEPI_noBsup_CBF; not for commercial use) and
 Tatu_ICA_L_ICA_R_PCA (CC BY 4.0) on one grid of 1.5 mm. Each person is a smooth deformation of them with an own mixture of the two
