@@ -93,9 +93,9 @@ class Head:
         flow = self.atlas.sample(self.flow, there)
         if self.occlusion is not None:
             side, inward = self.occlusion.side, there[..., 0] * (1 if self.occlusion.side else -1)
-            reached = _step((there[..., 1] - 5) / SLOPE_MM) * _step((self.occlusion.front_mm - inward) / SLOPE_MM)
-            supply[..., 1 - side] += reached * supply[..., side]
-            supply[..., side] *= 1 - reached
+            collateral = _step((there[..., 1] - 5) / SLOPE_MM) * _step((self.occlusion.front_mm - inward) / SLOPE_MM)
+            supply[..., 1 - side] += collateral * supply[..., side]
+            supply[..., side] *= 1 - collateral
             flow = flow * (1 - _step(inward / 3) * (1 - self.occlusion.signal))
         return flow[..., None] * supply, supply
 
@@ -143,11 +143,8 @@ def main() -> None:
                 cases.append(f"Semi{number:03d}-v{visit}")
                 write_visit(folder, cases[-1], head, rng)
         fold_of = grouped_folds([case.split("-")[0] for case in cases], 5, seed=options.seed)
-        folds = [
-            {"train": [c for c, f in zip(cases, fold_of, strict=True) if f != k],
-             "val": [c for c, f in zip(cases, fold_of, strict=True) if f == k]}
-            for k in range(5)
-        ]  # fmt: skip
+        held_out = [{c for c, fold in zip(cases, fold_of, strict=True) if fold == k} for k in range(5)]
+        folds = [{"train": [c for c in cases if c not in val], "val": sorted(val)} for val in held_out]
         write_json(folder / "splits_final.json", folds)
         write_json(folder / "dataset.json", synthetic.description(len(cases)))
     print(f"{len(cases)} cases of {options.people} people in {options.out}; occluded: {', '.join(occluded)}")
