@@ -34,9 +34,10 @@ repro: $(VENV)/.done ## install everything, run every stage that is out of date,
 	quintet sync
 	quintet times
 
-# slipcover costs almost no time; coverage.py costs 40 % on Python 3.11
+# slipcover costs almost no time; coverage.py costs 40 % on Python 3.11. loadfile: a file in one process, so that its fixtures are
+# made once: by default, half of the time goes into making them twice
 test: $(VENV)/.done ## run the tests and print their coverage
-	OMP_NUM_THREADS=1 python $(COVERAGE) -m pytest -n $(JOBS)
+	OMP_NUM_THREADS=1 python $(COVERAGE) -m pytest -n $(JOBS) --dist loadfile
 
 test-slow: $(VENV)/.slow ## run the slow tests: the whole pipeline at a tiny scale, the documented commands, a Ray cluster, a queue, faults
 	python -m pytest -m slow
