@@ -81,7 +81,7 @@ class RidgeImputation(Imputation):
     def _conditional(self, covariance: Tensor, kept: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Which numbers are seen `[K * D]`; the regression on them `[missing, seen]`; the covariance that remains."""
         seen = kept.repeat_interleave(self.hidden)
-        inner = covariance[seen][:, seen] + RIDGE * torch.eye(int(seen.sum()), dtype=covariance.dtype)
+        inner = covariance[seen][:, seen] + RIDGE * torch.eye(int(seen.sum()), dtype=covariance.dtype, device=covariance.device)
         across = covariance[~seen][:, seen]
         gain = torch.linalg.solve(inner, across.T).T
         return seen, gain, covariance[~seen][:, ~seen] - gain @ across.T
