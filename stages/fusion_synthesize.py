@@ -15,7 +15,7 @@ def main(params: Params, out: Path) -> str:
     from quintet.fusion.synthetic import synthesize
 
     synthetic = params.fusion.synthetic
-    synthesize(out, patients=synthetic.patients, seed=synthetic.seed, workers=params.compute.threads or cpu_count())
+    synthesize(out, synthetic, workers=params.compute.threads or cpu_count())
     return f"{synthetic.patients} patients in {out}"
 
 

@@ -42,14 +42,15 @@ def test_all_stages_are_there(stages, make_params):
     sweep_runs = set()
     for study in STUDIES:
         for config, runs in make_params().of(study).sweep_runs().items():
-            together = study in ("landmarks", "breakhis")  # all runs of a configuration in one stage
+            together = study in ("landmarks", "breakhis", "fusion")  # all runs of a configuration in one stage
             runs = [""] if together else ["-" + re.sub("fold|seed", "", run) for run in runs]
             sweep_runs |= {f"{study}_sweep@{config}{run}" for run in runs}
     names = ("synthesize", "prepare", "train", "evaluate", "baselines", "rank")
     every = {f"{study}_{name}" for study in STUDIES for name in names}
     some = {"landmarks_ensembles", "perfusion_ensembles", "fusion_segment", "report"}
+    sweep_runs = sweep_runs - {"fusion_sweep@late"} | {"fusion_encoders"}
     assert set(stages) == sweep_runs | every | some
-    assert len(sweep_runs) == 8 + 14 + 7 + 3 + 4
+    assert len(sweep_runs) == 8 + 14 + 7 + 3 + 13
     assert {script_of(name).name for name in stages} == {path.name for path in (ROOT / "stages").glob("*.py")}
 
 
@@ -107,7 +108,7 @@ def test_an_evaluation_value_trains_nothing_again(stages, study, make_params):
 def test_sweep_outputs_stay_until_they_are_replaced(stages):
     """So that a run whose training did not change is only evaluated again."""
     sweeps = [stage for name, stage in stages.items() if "_sweep@" in name]
-    assert len(sweeps) == 36
+    assert len(sweeps) == 44
     assert all(out.persist for stage in sweeps for out in stage.outs)
 
 

@@ -1,4 +1,4 @@
-"""40 phantoms prepared at 12 voxels, and the parameters that train on them in seconds."""
+"""44 phantoms, some without outcome, prepared at 12 voxels, and the parameters that train on them in seconds."""
 
 import os
 from pathlib import Path
@@ -22,15 +22,33 @@ SMALL = {
     "fusion.training.sampling_steps": 4,
     "fusion.training.diffusion.layers": 1,
     "fusion.training.diffusion.steps": 20,
+    "fusion.training.tokens.epochs": 2,
+    "fusion.training.flow": {
+        "width": 16,
+        "layers": 1,
+        "iterations": 20,
+        "batch_size": 16,
+        "rate": 0.002,
+        "weight_decay": 0.0,
+        "steps": 4,
+    },
     "fusion.evaluation.samples": 2,
+    "fusion.evaluation.draws": 4,
     "fusion.evaluation.ttt.steps": 2,
     "ranking.bootstrap": 100,
     "fusion.configs": {
-        "attention": {"method": "attention", "modality_dropout": 0.3},
-        "diffusion": {"method": "diffusion", "modality_dropout": 0.3},
-        "concat": {"method": "concat", "modality_dropout": 0.3},
-        "late": {"method": "late", "modality_dropout": 0.0},
+        "late": {"method": "late", "encoders": "trained", "modality_dropout": 0.0, "patients": "all"},
+        "attention": {"method": "attention", "encoders": "trained", "modality_dropout": 0.3, "patients": "all"},
+        "diffusion": {"method": "diffusion", "encoders": "trained", "modality_dropout": 0.3, "patients": "all"},
+        "concat": {"method": "concat", "encoders": "trained", "modality_dropout": 0.3, "patients": "all"},
+        **{
+            name: {"method": name, "encoders": "frozen", "modality_dropout": 0.0, "patients": "all"}
+            for name in ("transformer", "mean", "ridge", "gaussian", "flow")
+        },
+        "flow-complete": {"method": "flow", "encoders": "frozen", "modality_dropout": 0.0, "patients": "complete"},
     },
+    "fusion.sweep.configs": ["attention", "diffusion", "concat", "flow"],
+    "fusion.sweep.seeds": [0],
 }
 
 
@@ -41,9 +59,10 @@ def small(make_params, tmp_path, monkeypatch):
 
 
 @pytest.fixture(scope="session")
-def heads(tmp_path_factory) -> Path:
+def heads(values, tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("heads") / "raw"
-    synthesize(folder, patients=40, seed=5, workers=2)
+    drawn = parse(values).fusion.synthetic.model_copy(update={"patients": 44, "unlabelled": 0.1, "seed": 5})
+    synthesize(folder, drawn, workers=2)
     return folder
 
 

@@ -10,7 +10,7 @@ from sklearn.metrics import roc_auc_score
 
 from quintet import results
 from quintet.fusion import comparison
-from quintet.fusion.comparison import BootstrapScores
+from quintet.fusion.comparison import BootstrapScores, compared_pairs
 from quintet.fusion.evaluation.patterns import MAR, MCAR, RECORDED
 from quintet.fusion.evaluation.scores import evaluate, predictions
 from quintet.params import parse
@@ -19,8 +19,12 @@ from tests.conftest import with_changes
 from tests.fusion.conftest import SMALL
 
 PATTERNS = ("pet", "clinical", "pet+clinical", RECORDED, MCAR, MAR)
-NOISE = {"diffusion": 2.0, "diffusion-ttt": 1.0, "late": 0.3, "clinical-only": 6.0}  # of the log odds: late is the best
+# of the log odds: late is the best
+NOISE = {"diffusion": 2.0, "diffusion-ttt": 1.0, "late": 0.3, "flow": 4.5, "clinical-only": 6.0}
 PATIENTS = 120
+COMPLETION = pd.DataFrame(
+    {"missing": [1, 2], "mse": 0.0, "mse_of_training_mean": 1.0, "energy": 0.4, "coverage_80": 0.8, "sd": 0.6}
+)
 
 
 def table_of(config, rng, *, task):
@@ -41,12 +45,12 @@ def table_of(config, rng, *, task):
 
 @pytest.fixture(scope="module", params=["classification", "survival"])
 def evaluated(request, values, tmp_path_factory):
-    """Parameters, run folders and the tables of predictions of three configurations; late has two seeds."""
+    """Parameters, run folders and the tables of predictions of four configurations; all but the baseline have two seeds."""
     folder = tmp_path_factory.mktemp(request.param)
-    sweep = {"fusion.sweep.configs": ["diffusion", "late"], "fusion.sweep.seeds": [0, 1], "fusion.data.task": request.param}
+    sweep = {"fusion.sweep.configs": ["diffusion", "flow"], "fusion.sweep.seeds": [0, 1], "fusion.data.task": request.param}
     params = parse(with_changes(values, SMALL | sweep))
     rng, runs, tables = np.random.default_rng(0), {}, {}
-    for config in ("diffusion", "late", "clinical-only"):
+    for config in ("late", "diffusion", "flow", "clinical-only"):
         runs[config] = [folder / config / f"seed{seed}" for seed in ([0] if config == "clinical-only" else [0, 1])]
         for seed, run in enumerate(runs[config]):
             ranked = [config, "diffusion-ttt"] if config == "diffusion" else [config]
@@ -55,7 +59,10 @@ def evaluated(request, values, tmp_path_factory):
             (run / "evaluation").mkdir(parents=True)
             record.save(run)
             classes = ["no", "yes"] if request.param == "classification" else []
-            metrics = evaluate(own, classes, record=record, out=run / "evaluation", seconds=dict.fromkeys(own, 0.5))
+            details = {"completion": COMPLETION.assign(mse=0.5 + seed)} if config == "flow" else {}
+            metrics = evaluate(
+                own, classes, record=record, out=run / "evaluation", seconds=dict.fromkeys(own, 0.5), details=details
+            )
             (run / "evaluation/metrics.json").write_text(json.dumps(metrics))
             for name, table in own.items():
                 tables.setdefault(name, []).append(table)
@@ -68,7 +75,7 @@ def test_the_true_order_is_found(evaluated):
     classification = params.fusion.data.task == "classification"
     assert ranking.label == f"{'Brier score' if classification else 'concordance index'}, mean over modality subsets"
     assert ranking.lower_is_better == classification
-    assert list(ranking.table["config"]) == ["late", "diffusion-ttt", "diffusion", "clinical-only"]
+    assert list(ranking.table["config"]) == ["late", "diffusion-ttt", "diffusion", "flow", "clinical-only"]
     assert ranking.patients == PATIENTS
     pair = ranking.pairs.set_index(["first", "second"]).loc["late", "clinical-only"]
     assert pair["significant"]
@@ -91,9 +98,17 @@ def test_report_sections(evaluated):
     differences = sections["Diffusion and test-time training"]
     assert list(zip(differences["first"], differences["second"], strict=True)) == [
         ("diffusion-ttt", "diffusion"),
-        ("diffusion", "late"),
+        ("flow", "late"),
     ]
     assert differences[RECORDED][1].startswith("-")
+    completed = sections["Completed tokens"]
+    assert completed["config"].tolist() == ["flow", "flow"]
+    assert completed["mse"].tolist() == [1.0, 1.0]
+    if score == "AUC":
+        missing = sections["By number of missing modalities"].set_index(["config", "missing"])
+        own = [t[t["pattern"].isin(["pet", "clinical"])] for t in tables["late"]]
+        assert missing.loc[("late", 1), "Brier score"] == pytest.approx(np.mean([t["brier"].mean() for t in own]))
+        assert (missing["ECE"] > 0).all()
     adaptation = sections["Effect of test-time training on patients"].set_index("config")
     assert adaptation.loc["diffusion", "adapted"] == 0.75
     loss, sign = ("log_loss", 1) if score == "AUC" else ("concordance", -1)
@@ -116,8 +131,8 @@ def test_intervals_use_the_same_draws_for_all_configurations(evaluated):
     (value, draws), (again, same) = scores.score("late", "pet"), scores.score("copy", "pet")
     assert value == again
     assert np.array_equal(draws, same)
-    few = pd.Index(["p0", "p2"])  # the same class, or nobody with an event
-    value, draws = scores.score("late", "pet", patients=few)
+    scores.complete, scores.found = pd.Index(["p0", "p2"]), {}  # the same class, or nobody with an event
+    value, draws = scores.score("late", "pet", complete=True)
     assert np.isnan(value)
     assert np.isnan(draws).all()
 
@@ -142,8 +157,12 @@ def test_cases_have_no_patient_twice(evaluated):
     assert set(cases["config"]) == {"diffusion", "diffusion-ttt"}
 
 
-def test_diffusion_is_compared_with_each_deterministic_method_with_and_without_adaptation(make_params):
-    asked = [question.text for question in comparison.questions(make_params().fusion)]
-    plain = [f"Is diffusion better than {name}?" for name in ("attention", "concat", "late")]
-    adapted = [f"Is diffusion-ttt better than {name}?" for name in ("attention-ttt", "concat", "late")]
-    assert asked == plain + adapted
+def test_the_flow_is_compared_with_every_rival_on_the_same_tokens(make_params):
+    fusion = make_params().fusion
+    found = compared_pairs(fusion)
+    assert [b for a, b in found if a == "flow"] == ["late", "concat", "transformer", "ridge"]
+    assert [b for a, b in found if a == "flow-complete"] == [
+        "late",
+        *(f"{name}-complete" for name in ("concat", "transformer", "mean", "ridge", "gaussian")),
+    ]
+    assert found[-2:] == [("diffusion", "attention"), ("diffusion-ttt", "attention-ttt")]

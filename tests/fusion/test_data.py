@@ -27,8 +27,9 @@ PATIENTS = 30
 
 @pytest.fixture
 def raw(heads, tmp_path):
-    """A copy of most patients."""
+    """A copy of most patients, all with an outcome, and without the drawn truth."""
     clinical = pd.read_csv(heads / "clinical_data.csv", dtype=str, keep_default_na=False).iloc[:PATIENTS]
+    clinical = clinical.replace({"outcome": {"": "stable"}, "survival_days": {"": "300"}, "event": {"": "1.0"}})
     for patient in clinical["patient"]:
         shutil.copytree(heads / patient, tmp_path / "raw" / patient)
     clinical.to_csv(tmp_path / "raw" / "clinical_data.csv", index=False)
@@ -57,12 +58,13 @@ def test_present_and_missing_modalities(prepared, heads):
     data = load(prepared)
     assert data.volumes.dtype == np.float16
     assert isinstance(data.volumes, np.memmap)
-    assert data.volumes.shape == (40, 3, 12, 12, 12)
+    assert data.volumes.shape == (44, 3, 12, 12, 12)
     assert data.modalities == ["mri_t1ce", "mri_flair", "pet", "clinical"]
-    assert (data.volumes.reshape(40, 3, -1).any(2) == data.present[:, :3]).all()
+    assert (data.volumes.reshape(44, 3, -1).any(2) == data.present[:, :3]).all()
     files = {p: len(list((heads / p).iterdir())) for p in data.table["patient"]}
     assert data.present[:, :3].sum(1).tolist() == list(files.values())
-    assert set(data.table["split"]) == {"train", "valid", "test"}
+    assert set(data.table["split"]) == {"train", "valid", "test", "unlabelled"}
+    assert ((data.table["split"] == "unlabelled") == np.isnan(data.target[:, 0])).all()
     assert data.classes == ["progression", "stable"]
     clinical = pd.read_csv(heads / "clinical_data.csv").set_index("patient").loc[data.table["patient"]]
     features = clinical[["age", "performance", "marker", "sex", "kidney_function"]]
@@ -156,12 +158,30 @@ TABLES = {
 def test_a_patient_without_a_label_is_named(raw, small, kind):
     function, message = TABLES[kind]
     edit(raw, function)
-    assert any(message in text for text in check(raw, small.fusion))
+    refusing = small.fusion.model_copy(update={"data": small.fusion.data.model_copy(update={"unlabelled": "refuse"})})
+    assert any(message in text for text in check(raw, refusing))
     with pytest.raises(InputProblemsError, match="patient_003"):
-        run(raw, small)
-    data, problems = run(raw, small, on_error="skip")
+        run(raw, small, unlabelled="refuse")
+    data, problems = run(raw, small, on_error="skip", unlabelled="refuse")
     assert len(data.table) == PATIENTS - 1
     assert len(problems) == 1
+
+
+@pytest.mark.parametrize("task", ["classification", "survival"])
+def test_patients_without_a_target_are_kept_in_a_part_of_their_own(raw, small, task):
+    """An empty outcome is one that is not known yet; a patient who is not in the table may be a mistake."""
+    edit(
+        raw,
+        lambda t: t.assign(outcome=t["outcome"].where(t.index != 3, ""), survival_days=t["survival_days"].where(t.index != 3)),
+    )
+    data, problems = run(raw, small, task=task)
+    assert not problems
+    assert data.table.loc[data.table["split"] == "unlabelled", "patient"].tolist() == ["patient_003"]
+    assert np.isnan(data.target[data.rows("unlabelled"), 0]).all()
+    assert np.isfinite(data.target[data.table["split"] != "unlabelled"]).all()
+    edit(raw, lambda t: t.drop(index=3))
+    with pytest.raises(InputProblemsError, match="patient_003"):
+        run(raw, small, task=task)
 
 
 def test_a_patient_without_any_modality(raw, small):

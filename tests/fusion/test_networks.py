@@ -6,11 +6,12 @@ import numpy as np
 import pytest
 import torch
 
-from quintet.fusion.model.encoders import ENCODERS, ImageEncoder, RunningNorm
+from quintet.fusion.model.encoders import ENCODERS, ImageEncoder, Reduction, RunningNorm
+from quintet.fusion.model.imputation import RIDGE
 from quintet.fusion.model.methods import METHODS, DiffusionNoise, masked_mean
-from quintet.fusion.model.networks import FusionNet, initial_noise, patient_seeds
+from quintet.fusion.model.networks import FusionNet, initial_noise, patient_seeds, shared_noise
 from quintet.params import FusionConfig
-from quintet.params.fusion import FusionTraining
+from quintet.params.fusion import IMPUTES, FusionTraining
 
 
 def make(method="diffusion", *, target="mean", predicts="sample", schedule="cosine", steps=1000, images=2, outputs=2, hidden=16):
@@ -29,6 +30,8 @@ def make(method="diffusion", *, target="mean", predicts="sample", schedule="cosi
         dropout=0.0,
         recompute=False,
         bank=4,
+        token_size=0,
+        flow={"width": 16, "layers": 1, "iterations": 5, "batch_size": 8, "rate": 0.01, "weight_decay": 0.0},
         diffusion={"target": target, "predicts": predicts, "schedule": schedule, "steps": steps, "layers": 1},
     ).eval()
 
@@ -81,13 +84,13 @@ def test_running_norm_equals_batch_norm_with_the_same_statistics():
 def test_missing_modalities_have_no_influence_and_no_gradient(method):
     net = make(method)
     volumes, clinical, present = batch()
-    start = initial_noise([str(i) for i in range(6)], 3, 16)
+    start = initial_noise([str(i) for i in range(6)], 3, net.noise_size)
 
     def scores():
         return net(tokens_of(net, volumes, clinical, present), present, start, steps=3)
 
     before = scores()
-    assert before.shape == (3 if method == "diffusion" else 1, 6, 2)
+    assert before.shape == (3 if net.noise_size else 1, 6, 2)
     volumes[1, 1], volumes[2, 0], clinical[2] = 7.0, -3.0, 9.0
     torch.testing.assert_close(scores(), before, atol=1e-6, rtol=0)
     volumes.requires_grad_(True)
@@ -102,9 +105,9 @@ def test_other_patients_and_their_order_do_not_matter(method):
     volumes, clinical, present = batch()
     names = [f"p{i}" for i in range(6)]
     tokens = tokens_of(net, volumes, clinical, present)
-    whole = net(tokens, present, initial_noise(names, 2, 16), steps=3)
+    whole = net(tokens, present, initial_noise(names, 2, net.noise_size), steps=3)
     order = [3, 0, 5]
-    some = net(tokens[order], present[order], initial_noise([names[i] for i in order], 2, 16), steps=3)
+    some = net(tokens[order], present[order], initial_noise([names[i] for i in order], 2, net.noise_size), steps=3)
     torch.testing.assert_close(some, whole[:, order], atol=1e-5, rtol=1e-4)
 
 
@@ -112,23 +115,23 @@ def test_seeds_are_the_same_on_every_machine():
     assert patient_seeds(["patient_001", "a", "b"]) == [106232500028325, 30554707826634, 62672547095358]
 
 
-def test_late_is_the_mean_of_the_single_modality_predictions():
+def test_late_is_the_mean_of_the_log_odds_of_single_modalities():
     net = make("late")
     volumes, clinical, present = batch()
     tokens = tokens_of(net, volumes, clinical, present)
     p = net(tokens, present)[0].softmax(-1)
     for row in range(6):
-        single = [net.predict[k](tokens[row, k]).softmax(-1) for k in range(3) if present[row, k]]
-        torch.testing.assert_close(p[row], torch.stack(single).mean(0))
+        single = [net.predict[k](tokens[row, k]).diff() for k in range(3) if present[row, k]]
+        torch.testing.assert_close(p[row].logit()[1:], torch.stack(single).mean(0))
     only = torch.tensor([[True, False, False]])
     torch.testing.assert_close(net(tokens[:1], only)[0].softmax(-1)[0], net.predict[0](tokens[0, 0]).softmax(-1))
 
 
-def test_concat_gets_zeros_for_missing_modalities():
+def test_concat_gets_zeros_for_missing_modalities_and_which_are_present():
     net = make("concat")
     volumes, clinical, present = batch()
     tokens = tokens_of(net, volumes, clinical, torch.ones_like(present))
-    by_hand = net.scores(net.fuse.join((tokens * present[..., None]).reshape(6, -1)))
+    by_hand = net.scores(net.fuse.join(torch.cat([(tokens * present[..., None]).reshape(6, -1), present.float()], 1)))
     torch.testing.assert_close(net(tokens, present)[0], by_hand)
 
 
@@ -153,13 +156,14 @@ def test_schedule_by_its_formula(schedule):
 @pytest.mark.parametrize("predicts", ["noise", "sample"])
 @pytest.mark.parametrize("schedule", ["linear", "cosine"])
 def test_sampler_by_its_formula(schedule, predicts):
-    """DDIM without noise (Song et al. 2021, equation 12), in float64 with a loop."""
+    """DDIM without noise (Song et al. 2021, equation 12), in float64 with a loop. `sample` starts at the last step."""
     net = make(schedule=schedule, predicts=predicts, target="unguarded")
     tokens, present, noise = torch.randn(4, 3, 16), torch.ones(4, 3).bool(), torch.randn(4, 16)
     with torch.no_grad():
         found = net.fuse.sample(tokens, present, noise, steps=5)
         signal, condition, x = closed_form(schedule, 1000), net.fuse.condition(masked_mean(tokens, present)), noise.double()
-        for time in range(800, -1, -200):
+        first = 999 if predicts == "sample" else 800
+        for time in range(first, -1, -200):
             output = net.fuse.denoise(x.float(), torch.full((4,), time), condition).double()
             now, after = signal[time], signal[time - 200] if time >= 200 else 1.0
             x0 = output if predicts == "sample" else (x - np.sqrt(1 - now) * output) / np.sqrt(now)
@@ -234,3 +238,77 @@ def test_gradient_checkpointing_changes_nothing():
     for name, value in plain.encoders.named_buffers():
         assert torch.equal(value, dict(saving.encoders.named_buffers())[name]), name
     assert plain.encoders.images[0].net.bn1.seen == 1
+
+
+def correlated(count=400, seed=0):
+    """Tokens `[N, 3, 1]` whose first two are nearly equal, some of them missing."""
+    torch.manual_seed(seed)
+    first = torch.randn(count, 1)
+    tokens = torch.stack([first, first + 0.3 * torch.randn(count, 1), torch.randn(count, 1)], 1)
+    present = torch.rand(count, 3) < 0.8
+    return tokens * present[..., None], present
+
+
+def imputation(method, **changes):
+    torch.manual_seed(0)
+    flow = {"width": 32, "layers": 2, "iterations": 1000, "batch_size": 128, "rate": 0.005, "weight_decay": 0.0} | changes
+    return METHODS[method](hidden=1, count=3, flow=flow)
+
+
+def completions(method, kept, *, draws=64, **changes):
+    """Of 200 new patients with all tokens."""
+    fuse = imputation(method, **changes)
+    fuse.fit(*correlated())
+    tokens, mask = correlated(200, seed=1)[0], torch.tensor(kept).expand(200, 3)
+    noise = shared_noise(draws, 3).expand(200, -1, -1) if fuse.noise_size else None
+    with torch.no_grad():
+        return tokens, fuse.complete(tokens, mask, noise, steps=8)
+
+
+@pytest.mark.parametrize("method", IMPUTES)
+def test_completions_keep_what_is_known(method):
+    tokens, found = completions(method, [True, False, True], iterations=5)
+    assert found.shape == (64 if imputation(method).noise_size else 1, 200, 3, 1)
+    assert torch.equal(found[:, :, [0, 2]], tokens[:, [0, 2]].expand_as(found[:, :, [0, 2]]))
+
+
+def test_ridge_is_the_regression_on_the_known_tokens():
+    """EM on incomplete tokens finds the covariance of the complete ones."""
+    fuse = imputation("ridge")
+    fuse.fit(*correlated(4000))
+    expected = torch.tensor([[1.0, 1.0, 0.0], [1.0, 1.09, 0.0], [0.0, 0.0, 1.0]])
+    torch.testing.assert_close(fuse.covariance, expected, atol=0.08, rtol=0)
+    tokens, found = completions("ridge", [True, False, True])
+    torch.testing.assert_close(found[0, :, 1], tokens[:, 0] / (1 + RIDGE), atol=0.1, rtol=0.1)
+
+
+@pytest.mark.parametrize("method", ["gaussian", "flow"])
+def test_draws_have_the_conditional_distribution(method):
+    """Given the first token, the second one has its value as mean and an SD of 0.3; given the third alone, an SD of about 1."""
+    tokens, near = completions(method, [True, False, True])
+    present = tokens[:, 0, 0] != 0
+    error = (near[:, :, 1, 0].mean(0) - tokens[:, 0, 0])[present]
+    assert error.abs().mean() < 0.3
+    assert near[:, :, 1, 0].std(0)[present].mean().item() == pytest.approx(0.4, abs=0.15)
+    _, far = completions(method, [False, False, True])
+    assert far[:, :, 1, 0].std(0).mean().item() == pytest.approx(1.0, abs=0.2)
+    assert np.corrcoef(far[:, 0, :2, 0].T)[0, 1] > 0.8  # missing tokens are drawn together
+
+
+def test_a_flow_that_is_fitted_again_is_the_same():
+    first, second = (completions("flow", [True, False, False], iterations=20)[1] for _ in range(2))
+    assert torch.equal(first, second)
+
+
+def test_reduced_tokens_are_principal_components():
+    torch.manual_seed(0)
+    tokens, present = torch.randn(300, 2, 5) @ torch.diag(torch.tensor([5.0, 2, 1, 1, 1])) + 3, torch.rand(300, 2) < 0.7
+    reduce = Reduction(2, 5, 2)
+    reduce.fit(tokens, present)
+    found = reduce(tokens, present)
+    assert (found[~present] == 0).all()
+    for k in range(2):
+        own = found[present[:, k], k]
+        torch.testing.assert_close(own.mean(0), torch.zeros(2), atol=1e-5, rtol=0)
+        torch.testing.assert_close(own.T @ own / len(own), torch.eye(2), atol=1e-4, rtol=0)
+        assert abs(np.corrcoef(own[:, 0], tokens[present[:, k], k, 0])[0, 1]) > 0.99

@@ -135,10 +135,10 @@ def test_columns_that_reveal_the_label(columns, leaks):
 def test_phantoms_in_both_layouts(heads, make_params):
     patients, problems = find_patients(heads, make_params().fusion.data.names, ["mri_t1ce", "mri_flair", "pet"])
     assert not problems
-    assert len(patients) == 40
+    assert len(patients) == 44
     assert {name.split("-")[0].split("_")[0] for name in patients} == {"patient", "BraTS", "Brats20"}
     assert {len(files) for files in patients.values()} >= {2, 3}
     frame = pd.read_csv(heads / "clinical_data.csv")
     assert frame["marker"].isna().any()
     assert 0.2 < frame["event"].mean() < 0.95
-    assert np.isfinite(frame["survival_days"]).all()
+    assert (np.isfinite(frame["survival_days"]) == frame["outcome"].notna()).all()

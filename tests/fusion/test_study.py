@@ -2,24 +2,29 @@
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
 import torch
+import yaml
+from scipy.special import expit
 
 from quintet import experiment, results
 from quintet.errors import InputError
-from quintet.fusion.baselines import fit_clinical_only
+from quintet.fusion.baselines import baselines, fit_clinical_only, oracle
 from quintet.fusion.data.prepare import prepare
 from quintet.fusion.data.prepared import load
 from quintet.fusion.data.segmentation import segment
 from quintet.fusion.evaluation.inference import Model, encode_prepared
 from quintet.fusion.evaluation.patterns import RECORDED
 from quintet.fusion.model.module import mask_modalities
+from quintet.fusion.synthetic import draw_traits, outcome_logit, outcome_probability
 from quintet.params import parse
-from tests.conftest import with_changes
+from quintet.params.fusion import ADAPTS, IMPUTES, SWEEP
+from tests.conftest import ROOT, with_changes
 from tests.fusion.conftest import SMALL
 
 
@@ -100,14 +105,17 @@ def task(request, heads, values, tmp_path_factory):
     return request.param, params, folder / "data"
 
 
-@pytest.mark.parametrize("config", ["attention", "diffusion", "concat", "late"])
-def test_every_method_trains_for_every_task(task, tmp_path, monkeypatch, config):
-    monkeypatch.chdir(tmp_path)
+@pytest.mark.parametrize("config", ["attention", "diffusion", "concat", "transformer", "mean", "ridge", "gaussian", "flow"])
+def test_every_method_trains_for_every_task(task, monkeypatch, config):
     task, params, data = task
-    metrics = experiment.run_sweep_entry("fusion", params, data, Path("run"), config, seed=0)
+    monkeypatch.chdir(data.parent)
+    if not SWEEP.is_dir():
+        experiment.run_sweep_config("fusion", params, data, SWEEP / "late", "late")
+    metrics = experiment.run_sweep_entry("fusion", params, data, SWEEP / config / "seed0", config, seed=0)
     score = "auc" if task == "classification" else "concordance"
     assert f"{score}/{RECORDED}" in metrics
-    assert ("ttt/harm_rate" in metrics) == (config in ("attention", "diffusion"))
+    assert ("ttt/harm_rate" in metrics) == (config in ADAPTS)
+    assert ("completion/2 missing/mse" in metrics) == (config in IMPUTES)
     assert not list(Path(".checkpoints").glob("*"))
 
 
@@ -138,18 +146,18 @@ def test_modality_dropout_never_masks_the_last_modality():
 
 def test_sweep_baselines_and_ranking(make_params, prepared, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    params = make_params(SMALL | {"fusion.sweep.configs": ["diffusion", "late"], "fusion.sweep.seeds": [0, 1]})
+    changes = {"fusion.sweep.configs": ["diffusion", "flow-complete"], "fusion.sweep.seeds": [0, 1], "fusion.training.epochs": 1}
+    params = make_params(SMALL | changes)
     sweep, baselines = Path("runs/fusion/sweep"), Path("runs/fusion/baselines")
-    for config in params.fusion.sweep.configs:
-        for seed in params.fusion.sweep.seeds:
-            experiment.run_sweep_entry("fusion", params, prepared, sweep / config / f"seed{seed}", config, seed=seed)
-    assert list(experiment.run_baselines("fusion", params, prepared, baselines)) == ["clinical-only"]
+    for config in ("late", *params.fusion.sweep.configs):
+        experiment.run_sweep_config("fusion", params, prepared, sweep / config, config)
+    assert list(experiment.run_baselines("fusion", params, prepared, baselines)) == ["clinical-only", "oracle"]
     (sweep / "removed/seed0").mkdir(parents=True)
     ranking = experiment.rank_runs("fusion", params, sweep, baselines, Path("runs/fusion/rank"), Path("reports/ranking"))
     assert not (sweep / "removed").exists()
     assert "patients" in ranking.verdict
     table = pd.read_csv("reports/ranking/ranking.csv").set_index("config")
-    assert set(table.index) == {"diffusion", "diffusion-ttt", "late", "clinical-only"}
+    assert set(table.index) == {"diffusion", "diffusion-ttt", "flow-complete", "late", "clinical-only", "oracle"}
     assert table.loc["diffusion-ttt", "runs"] == 2
     page = Path("reports/ranking/ranking.html").read_text()
     for heading in (
@@ -158,6 +166,8 @@ def test_sweep_baselines_and_ranking(make_params, prepared, tmp_path, monkeypatc
         "Diffusion and test-time training",
         "Effect of test-time training on patients",
         "What each modality adds",
+        "Completed tokens",
+        "By number of missing modalities",
         "Imputed features",
         "Cost",
     ):
@@ -169,14 +179,45 @@ def test_sweep_baselines_and_ranking(make_params, prepared, tmp_path, monkeypatc
 def test_the_clinical_baseline_predicts_class_frequencies_without_clinical_features(prepared):
     data = load(prepared)
     rows = data.rows("test")
-    kept = data.present[rows, -1]
-    kept[:3] = False
-    probabilities = fit_clinical_only(data)(rows, kept)
-    others = data.table[data.table["split"] != "test"]
+    present = data.present[rows]
+    present[:3, -1] = False
+    kept = present[:, -1]
+    probabilities = fit_clinical_only(data)(rows, present)
+    others = data.table[data.table["split"].isin(["train", "valid"])]
     share = (others["label"] == "stable").mean()
     assert probabilities[:3, 1] == pytest.approx(np.full(3, share))
     assert probabilities[kept, 1].std() > 0.01
     assert probabilities.sum(1) == pytest.approx(np.ones(len(rows)))
+
+
+def test_the_oracle_has_the_drawn_probability_of_each_set_of_modalities(prepared, small):
+    data = load(prepared)
+    rows = data.rows("test")
+    kept = np.tile([True, False, True, False], (len(rows), 1))
+    found = oracle(data, data.truth)(rows, kept)
+    expected = data.truth.loc[data.table["patient"].iloc[rows], "mri_t1ce+pet"]
+    assert found[:, data.classes.index("progression")] == pytest.approx(expected)
+    assert found.sum(1) == pytest.approx(np.ones(len(rows)))
+    turned = replace(data, modalities=["pet", "mri_t1ce"])  # in another order
+    assert oracle(turned, data.truth)(rows, np.ones((len(rows), 2), bool)) == pytest.approx(found)
+    assert list(baselines(replace(data, modalities=["pet", "dti"]), small.fusion)) == ["clinical-only"]
+
+
+def test_the_drawn_probability_is_that_of_the_outcome():
+    """Calibrated in the large, better with more modalities, and the outcome's own probability when all are known."""
+    drawn = parse(yaml.safe_load((ROOT / "params.yaml").read_text())).fusion.synthetic
+    rng = np.random.default_rng(0)
+    traits = draw_traits(4000, drawn.phenotypes, rng)
+    assert traits.std(0) == pytest.approx(np.ones(4), abs=0.05)
+    exact = expit(outcome_logit(traits, drawn.interaction))
+    outcome = rng.random(4000) < exact
+    briers = []
+    for known in ([3], [0, 3], [0, 2, 3], [0, 1, 2, 3]):
+        p = outcome_probability(traits, known, drawn, rng)
+        assert p.mean() == pytest.approx(outcome.mean(), abs=0.03)
+        briers.append(np.mean((p - outcome) ** 2))
+    assert briers == sorted(briers, reverse=True)
+    assert p == pytest.approx(exact)
 
 
 def test_predictions_do_not_depend_on_the_other_patients(trained, prepared):

@@ -83,7 +83,7 @@ def test_a_bad_table_is_named_with_its_row(tmp_path, text, message):
 def with_features(heads, tmp_path_factory) -> Path:
     """The phantoms' folder with two tables: `dti` for every second patient, `dsc` for all, and a patient without images."""
     raw = tmp_path_factory.mktemp("vectors") / "raw"
-    shutil.copytree(heads, raw)
+    shutil.copytree(heads, raw, ignore=shutil.ignore_patterns("truth.csv"))
     clinical = pd.read_csv(raw / "clinical_data.csv", dtype=str)
     clinical = pd.concat([clinical, clinical.iloc[[0]].assign(patient="table_only")])
     clinical.to_csv(raw / "clinical_data.csv", index=False)

@@ -1,7 +1,9 @@
-"""A baseline that a network must beat: the clinical features alone, in a regularised linear model. For patients without clinical
-features it predicts the class frequencies of the training data."""
+"""The floor and the ceiling of the table. Floor: the clinical features alone, in a regularised linear model; for patients without
+clinical features it predicts the class frequencies of the training data. Ceiling, for drawn patients: what the drawn truth allows
+from each set of modalities."""
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -22,29 +24,56 @@ from quintet.study import Baseline
 
 PENALTIES = (0.003, 0.03, 0.3)
 Floats = NDArray[np.float64]
+# P patients' rows `[P]` and the modalities that are kept `[P, K]` -> probabilities `[P, classes]` or log hazards `[P, 1]`
+Predict = Callable[[NDArray[np.int64], NDArray[np.bool_]], Floats]
+FLOOR, CEILING = BASELINES
+DRAWN_CLASS = "progression"  # the class that truth.csv has the probability of
 
 
 def baselines(data: Prepared, params: Fusion) -> dict[str, Baseline]:
-    (name,) = BASELINES
-    missing = params.evaluation.test_missing
+    missing, rows = params.evaluation.test_missing, data.rows("test")
 
-    def evaluate_clinical_only(out: Path, record: Record) -> dict[str, float]:
-        rows, predict = data.rows("test"), fit_clinical_only(data)
-        parts = [
-            prepared_predictions(name, pattern, data, rows[chosen], kept, predict(rows[chosen], kept[:, -1]))
-            for pattern, chosen, kept in prepared_patterns(data, rows, missing=missing)
-        ]
-        return evaluate({name: pd.concat(parts, ignore_index=True)}, data.classes, record=record, out=out)
+    def baseline(name: str, fit: Callable[[], Predict]) -> Baseline:
+        def evaluate_baseline(out: Path, record: Record) -> dict[str, float]:
+            predict = fit()
+            parts = [
+                prepared_predictions(name, pattern, data, rows[chosen], kept, predict(rows[chosen], kept))
+                for pattern, chosen, kept in prepared_patterns(data, rows, missing=missing)
+            ]
+            return evaluate({name: pd.concat(parts, ignore_index=True)}, data.classes, record=record, out=out)
 
-    return {name: Baseline({"test_missing": missing}, {}, evaluate_clinical_only)}
+        return Baseline({"test_missing": missing}, {}, evaluate_baseline)
+
+    found = {FLOOR: baseline(FLOOR, lambda: fit_clinical_only(data))}
+    if data.truth is not None and DRAWN_CLASS in data.classes and set(data.modalities) <= set(drawn_modalities(data.truth)):
+        found[CEILING] = baseline(CEILING, partial(oracle, data, data.truth))
+    return found
 
 
-def fit_clinical_only(data: Prepared) -> Callable[[NDArray[np.int64], NDArray[np.bool_]], Floats]:
-    """Fit logistic or Cox regression; penalties are chosen on training (cross-validation) or validation patients.
+def drawn_modalities(truth: pd.DataFrame) -> list[str]:
+    """The modalities that truth.csv knows, in the order of its columns' names."""
+    return max((str(name).split("+") for name in truth), key=len)
 
-    Returns a function of P patients' rows and whether their clinical features are kept (both `[P]`), whose result is
-    probabilities `[P, classes]` or log hazards `[P, 1]`.
-    """
+
+def oracle(data: Prepared, truth: pd.DataFrame) -> Predict:
+    """The probabilities that the drawn truth gives from the modalities that are kept."""
+    own, patients, order = data.classes.index(DRAWN_CLASS), data.table["patient"].to_numpy(), drawn_modalities(truth)
+    places = [order.index(name) for name in data.modalities]
+
+    def column(kept: NDArray[np.bool_]) -> str:
+        return "+".join(order[place] for place in sorted(p for p, k in zip(places, kept, strict=True) if k))
+
+    def probabilities(rows: NDArray[np.int64], kept: NDArray[np.bool_]) -> Floats:
+        values = np.zeros((len(rows), len(data.classes)))
+        values[:, own] = [truth.at[patients[row], column(k)] for row, k in zip(rows, kept, strict=True)]
+        values[:, 1 - own] = 1 - values[:, own]
+        return values
+
+    return probabilities
+
+
+def fit_clinical_only(data: Prepared) -> Predict:
+    """Fit logistic or Cox regression; penalties are chosen on training (cross-validation) or validation patients."""
     fit = np.concatenate([data.rows("train"), data.rows("valid")])
     fit = fit[data.present[fit, -1]]
     x, target = data.clinical.astype(float), data.target
@@ -59,7 +88,8 @@ def fit_clinical_only(data: Prepared) -> Callable[[NDArray[np.int64], NDArray[np
         def probabilities(rows: NDArray[np.int64], kept: NDArray[np.bool_]) -> Floats:
             values = np.tile(frequencies, (len(rows), 1))
             if usable:
-                values[np.ix_(kept, model.classes_.astype(int))] = model.predict_proba(x[rows])[kept]
+                known = kept[:, -1]
+                values[np.ix_(known, model.classes_.astype(int))] = model.predict_proba(x[rows])[known]
             return values
 
         return probabilities
@@ -70,7 +100,7 @@ def fit_clinical_only(data: Prepared) -> Callable[[NDArray[np.int64], NDArray[np
         weights = min(fits, key=lambda w: _cox_loss(x, target, valid, w))
 
     def log_hazards(rows: NDArray[np.int64], kept: NDArray[np.bool_]) -> Floats:
-        return np.where(kept, x[rows] @ weights, 0.0)[:, None]
+        return np.where(kept[:, -1], x[rows] @ weights, 0.0)[:, None]
 
     return log_hazards
 

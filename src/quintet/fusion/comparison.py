@@ -12,12 +12,12 @@ from numpy.typing import NDArray
 from quintet import ranking
 from quintet.comparison import Runs, evaluation_metrics, read_all_cases, select_columns, training_metrics
 from quintet.fusion.evaluation.patterns import MAR, MCAR, NOT_SUBSETS, RECORDED
-from quintet.fusion.evaluation.scores import CLASSIFICATION, SURVIVAL, shapley
+from quintet.fusion.evaluation.scores import CLASSIFICATION, SURVIVAL, calibration_error, shapley
 from quintet.fusion.metrics import auc_or_concordance_of, comparable_pairs, scores_and_target
 from quintet.pages import Section
 from quintet.params import Fusion, Params
-from quintet.params.fusion import ADAPTS, BASELINES, TTT
-from quintet.ranking import JACKKNIFE, Question, Ranking, is_better
+from quintet.params.fusion import ADAPTS, BASELINES, LATE, TTT
+from quintet.ranking import JACKKNIFE, Ranking, is_better
 from quintet.resampling import bootstrap_concordance, bootstrap_weights, percentile_interval
 
 COSTS = {
@@ -34,11 +34,11 @@ Floats = NDArray[np.float64]
 def ranked_configs(params: Fusion) -> dict[str, str]:
     """Each row of the ranking -> the trained configuration (or baseline) that it comes from."""
     rows = {}
-    for name in params.sweep.configs:
+    for name in params.sweep_runs():
         rows[name] = name
         if params.configs[name].method in ADAPTS:
             rows[name + TTT] = name
-    return rows | {name: name for name in BASELINES}
+    return rows
 
 
 def rank(params: Params, runs: Runs) -> Ranking:
@@ -51,24 +51,34 @@ def rank(params: Params, runs: Runs) -> Ranking:
         bounds=(0, 1),
         alpha=params.ranking.alpha,
         bootstrap=params.ranking.bootstrap,
-        deterministic=BASELINES,
+        deterministic=[name for name in BASELINES if name in runs],
+        floor=BASELINES[0],
+        ceiling=BASELINES[1],
         same_run_as=ranked_configs(params.fusion),
-        questions=questions(params.fusion),
+        questions=[is_better(first, second) for first, second in compared_pairs(params.fusion)],
         note="" if classification else JACKKNIFE,
     )
 
 
-def questions(params: Fusion) -> list[Question]:
-    """Is diffusion better than each deterministic method, without and with adaptation (of those that adapt)?"""
-    methods = {name: params.configs[name].method for name in params.sweep.configs}
-    pairs = [(d, other) for d, own in methods.items() if own == "diffusion" for other, m in methods.items() if m != "diffusion"]
-    adapted = [(d + TTT, other + TTT * (methods[other] in ADAPTS)) for d, other in pairs]
-    return [is_better(first, second) for first, second in pairs + adapted]
+def compared_pairs(params: Fusion) -> list[tuple[str, str]]:
+    """The planned comparisons: is the flow better than late fusion and every other method on the same tokens, (a) with modalities
+    missing as in training and (b) with sets that training has never seen? Is the published diffusion better than
+    attention, without and with adaptation?"""
+    configs = {name: params.configs[name] for name in params.sweep_runs()}
+    pairs = []
+    for first, flow in configs.items():
+        if flow.method == "flow":
+            rivals = [n for n, c in configs.items() if c.patients == flow.patients and c.encoders == "frozen" and n != first]
+            pairs += [(first, other) for other in [LATE, *rivals]]
+    published = {c.method: n for n, c in configs.items() if c.method in ADAPTS}
+    if len(published) == len(ADAPTS):
+        pairs += [(published["diffusion"] + end, published["attention"] + end) for end in ("", TTT)]
+    return pairs
 
 
 def report_sections(params: Fusion, table: Ranking, runs: Runs) -> list[Section]:
     order = [str(name) for name in table.table["config"]]
-    source, configs = ranked_configs(params), params.sweep.configs
+    source, configs = ranked_configs(params) | {name: name for name in BASELINES}, list(params.sweep_runs())
     scores = BootstrapScores({name: _predictions(runs[source[name]], name) for name in order})
     costs = training_metrics(runs, configs).join(evaluation_metrics(runs, configs).filter(like="seconds"))
     score = "AUC" if params.data.task == "classification" else "concordance index"
@@ -78,6 +88,8 @@ def report_sections(params: Fusion, table: Ranking, runs: Runs) -> list[Section]
         Section("Diffusion and test-time training", DIFFERENCES.format(score=score), _differences(scores, order, source, params)),
         Section("Effect of test-time training on patients", ADAPTATION, _adaptation(runs, params)),
         Section("What each modality adds", SHAPLEY.format(score=score), _shapley(scores, order)),
+        Section("Completed tokens", COMPLETION, _completion(runs, params)),
+        Section("By number of missing modalities", MISSING, _by_missing(runs, source, order)),
         Section("Imputed features", IMPUTATION, _imputation(runs, params)),
         Section("Cost", "On this machine; a prediction is one patient with one set of modalities.", select_columns(costs, COSTS)),
     ]
@@ -105,10 +117,17 @@ class BootstrapScores:
         self.complete = pd.Index(first.loc[first["pattern"] == self.all_modalities, "patient"])  # patients with all modalities
         recorded = first[first["pattern"] == RECORDED].set_index("patient")
         strata = recorded["target"] if len(self.columns) > 1 else recorded["event"]
+        self.found: dict[tuple[str, str, bool], tuple[float, Floats]] = {}
         self.weights = pd.DataFrame(bootstrap_weights(recorded.index, strata).T, index=recorded.index)
 
-    def score(self, config: str, pattern: str, *, patients: pd.Index | None = None) -> tuple[float, Floats]:
-        """The value and that of each draw; NaN if no pair of patients is comparable."""
+    def score(self, config: str, pattern: str, *, complete: bool = False) -> tuple[float, Floats]:
+        """The value and that of each draw, of all patients or of those with all modalities; NaN if no pair is comparable."""
+        key = config, pattern, complete
+        if key not in self.found:
+            self.found[key] = self._score(config, pattern, self.complete if complete else None)
+        return self.found[key]
+
+    def _score(self, config: str, pattern: str, patients: pd.Index | None) -> tuple[float, Floats]:
         values, draws = [], []
         for table in self.predictions[config]:
             rows = table[table["pattern"] == pattern]
@@ -161,12 +180,12 @@ modality on these patients (an optimistic choice). difference: the score from al
 
 def _best_single(scores: BootstrapScores, order: list[str]) -> pd.DataFrame:
     candidates = [(config, modality) for config in order for modality in scores.modalities]
-    found = {pair: scores.score(*pair, patients=scores.complete) for pair in candidates}
+    found = {pair: scores.score(*pair, complete=True) for pair in candidates}
     config, modality = max(candidates, key=lambda pair: np.nan_to_num(found[pair][0]))
     best, best_draws = found[config, modality]
     rows = []
     for name in order:
-        value, draws = scores.score(name, scores.all_modalities, patients=scores.complete)
+        value, draws = scores.score(name, scores.all_modalities, complete=True)
         rows.append(
             {
                 "config": name,
@@ -183,10 +202,9 @@ over the subsets. If an interval contains zero, neither benefit nor harm was sho
 
 
 def _differences(scores: BootstrapScores, order: list[str], source: Mapping[str, str], params: Fusion) -> pd.DataFrame:
-    trained = [name for name in order if name in params.sweep.configs]
+    trained = [name for name in order if name in params.sweep_runs()]
     pairs = [(name, source[name]) for name in order if name.endswith(TTT)]
-    diffusion = [name for name in trained if params.configs[name].method == "diffusion"]
-    pairs += [(name, other) for name in diffusion for other in trained if params.configs[other].method != "diffusion"]
+    pairs += [pair for pair in compared_pairs(params) if set(pair) <= set(trained)]
     rows = []
     for first, second in pairs:
         row = {"first": first, "second": second}
@@ -226,9 +244,46 @@ def _shapley(scores: BootstrapScores, order: list[str]) -> pd.DataFrame:
         value = {frozenset[str](): 0.5}
         for size in range(1, len(scores.modalities) + 1):
             for chosen in combinations(scores.modalities, size):
-                value[frozenset(chosen)] = scores.score(config, "+".join(chosen), patients=scores.complete)[0]
+                value[frozenset(chosen)] = scores.score(config, "+".join(chosen), complete=True)[0]
         rows.append({"config": config, **shapley(value, scores.modalities)})
     return pd.DataFrame(rows)
+
+
+COMPLETION = """Missing tokens, completed from the others, on the test patients who have every modality: mean over all sets of
+modalities and over seeds. mse: of the mean of the draws (training mean: of the mean over training patients), energy: the energy
+score (Gneiting and Raftery 2007), both lower is better; covered: the share of tokens in their 80 % interval; SD: of the draws."""
+
+
+def _completion(runs: Runs, params: Fusion) -> pd.DataFrame:
+    columns = {"mse": "mse", "mse_of_training_mean": "training mean", "energy": "energy", "coverage_80": "covered", "sd": "SD"}
+    rows = []
+    for name in params.sweep.configs:
+        files = [run / "evaluation" / "completion.csv" for run in runs[name]]
+        if all(file.is_file() for file in files):
+            means = pd.concat([pd.read_csv(file) for file in files]).groupby("missing").mean().reset_index()
+            rows.append(means.rename(columns=columns).assign(config=name))
+    if not rows:
+        return pd.DataFrame()
+    table = pd.concat(rows, ignore_index=True)
+    return table[["config", "missing", *[c for c in columns.values() if c in table]]]
+
+
+MISSING = """Mean over the sets of modalities with so many missing, and over seeds; of the patients who have all of a set. ECE:
+expected calibration error in 10 bins; spread: SD of the predicted probabilities between draws, where a method draws."""
+
+
+def _by_missing(runs: Runs, source: Mapping[str, str], order: list[str]) -> pd.DataFrame:
+    rows = []
+    for config in order:
+        for table in _predictions(runs[source[config]], config):
+            columns = [c for c in table if c.startswith("probability/")]
+            subsets = table[~table["pattern"].isin(NOT_SUBSETS)]
+            most = subsets["pattern"].str.count(r"\+").max()
+            for pattern, own in subsets.groupby("pattern", sort=False) if columns else ():
+                values = {"Brier score": own[CLASSIFICATION].mean(), "ECE": calibration_error(own, columns)}
+                missing = most - str(pattern).count("+")
+                rows.append({"config": config, "missing": missing, **values, "spread": own["spread"].mean()})
+    return pd.DataFrame(rows).groupby(["config", "missing"], sort=False).mean().reset_index() if rows else pd.DataFrame()
 
 
 IMPUTATION = """Features of a modality that a patient has, predicted from the patient's other modalities: decoded from the fused

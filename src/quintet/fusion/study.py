@@ -39,7 +39,8 @@ def load_data(folder: Path) -> "Prepared":
 
 
 def training_inputs(config: FusionConfig, params: Fusion, seed: int) -> dict[str, Path]:
-    return {}
+    start = config.start(seed)
+    return {"encoders": start / "model" / "model.pt"} if start else {}
 
 
 def train(data: "Prepared", config: FusionConfig, params: Fusion, compute: Compute, record: Record) -> "TrainedModel":

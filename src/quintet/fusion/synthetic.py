@@ -1,15 +1,21 @@
 """Synthetic patients: head phantoms with a lesion, in three file naming schemes, and a clinical table with missing values.
 
 A patient has four traits that decide the outcome together. Each modality shows one of them: the enhancing rim (MRI t1ce), the
-oedema (FLAIR), the uptake (PET), and a clinical score (age, performance, a marker). The traits are correlated, so that one
-modality carries a little information about the others, and every image shows where the lesion is. Survival is exponential
-with a hazard that grows with the same score (Bender et al. 2005, doi:10.1002/sim.2059), censored by an end of follow-up.
+oedema (FLAIR), the uptake (PET), and a clinical score (age, performance, a marker). Every image shows where the lesion is.
+
+There are three phenotypes, between which a share `phenotypes` of each trait's variance lies; within one, traits are independent.
+At 0.78, one trait explains on average 40 % of another's variance (a straight line 24 %), and given one trait, another has several
+bumps. The log odds of the outcome are EFFECT times the sum of the traits, plus `interaction` times (rim x uptake - oedema x
+clinical). Survival is exponential with a hazard that grows with the same score (Bender et al. 2005, doi:10.1002/sim.2059),
+censored by an end of follow-up. A share `unlabelled` of the patients has no outcome yet.
 
 Modalities are missing completely at random, and depending on the clinical features: patients with failing kidneys get no contrast
 agent, and PET is rarer in old patients.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import combinations
 from pathlib import Path
 
 import nibabel as nib
@@ -18,13 +24,20 @@ import pandas as pd
 from joblib import Parallel, delayed
 from numpy.typing import NDArray
 from scipy.ndimage import gaussian_filter
+from scipy.special import expit, softmax
 
 from quintet.files import atomic_folder
 from quintet.imaging.volumes import Grid, write_nifti
+from quintet.params.fusion import FusionSynthetic
 
 Floats = NDArray[np.float32]
-CORRELATION = 0.15  # of the traits
-EFFECT = 2.0  # of each trait on the log odds of the outcome
+Doubles = NDArray[np.float64]
+MODALITIES = ("mri_t1ce", "mri_flair", "pet", "clinical")
+TRAITS = ("rim", "oedema", "uptake", "clinical")  # behind each of them
+# means of the traits in each phenotype, standardised below
+CENTRES = np.array([[-1.0, -1.0, -1.0, -1.0], [1.2, -0.4, 1.2, 0.2], [-0.2, 1.4, -0.2, 0.8]])
+CENTRES = (CENTRES - CENTRES.mean(0)) / CENTRES.std(0)
+EFFECT = 0.5  # of each trait on the log odds of the outcome
 SPACING_MM = {
     "mri_t1ce": (4.0, 5.0),
     "mri_flair": (4.5, 6.0),
@@ -56,24 +69,66 @@ class Patient:
         return 17 + 2.5 * self.oedema * 0.3
 
 
-def synthesize(out: Path, *, patients: int, seed: int, workers: int) -> None:
-    """Write one folder per patient and clinical_data.csv to `out`, whole or not at all."""
-    rng = np.random.default_rng(seed)
-    table, available = _clinical(patients, rng)
+def synthesize(out: Path, params: FusionSynthetic, *, workers: int) -> None:
+    """Write one folder per patient, clinical_data.csv and truth.csv to `out`, whole or not at all.
+
+    truth.csv has the probability of progression given the traits behind each set of modalities (one column per set)."""
+    traits = draw_traits(params.patients, params.phenotypes, np.random.default_rng([params.seed, 0]))
+    table, available = _clinical(traits, params, np.random.default_rng([params.seed, 1]))
+    images = [dict(zip(TRAITS, row, strict=True)) for row in traits.tolist()]
     with atomic_folder(out) as folder:
         Parallel(n_jobs=workers)(
-            delayed(_write_patient)(folder, _make_patient(row, np.random.default_rng([seed, i])), images, i, seed)
-            for i, (row, images) in enumerate(zip(table.to_dict("records"), available, strict=True))
+            delayed(_write_patient)(
+                folder, _make_patient(name, drawn, np.random.default_rng([params.seed, 2, i])), flags, i, params.seed
+            )
+            for i, (name, drawn, flags) in enumerate(zip(table["patient"], images, available, strict=True))
         )
-        table.drop(columns=["rim", "oedema", "uptake"]).to_csv(folder / "clinical_data.csv", index=False)
+        table.to_csv(folder / "clinical_data.csv", index=False)
+        _truth(traits, params, np.random.default_rng([params.seed, 3])).set_index(table["patient"]).round(5).to_csv(
+            folder / "truth.csv"
+        )
 
 
-def _clinical(count: int, rng: np.random.Generator) -> tuple[pd.DataFrame, list[dict[str, bool]]]:
-    """The table with missing values (and the traits that images show), and which images each patient has."""
-    common = rng.normal(size=(count, 1))
-    rim, oedema, uptake, clinical = (np.sqrt(CORRELATION) * common + np.sqrt(1 - CORRELATION) * rng.normal(size=(count, 4))).T
-    score = rim + oedema + uptake + clinical
-    outcome = rng.random(count) < 1 / (1 + np.exp(-EFFECT * score))
+def draw_traits(count: int, phenotypes: float, rng: np.random.Generator) -> Doubles:
+    """Traits `[count, 4]`, each with mean 0 and variance 1, of which a share `phenotypes` lies between phenotypes."""
+    centres = CENTRES[rng.integers(len(CENTRES), size=count)]
+    return np.asarray(np.sqrt(phenotypes) * centres + np.sqrt(1 - phenotypes) * rng.normal(size=centres.shape))
+
+
+def outcome_logit(traits: Doubles, interaction: float) -> Doubles:
+    """`[..., 4]` -> the log odds of progression `[...]`."""
+    rim, oedema, uptake, clinical = np.moveaxis(traits, -1, 0)
+    return np.asarray(EFFECT * traits.sum(-1) + interaction * (rim * uptake - oedema * clinical))
+
+
+def outcome_probability(
+    traits: Doubles, known: Sequence[int], params: FusionSynthetic, rng: np.random.Generator, *, draws: int = 400
+) -> Doubles:
+    """The probability of progression `[P]` given the `known` columns of `traits` `[P, 4]`: the mean over draws of the others (the
+    ceiling of every method that sees these modalities alone)."""
+    known, between, within = list(known), np.sqrt(params.phenotypes), 1 - params.phenotypes
+    distance = np.square(traits[:, None, known] - between * CENTRES[None][:, :, known]).sum(-1)
+    posterior = softmax(-distance / (2 * within), axis=1)
+    total = np.zeros(len(traits))
+    for _ in range(draws):
+        phenotype = (posterior.cumsum(1) < rng.random((len(traits), 1))).sum(1).clip(max=len(CENTRES) - 1)
+        filled = between * CENTRES[phenotype] + np.sqrt(within) * rng.normal(size=traits.shape)
+        filled[:, known] = traits[:, known]
+        total += expit(outcome_logit(filled, params.interaction))
+    return total / draws
+
+
+def _truth(traits: Doubles, params: FusionSynthetic, rng: np.random.Generator) -> pd.DataFrame:
+    subsets = [known for size in range(1, 5) for known in combinations(range(4), size)]
+    names = ["+".join(MODALITIES[k] for k in known) for known in subsets]
+    return pd.DataFrame({name: outcome_probability(traits, k, params, rng) for name, k in zip(names, subsets, strict=True)})
+
+
+def _clinical(traits: Doubles, params: FusionSynthetic, rng: np.random.Generator) -> tuple[pd.DataFrame, list[dict[str, bool]]]:
+    """The table with missing values, and which images each patient has."""
+    count, clinical = len(traits), traits[:, TRAITS.index("clinical")]
+    score = outcome_logit(traits, params.interaction)
+    outcome = rng.random(count) < expit(score)
     died = rng.exponential(HALF_LIFE_DAYS / np.log(2) * np.exp(-0.55 * score))
     left = np.minimum(rng.uniform(200, 2 * CENSORED_DAYS, count), CENSORED_DAYS)
     age = np.clip(58 + 9 * clinical + rng.normal(0, 4, count), 18, 95)
@@ -92,11 +147,9 @@ def _clinical(count: int, rng: np.random.Generator) -> tuple[pd.DataFrame, list[
             "outcome": np.where(outcome, "progression", "stable"),
             "survival_days": np.minimum(died, left).round().clip(1),
             "event": (died <= left).astype(int),
-            "rim": rim,
-            "oedema": oedema,
-            "uptake": uptake,
         }
     )
+    table.loc[rng.random(count) < params.unlabelled, ["outcome", "survival_days", "event"]] = np.nan
     # no contrast agent for failing kidneys, PET rarer in old patients; the rest at random
     missing = {
         "mri_t1ce": rng.random(count) < np.where(kidneys < 60, 0.6, 0.05),
@@ -112,14 +165,14 @@ def _clinical(count: int, rng: np.random.Generator) -> tuple[pd.DataFrame, list[
     return table, [{name: not bool(flags[i]) for name, flags in missing.items()} for i in range(count)]
 
 
-def _make_patient(row: dict[str, float], rng: np.random.Generator) -> Patient:
+def _make_patient(name: str, traits: dict[str, float], rng: np.random.Generator) -> Patient:
     head = np.array([68.0, 84.0, 70.0]) * rng.uniform(0.94, 1.06, 3)
     direction = rng.normal(size=3)
     return Patient(
-        str(row["patient"]),
-        row["rim"],
-        row["oedema"],
-        row["uptake"],
+        name,
+        traits["rim"],
+        traits["oedema"],
+        traits["uptake"],
         head,
         head * 0.42 * direction / np.linalg.norm(direction) * rng.uniform(0.5, 1),
     )

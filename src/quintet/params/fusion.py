@@ -1,5 +1,6 @@
 """Parameters of the multimodal fusion study."""
 
+from pathlib import Path
 from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
@@ -20,14 +21,20 @@ from quintet.params.common import (
 )
 
 CLINICAL = "clinical"  # the clinical features, as a modality beside the imaging ones
-BASELINES = ("clinical-only",)
+BASELINES = ("clinical-only", "oracle")
 ADAPTS = ("attention", "diffusion")  # the methods whose losses test-time training can minimise
+LATE = "late"
+IMPUTES = ("mean", "ridge", "gaussian", "flow")  # the methods that complete the tokens of a patient (model/imputation.py)
+SWEEP = Path("runs/fusion/sweep")
 TTT = "-ttt"  # suffix of a configuration with test-time training: the same trained weights
 Task = Literal["total", "total_mr", "brain_structures", "none"]
 
 
 class FusionSynthetic(Section):
     patients: Annotated[int, Field(ge=40)]
+    unlabelled: Fraction
+    phenotypes: Annotated[float, Field(ge=0, lt=1)]
+    interaction: NonNegative
     seed: Seed
 
 
@@ -49,6 +56,7 @@ class FusionData(Section):
     tables: Annotated[list[str], Field(min_length=1)]
     columns: FusionColumns
     drop: list[str]
+    unlabelled: Literal["keep", "refuse"]
     task: Literal["classification", "survival"]
     skull_strip: bool
     size: Annotated[int, Field(ge=8, le=256)]
@@ -106,6 +114,28 @@ class FusionDiffusion(Section):
     layers: PositiveInt
 
 
+class FusionFlow(Section):
+    width: PositiveInt
+    layers: PositiveInt
+    iterations: PositiveInt
+    batch_size: PositiveInt
+    rate: Positive
+    weight_decay: NonNegative
+    steps: PositiveInt
+
+
+class FusionTokens(Section):
+    """The training on frozen tokens, in place of the values of the same name."""
+
+    size: PositiveInt
+    predictor_units: list[PositiveInt]
+    dropout: Annotated[float, Field(ge=0, lt=1)]
+    epochs: PositiveInt
+    batch_size: Annotated[int, Field(ge=2)]
+    rate: Positive
+    weight_decay: NonNegative
+
+
 class FusionLossWeights(Section):
     prediction: Positive
     diffusion: NonNegative
@@ -114,10 +144,27 @@ class FusionLossWeights(Section):
 
 
 class FusionConfig(Configuration):
-    """How modalities are joined, and the share of them that is masked in training."""
+    """How modalities are joined. `encoders`: frozen (those of late fusion, trained before) or trained together with the fusion;
+    `modality_dropout`: the share of modalities masked in training; `patients`: all, or those with every modality."""
 
-    method: Literal["attention", "diffusion", "concat", "late"]
+    method: Literal["attention", "diffusion", "concat", "late", "transformer", "mean", "ridge", "gaussian", "flow"]
+    encoders: Literal["frozen", "trained"]
     modality_dropout: Annotated[float, Field(ge=0, lt=1)]
+    patients: Literal["all", "complete"]
+
+    @model_validator(mode="after")
+    def check_encoders(self) -> "FusionConfig":
+        if self.method == LATE and self.encoders == "frozen":
+            raise ValueError(f"method={LATE} trains the encoders that the others freeze; set encoders: trained")
+        if self.method in (*IMPUTES, "transformer") and self.encoders == "trained":
+            raise ValueError(f"method={self.method} needs tokens that stay the same; set encoders: frozen")
+        if self.method in ADAPTS and self.encoders == "frozen":
+            raise ValueError(f"method={self.method} trains its encoders by its own losses; set encoders: trained")
+        return self
+
+    def start(self, seed: int) -> Path | None:
+        """The run whose encoders are used; None: own ones are trained."""
+        return SWEEP / LATE / f"seed{seed}" if self.encoders == "frozen" else None
 
 
 class FusionTraining(AdamCosine):
@@ -131,6 +178,8 @@ class FusionTraining(AdamCosine):
     dropout: Annotated[float, Field(ge=0, lt=1)]
     recompute: bool
     diffusion: FusionDiffusion
+    tokens: FusionTokens
+    flow: FusionFlow
     sampling_steps: PositiveInt
     loss_weights: FusionLossWeights
     temperature: Positive
@@ -147,6 +196,10 @@ class FusionTraining(AdamCosine):
             raise ValueError(f"sampling_steps={self.sampling_steps}: the diffusion has {self.diffusion.steps} steps")
         return self
 
+    def on_tokens(self) -> "FusionTraining":
+        """The values for training on frozen tokens."""
+        return self.model_copy(update=self.tokens.model_dump(exclude={"size"}))
+
 
 class FusionTtt(Section):
     steps: NonNegativeInt
@@ -156,6 +209,7 @@ class FusionTtt(Section):
 
 class FusionEvaluation(Section):
     samples: PositiveInt
+    draws: PositiveInt
     ttt: FusionTtt
     test_missing: Annotated[float, Field(gt=0, lt=1)]
 
@@ -188,8 +242,18 @@ class Fusion(FusionConfig, StudyParams):
                     f"segmentation.segmenter_tasks: brain_structures of {', '.join(slow)} has no fast mode; set fast: false"
                 )
         self.sweep.check(self.configs)
+        if LATE not in self.configs or self.configs[LATE].method != LATE:
+            raise ValueError(f"configs: {LATE} (method: {LATE}) trains the encoders that others freeze; put it back")
+        if LATE in self.sweep.configs:
+            raise ValueError(f"sweep.configs: {LATE} is always trained (others need its encoders); remove it from the list")
+        if self.encoders == "frozen" and self.seed not in self.sweep.seeds:
+            raise ValueError(f"seed={self.seed}: encoders=frozen needs a seed of sweep.seeds ({self.sweep.seeds})")
         if reserved := [name for name in self.configs if name in BASELINES or name.endswith(TTT)]:
             raise ValueError(
                 f"configs: {reserved[0]!r} is reserved for a baseline or for a configuration with test-time training"
             )
         return self
+
+    def sweep_runs(self) -> dict[str, list[str]]:
+        """With late fusion, whose encoders the others freeze."""
+        return {LATE: list(self.sweep.runs)} | super().sweep_runs()

@@ -16,13 +16,23 @@ from quintet.errors import InputError, InputProblemsError
 from quintet.files import atomic_folder, reject_overlap, write_json
 from quintet.fusion.data.clinical import Encoder, reject_leaks
 from quintet.fusion.data.preparation import Preparation
-from quintet.fusion.data.prepared import VECTORS, VOLUMES, Prepared, load
-from quintet.fusion.data.raw import FEATURES, Clinical, find_patients, read_image, read_table, read_vectors, targets
+from quintet.fusion.data.prepared import TRUTH, UNLABELLED, VECTORS, VOLUMES, Prepared, load
+from quintet.fusion.data.raw import (
+    FEATURES,
+    Clinical,
+    find_patients,
+    read_image,
+    read_table,
+    read_vectors,
+    targets,
+    without_target,
+)
 from quintet.fusion.data.segmentation import TABLE, Mask, mask_of, segmenter_for, stored_masks
 from quintet.fusion.data.vectors import VectorEncoder, encode
 from quintet.imaging.boxes import bounds_mm, sample_cube
 from quintet.params import Fusion
 from quintet.params.fusion import CLINICAL, FusionData
+from quintet.tables import read_text_table
 
 MAX_INTENSITY = 4.0  # times the upper percentile: lesions may be brighter than it, stray voxels are clipped
 MIN_PER_CLASS = 4  # patients; with fewer, a class cannot be in all three parts
@@ -93,9 +103,10 @@ def _tables(
     """The usable patients' tables, and a problem for each other patient."""
     data = params.data
     clinical = read_table(raw, data.tables, data.columns)
-    target, problems = targets(clinical, list(patients), Preparation.of(params))
+    target, problems = targets(clinical, list(patients), Preparation.of(params), unlabelled=data.unlabelled == "keep")
     features = clinical_features(clinical, list(patients), data)
-    usable = (target["label"] != "") if "label" in target else (target["time"] > 0) & target["event"].isin([0, 1])
+    labelled = (target["label"] != "") if "label" in target else (target["time"] > 0) & target["event"].isin([0, 1])
+    usable = labelled | (without_target(clinical, list(patients), Preparation.of(params)) & (data.unlabelled == "keep"))
     known = (features != "").any(axis=1) if len(features.columns) else pd.Series(False, index=features.index)
     empty = [p for p in patients if not (patients[p] or known[p] or any(p in t.index for t in tables.values()))]
     problems += [
@@ -105,9 +116,11 @@ def _tables(
     ]
     kept = [p for p in patients if usable[p] and p not in empty]
     table = target.loc[kept].reset_index()
-    table.insert(1, "split", _split(table, data))
+    with_target = labelled[kept].to_numpy()
+    table.insert(1, "split", UNLABELLED)
+    table.loc[with_target, "split"] = _split(table[with_target], data)
     if data.task == "classification":
-        reject_leaks(features.loc[kept], target.loc[kept, "label"], data.columns.label)
+        reject_leaks(features.loc[kept][with_target], target.loc[kept, "label"][with_target], data.columns.label)
     elif params.training.survival_loss == "mse" and (censored := int((table["event"] == 0).sum())):
         raise InputError(
             f"fusion.training.survival_loss=mse treats times as known, but {censored} patients are censored; "
@@ -223,7 +236,7 @@ def prepare(raw: Path, masks: Path, out: Path, params: Fusion, *, workers: int =
         arrays: dict[str, Any] = {name: values[kept] for name, values in zip(names, known.vectors, strict=True)}
         np.savez(folder / VECTORS, **arrays)
         table.iloc[kept].to_csv(folder / "patients.csv", index=False)
-        classes = sorted(table["label"].unique()) if "label" in table else []
+        classes = sorted(set(table["label"]) - {""}) if "label" in table else []
         about = {
             "modalities": [*modalities, *names],
             "classes": classes,
@@ -232,7 +245,17 @@ def prepare(raw: Path, masks: Path, out: Path, params: Fusion, *, workers: int =
             "how": preparation.to_dict(),
         }
         write_json(folder / "about.json", about)
+        if (Path(raw) / TRUTH).is_file():
+            _copy_truth(Path(raw) / TRUTH, folder / TRUTH, list(table["patient"].iloc[kept]))
     return load(out), problems
+
+
+def _copy_truth(source: Path, target: Path, patients: list[str]) -> None:
+    """What was drawn, of these patients. Raises InputError for a file that belongs to other patients."""
+    truth = read_text_table(source).set_index("patient")
+    if missing := [name for name in patients if name not in truth.index]:
+        raise InputError(f"{source}: no row for {missing[0]}; only drawn data has this file, remove it")
+    truth.loc[patients].to_csv(target)
 
 
 def read_new(

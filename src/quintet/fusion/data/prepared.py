@@ -2,7 +2,8 @@
 
 A folder with volumes.npy `[N, M, S, S, S]` float16 (zeros for missing modalities), vectors.npz (`[N, W]` float32 for each
 modality that is a vector; the last one is clinical), patients.csv (one row per patient: patient, split, label or time and event,
-and has/MODALITY for each modality) and about.json (modalities, classes, encoders, the parameters of the preparation).
+and has/MODALITY for each modality), about.json (modalities, classes, encoders, the parameters of the preparation) and, of drawn
+patients, truth.csv (the probability of the second class given each set of modalities, which only the oracle may see).
 """
 
 import json
@@ -19,7 +20,8 @@ from quintet.fusion.data.clinical import Encoder
 from quintet.fusion.data.preparation import Preparation
 from quintet.fusion.data.vectors import VectorEncoder
 
-VOLUMES, VECTORS = "volumes.npy", "vectors.npz"
+VOLUMES, VECTORS, TRUTH = "volumes.npy", "vectors.npz", "truth.csv"
+UNLABELLED = "unlabelled"  # the part of patients without a target: imputation learns from them, too
 
 
 @dataclass(frozen=True)
@@ -32,6 +34,7 @@ class Prepared:
     encoder: Encoder
     vector_encoders: dict[str, VectorEncoder]
     preparation: Preparation
+    truth: pd.DataFrame | None = None  # index patient, a column for each set of modalities
 
     fold_count: ClassVar[int] = 1
 
@@ -50,10 +53,10 @@ class Prepared:
 
     @property
     def target(self) -> NDArray[np.float32]:
-        """`[N, 2]`: time and event, or the class number and 1."""
+        """`[N, 2]`: time and event, or the class number and 1; NaN where it is not known."""
         if not self.classes:
-            return self.table[["time", "event"]].to_numpy(np.float32)
-        number = [self.classes.index(label) for label in self.table["label"]]
+            return self.table[["time", "event"]].apply(pd.to_numeric, errors="coerce").to_numpy(np.float32)
+        number = [self.classes.index(label) if label else np.nan for label in self.table["label"]]
         return np.stack([number, np.ones(len(number))], 1).astype(np.float32)
 
 
@@ -64,7 +67,7 @@ def load(folder: Path) -> Prepared:
         raise InputError(f"{folder}: not prepared yet; run `dvc repro fusion_prepare`")
     about = json.loads((folder / "about.json").read_text(encoding="utf-8"))
     table = pd.read_csv(folder / "patients.csv", dtype={"patient": str, "label": str}, keep_default_na=False)
-    vectors = np.load(folder / VECTORS)
+    vectors, truth = np.load(folder / VECTORS), folder / TRUTH
     return Prepared(
         np.load(folder / VOLUMES, mmap_mode="r"),
         [vectors[name] for name in vectors.files],
@@ -74,4 +77,5 @@ def load(folder: Path) -> Prepared:
         Encoder.from_dicts(about["encoder"]),
         {name: VectorEncoder(**values) for name, values in about["vectors"].items()},
         Preparation(**about["how"]),
+        pd.read_csv(truth, dtype={"patient": str}).set_index("patient") if truth.is_file() else None,
     )

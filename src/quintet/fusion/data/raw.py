@@ -109,26 +109,36 @@ def _read_numbers(path: Path) -> pd.DataFrame:
     return numbers.dropna(how="all")
 
 
-def targets(clinical: Clinical, patients: Sequence[str], preparation: Preparation) -> tuple[pd.DataFrame, list[str]]:
-    """The label (text), or time and event, of each of `patients` (the index), and a problem for each patient without one."""
+def without_target(clinical: Clinical, patients: Sequence[str], preparation: Preparation) -> pd.Series:
+    """Which of `patients` (the index) are in the table with an empty label or time: their outcome is not known yet."""
+    column = preparation.columns.label if preparation.task == "classification" else preparation.columns.time
+    values = clinical.table[column] if column in clinical.table else pd.Series(dtype=str)
+    return values.reindex(list(patients)) == ""
+
+
+def targets(
+    clinical: Clinical, patients: Sequence[str], preparation: Preparation, *, unlabelled: bool = False
+) -> tuple[pd.DataFrame, list[str]]:
+    """The label (text), or time and event, of each of `patients` (the index), and a problem for each patient without one;
+    `unlabelled`: except for those whose outcome is not known yet."""
     table, columns = clinical.table.reindex(list(patients)).fillna(""), preparation.columns
     classification = preparation.task == "classification"
     needed = [columns.label] if classification else [c for c in (columns.time, columns.event) if c]
     if missing := [c for c in needed if c not in table]:
         where = clinical.path or f"no table ({', '.join(preparation.tables)})"
         raise InputError(f"{where}: no column {', '.join(missing)} (fusion.data.columns); training and evaluation need it")
-    problems = []
-    result = pd.DataFrame(index=table.index)
+    problems, result = [], pd.DataFrame(index=table.index)
+    asked = ~(without_target(clinical, patients, preparation) & unlabelled)
     if classification:
         result["label"] = table[columns.label]
         file = clinical.path.name if clinical.path else "the table"
-        problems = [f"patient {p}: no {columns.label} in {file}" for p in table.index[table[columns.label] == ""]]
+        problems = [f"patient {p}: no {columns.label} in {file}" for p in table.index[asked & (table[columns.label] == "")]]
     else:
         result["time"] = pd.to_numeric(table[columns.time], errors="coerce")
         result["event"] = pd.to_numeric(table[columns.event], errors="coerce") if columns.event else 1.0
-        for p in table.index[~(result["time"] > 0) | ~np.isfinite(result["time"])]:
+        for p in table.index[asked & (~(result["time"] > 0) | ~np.isfinite(result["time"]))]:
             problems.append(f"patient {p}: {columns.time} is {table[columns.time][p]!r}, expected days above 0")
-        for p in table.index[~result["event"].isin([0, 1])]:
+        for p in table.index[asked & ~result["event"].isin([0, 1])]:
             problems.append(f"patient {p}: {columns.event} is {table[columns.event][p]!r}, expected 0 (censored) or 1")
     return result, problems
 

@@ -42,7 +42,7 @@ class _Patient(nn.Module):
         """The loss or, with `start` (noise `[N, D]`), the scores `[N, outputs]`."""
         net, present, inputs = self.net, present[None], [x[None] for x in inputs]
         features = inputs if self.encoded else net.encoders.features(inputs[0], inputs[1:], present)
-        tokens = net.encoders.tokens(features, present)
+        tokens = net.tokens(features, present)
         if start is not None:
             return net(tokens, present, start[None], steps=self.steps)[:, 0]
         x0 = net.fuse.target(tokens, present) if net.method == "diffusion" else tokens[:, 0]

@@ -3,6 +3,7 @@
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -18,10 +19,10 @@ from quintet.fusion.data.preparation import Preparation
 from quintet.fusion.data.prepared import Prepared
 from quintet.fusion.data.vectors import VectorEncoder
 from quintet.fusion.evaluation.adaptation import adapt
-from quintet.fusion.evaluation.scores import imputation
+from quintet.fusion.evaluation.scores import completion, imputation
 from quintet.fusion.model.losses import standardised
-from quintet.fusion.model.networks import FusionNet, initial_noise, patient_seeds
-from quintet.params.fusion import ADAPTS, FusionEvaluation, FusionLossWeights, FusionTtt
+from quintet.fusion.model.networks import FusionNet, initial_noise, patient_seeds, shared_noise
+from quintet.params.fusion import ADAPTS, IMPUTES, FusionEvaluation, FusionLossWeights, FusionTtt
 from quintet.training.hardware import resolve_device
 from quintet.training.models import load_network
 
@@ -97,6 +98,10 @@ class Model:
     def adapts(self) -> bool:
         return self.net.method in ADAPTS
 
+    @property
+    def imputes(self) -> bool:
+        return self.net.method in IMPUTES
+
     @torch.inference_mode()
     def encode(
         self, names: list[str], volumes: NDArray[np.float16], vectors: Sequence[NDArray[np.float32]], present: NDArray[np.bool_]
@@ -109,7 +114,7 @@ class Model:
             batch = torch.from_numpy(np.asarray(volumes[rows])).float().to(self.device)
             parts.append(self.net.encoders.features(batch, [v[rows] for v in values], kept[rows]))
         features = [torch.cat([part[k] for part in parts]) for k in range(present.shape[1])]
-        return Encoded(names, features, self.net.encoders.tokens(features, kept), kept, volumes, values)
+        return Encoded(names, features, self.net.tokens(features, kept), kept, volumes, values)
 
     @torch.inference_mode()
     def __call__(self, patients: Encoded, kept: Tensor, *, sampling_steps: int | None = None) -> tuple[Values, Values]:
@@ -150,8 +155,11 @@ class Model:
         return values, spread, torch.cat([part.adapted for part in parts]).cpu().numpy()
 
     def _start(self, patients: Encoded) -> Tensor:
-        """Noise `[P, N, D]` from which the diffusion starts."""
-        return initial_noise(patients.names, self.evaluation.samples, patients.tokens.shape[2]).to(self.device)
+        """Noise `[P, N, noise_size]` from which the draws start."""
+        size = self.net.noise_size
+        if self.imputes and size:
+            return shared_noise(self.evaluation.draws, size).expand(len(patients.names), -1, -1).to(self.device)
+        return initial_noise(patients.names, self.evaluation.samples, size).to(self.device)
 
     def _mean_and_spread(self, scores: Tensor) -> tuple[Values, Values]:
         """`scores` `[P, N, outputs]` of N samples -> mean prediction `[P, outputs]` and spread `[P]`."""
@@ -185,6 +193,25 @@ class Model:
             found = imputation(*(x.double().cpu().numpy() for x in inputs))
             rows.append({"modality": name, "patients": len(chosen), **found})
         return pd.DataFrame(rows)
+
+    @torch.inference_mode()
+    def completions(self, patients: Encoded) -> pd.DataFrame:
+        """How well missing tokens are completed, by number of missing modalities: the mean over all sets of modalities, on the
+        patients who have every one."""
+        rows = patients.present.all(1).nonzero()[:, 0].cpu().numpy()
+        count = len(self.modalities)
+        if len(rows) < 2:
+            return pd.DataFrame(columns=["missing"])
+        complete, found = patients.take(rows), []
+        for kept in product((False, True), repeat=count):
+            if not 0 < sum(kept) < count:
+                continue
+            mask = torch.tensor(kept, device=self.device)
+            fused = self.net.fused(complete.tokens, mask.expand(len(rows), -1), self._start(complete), steps=self.sampling_steps)
+            draws = fused.unflatten(-1, complete.tokens.shape[1:])[:, :, ~mask].flatten(2)
+            scores = completion(*(x.double().cpu().numpy() for x in (complete.tokens[:, ~mask].flatten(1), draws)))
+            found.append({"missing": count - sum(kept)} | scores)
+        return pd.DataFrame(found).groupby("missing", as_index=False).mean()
 
     def curves(self, patients: Encoded, score: Callable[[Values], float]) -> pd.DataFrame:
         """Score and time per patient by number of sampling steps and of adaptation steps, from all modalities of each patient;

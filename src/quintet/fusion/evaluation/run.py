@@ -45,6 +45,8 @@ def evaluate_run(
         return auc_or_concordance_of(table, range(values.shape[1]))
 
     details = {}
+    if model.imputes:
+        details["completion"] = model.completions(patients)
     if model.adapts:
         details["imputation"] = model.imputed(patients, encode_prepared(model, data, data.rows("train")))
         if detailed:

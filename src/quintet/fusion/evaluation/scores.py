@@ -139,6 +139,9 @@ def evaluate(
     for row in details.get("imputation", pd.DataFrame()).to_dict("records"):
         name = row.pop("modality")
         metrics |= {f"imputation/{name}/{key}": float(v) for key, v in row.items() if key != "patients"}
+    for row in details.get("completion", pd.DataFrame()).to_dict("records"):
+        missing = int(row.pop("missing"))
+        metrics |= {f"completion/{missing} missing/{key}": float(v) for key, v in row.items() if np.isfinite(v)}
     pd.concat(tables.values()).to_csv(out / "predictions.csv", index=False)
     results.write(pd.concat(tidy, ignore_index=True).dropna(subset="value"), out / "cases.csv")
     for name, table in details.items():
@@ -229,3 +232,29 @@ def imputation(real: Floats, imputed: Floats, others: Floats, known: Floats, kno
         found[f"cosine/{name}"] = float(((estimate * real).sum(1) / np.maximum(lengths, 1e-12)).mean())
         found[f"mse/{name}"] = float(((estimate - real) ** 2).mean())
     return found
+
+
+def completion(true: Floats, draws: Floats) -> dict[str, float]:
+    """How good N completions `[N, P, F]` of P patients' missing tokens `[P, F]` are: mean squared error of their mean, energy
+    score (Gneiting and Raftery 2007; of a single completion its distance), and, of several draws, the share of numbers that their
+    80 % intervals cover, and their SD. For comparison the mean squared error of the training mean, which is zero."""
+    count, distance = len(draws), np.linalg.norm(draws - true, axis=-1).mean(0)
+    found = {"mse": float(((draws.mean(0) - true) ** 2).mean()), "mse_of_training_mean": float((true**2).mean())}
+    if count == 1:
+        return found | {"energy": float(distance.mean())}
+    between = np.mean([np.linalg.norm(draws - one, axis=-1).sum(0) for one in draws], 0) / (count - 1)
+    low, high = np.quantile(draws, [0.1, 0.9], axis=0, method="weibull")
+    return found | {
+        "energy": float((distance - between / 2).mean()),
+        "coverage_80": float(((low <= true) & (true <= high)).mean()),
+        "sd": float(draws.std(0, ddof=1).mean()),
+    }
+
+
+def calibration_error(predictions: pd.DataFrame, columns: Sequence[str], *, bins: int = 10) -> float:
+    """The expected calibration error (Guo et al. 2017) of the most likely class, in bins of equal width."""
+    p = predictions[list(columns)].to_numpy(float)
+    confidence, correct = p.max(1), p.argmax(1) == predictions["target"].to_numpy(int)
+    place = np.minimum((confidence * bins).astype(int), bins - 1)
+    gaps = [abs(confidence[place == k].mean() - correct[place == k].mean()) * (place == k).mean() for k in np.unique(place)]
+    return float(np.sum(gaps))

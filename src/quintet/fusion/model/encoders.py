@@ -1,6 +1,7 @@
 """Encoders of the modalities: volumes `[B, M, S, S, S]`, V vectors `[B, W]` (the last one: clinical features) and which of the
 K = M + V modalities are present `[B, K]` -> features of each modality `[B, F_k]` -> tokens `[B, K, D]`."""
 
+import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from itertools import pairwise
@@ -164,3 +165,34 @@ class Encoders(nn.Module):
     def tokens(self, features: Sequence[Tensor], present: Tensor) -> Tensor:
         """`[B, K, D]`."""
         return torch.stack([layer(x) for layer, x in zip(self.project, features, strict=True)], 1).float() * present[..., None]
+
+
+class Reduction(nn.Module):
+    """The principal components of each modality's tokens, with mean 0 and variance 1: `[B, K, H]` -> `[B, K, D]`, and zero where
+    a modality is missing. A late-fusion encoder puts most of the variance into the direction that its prediction needs."""
+
+    mean: Tensor
+    axes: Tensor
+
+    def __init__(self, count: int, hidden: int, size: int) -> None:
+        super().__init__()
+        self.size = size
+        self.register_buffer("mean", torch.zeros(count, hidden))
+        self.register_buffer("axes", torch.zeros(count, hidden, size))
+
+    def fit(self, tokens: Tensor, present: Tensor) -> None:
+        """From the tokens of training patients; a modality that fewer than two of them have stays zero."""
+        for k in range(tokens.shape[1]):
+            x = tokens[present[:, k], k].double()
+            if len(x) < 2:
+                continue
+            _, scale, axes = torch.linalg.svd(x - x.mean(0), full_matrices=False)
+            used = scale[: self.size] > 1e-6 * scale[0].clamp_min(1e-12)
+            axes, scale = axes[: self.size][used], scale[: self.size][used] / math.sqrt(len(x))
+            # the sign of a component is arbitrary: the largest weight is positive
+            sign = axes.gather(1, axes.abs().argmax(1, keepdim=True)).sign()
+            self.mean[k] = x.mean(0)
+            self.axes[k, :, : len(axes)] = (axes * sign / scale[:, None]).T
+
+    def forward(self, tokens: Tensor, present: Tensor) -> Tensor:
+        return torch.einsum("bkh,khd->bkd", tokens - self.mean, self.axes) * present[..., None]

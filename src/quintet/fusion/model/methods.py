@@ -1,4 +1,5 @@
-"""Four ways to join the tokens of the present modalities, `[B, K, D]`, into one fused vector `[B, D]`."""
+"""Ways to join the tokens of the present modalities, `[B, K, D]`, into one fused vector `[B, size]`: in one go (`forward`), or as
+draws (`draw`) from noise `[B, N, noise_size]`. imputation.py has those that complete the tokens."""
 
 import math
 from typing import Any, NamedTuple
@@ -11,6 +12,7 @@ from quintet.fusion.model.encoders import mlp
 from quintet.registry import Registry
 
 METHODS = Registry("method")
+WIDTH = 32  # of the layers behind small tokens
 
 
 def masked_mean(tokens: Tensor, present: Tensor) -> Tensor:
@@ -88,7 +90,8 @@ class AttentionFusion(nn.Module):
 
     def __init__(self, *, hidden: int, heads: int, **_: Any) -> None:
         super().__init__()
-        self.attend, self.norm, self.size = Attention(hidden, heads), nn.LayerNorm(hidden), hidden
+        self.attend, self.norm = Attention(hidden, heads), nn.LayerNorm(hidden)
+        self.size, self.noise_size = hidden, 0
 
     def forward(self, tokens: Tensor, present: Tensor) -> Tensor:
         return self.norm(masked_mean(tokens + self.attend(tokens, present), present))
@@ -115,7 +118,8 @@ class DiffusionFusion(nn.Module):
         **_: Any,
     ) -> None:
         super().__init__()
-        self.size, self.steps, self.schedule, self.predicts = hidden, steps, schedule, predicts
+        self.size = self.noise_size = hidden
+        self.steps, self.schedule, self.predicts = steps, schedule, predicts
         self.normalised = target != "unguarded"
         # normalised at the end, because it must not start out smaller than the noise, whose variance is 1
         self.condition = nn.Sequential(
@@ -134,6 +138,8 @@ class DiffusionFusion(nn.Module):
             beta_schedule={"linear": "linear", "cosine": "squaredcos_cap_v2"}[self.schedule],
             prediction_type={"noise": "epsilon", "sample": "sample"}[self.predicts],
             clip_sample=False,
+            # start at the last step, where the predictor learns; there, however, noise says nothing about the sample
+            **({"timestep_spacing": "trailing"} if sampler == "ddim" and self.predicts == "sample" else {}),
         )
 
     def scaled(self, x: Tensor) -> Tensor:
@@ -156,6 +162,12 @@ class DiffusionFusion(nn.Module):
         estimate = (noisy - (1 - signal).sqrt() * output) / signal.sqrt().clamp_min(1e-3)
         return self.scaled(estimate), (output - noise.noise).square().mean(1)
 
+    def draw(self, tokens: Tensor, present: Tensor, noise: Tensor, *, steps: int) -> Tensor:
+        """Fused vectors `[N, B, D]`, one for each of the noise `[B, N, D]`."""
+        count = noise.shape[1]
+        start = noise.transpose(0, 1).flatten(0, 1)
+        return self.sample(tokens.repeat(count, 1, 1), present.repeat(count, 1), start, steps=steps).unflatten(0, (count, -1))
+
     def sample(self, tokens: Tensor, present: Tensor, noise: Tensor, *, steps: int, sampler: str = "ddim") -> Tensor:
         """Fused vectors `[B, D]` from noise `[B, D]`: DDIM without added noise, or all steps of DDPM (`sampler="ddpm"`)."""
         scheduler = self.scheduler(sampler)
@@ -169,21 +181,44 @@ class DiffusionFusion(nn.Module):
 
 @METHODS.register("concat")
 class ConcatFusion(nn.Module):
-    """Concatenate the tokens, with zeros for missing modalities, and project them to one vector."""
+    """Concatenate the tokens, with zeros for missing modalities, and which ones are present; project them to one vector."""
 
     def __init__(self, *, hidden: int, count: int, dropout: float, **_: Any) -> None:
         super().__init__()
-        self.join = nn.Sequential(nn.Linear(count * hidden, hidden), nn.LayerNorm(hidden), nn.GELU(), nn.Dropout(dropout))
-        self.size = hidden
+        self.size, self.noise_size = max(hidden, WIDTH), 0
+        self.join = nn.Sequential(
+            nn.Linear(count * (hidden + 1), self.size), nn.LayerNorm(self.size), nn.GELU(), nn.Dropout(dropout)
+        )
 
     def forward(self, tokens: Tensor, present: Tensor) -> Tensor:
-        return self.join((tokens * present[..., None]).flatten(1))
+        return self.join(torch.cat([(tokens * present[..., None]).flatten(1), present.to(tokens.dtype)], 1))
 
 
 @METHODS.register("late")
 class LateFusion(nn.Module):
-    """No tokens are fused: each modality has its own predictor, and their predictions are averaged (`FusionNet.forward`)."""
+    """No tokens are fused: each modality has its own predictor, and their log odds are averaged (`FusionNet.forward`)."""
 
     def __init__(self, *, hidden: int, **_: Any) -> None:
         super().__init__()
-        self.size = hidden
+        self.size, self.noise_size = hidden, 0
+
+
+@METHODS.register("transformer")
+class TransformerFusion(nn.Module):
+    """A transformer over all tokens, with a learned one in place of each missing modality (a mask token, as in masked
+    autoencoders, He et al. 2022, arXiv 2111.06377), then their mean."""
+
+    def __init__(self, *, hidden: int, heads: int, dropout: float, count: int, **_: Any) -> None:
+        super().__init__()
+        self.size, self.noise_size = WIDTH, 0
+        self.inward = nn.Linear(hidden, WIDTH)
+        self.place = nn.Parameter(0.02 * torch.randn(count, WIDTH))
+        self.masked = nn.Parameter(0.02 * torch.randn(count, WIDTH))
+        self.blocks = nn.ModuleList([Block(WIDTH, heads, dropout) for _ in range(2)])
+        self.norm = nn.LayerNorm(WIDTH)
+
+    def forward(self, tokens: Tensor, present: Tensor) -> Tensor:
+        x = torch.where(present[..., None], self.inward(tokens), self.masked) + self.place
+        for block in self.blocks:
+            x = block(x)
+        return self.norm(x.mean(1))

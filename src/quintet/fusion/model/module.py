@@ -1,30 +1,37 @@
 """The LightningModule, and the function that trains a configuration."""
 
+from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import lightning as L
 import numpy as np
 import torch
+import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from torch.utils.data import DataLoader, Dataset
 
 from quintet.errors import InputError
-from quintet.fusion.data.prepared import Prepared
+from quintet.fusion.data.prepared import UNLABELLED, Prepared
 from quintet.fusion.metrics import auc_or_concordance
 from quintet.fusion.model.augmentation import Augmentation
 from quintet.fusion.model.losses import contrastive_loss, prediction_loss
 from quintet.fusion.model.methods import DiffusionNoise
 from quintet.fusion.model.networks import FusionNet, initial_noise
 from quintet.params import Compute, FusionConfig
-from quintet.params.fusion import ADAPTS, FusionTraining
+from quintet.params.fusion import ADAPTS, IMPUTES, LATE, FusionTraining
 from quintet.runs import Record
 from quintet.training.batches import batch_loader, gather_rows
 from quintet.training.fit import Monitor, adam_optimizer, cosine_with_warmup, fit, set_threads_and_seed, with_step_schedule
-from quintet.training.models import TrainedModel
+from quintet.training.models import TrainedModel, load_model
 
 PERFECT_SCORE = 0.9999
+SHARPNESS = np.geomspace(0.4, 4.0, 47).tolist()  # 5 % apart
+CALIBRATION_DRAWS = 16
+CHUNK = 64  # patients that frozen encoders see at a time
+MIN_COMPLETE = 8  # training patients with every modality
 MAX_BANK = 256  # training patients whose tokens are kept for test-time training
 COLLAPSED = 0.05  # a smaller variance of the fused target between patients (at most 1 if it is normalised) causes a warning
 
@@ -49,12 +56,43 @@ class Patients(Dataset[dict[str, Any]]):
         }
 
 
+class Tokens(Dataset[dict[str, Any]]):
+    """Batches of patients whose encoders are frozen: their tokens `[N, K, D]`, computed once."""
+
+    def __init__(self, tokens: Tensor, patients: Patients) -> None:
+        self.tokens, self.names, self.present, self.target = tokens, patients.names, patients.present, patients.target
+
+    def __getitem__(self, rows: list[int]) -> dict[str, Any]:
+        return {
+            "tokens": self.tokens[rows],
+            "present": self.present[rows],
+            "target": self.target[rows],
+            "rows": torch.tensor(rows),
+            "case": [self.names[row] for row in rows],
+        }
+
+
 def mask_modalities(present: Tensor, share: float) -> Tensor:
     """`present` `[B, K]` with a random share of the modalities masked, but never a patient's last one."""
     kept = present & (torch.rand(present.shape, device=present.device) >= share)
     spared = torch.where(present, torch.rand(present.shape, device=present.device), -1).argmax(1)
     kept[torch.arange(len(kept)), spared] |= ~kept.any(1)
     return kept
+
+
+def tokens_of(net: FusionNet, batch: dict[str, Any]) -> Tensor:
+    """The tokens `[B, K, D]` of a batch of either kind."""
+    if "tokens" in batch:
+        tokens: Tensor = batch["tokens"]
+        return tokens
+    return net.tokens(net.encoders.features(batch["volumes"], batch["vectors"], batch["present"]), batch["present"])
+
+
+def draw_scores(net: FusionNet, tokens: Tensor, batch: dict[str, Any], draws: int, training: FusionTraining) -> Tensor:
+    """Scores `[N, B, outputs]` of all modalities that the patients have."""
+    noise = initial_noise(batch["case"], draws, net.noise_size).to(tokens)
+    steps = training.sampling_steps if net.method == "diffusion" else training.flow.steps
+    return net(tokens, batch["present"], noise, steps=steps).float()
 
 
 class FusionModule(L.LightningModule):
@@ -65,22 +103,27 @@ class FusionModule(L.LightningModule):
     ) -> None:
         super().__init__()
         self.net, self.config, self.training_params = net, config, training
-        self.augment = None if debug or not data.preparation.modalities else Augmentation(training.augment)
+        images = config.encoders == "trained" and bool(data.preparation.modalities)
+        self.augment = Augmentation(training.augment) if images and not debug else None
         self.valid = data.rows("valid")
         self.target = torch.from_numpy(data.target)
         self.teacher: AveragedModel | None = None
         if config.method == "diffusion" and training.diffusion.target == "teacher":
             self.teacher = AveragedModel(net.encoders, multi_avg_fn=get_ema_multi_avg_fn(training.diffusion.teacher_decay))
         # scores and fused target of each patient, filled by validation
-        size = net.outputs + training.hidden
+        size = net.outputs + (training.hidden if config.method == "diffusion" else net.outputs)
         self.register_buffer("validation_output", torch.zeros(len(data.table), size), persistent=False)
 
     def losses(self, batch: dict[str, Any], kept: Tensor) -> dict[str, Tensor]:
         """Each term of the loss, unweighted; `kept` `[B, K]`: the present modalities that are not masked."""
         net, training, present, target = self.net, self.training_params, batch["present"], batch["target"]
+        if "tokens" in batch:
+            start = torch.randn(len(kept), 1, net.noise_size, device=kept.device)
+            scores = net(batch["tokens"], kept, start, steps=training.flow.steps)[0]
+            return {"prediction": prediction_loss(scores, target, survival_loss=training.survival_loss)}
         features = net.encoders.features(batch["volumes"], batch["vectors"], present)
-        tokens = net.encoders.tokens(features, present)
-        if net.method == "late":
+        tokens = net.tokens(features, present)
+        if net.method == LATE:
             scores = net.per_modality_scores(tokens)
             losses = [
                 prediction_loss(scores[rows, k], target[rows], survival_loss=training.survival_loss)
@@ -135,12 +178,10 @@ class FusionModule(L.LightningModule):
         self.validation_output.zero_()
 
     def validation_step(self, batch: dict[str, Any], batch_idx: int) -> None:
-        net, present = self.net, batch["present"]
-        tokens = net.encoders.tokens(net.encoders.features(batch["volumes"], batch["vectors"], present), present)
-        noise = initial_noise(batch["case"], 1, self.training_params.hidden).to(tokens)
-        scores = net(tokens, present, noise, steps=self.training_params.sampling_steps)[0]
-        x0 = net.fuse.target(tokens, present) if net.method == "diffusion" else tokens.mean(1)
-        self.validation_output[batch["rows"]] = torch.cat([scores.float(), x0.float()], 1)
+        net, tokens = self.net, tokens_of(self.net, batch)
+        scores = draw_scores(net, tokens, batch, 1, self.training_params)[0]
+        x0 = net.fuse.target(tokens, batch["present"]).float() if net.method == "diffusion" else scores
+        self.validation_output[batch["rows"]] = torch.cat([scores, x0], 1)
 
     def on_validation_epoch_end(self) -> None:
         """Loss and AUC or concordance index of the validation patients, from all their modalities; for diffusion also the
@@ -163,56 +204,121 @@ class FusionModule(L.LightningModule):
 
     def configure_optimizers(self) -> Any:
         steps = int(self.trainer.estimated_stepping_batches)
-        groups = [{"params": list(self.net.parameters()), "lr": self.training_params.rate}]
+        trainable = [p for p in self.net.parameters() if p.requires_grad]
+        groups = [{"params": trainable, "lr": self.training_params.rate}]
         optimizer = adam_optimizer(groups, self.training_params, decoupled=True)
         return with_step_schedule(optimizer, cosine_with_warmup(optimizer, self.training_params, steps))
 
 
 def train(data: Prepared, config: FusionConfig, training: FusionTraining, compute: Compute, *, record: Record) -> TrainedModel:
-    """Train one configuration; the record gets the final metrics and the segmenter."""
+    """Train one configuration; the record gets the final metrics, the segmenter and where the encoders come from."""
     set_threads_and_seed(compute, record.seed)
+    start = config.start(record.seed)
+    if start:
+        training = training.on_tokens()
     rows = data.rows("train")
-    build = {
-        **training.model_dump(
-            include={"encoder", "width", "clinical_units", "hidden", "heads", "predictor_units", "dropout", "recompute"}
-        ),
-        "diffusion": training.diffusion.model_dump(include={"steps", "schedule", "predicts", "layers", "target"}),
-        "method": config.method,
-        "images": len(data.preparation.modalities),
-        "vectors": [v.shape[1] for v in data.vectors],
-        "outputs": len(data.classes) or 1,
-        "bank": min(MAX_BANK, len(rows)) if config.method in ADAPTS else 0,
-    }
-    record.tags["segmenter"] = data.preparation.segmenter
-    net = FusionNet(**build)
-    patients = Patients(data)
-    valid: DataLoader[Any] = batch_loader(patients, data.rows("valid"), training.batch_size, seed=record.seed, shuffle=False)
-    fitted = fit(
-        FusionModule(net, config, training, data, debug=compute.debug),
-        batch_loader(patients, rows, training.batch_size, seed=record.seed, shuffle=True),
-        valid,
-        epochs=training.epochs,
-        seed=record.seed,
-        training=training,
-        compute=compute,
-        record=record,
-        monitor=Monitor("valid_score", lower_is_better=False, perfect=PERFECT_SCORE, keep="best", patience=training.patience),
-    )
-    net.cpu().load_state_dict(fitted.state)
-    chosen = np.random.default_rng(record.seed).permutation(rows)[: build["bank"]]
-    if len(chosen):
-        _fill_bank(net.eval(), patients, np.sort(chosen), training.batch_size)
+    if config.patients == "complete":
+        rows = _complete(data, rows)
+        if len(rows) < MIN_COMPLETE:
+            raise InputError(f"patients=complete: {len(rows)} training patients have every modality; use patients: all")
     about = {
         "modalities": data.modalities,
         "classes": data.classes,
         "clinical_encoder": data.encoder.to_dicts(),
         "vector_encoders": {name: encoder.to_dict() for name, encoder in data.vector_encoders.items()},
         "prepared": data.preparation.to_dict(),
-        "sampling_steps": training.sampling_steps,
+        "sampling_steps": training.flow.steps if start else training.sampling_steps,
         "temperature": training.temperature,
         "loss_weights": training.loss_weights.model_dump(),
     }
+    build = {
+        **training.model_dump(
+            include={"encoder", "width", "clinical_units", "hidden", "heads", "predictor_units", "dropout", "recompute"}
+        ),
+        "diffusion": training.diffusion.model_dump(include={"steps", "schedule", "predicts", "layers", "target"}),
+        "flow": training.flow.model_dump(exclude={"steps"}),
+        "method": config.method,
+        "images": len(data.preparation.modalities),
+        "vectors": [v.shape[1] for v in data.vectors],
+        "outputs": len(data.classes) or 1,
+        "token_size": training.tokens.size if start else 0,
+        "bank": min(MAX_BANK, len(rows)) if config.method in ADAPTS else 0,
+    }
+    record.tags |= {"segmenter": data.preparation.segmenter, "encoders": str(start or "own")}
+    net, patients = FusionNet(**build), Patients(data)
+    batches: Dataset[Any] = patients
+    if start:
+        _freeze_encoders(net, start, about)
+        unlabelled = data.rows(UNLABELLED)
+        learning = [rows, unlabelled if config.patients == "all" else _complete(data, unlabelled)]
+        batches = Tokens(_fitted_tokens(net, patients, np.sort(np.concatenate(learning))), patients)
+    valid: DataLoader[Any] = batch_loader(batches, data.rows("valid"), training.batch_size, seed=record.seed, shuffle=False)
+    fitted = fit(
+        FusionModule(net, config, training, data, debug=compute.debug),
+        batch_loader(batches, rows, training.batch_size, seed=record.seed, shuffle=True),
+        valid,
+        epochs=training.epochs,
+        seed=record.seed,
+        training=training,
+        compute=compute,
+        record=record,
+        monitor=Monitor("valid_score", lower_is_better=False, perfect=PERFECT_SCORE, keep="last", patience=training.patience),
+    )
+    net.cpu().load_state_dict(fitted.state)
+    if data.classes:
+        record.tags["sharpness"] = f"{_calibrate(net.eval(), [batches[b] for b in valid.sampler], training):.3g}"
+    chosen = np.random.default_rng(record.seed).permutation(rows)[: build["bank"]]
+    if len(chosen):
+        _fill_bank(net.eval(), patients, np.sort(chosen), training.batch_size)
     return TrainedModel({"model": net.state_dict()}, build | {"about": about}, {"history": fitted.history})
+
+
+def _complete(data: Prepared, rows: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Those of `rows` who have every modality."""
+    return rows[data.present[rows].all(1)]
+
+
+def _freeze_encoders(net: FusionNet, start: Path, about: dict[str, Any]) -> None:
+    """Take the encoders of the run `start`; they are not trained any further."""
+    state, build = load_model(start / "model" / "model.pt")
+    if any(build["about"][name] != about[name] for name in ("modalities", "classes", "prepared")):
+        raise InputError(f"{start} was trained on data that were prepared in another way; train it again")
+    prefix = "encoders."
+    net.encoders.load_state_dict({k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)})
+    net.encoders.requires_grad_(False).eval()
+
+
+@torch.no_grad()
+def _fitted_tokens(net: FusionNet, patients: Patients, learning: NDArray[np.int64]) -> Tensor:
+    """The tokens `[N, K, D]` of all patients. Their components, and how missing ones are completed, are learnt from the rows
+    `learning`."""
+    rows = list(range(len(patients.names)))
+    parts = [patients[rows[start : start + CHUNK]] for start in rows[::CHUNK]]
+    encoded = [net.encoders.features(p["volumes"], p["vectors"], p["present"]) for p in parts]
+    features, present = [torch.cat(f) for f in zip(*encoded, strict=True)], patients.present
+    if net.reduce is not None:
+        net.reduce.fit(net.encoders.tokens(features, present)[learning], present[learning])
+    tokens = net.tokens(features, present)
+    if net.method in IMPUTES:
+        with torch.enable_grad():
+            net.fuse.fit(tokens[learning], present[learning])
+        net.fuse.requires_grad_(False)
+    return tokens
+
+
+@torch.inference_mode()
+def _calibrate(net: FusionNet, batches: Sequence[dict[str, Any]], training: FusionTraining) -> float:
+    """Set the factor of the log odds that has the lowest log loss on validation patients (temperature scaling, Guo et al. 2017,
+    arXiv 1706.04599), and return it."""
+    scores = torch.cat([draw_scores(net, tokens_of(net, b), b, CALIBRATION_DRAWS, training) for b in batches], 1)
+    target = torch.cat([b["target"] for b in batches])[:, 0].long()
+
+    def log_loss(factor: float) -> float:
+        return F.nll_loss((factor * scores).softmax(-1).mean(0).clamp_min(1e-6).log(), target).item()
+
+    best = min(SHARPNESS, key=log_loss)
+    net.sharpness.fill_(best)
+    return float(best)
 
 
 @torch.inference_mode()
@@ -220,5 +326,5 @@ def _fill_bank(net: FusionNet, patients: Patients, rows: NDArray[np.int64], batc
     for start in range(0, len(rows), batch_size):
         batch = patients[rows[start : start + batch_size].tolist()]
         features = net.encoders.features(batch["volumes"], batch["vectors"], batch["present"])
-        net.bank[start : start + batch_size] = net.encoders.tokens(features, batch["present"])
+        net.bank[start : start + batch_size] = net.tokens(features, batch["present"])
         net.known[start : start + batch_size] = batch["present"]

@@ -1,4 +1,5 @@
-"""The whole network: tokens `[B, K, D]` (encoders.py) -> fused vector `[B, D]` (methods.py) -> scores `[B, outputs]`."""
+"""The whole network: tokens `[B, K, D]` (encoders.py) -> fused vectors `[N, B, F]` of N draws (methods.py, imputation.py) ->
+scores `[N, B, outputs]`."""
 
 import hashlib
 from collections.abc import Sequence
@@ -7,9 +8,11 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from quintet.fusion.model.encoders import Encoders, mlp
+from quintet.fusion.model import imputation  # noqa: F401 (registers its methods)
+from quintet.fusion.model.encoders import Encoders, Reduction, mlp
 from quintet.fusion.model.losses import reconstruction_loss
 from quintet.fusion.model.methods import METHODS, DiffusionNoise, masked_mean
+from quintet.params.fusion import ADAPTS, LATE
 
 
 def patient_seeds(names: Sequence[str]) -> list[int]:
@@ -23,6 +26,13 @@ def initial_noise(names: Sequence[str], samples: int, size: int) -> Tensor:
     return torch.stack([torch.randn(samples, size, generator=generator) for generator in generators])
 
 
+def shared_noise(samples: int, size: int) -> Tensor:
+    """`[samples, size]`: scrambled Sobol points with a normal distribution, the same for every patient, so that patients with
+    equal tokens get equal predictions; with 64 of them, the mean is about as good as with several hundred independent ones."""
+    points = torch.quasirandom.SobolEngine(size, scramble=True, seed=0).draw(samples).clamp(1e-6, 1 - 1e-6)
+    return torch.special.ndtri(points)
+
+
 class TrainingOutput(NamedTuple):
     fused: Tensor  # [B, D]
     diffusion_loss: Tensor
@@ -30,10 +40,13 @@ class TrainingOutput(NamedTuple):
 
 
 class FusionNet(nn.Module):
-    """`outputs`: number of classes, or 1 for a risk. Decoders reconstruct each modality's features from the fused vector."""
+    """`outputs`: number of classes, or 1 for a risk. `token_size`: principal components of the tokens of frozen encoders; 0:
+    whole tokens, of encoders that are trained. The decoders of attention and diffusion reconstruct each modality's features from
+    the fused vector."""
 
     bank: Tensor
     known: Tensor
+    sharpness: Tensor
 
     def __init__(
         self,
@@ -51,10 +64,13 @@ class FusionNet(nn.Module):
         dropout: float,
         recompute: bool,
         diffusion: dict[str, Any],
+        flow: dict[str, Any],
+        token_size: int,
         bank: int,
     ) -> None:
         super().__init__()
         self.method, self.outputs, count = method, outputs, images + len(vectors)
+        self.register_buffer("sharpness", torch.ones(()))  # factor of the scores, set on validation patients
         # tokens of training patients, against which test-time training contrasts a patient
         self.register_buffer("bank", torch.zeros(bank, count, hidden))
         self.register_buffer("known", torch.zeros(bank, count, dtype=torch.bool))
@@ -68,12 +84,20 @@ class FusionNet(nn.Module):
             dropout=dropout,
             recompute=recompute,
         )
-        self.fuse: Any = METHODS[method](hidden=hidden, heads=heads, dropout=dropout, count=count, **diffusion)
-        self.predict = nn.ModuleList(
-            [mlp([hidden, *predictor_units, outputs], dropout, last=True) for _ in range(count if method == "late" else 1)]
+        self.reduce = Reduction(count, hidden, token_size) if token_size else None
+        self.fuse: Any = METHODS[method](
+            hidden=token_size or hidden, heads=heads, dropout=dropout, count=count, flow=flow, **diffusion
         )
-        widths = self.encoders.widths if method in ("attention", "diffusion") else []
+        self.predict = nn.ModuleList(
+            [mlp([self.fuse.size, *predictor_units, outputs], dropout, last=True) for _ in range(count if method == LATE else 1)]
+        )
+        widths = self.encoders.widths if method in ADAPTS else []
         self.decode = nn.ModuleList([mlp([hidden, hidden, width], 0.0, last=True) for width in widths])
+
+    def tokens(self, features: Sequence[Tensor], present: Tensor) -> Tensor:
+        """Features of each modality `[B, F_k]` -> what the fusion sees, `[B, K, D]`."""
+        tokens = self.encoders.tokens(features, present)
+        return tokens if self.reduce is None else self.reduce(tokens, present)
 
     def scores(self, fused: Tensor) -> Tensor:
         """`[..., D]` -> `[..., outputs]`: logits of the classes, or the log hazard."""
@@ -86,29 +110,25 @@ class FusionNet(nn.Module):
     def forward(self, tokens: Tensor, present: Tensor, noise: Tensor | None = None, *, steps: int = 20) -> Tensor:
         """Scores `[N, B, outputs]` of N samples (1 for methods without sampling); the diffusion starts from `noise` `[B, N,
         D]`."""
-        if self.method == "late":
+        if self.method == LATE:
             scores = self.per_modality_scores(tokens)
-            mean = masked_mean(scores.log_softmax(-1).exp() if self.outputs > 1 else scores, present)
-            return (mean.clamp_min(1e-12).log() if self.outputs > 1 else mean)[None]
-        if self.method != "diffusion":
-            return self.scores(self.fuse(tokens, present))[None]
+            # of log odds: a mean of probabilities would be drawn to 0.5 by a modality that knows little
+            mean = masked_mean(scores.log_softmax(-1) if self.outputs > 1 else scores, present)
+            return self.sharpness * mean[None]
+        return self.sharpness * self.scores(self.fused(tokens, present, noise, steps=steps))
+
+    @property
+    def noise_size(self) -> int:
+        """Random numbers of a draw: none for a deterministic method."""
+        return int(self.fuse.noise_size)
+
+    def fused(self, tokens: Tensor, present: Tensor, noise: Tensor | None, *, steps: int) -> Tensor:
+        """Fused vectors `[N, B, F]`, one for each of the noise `[B, N, noise_size]`; N = 1 if the method draws nothing."""
+        if not self.noise_size:
+            return self.fuse(tokens, present)[None]
         if noise is None:
-            raise ValueError("the diffusion needs noise [B, N, D] to start from")
-        return self.scores(self.sample(tokens, present, noise, steps=steps))
-
-    def sample(self, tokens: Tensor, present: Tensor, noise: Tensor, *, steps: int) -> Tensor:
-        """Fused vectors `[N, B, D]` of the diffusion, one for each of N noise vectors."""
-        count = noise.shape[1]
-        fused = self.fuse.sample(
-            tokens.repeat(count, 1, 1), present.repeat(count, 1), noise.transpose(0, 1).flatten(0, 1), steps=steps
-        )
-        return fused.unflatten(0, (count, len(tokens)))
-
-    def fused(self, tokens: Tensor, present: Tensor, noise: Tensor, *, steps: int) -> Tensor:
-        """Fused vectors `[N, B, D]` of attention (N = 1) or diffusion."""
-        if self.method == "diffusion":
-            return self.sample(tokens, present, noise, steps=steps)
-        return self.fuse(tokens, present)[None]
+            raise ValueError(f"{self.method} needs noise [B, N, {self.noise_size}] to draw from")
+        return self.fuse.draw(tokens, present, noise, steps=steps)
 
     def training_output(
         self, features: Sequence[Tensor], tokens: Tensor, present: Tensor, kept: Tensor, x0: Tensor, noise: DiffusionNoise
