@@ -55,7 +55,7 @@ class Prepared:
     def target(self) -> NDArray[np.float32]:
         """`[N, 2]`: time and event, or the class number and 1; NaN where it is not known."""
         if not self.classes:
-            return self.table[["time", "event"]].apply(pd.to_numeric, errors="coerce").to_numpy(np.float32)
+            return np.array(self.table[["time", "event"]].apply(pd.to_numeric, errors="coerce"), np.float32)
         number = [self.classes.index(label) if label else np.nan for label in self.table["label"]]
         return np.stack([number, np.ones(len(number))], 1).astype(np.float32)
 
