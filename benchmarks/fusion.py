@@ -32,7 +32,7 @@ def sampling(run: Path, data: Path) -> None:
     from quintet.fusion.data.prepared import load as load_data
     from quintet.fusion.evaluation.inference import Model, encode_prepared
     from quintet.fusion.metrics import auc_or_concordance, comparable_pairs
-    from quintet.fusion.model.networks import initial_noise
+    from quintet.fusion.model.noise import initial_noise
     from quintet.resampling import bootstrap_concordance, bootstrap_weights, percentile_interval
 
     model, prepared = Model.load(run, "auto"), load_data(data)

@@ -10,10 +10,10 @@ from quintet.breakhis.evaluation.metrics import (
     classification,
     fit_temperature,
     mean_prediction,
-    reliability,
     subsets,
 )
 from quintet.breakhis.evaluation.scores import score_images, score_patients, summary
+from quintet.calibration import reliability
 
 LABELS = np.array([0, 0, 1, 1, 1])
 P = np.array([0.1, 0.6, 0.4, 0.8, 0.9])

@@ -1,4 +1,4 @@
-"""44 phantoms, some without outcome, prepared at 12 voxels, and the parameters that train on them in seconds."""
+"""Phantoms of two hospitals, some without outcome, prepared at 12 voxels, and the parameters that train on them in seconds."""
 
 import os
 from pathlib import Path
@@ -12,6 +12,7 @@ from quintet.fusion.synthetic import synthesize
 from quintet.params import parse
 from tests.conftest import REAL, with_changes
 
+HERE, ELSEWHERE = 44, 6  # patients
 SMALL = {
     "fusion.data.size": 12,
     "fusion.training.epochs": 2,
@@ -34,7 +35,7 @@ SMALL = {
     },
     "fusion.evaluation.samples": 2,
     "fusion.evaluation.draws": 4,
-    "fusion.evaluation.ttt.steps": 2,
+    "fusion.evaluation.ttt.steps": [0, 2],
     "ranking.bootstrap": 100,
     "fusion.configs": {
         "late": {"method": "late", "encoders": "trained", "modality_dropout": 0.0, "patients": "all"},
@@ -43,7 +44,7 @@ SMALL = {
         "concat": {"method": "concat", "encoders": "trained", "modality_dropout": 0.3, "patients": "all"},
         **{
             name: {"method": name, "encoders": "frozen", "modality_dropout": 0.0, "patients": "all"}
-            for name in ("transformer", "mean", "ridge", "gaussian", "flow")
+            for name in ("transformer", "shaspec", "mean", "ridge", "gaussian", "flow")
         },
         "flow-complete": {"method": "flow", "encoders": "frozen", "modality_dropout": 0.0, "patients": "complete"},
     },
@@ -61,7 +62,9 @@ def small(make_params, tmp_path, monkeypatch):
 @pytest.fixture(scope="session")
 def heads(values, tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("heads") / "raw"
-    drawn = parse(values).fusion.synthetic.model_copy(update={"patients": 44, "unlabelled": 0.1, "seed": 5})
+    drawn = parse(values).fusion.synthetic
+    second = drawn.second_hospital.model_copy(update={"patients": ELSEWHERE})
+    drawn = drawn.model_copy(update={"patients": HERE, "unlabelled": 0.1, "second_hospital": second, "seed": 5})
     synthesize(folder, drawn, workers=2)
     return folder
 

@@ -9,10 +9,11 @@ import pytest
 from sklearn.metrics import roc_auc_score
 
 from quintet import results
-from quintet.fusion import comparison
-from quintet.fusion.comparison import BootstrapScores, compared_pairs
+from quintet.fusion import comparison, sections
+from quintet.fusion.comparison import compared_pairs
 from quintet.fusion.evaluation.patterns import MAR, MCAR, RECORDED
 from quintet.fusion.evaluation.scores import evaluate, predictions
+from quintet.fusion.sections import BootstrapScores
 from quintet.params import parse
 from quintet.runs import Record
 from tests.conftest import with_changes
@@ -60,9 +61,12 @@ def evaluated(request, values, tmp_path_factory):
             record.save(run)
             classes = ["no", "yes"] if request.param == "classification" else []
             details = {"completion": COMPLETION.assign(mse=0.5 + seed)} if config == "flow" else {}
+            elsewhere = [t[t["pattern"] == RECORDED].assign(patient=lambda t: "x" + t["patient"]) for t in own.values()]
+            details["external"] = pd.concat(elsewhere)
             metrics = evaluate(
                 own, classes, record=record, out=run / "evaluation", seconds=dict.fromkeys(own, 0.5), details=details
             )
+            metrics |= {"ttt/steps": 10.0 * seed} if config == "diffusion" else {}
             (run / "evaluation/metrics.json").write_text(json.dumps(metrics))
             for name, table in own.items():
                 tables.setdefault(name, []).append(table)
@@ -84,43 +88,53 @@ def test_the_true_order_is_found(evaluated):
 def test_report_sections(evaluated):
     params, runs, tables = evaluated
     ranking = comparison.rank(params, runs)
-    sections = {section.heading: section.table for section in comparison.report_sections(params.fusion, ranking, runs)}
+    found = {section.heading: section.table for section in sections.report_sections(params.fusion, ranking, runs)}
     score = "AUC" if params.fusion.data.task == "classification" else "concordance index"
-    by_pattern = sections[f"{score} by modalities"].set_index("modalities")
+    by_pattern = found[f"{score} by modalities"].set_index("modalities")
     assert list(by_pattern.index) == [*PATTERNS, "mean of subsets", "worst subset"]
     assert set(by_pattern["patients"][list(PATTERNS)]) == {PATIENTS}
     if score == "AUC":
         own = [table[table["pattern"] == "pet"] for table in tables["late"]]
         expected = np.mean([roc_auc_score(table["target"], table["probability/yes"]) for table in own])  # over the seeds
         assert by_pattern.loc["pet", "late"].startswith(f"{expected:.3f} [")
-    singles = sections["Compared with the best single modality"]
+    singles = found["Compared with the best single modality"]
     assert singles["best single"].str.startswith("pet (late)").all()
-    differences = sections["Diffusion and test-time training"]
+    differences = found["Diffusion and test-time training"]
     assert list(zip(differences["first"], differences["second"], strict=True)) == [
         ("diffusion-ttt", "diffusion"),
         ("flow", "late"),
     ]
     assert differences[RECORDED][1].startswith("-")
-    completed = sections["Completed tokens"]
+    completed = found["Completed tokens"]
     assert completed["config"].tolist() == ["flow", "flow"]
     assert completed["mse"].tolist() == [1.0, 1.0]
     if score == "AUC":
-        missing = sections["By number of missing modalities"].set_index(["config", "missing"])
+        missing = found["By number of missing modalities"].set_index(["config", "missing"])
         own = [t[t["pattern"].isin(["pet", "clinical"])] for t in tables["late"]]
         assert missing.loc[("late", 1), "Brier score"] == pytest.approx(np.mean([t["brier"].mean() for t in own]))
         assert (missing["ECE"] > 0).all()
-    adaptation = sections["Effect of test-time training on patients"].set_index("config")
-    assert adaptation.loc["diffusion", "adapted"] == 0.75
+    adaptation = found["Effect of test-time training on patients"].set_index(["config", "patients"])
+    assert adaptation["adapted"].tolist() == [0.75, 0.75]
+    assert adaptation["steps"].tolist() == [5, 5]
     loss, sign = ("log_loss", 1) if score == "AUC" else ("concordance", -1)
-    worse = [
-        (sign * (b[loss].to_numpy() - a[loss].to_numpy())[a["pattern"] == RECORDED] > 0).mean()
+    changes = [
+        (b[loss].to_numpy() - a[loss].to_numpy())[a["pattern"] == RECORDED]
         for a, b in zip(tables["diffusion"], tables["diffusion-ttt"], strict=True)
     ]
-    assert adaptation.loc["diffusion", "worse"] == pytest.approx(np.mean(worse), abs=0.02)  # equal scores are neither
-    shapley = sections["What each modality adds"].set_index("config")
+    worse = np.mean([(sign * change > 0).mean() for change in changes])
+    for part in ("test", "external"):
+        row = adaptation.loc[("diffusion", part)]
+        assert row["worse"] == pytest.approx(worse, abs=0.02)  # equal scores are neither
+        assert row[f"mean change of the {loss.replace('_', ' ')}"].startswith(f"{np.mean(changes):+.3f} [")
+    hospitals = found["Other hospitals"].set_index("config")
+    assert set(hospitals.index) == {*tables}
+    for config in hospitals.index:  # the same predictions under other names: the draws of patients differ, the scores do not
+        here, there = (hospitals.loc[config, c].split()[0] for c in hospitals if "loss" not in c)
+        assert here == there == by_pattern.loc[RECORDED, config].split()[0]
+    shapley = found["What each modality adds"].set_index("config")
     assert shapley.loc["late", "pet"] > shapley.loc["late", "clinical"] > 0
-    assert sections["Imputed features"].empty
-    cost = sections["Cost"].set_index("config")
+    assert found["Imputed features"].empty
+    cost = found["Cost"].set_index("config")
     assert cost.loc["late", "prediction, s"] == 0.5
     assert np.isnan(cost.loc["late", "with test-time training, s"])
 
@@ -144,8 +158,8 @@ def test_imputation_is_averaged_over_seeds(evaluated, tmp_path):
         table = pd.DataFrame({"modality": ["pet", "clinical"], "patients": 9, "cosine/imputed": [value, 0.5]})
         table.to_csv(run / "evaluation/imputation.csv", index=False)
     ranking = comparison.rank(params, runs)
-    sections = {section.heading: section.table for section in comparison.report_sections(params.fusion, ranking, runs)}
-    table = sections["Imputed features"]
+    found = {section.heading: section.table for section in sections.report_sections(params.fusion, ranking, runs)}
+    table = found["Imputed features"]
     assert table["config"].tolist() == ["diffusion", "diffusion"]
     assert table["cosine/imputed"].tolist() == pytest.approx([0.3, 0.5])
 
@@ -160,9 +174,9 @@ def test_cases_have_no_patient_twice(evaluated):
 def test_the_flow_is_compared_with_every_rival_on_the_same_tokens(make_params):
     fusion = make_params().fusion
     found = compared_pairs(fusion)
-    assert [b for a, b in found if a == "flow"] == ["late", "concat", "transformer", "ridge"]
+    assert [b for a, b in found if a == "flow"] == ["late", "concat", "transformer", "shaspec", "ridge"]
     assert [b for a, b in found if a == "flow-complete"] == [
         "late",
-        *(f"{name}-complete" for name in ("concat", "transformer", "mean", "ridge", "gaussian")),
+        *(f"{name}-complete" for name in ("concat", "transformer", "shaspec", "mean", "ridge", "gaussian")),
     ]
     assert found[-2:] == [("diffusion", "attention"), ("diffusion-ttt", "attention-ttt")]

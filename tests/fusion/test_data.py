@@ -20,7 +20,7 @@ from quintet.fusion.data.prepare import check, prepare
 from quintet.fusion.data.prepared import load
 from quintet.fusion.data.segmentation import segment
 from tests.conftest import ROOT, with_changes
-from tests.fusion.conftest import SMALL
+from tests.fusion.conftest import ELSEWHERE, HERE, SMALL
 
 PATIENTS = 30
 
@@ -58,12 +58,12 @@ def test_present_and_missing_modalities(prepared, heads):
     data = load(prepared)
     assert data.volumes.dtype == np.float16
     assert isinstance(data.volumes, np.memmap)
-    assert data.volumes.shape == (44, 3, 12, 12, 12)
+    assert data.volumes.shape == (HERE + ELSEWHERE, 3, 12, 12, 12)
     assert data.modalities == ["mri_t1ce", "mri_flair", "pet", "clinical"]
-    assert (data.volumes.reshape(44, 3, -1).any(2) == data.present[:, :3]).all()
+    assert (data.volumes.reshape(HERE + ELSEWHERE, 3, -1).any(2) == data.present[:, :3]).all()
     files = {p: len(list((heads / p).iterdir())) for p in data.table["patient"]}
     assert data.present[:, :3].sum(1).tolist() == list(files.values())
-    assert set(data.table["split"]) == {"train", "valid", "test", "unlabelled"}
+    assert set(data.table["split"]) == {"train", "valid", "test", "unlabelled", "external"}
     assert ((data.table["split"] == "unlabelled") == np.isnan(data.target[:, 0])).all()
     assert data.classes == ["progression", "stable"]
     clinical = pd.read_csv(heads / "clinical_data.csv").set_index("patient").loc[data.table["patient"]]
@@ -85,6 +85,53 @@ def test_a_patients_images_share_one_cube(prepared):
         peaks = [np.array(np.unravel_index(np.argmax(data.volumes[row, k]), (12,) * 3)) for k in (1, 2)]
         distance.append(np.abs(peaks[0] - peaks[1]).max())
     assert np.mean(np.array(distance) <= 3) > 0.8
+
+
+def test_patients_of_other_hospitals_are_only_tested(raw, small, capsys):
+    """They change nothing of what is fitted, and the hospital is no feature; those without an outcome are left out."""
+    path = raw / "clinical_data.csv"
+    table = pd.read_csv(path, dtype=str, keep_default_na=False)
+    table.loc[:3, "hospital"], table.loc[4:5, "hospital"] = "B", "C"
+    table.loc[3, "outcome"] = ""
+    table.to_csv(path, index=False)
+    data, _ = run(raw, small, external=["B", "C"])
+    own = table["patient"][:6].drop(3)
+    assert sorted(data.table["patient"][data.table["split"] == "external"]) == sorted(own)
+    assert table["patient"][3] not in set(data.table["patient"])
+    assert "1 patients of B, C (fusion.data.external) have no outcome yet" in capsys.readouterr().out
+    assert "hospital" not in [column.name for column in data.encoder.columns]
+    before = data.encoder
+    table.loc[:5, "age"] = "17"
+    table.to_csv(path, index=False)
+    assert run(raw, small, external=["B", "C"])[0].encoder == before
+    assert set(run(raw, small, external=[])[0].table["split"]) == {"train", "valid", "test", "unlabelled"}
+
+
+def test_a_class_of_other_hospitals_alone_is_refused(raw, small):
+    path = raw / "clinical_data.csv"
+    table = pd.read_csv(path, dtype=str, keep_default_na=False)
+    table.loc[0, ["hospital", "outcome"]] = "B", "cured"
+    table.to_csv(path, index=False)
+    with pytest.raises(InputError, match=r"'cured' occurs only in fusion\.data\.external"):
+        run(raw, small)
+
+
+def test_a_spacing_keeps_absolute_size(raw, small):
+    """A head of twice the size fills the same share of a cube that is fitted to it, and eight times as many voxels of one with a
+    spacing; what does not fit is cropped."""
+    share = {}
+    for enlarged in (False, True):
+        if enlarged:
+            for path in raw.glob("*/*.nii.gz"):
+                image = nib.load(path)
+                nib.save(nib.Nifti1Image(np.asarray(image.dataobj), np.diag([2.0, 2, 2, 1]) @ image.affine), path)
+        for size, spacing in ((24, 0.0), (24, 20.0), (12, 8.0)):
+            data, _ = run(raw, small, size=size, spacing_mm=spacing)
+            rows = np.flatnonzero(data.present[:, 1])
+            share[enlarged, size, spacing] = float((data.volumes[rows, 1] > 0.15).mean())
+    assert share[True, 24, 0.0] == pytest.approx(share[False, 24, 0.0], rel=0.05)
+    assert share[True, 24, 20.0] / share[False, 24, 20.0] == pytest.approx(8, rel=0.35)
+    assert share[False, 12, 8.0] > 2 * share[False, 24, 0.0]
 
 
 def test_a_split_file_is_used(raw, small, tmp_path):

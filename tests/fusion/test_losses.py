@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from quintet.fusion.model.losses import contrast_with_bank, contrastive_loss, prediction_loss, reconstruction_loss, standardised
+from quintet.fusion.model.losses import contrastive_loss, prediction_loss, reconstruction_loss, standardised
 
 
 def test_cox_by_hand():
@@ -83,21 +83,3 @@ def test_contrast_without_a_pair_is_a_differentiable_zero(present):
     loss.backward()
     assert loss.item() == 0
     assert (tokens.grad == 0).all()
-
-
-def test_contrast_with_the_bank_by_loops():
-    torch.manual_seed(0)
-    tokens, bank, temperature = torch.randn(3, 4), torch.randn(6, 3, 4), 0.3
-    present, known = torch.tensor([1, 0, 1]).bool(), torch.rand(6, 3) < 0.6
-    unit = lambda x: (x / x.norm(dim=-1, keepdim=True)).numpy()  # noqa: E731
-    x, others = unit(tokens), unit(bank)
-    terms = []
-    for a, b in ((0, 2), (2, 0)):
-        own = np.exp(x[a] @ x[b] / temperature)
-        rest = sum(np.exp(x[a] @ others[n, b] / temperature) for n in range(6) if known[n, b])
-        terms.append(-np.log(own / (own + rest)))
-    assert contrast_with_bank(tokens, present, bank, known, temperature=temperature).item() == pytest.approx(
-        np.mean(terms), abs=1e-5
-    )
-    single = contrast_with_bank(tokens, torch.tensor([1, 0, 0]).bool(), bank, known, temperature=temperature)
-    assert single.item() == 0

@@ -1,5 +1,6 @@
 """Encoders, fusion methods, schedules and samplers against formulas and diffusers, collapse."""
 
+import itertools
 from typing import get_args
 
 import numpy as np
@@ -9,7 +10,8 @@ import torch
 from quintet.fusion.model.encoders import ENCODERS, ImageEncoder, Reduction, RunningNorm
 from quintet.fusion.model.imputation import RIDGE
 from quintet.fusion.model.methods import METHODS, DiffusionNoise, masked_mean
-from quintet.fusion.model.networks import FusionNet, initial_noise, patient_seeds, shared_noise
+from quintet.fusion.model.networks import FusionNet
+from quintet.fusion.model.noise import initial_noise, patient_seeds, shared_noise
 from quintet.params import FusionConfig
 from quintet.params.fusion import IMPUTES, FusionTraining
 
@@ -29,7 +31,6 @@ def make(method="diffusion", *, target="mean", predicts="sample", schedule="cosi
         predictor_units=[8],
         dropout=0.0,
         recompute=False,
-        bank=4,
         token_size=0,
         flow={"width": 16, "layers": 1, "iterations": 5, "batch_size": 8, "rate": 0.01, "weight_decay": 0.0},
         diffusion={"target": target, "predicts": predicts, "schedule": schedule, "steps": steps, "layers": 1},
@@ -153,34 +154,35 @@ def test_schedule_by_its_formula(schedule):
     torch.testing.assert_close(ours, fuse.scheduler().add_noise(x0, noise, time), atol=1e-5, rtol=0)
 
 
-@pytest.mark.parametrize("predicts", ["noise", "sample"])
+@pytest.mark.parametrize("predicts", ["velocity", "sample"])
 @pytest.mark.parametrize("schedule", ["linear", "cosine"])
 def test_sampler_by_its_formula(schedule, predicts):
-    """DDIM without noise (Song et al. 2021, equation 12), in float64 with a loop. `sample` starts at the last step."""
+    """DDIM without noise (Song et al. 2021, equation 12), in float64 with a loop, from the last step on."""
     net = make(schedule=schedule, predicts=predicts, target="unguarded")
     tokens, present, noise = torch.randn(4, 3, 16), torch.ones(4, 3).bool(), torch.randn(4, 16)
     with torch.no_grad():
         found = net.fuse.sample(tokens, present, noise, steps=5)
         signal, condition, x = closed_form(schedule, 1000), net.fuse.condition(masked_mean(tokens, present)), noise.double()
-        first = 999 if predicts == "sample" else 800
-        for time in range(first, -1, -200):
+        for time in range(999, -1, -200):
             output = net.fuse.denoise(x.float(), torch.full((4,), time), condition).double()
             now, after = signal[time], signal[time - 200] if time >= 200 else 1.0
-            x0 = output if predicts == "sample" else (x - np.sqrt(1 - now) * output) / np.sqrt(now)
+            x0 = output if predicts == "sample" else np.sqrt(now) * x - np.sqrt(1 - now) * output
             eps = (x - np.sqrt(now) * x0) / np.sqrt(1 - now)
             x = np.sqrt(after) * x0 + np.sqrt(1 - after) * eps
     torch.testing.assert_close(found.double(), x, atol=1e-4 * float(x.abs().max()), rtol=0)
 
 
-@pytest.mark.parametrize("predicts", ["noise", "sample"])
+@pytest.mark.parametrize("predicts", ["velocity", "sample"])
 def test_one_step_with_a_perfect_denoiser_returns_the_target(predicts, monkeypatch):
     net = make(predicts=predicts)
     x0 = net.fuse.scaled(torch.randn(4, 16))
-    noise = DiffusionNoise(torch.tensor([0, 100, 500, 800]), torch.randn(4, 16))
-    monkeypatch.setattr(net.fuse.denoise, "forward", lambda *_: x0 if predicts == "sample" else noise.noise)
+    noise = DiffusionNoise(torch.tensor([0, 100, 500, 999]), torch.randn(4, 16))
+    signal = net.fuse.signal[noise.time][:, None]
+    velocity = signal.sqrt() * noise.noise - (1 - signal).sqrt() * x0
+    monkeypatch.setattr(net.fuse.denoise, "forward", lambda *_: x0 if predicts == "sample" else velocity)
     estimate, loss = net.fuse.one_step(torch.randn(4, 3, 16), torch.ones(4, 3).bool(), x0, noise)
     torch.testing.assert_close(estimate, x0, atol=1e-3, rtol=0)
-    assert (loss == 0).all()
+    assert (loss < 1e-9).all()
 
 
 def test_no_gradient_flows_into_the_target():
@@ -293,6 +295,55 @@ def test_draws_have_the_conditional_distribution(method):
     _, far = completions(method, [False, False, True])
     assert far[:, :, 1, 0].std(0).mean().item() == pytest.approx(1.0, abs=0.2)
     assert np.corrcoef(far[:, 0, :2, 0].T)[0, 1] > 0.8  # missing tokens are drawn together
+
+
+@pytest.mark.parametrize("method", ["gaussian", "flow"])
+def test_the_spread_is_set_so_that_intervals_cover_their_share(method):
+    """Draws that were made too much alike, or too different, are spread until 80 % of new patients' tokens are covered."""
+    fuse = imputation(method)
+    fuse.fit(*correlated())
+    tokens, present = correlated(400, seed=1)
+    tokens[:, 1] += 0.5 * torch.randn(400, 1) * present[:, 1, None]  # new patients are noisier
+    fuse.calibrate(tokens, present, steps=8)
+    assert fuse.spread > 1
+    complete = tokens[present.all(1)]
+    covered = []
+    for known in itertools.product((False, True), repeat=3):
+        if 0 < sum(known) < 3:
+            mask = torch.tensor(known)
+            noise = shared_noise(64, 3).expand(len(complete), -1, -1)
+            with torch.no_grad():
+                drawn = fuse.complete(complete, mask.expand(len(complete), -1), noise, steps=8)[:, :, ~mask].flatten(1)
+            low, high = np.quantile(drawn.numpy(), [0.1, 0.9], axis=0, method="weibull")
+            truth = complete[:, ~mask].flatten().numpy()
+            covered.append((low <= truth) & (truth <= high))
+    assert np.concatenate(covered).mean() == pytest.approx(0.8, abs=0.02)
+    before = fuse.spread.clone()
+    fuse.calibrate(tokens[:10], present[:10], steps=8)  # too few patients
+    assert fuse.spread == before
+
+
+def test_shaspec_uses_the_shared_features_of_what_is_there():
+    """A missing modality's token has no influence; with one modality the others get its shared features."""
+    torch.manual_seed(0)
+    fuse = METHODS["shaspec"](hidden=2, count=3, dropout=0.0)
+    tokens, present = torch.randn(4, 3, 2), torch.tensor([1, 0, 1]).bool().expand(4, 3)
+    changed = tokens.clone()
+    changed[:, 1] = 9.0
+    with torch.no_grad():
+        assert torch.equal(fuse(tokens, present), fuse(changed, present))
+        single = fuse(tokens, torch.tensor([0, 1, 0]).bool().expand(4, 3)).unflatten(1, (3, -1))
+        torch.testing.assert_close(single[:, 0], fuse.shared(tokens[:, 1]))
+        assert torch.equal(single[:, 0], single[:, 2])
+    optimizer = torch.optim.Adam(fuse.parameters(), lr=0.01)
+    losses = []
+    for _ in range(60):
+        loss = fuse.auxiliary(tokens, present)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    assert losses[-1] < 0.5 * losses[0]
 
 
 def test_a_flow_that_is_fitted_again_is_the_same():

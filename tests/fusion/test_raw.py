@@ -8,6 +8,7 @@ from quintet.errors import InputError
 from quintet.fusion.data.clinical import Category, Encoder, Numeric, reject_leaks
 from quintet.fusion.data.preparation import Preparation
 from quintet.fusion.data.raw import find_patients, read_table, targets
+from tests.fusion.conftest import ELSEWHERE, HERE
 
 ALL = ["mri_t1", "mri_t1ce", "mri_t2", "mri_flair", "ct", "pet"]
 
@@ -135,7 +136,7 @@ def test_columns_that_reveal_the_label(columns, leaks):
 def test_phantoms_in_both_layouts(heads, make_params):
     patients, problems = find_patients(heads, make_params().fusion.data.names, ["mri_t1ce", "mri_flair", "pet"])
     assert not problems
-    assert len(patients) == 44
+    assert len(patients) == HERE + ELSEWHERE
     assert {name.split("-")[0].split("_")[0] for name in patients} == {"patient", "BraTS", "Brats20"}
     assert {len(files) for files in patients.values()} >= {2, 3}
     frame = pd.read_csv(heads / "clinical_data.csv")

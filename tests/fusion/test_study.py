@@ -36,7 +36,16 @@ def test_a_run_folder_has_everything(trained, prepared):
     assert not history.isna().any().any()
     assert record.tags["segmenter"] == "threshold"
     files = {p.name for p in (run / "evaluation").iterdir()}
-    assert files == {"predictions.csv", "cases.csv", "metrics.json", "settings.json", "imputation.csv", "curves.csv", "figures"}
+    assert files == {
+        "predictions.csv",
+        "external.csv",
+        "cases.csv",
+        "metrics.json",
+        "settings.json",
+        "imputation.csv",
+        "curves.csv",
+        "figures",
+    }
     figures = {p.stem for p in (run / "evaluation" / "figures").iterdir()}
     assert figures == {"patterns", "everything_recorded", "test_time_training", "steps", "learning_curves"}
     table = pd.read_csv(run / "evaluation" / "predictions.csv")
@@ -78,7 +87,7 @@ def test_evaluation_parameters_change_the_evaluation_and_not_the_model(small, pr
         Model.load(run, "cpu")
     spreads, adapted = [], []
     ttt = small.fusion.evaluation.ttt
-    for changes in ({"samples": 2}, {"samples": 3}, {"samples": 3, "ttt": ttt.model_copy(update={"steps": 0})}):
+    for changes in ({"samples": 2}, {"samples": 3}, {"samples": 3, "ttt": ttt.model_copy(update={"steps": [0]})}):
         params = with_evaluation(small, **changes)
         metrics = experiment.evaluate_selected("fusion", params, prepared, run, Path("scores.json"))
         table = pd.read_csv(run / "evaluation/predictions.csv")
@@ -88,7 +97,7 @@ def test_evaluation_parameters_change_the_evaluation_and_not_the_model(small, pr
         assert model.read_bytes() == weights
     assert not np.allclose(spreads[0], spreads[1])
     assert np.array_equal(spreads[1], spreads[2])
-    assert adapted[1] > 0 == adapted[2]
+    assert adapted[2] == 0
     build = torch.load(model, weights_only=True)["build"]
     assert not {"samples", "ttt"} & (set(build) | set(build["about"]) | set(trained[2].params))
 
@@ -105,7 +114,9 @@ def task(request, heads, values, tmp_path_factory):
     return request.param, params, folder / "data"
 
 
-@pytest.mark.parametrize("config", ["attention", "diffusion", "concat", "transformer", "mean", "ridge", "gaussian", "flow"])
+@pytest.mark.parametrize(
+    "config", ["attention", "diffusion", "concat", "transformer", "shaspec", "mean", "ridge", "gaussian", "flow"]
+)
 def test_every_method_trains_for_every_task(task, monkeypatch, config):
     task, params, data = task
     monkeypatch.chdir(data.parent)
@@ -119,17 +130,30 @@ def test_every_method_trains_for_every_task(task, monkeypatch, config):
     assert not list(Path(".checkpoints").glob("*"))
 
 
-def test_teacher_and_ttt_of_all_parameters(make_params, prepared, tmp_path, monkeypatch):
+def test_teacher_and_recomputation(make_params, prepared, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     changes = {"fusion.training.diffusion.target": "teacher", "fusion.training.recompute": True, "fusion.training.epochs": 1}
-    params = make_params(SMALL | changes | {"fusion.evaluation.ttt.parameters": "all"})
+    params = make_params(SMALL | changes)
     experiment.train_selected("fusion", params, prepared, Path("run"))
     model, data = Model.load(Path("run"), "cpu", evaluation=params.fusion.evaluation), load(prepared)
     patients = encode_prepared(model, data, data.rows("test")[:4])
-    plain, _ = model(patients, patients.present)
-    adapted, _, fell = model.adapted(patients, patients.present)
-    assert fell.any()
-    assert not np.allclose(plain[fell], adapted[fell])
+    assert np.isfinite(model(patients, patients.present)[0]).all()
+
+
+def test_the_steps_of_adaptation_are_those_with_the_lowest_loss(trained, prepared):
+    model, data = Model.load(trained[0], "cpu"), load(prepared)
+    assert model.adaptation_steps == trained[1]["ttt/steps"]
+    patients = encode_prepared(model, data, data.rows("valid"))
+    ttt = model.evaluation.ttt.model_copy(update={"steps": [0, 1, 3], "rate": 1.0})
+    model = replace(model, evaluation=model.evaluation.model_copy(update={"ttt": ttt}))
+    values = {steps: model.adapted(patients, patients.present, steps=steps)[0] for steps in ttt.steps}
+
+    def farthest_from(steps):
+        return model.choose_adaptation(patients, lambda v: -np.abs(v - values[steps]).sum()).adaptation_steps
+
+    assert model.choose_adaptation(patients, lambda v: np.abs(v - values[3]).sum()).adaptation_steps == 3
+    assert model.choose_adaptation(patients, lambda _: 0.0).adaptation_steps == 0
+    assert farthest_from(3) != 3
 
 
 def test_modality_dropout_never_masks_the_last_modality():
@@ -165,6 +189,7 @@ def test_sweep_baselines_and_ranking(make_params, prepared, tmp_path, monkeypatc
         "Compared with the best single modality",
         "Diffusion and test-time training",
         "Effect of test-time training on patients",
+        "Other hospitals",
         "What each modality adds",
         "Completed tokens",
         "By number of missing modalities",

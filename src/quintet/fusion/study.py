@@ -98,6 +98,6 @@ def ranking_unit(params: Fusion) -> str:
 
 
 def report_sections(params: Params, ranking: Ranking, runs: Runs, folder: Path) -> list[Section]:
-    from quintet.fusion.comparison import report_sections
+    from quintet.fusion.sections import report_sections
 
     return report_sections(params.fusion, ranking, runs)

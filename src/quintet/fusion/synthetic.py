@@ -11,6 +11,9 @@ censored by an end of follow-up. A share `unlabelled` of the patients has no out
 
 Modalities are missing completely at random, and depending on the clinical features: patients with failing kidneys get no contrast
 agent, and PET is rarer in old patients.
+
+A second hospital, whose patients are only tested, has other scanners: intensities to a power, more shading, larger voxels, more
+noise. Its patients are of the same kind.
 """
 
 from collections.abc import Sequence
@@ -28,7 +31,7 @@ from scipy.special import expit, softmax
 
 from quintet.files import atomic_folder
 from quintet.imaging.volumes import Grid, write_nifti
-from quintet.params.fusion import FusionSynthetic
+from quintet.params.fusion import FusionScanner, FusionSynthetic
 
 Floats = NDArray[np.float32]
 Doubles = NDArray[np.float64]
@@ -51,6 +54,8 @@ LAYOUTS = (
 )
 ORIENTATIONS = ("RAS", "LPS", "LAS", "PIR", "SRA")
 MARKERS = ("methylated", "unmethylated", "unclear")
+HOSPITALS = ("A", "B")
+SCANNER = FusionScanner(gamma=1, shading=1, voxels=1, noise=1)  # of the first hospital
 CENSORED_DAYS = 1500.0
 HALF_LIFE_DAYS = 420.0
 
@@ -73,20 +78,32 @@ def synthesize(out: Path, params: FusionSynthetic, *, workers: int) -> None:
     """Write one folder per patient, clinical_data.csv and truth.csv to `out`, whole or not at all.
 
     truth.csv has the probability of progression given the traits behind each set of modalities (one column per set)."""
-    traits = draw_traits(params.patients, params.phenotypes, np.random.default_rng([params.seed, 0]))
-    table, available = _clinical(traits, params, np.random.default_rng([params.seed, 1]))
-    images = [dict(zip(TRAITS, row, strict=True)) for row in traits.tolist()]
+    second = params.second_hospital
+    drawn = [_draw_hospital(params, params.patients, params.unlabelled, first=0, stream=0)]
+    if second.patients:
+        drawn.append(_draw_hospital(params, second.patients, 0.0, first=params.patients, stream=4))
+    table = pd.concat([one[0].assign(hospital=name) for name, one in zip(HOSPITALS, drawn, strict=False)], ignore_index=True)
+    traits = np.concatenate([one[1] for one in drawn]).tolist()
+    available = [flags for one in drawn for flags in one[2]]
+    truth = pd.concat([one[3] for one in drawn], ignore_index=True)
+    scanners = [SCANNER if hospital == HOSPITALS[0] else second.scanner for hospital in table["hospital"]]
     with atomic_folder(out) as folder:
         Parallel(n_jobs=workers)(
-            delayed(_write_patient)(
-                folder, _make_patient(name, drawn, np.random.default_rng([params.seed, 2, i])), flags, i, params.seed
-            )
-            for i, (name, drawn, flags) in enumerate(zip(table["patient"], images, available, strict=True))
+            delayed(_write_patient)(folder, name, dict(zip(TRAITS, row, strict=True)), flags, scanner, i, params.seed)
+            for i, (name, row, flags, scanner) in enumerate(zip(table["patient"], traits, available, scanners, strict=True))
         )
         table.to_csv(folder / "clinical_data.csv", index=False)
-        _truth(traits, params, np.random.default_rng([params.seed, 3])).set_index(table["patient"]).round(5).to_csv(
-            folder / "truth.csv"
-        )
+        truth.set_index(table["patient"]).round(5).to_csv(folder / "truth.csv")
+
+
+def _draw_hospital(
+    params: FusionSynthetic, count: int, unlabelled: float, *, first: int, stream: int
+) -> tuple[pd.DataFrame, Doubles, list[dict[str, bool]], pd.DataFrame]:
+    """The patients of a hospital, numbered from `first`: clinical table, traits `[count, 4]`, which images each has, truth."""
+    rngs = [np.random.default_rng([params.seed, stream + k]) for k in (0, 1, 3)]
+    traits = draw_traits(count, params.phenotypes, rngs[0])
+    table, available = _clinical(traits, params.interaction, unlabelled, first, rngs[1])
+    return table, traits, available, _truth(traits, params, rngs[2])
 
 
 def draw_traits(count: int, phenotypes: float, rng: np.random.Generator) -> Doubles:
@@ -124,10 +141,12 @@ def _truth(traits: Doubles, params: FusionSynthetic, rng: np.random.Generator) -
     return pd.DataFrame({name: outcome_probability(traits, k, params, rng) for name, k in zip(names, subsets, strict=True)})
 
 
-def _clinical(traits: Doubles, params: FusionSynthetic, rng: np.random.Generator) -> tuple[pd.DataFrame, list[dict[str, bool]]]:
+def _clinical(
+    traits: Doubles, interaction: float, unlabelled: float, first: int, rng: np.random.Generator
+) -> tuple[pd.DataFrame, list[dict[str, bool]]]:
     """The table with missing values, and which images each patient has."""
     count, clinical = len(traits), traits[:, TRAITS.index("clinical")]
-    score = outcome_logit(traits, params.interaction)
+    score = outcome_logit(traits, interaction)
     outcome = rng.random(count) < expit(score)
     died = rng.exponential(HALF_LIFE_DAYS / np.log(2) * np.exp(-0.55 * score))
     left = np.minimum(rng.uniform(200, 2 * CENSORED_DAYS, count), CENSORED_DAYS)
@@ -135,7 +154,8 @@ def _clinical(traits: Doubles, params: FusionSynthetic, rng: np.random.Generator
     performance = np.clip(np.round((85 - 9 * clinical + rng.normal(0, 6, count)) / 10) * 10, 30, 100)
     marker = np.where(rng.random(count) < 0.1, 2, (clinical + rng.normal(0, 0.8, count) > 0).astype(int))
     kidneys = np.clip(88 - 0.6 * (age - 40) + rng.normal(0, 16, count), 15, 140)
-    names = [f"patient_{i:03d}" if i % 3 == 0 else f"BraTS-{i:04d}" if i % 3 == 1 else f"Brats20_{i:03d}" for i in range(count)]
+    numbers = range(first, first + count)
+    names = [f"patient_{i:03d}" if i % 3 == 0 else f"BraTS-{i:04d}" if i % 3 == 1 else f"Brats20_{i:03d}" for i in numbers]
     table = pd.DataFrame(
         {
             "patient": names,
@@ -149,7 +169,7 @@ def _clinical(traits: Doubles, params: FusionSynthetic, rng: np.random.Generator
             "event": (died <= left).astype(int),
         }
     )
-    table.loc[rng.random(count) < params.unlabelled, ["outcome", "survival_days", "event"]] = np.nan
+    table.loc[rng.random(count) < unlabelled, ["outcome", "survival_days", "event"]] = np.nan
     # no contrast agent for failing kidneys, PET rarer in old patients; the rest at random
     missing = {
         "mri_t1ce": rng.random(count) < np.where(kidneys < 60, 0.6, 0.05),
@@ -178,19 +198,30 @@ def _make_patient(name: str, traits: dict[str, float], rng: np.random.Generator)
     )
 
 
-def _write_patient(folder: Path, patient: Patient, images: dict[str, bool], number: int, seed: int) -> None:
+def _write_patient(
+    folder: Path,
+    name: str,
+    traits: dict[str, float],
+    images: dict[str, bool],
+    scanner: FusionScanner,
+    number: int,
+    seed: int,
+) -> None:
+    patient = _make_patient(name, traits, np.random.default_rng([seed, 2, number]))
     (folder / patient.name).mkdir()
     names = LAYOUTS[number % len(LAYOUTS)]
     for k, (modality, pattern) in enumerate(names.items()):
         if images[modality]:
             rng = np.random.default_rng([seed, number, k])
-            array, grid = draw_image(patient, modality, rng)
+            array, grid = draw_image(patient, modality, rng, scanner)
             write_nifti(folder / patient.name / f"{pattern.format(patient.name)}.nii.gz", array, grid)
 
 
-def draw_image(patient: Patient, modality: str, rng: np.random.Generator) -> tuple[NDArray[np.int16], Grid]:
+def draw_image(
+    patient: Patient, modality: str, rng: np.random.Generator, scanner: FusionScanner = SCANNER
+) -> tuple[NDArray[np.int16], Grid]:
     """One image `[X, Y, Z]` with its own spacing, orientation, field of view, noise and shading."""
-    plane = float(rng.uniform(*SPACING_MM[modality]))
+    plane = scanner.voxels * float(rng.uniform(*SPACING_MM[modality]))
     spacing = np.array([plane, plane, plane * rng.uniform(1, 1.4)])
     shape = np.ceil(2 * (patient.head_mm + rng.uniform(8, 16, 3)) / spacing).astype(int)
     first = -(shape - 1) / 2 * spacing + rng.uniform(-3, 3, 3)
@@ -201,8 +232,9 @@ def draw_image(patient: Patient, modality: str, rng: np.random.Generator) -> tup
     brain, skull = _inside(0.88 - head, 0.04), _inside(1 - head, 0.03) * _inside(head - 0.92, 0.03)
     image = {"mri_t1ce": _t1ce, "mri_flair": _flair, "pet": _pet}[modality](patient, brain, skull, lesion)
     image = gaussian_filter(image, 0.5)
-    shading = 1 + 0.12 * (rng.normal() * x / a + rng.normal() * y / b + rng.normal() * z / c)
-    image = image * shading * rng.uniform(300, 900) / 100 + rng.normal(0, 16, image.shape)
+    image = 100 * np.clip(image / 100, 0, None) ** scanner.gamma
+    shading = 1 + 0.12 * scanner.shading * (rng.normal() * x / a + rng.normal() * y / b + rng.normal() * z / c)
+    image = image * shading * rng.uniform(300, 900) / 100 + rng.normal(0, 16 * scanner.noise, image.shape)
     affine = np.diag([*spacing, 1.0])
     affine[:3, 3] = first
     orientation = nib.orientations.axcodes2ornt(ORIENTATIONS[int(rng.integers(len(ORIENTATIONS)))])

@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from quintet.params.common import (
     AdamCosine,
@@ -26,8 +26,23 @@ ADAPTS = ("attention", "diffusion")  # the methods whose losses test-time traini
 LATE = "late"
 IMPUTES = ("mean", "ridge", "gaussian", "flow")  # the methods that complete the tokens of a patient (model/imputation.py)
 SWEEP = Path("runs/fusion/sweep")
+ADAPTATION_STEPS = "ttt/steps"  # the metric of an evaluation with the number that it chose
 TTT = "-ttt"  # suffix of a configuration with test-time training: the same trained weights
 Task = Literal["total", "total_mr", "brain_structures", "none"]
+
+
+class FusionScanner(Section):
+    """How a hospital's images differ: intensities to the power `gamma`; the others are factors."""
+
+    gamma: Positive
+    shading: NonNegative
+    voxels: Annotated[float, Field(ge=1, le=4)]
+    noise: NonNegative
+
+
+class FusionSecondHospital(Section):
+    patients: NonNegativeInt
+    scanner: FusionScanner
 
 
 class FusionSynthetic(Section):
@@ -35,16 +50,19 @@ class FusionSynthetic(Section):
     unlabelled: Fraction
     phenotypes: Annotated[float, Field(ge=0, lt=1)]
     interaction: NonNegative
+    second_hospital: FusionSecondHospital
     seed: Seed
 
 
 class FusionColumns(Section):
-    """Of the clinical table; `patient` may be auto (the first column), `event` empty (nobody is censored)."""
+    """Of the clinical table; `patient` may be auto (the first column), `event` empty (nobody is censored), and `hospital` absent
+    from the table (nobody is external)."""
 
     patient: str
     label: str
     time: str
     event: str
+    hospital: str
 
 
 class FusionData(Section):
@@ -57,9 +75,11 @@ class FusionData(Section):
     columns: FusionColumns
     drop: list[str]
     unlabelled: Literal["keep", "refuse"]
+    external: list[str]
     task: Literal["classification", "survival"]
     skull_strip: bool
     size: Annotated[int, Field(ge=8, le=256)]
+    spacing_mm: Annotated[float, Field(ge=0, le=20)]
     percentiles: Annotated[list[Annotated[float, Field(ge=0, le=100)]], Field(min_length=2, max_length=2)]
     split: str
     split_seed: Seed
@@ -110,8 +130,18 @@ class FusionDiffusion(Section):
     teacher_decay: Annotated[float, Field(gt=0, lt=1)]
     steps: Annotated[int, Field(ge=10)]
     schedule: Literal["linear", "cosine"]
-    predicts: Literal["noise", "sample"]
+    predicts: Literal["velocity", "sample"]
     layers: PositiveInt
+
+    @field_validator("predicts", mode="before")
+    @classmethod
+    def refuse_noise(cls, value: object) -> object:
+        if value == "noise":
+            raise ValueError(
+                "at the step where sampling starts, the noise says nothing about the sample, whose estimate would be the "
+                "network's error times a thousand; choose velocity (the same information at every step) or sample"
+            )
+        return value
 
 
 class FusionFlow(Section):
@@ -147,7 +177,7 @@ class FusionConfig(Configuration):
     """How modalities are joined. `encoders`: frozen (those of late fusion, trained before) or trained together with the fusion;
     `modality_dropout`: the share of modalities masked in training; `patients`: all, or those with every modality."""
 
-    method: Literal["attention", "diffusion", "concat", "late", "transformer", "mean", "ridge", "gaussian", "flow"]
+    method: Literal["attention", "diffusion", "concat", "late", "shaspec", "transformer", "mean", "ridge", "gaussian", "flow"]
     encoders: Literal["frozen", "trained"]
     modality_dropout: Annotated[float, Field(ge=0, lt=1)]
     patients: Literal["all", "complete"]
@@ -156,7 +186,7 @@ class FusionConfig(Configuration):
     def check_encoders(self) -> "FusionConfig":
         if self.method == LATE and self.encoders == "frozen":
             raise ValueError(f"method={LATE} trains the encoders that the others freeze; set encoders: trained")
-        if self.method in (*IMPUTES, "transformer") and self.encoders == "trained":
+        if self.method in (*IMPUTES, "shaspec", "transformer") and self.encoders == "trained":
             raise ValueError(f"method={self.method} needs tokens that stay the same; set encoders: frozen")
         if self.method in ADAPTS and self.encoders == "frozen":
             raise ValueError(f"method={self.method} trains its encoders by its own losses; set encoders: trained")
@@ -202,9 +232,10 @@ class FusionTraining(AdamCosine):
 
 
 class FusionTtt(Section):
-    steps: NonNegativeInt
+    """Test-time training; the number of steps is chosen on the validation patients."""
+
+    steps: Annotated[list[NonNegativeInt], Field(min_length=1)]
     rate: Positive
-    parameters: Literal["norm", "fusion", "all"]
 
 
 class FusionEvaluation(Section):

@@ -14,7 +14,8 @@ from numpy.typing import NDArray
 from sklearn.metrics import confusion_matrix, precision_recall_curve, roc_curve
 
 from quintet.breakhis.data.tree import CLASSES, TYPES
-from quintet.breakhis.evaluation.metrics import Predicted, reliability
+from quintet.breakhis.evaluation.metrics import Predicted
+from quintet.calibration import reliability
 from quintet.figures import new_figure, plot_learning_curves, save_figure
 
 Floats = NDArray[np.float64]

@@ -18,10 +18,11 @@ from sklearn.metrics import (
     roc_auc_score,
 )
 
+from quintet.calibration import expected_calibration_error
+
 Floats = NDArray[np.float64]
 MAX_TEMPERATURE = 20.0  # and its inverse
 EPSILON = 1e-6  # probabilities of 0 and 1 would have an infinite log loss
-BINS = 10  # of the reliability curve and the calibration error
 
 
 def subsets(magnifications: Sequence[str]) -> list[str]:
@@ -90,16 +91,6 @@ def choose_threshold(labels: NDArray[np.int64], probability: Floats) -> float:
     return float(best[np.abs(best - 0.5).argmin()])
 
 
-def reliability(labels: NDArray[Any], probability: Floats) -> pd.DataFrame:
-    """Mean probability, share of malignant and count of each non-empty bin of the probability.
-
-    scikit-learn's calibration_curve closes its bins on the right instead of the left and has no counts.
-    """
-    bins = np.minimum((probability * BINS).astype(int), BINS - 1)
-    table = pd.DataFrame({"bin": bins, "predicted": probability, "observed": labels})
-    return table.groupby("bin").agg(predicted=("predicted", "mean"), observed=("observed", "mean"), count=("bin", "size"))
-
-
 def log_losses(labels: NDArray[Any], probability: Floats) -> Floats:
     """The log loss of each patient."""
     return -np.log(np.clip(np.where(labels == 1, probability, 1 - probability), EPSILON, 1))
@@ -109,8 +100,6 @@ def classification(labels: NDArray[Any], probability: Floats, threshold: float) 
     """Scores of a two-class decision; without those that need both classes if one is missing."""
     labels, malignant = np.asarray(labels).astype(int), (probability >= threshold).astype(int)
     both = len(np.unique(labels)) == 2
-    curve = reliability(labels, probability)
-    gaps = (curve["predicted"] - curve["observed"]).abs() * curve["count"]
     scores = {"accuracy": accuracy_score(labels, malignant)}
     if both:
         scores["balanced_accuracy"] = balanced_accuracy_score(labels, malignant)
@@ -118,7 +107,7 @@ def classification(labels: NDArray[Any], probability: Floats, threshold: float) 
         "f1": f1_score(labels, malignant, zero_division=0),
         "brier": ((probability - labels) ** 2).mean(),
         "log_loss": log_losses(labels, probability).mean(),
-        "ece": gaps.sum() / len(labels),  # expected calibration error, bins of equal width
+        "ece": expected_calibration_error(labels, probability),
     }
     if both:
         scores |= {

@@ -23,6 +23,7 @@ class Preparation(Section):
     segmenter_tasks: dict[str, str]
     skull_strip: bool
     size: int
+    spacing_mm: float
     percentiles: list[float]
 
     @staticmethod

@@ -16,7 +16,7 @@ from quintet.errors import InputError, InputProblemsError
 from quintet.files import atomic_folder, reject_overlap, write_json
 from quintet.fusion.data.clinical import Encoder, reject_leaks
 from quintet.fusion.data.preparation import Preparation
-from quintet.fusion.data.prepared import TRUTH, UNLABELLED, VECTORS, VOLUMES, Prepared, load
+from quintet.fusion.data.prepared import EXTERNAL, TRUTH, UNLABELLED, VECTORS, VOLUMES, Prepared, load
 from quintet.fusion.data.raw import (
     FEATURES,
     Clinical,
@@ -90,7 +90,7 @@ class Tables:
 def clinical_features(clinical: Clinical, patients: Sequence[str], data: FusionData) -> pd.DataFrame:
     """The clinical table without the targets and `fusion.data.drop`; a patient who is not in the table has empty values."""
     c = data.columns
-    left_out = {c.label, c.time, c.event, *data.drop}
+    left_out = {c.label, c.time, c.event, c.hospital, *data.drop}
     if clinical.path and (unknown := [name for name in data.drop if name not in clinical.table]):
         columns = ", ".join(clinical.table)
         raise InputError(f"fusion.data.drop: {clinical.path} has no column {', '.join(unknown)}; its columns: {columns}")
@@ -105,8 +105,10 @@ def _tables(
     clinical = read_table(raw, data.tables, data.columns)
     target, problems = targets(clinical, list(patients), Preparation.of(params), unlabelled=data.unlabelled == "keep")
     features = clinical_features(clinical, list(patients), data)
+    elsewhere = _external(clinical, list(patients), data)
     labelled = (target["label"] != "") if "label" in target else (target["time"] > 0) & target["event"].isin([0, 1])
-    usable = labelled | (without_target(clinical, list(patients), Preparation.of(params)) & (data.unlabelled == "keep"))
+    waiting = without_target(clinical, list(patients), Preparation.of(params)) & (data.unlabelled == "keep")
+    usable = labelled | (waiting & ~elsewhere)
     known = (features != "").any(axis=1) if len(features.columns) else pd.Series(False, index=features.index)
     empty = [p for p in patients if not (patients[p] or known[p] or any(p in t.index for t in tables.values()))]
     problems += [
@@ -114,12 +116,18 @@ def _tables(
         "fusion.data.vectors, no clinical value)"
         for p in empty
     ]
+    if left_out := int((elsewhere & waiting).sum()):
+        print(f"note: {left_out} patients of {', '.join(data.external)} (fusion.data.external) have no outcome yet; not used")
     kept = [p for p in patients if usable[p] and p not in empty]
     table = target.loc[kept].reset_index()
-    with_target = labelled[kept].to_numpy()
+    with_target, external = labelled[kept].to_numpy(), elsewhere[kept].to_numpy()
     table.insert(1, "split", UNLABELLED)
+    table.loc[external, "split"] = EXTERNAL
+    with_target = with_target & ~external
     table.loc[with_target, "split"] = _split(table[with_target], data)
     if data.task == "classification":
+        if unknown := sorted(set(table.loc[external, "label"]) - set(table.loc[with_target, "label"])):
+            raise InputError(f"{clinical.path}: {unknown[0]!r} occurs only in fusion.data.external; no run can learn it")
         reject_leaks(features.loc[kept][with_target], target.loc[kept, "label"][with_target], data.columns.label)
     elif params.training.survival_loss == "mse" and (censored := int((table["event"] == 0).sum())):
         raise InputError(
@@ -136,6 +144,12 @@ def _tables(
     names, flags = [*tables, CLINICAL], np.column_stack([has, has_clinical]).astype(int)
     table = table.assign(**{f"has/{name}": flags[:, k] for k, name in enumerate(names)})
     return Tables(table, [*vectors, clinical_values], encoder, vector_encoders), problems
+
+
+def _external(clinical: Clinical, patients: Sequence[str], data: FusionData) -> pd.Series:
+    """Which of `patients` (the index) are of a hospital whose patients are only tested."""
+    hospital = clinical.table.get(data.columns.hospital, pd.Series(dtype=str))
+    return hospital.reindex(list(patients)).isin(data.external)
 
 
 def _split(table: pd.DataFrame, data: FusionData) -> list[str]:
@@ -162,7 +176,8 @@ def _split(table: pd.DataFrame, data: FusionData) -> list[str]:
 def make_cubes(files: Files, masks: Mapping[str, Mask], preparation: Preparation) -> Cubes:
     """One patient's images in one cube, each resampled from its own grid.
 
-    The cube is centred on the box around all masks; its side is the longest edge of the box. The two percentiles inside an
+    The cube is centred on the box around all masks; its side is the longest edge of the box or, with a spacing, as long as its
+    voxels make it: what is larger is cropped, what is smaller is padded. The two percentiles inside an
     image's mask become 0 and 1; brighter voxels stay brighter."""
     modalities, size = preparation.modalities, preparation.size
     images = {m: read_image(files[m]) for m in modalities if m in files and m in masks}
@@ -171,6 +186,7 @@ def make_cubes(files: Files, masks: Mapping[str, Mask], preparation: Preparation
         return out
     corners = np.stack([bounds_mm(masks[m], grid) for m, (_, grid) in images.items()])
     low, high = corners[:, 0].min(0), corners[:, 1].max(0)
+    side = size * preparation.spacing_mm or float((high - low).max())
     for modality, (array, grid) in images.items():
         mask = masks[modality]
         if mask.shape != array.shape:
@@ -182,7 +198,7 @@ def make_cubes(files: Files, masks: Mapping[str, Mask], preparation: Preparation
             raise InputError(f"{files[modality]}: every voxel in its mask is {darkest:g}; remove it, or choose another segmenter")
         if preparation.skull_strip:
             array = np.where(mask, array, np.float32(darkest))
-        cube = sample_cube(array, grid, (low + high) / 2, float((high - low).max()), size, fill=float(darkest))
+        cube = sample_cube(array, grid, (low + high) / 2, side, size, fill=float(darkest))
         out[modalities.index(modality)] = np.clip((cube - darkest) / (brightest - darkest), 0, MAX_INTENSITY)
     return out
 

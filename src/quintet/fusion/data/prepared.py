@@ -22,6 +22,7 @@ from quintet.fusion.data.vectors import VectorEncoder
 
 VOLUMES, VECTORS, TRUTH = "volumes.npy", "vectors.npz", "truth.csv"
 UNLABELLED = "unlabelled"  # the part of patients without a target: imputation learns from them, too
+EXTERNAL = "external"  # the part of patients of other hospitals, who are only tested
 
 
 @dataclass(frozen=True)

@@ -1,11 +1,11 @@
 """Inference with a trained run: patients with some of their modalities -> class probabilities or risks."""
 
+import json
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import product
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -21,13 +21,14 @@ from quintet.fusion.data.vectors import VectorEncoder
 from quintet.fusion.evaluation.adaptation import adapt
 from quintet.fusion.evaluation.scores import completion, imputation
 from quintet.fusion.model.losses import standardised
-from quintet.fusion.model.networks import FusionNet, initial_noise, patient_seeds, shared_noise
-from quintet.params.fusion import ADAPTS, IMPUTES, FusionEvaluation, FusionLossWeights, FusionTtt
+from quintet.fusion.model.networks import FusionNet
+from quintet.fusion.model.noise import initial_noise, patient_seeds, shared_noise
+from quintet.params.fusion import ADAPTATION_STEPS, ADAPTS, IMPUTES, FusionEvaluation
 from quintet.training.hardware import resolve_device
 from quintet.training.models import load_network
 
 BATCH = 64  # patients
-SAMPLING_STEPS, ADAPTATION_STEPS = (1, 2, 5, 10, 20, 50), (0, 1, 2, 5, 10)  # of the curves
+CURVES = {"sampling": (1, 2, 5, 10, 20, 50), "adaptation": (0, 2, 5, 10, 20, 40)}  # steps
 Values = NDArray[np.float64]
 
 
@@ -39,19 +40,11 @@ class Encoded:
     features: list[Tensor]  # of each modality, [P, F_k]
     tokens: Tensor  # [P, K, D]
     present: Tensor  # [P, K]
-    volumes: Any  # [P, M, S, S, S] float16: an array, or rows of a memory-mapped one
-    vectors: list[Tensor]  # [P, W] of each modality that is not an image
 
     def take(self, rows: NDArray[np.int64]) -> "Encoded":
         chosen = torch.from_numpy(rows)
-        return Encoded(
-            [self.names[r] for r in rows],
-            [f[chosen] for f in self.features],
-            self.tokens[chosen],
-            self.present[chosen],
-            np.stack([self.volumes[r] for r in rows]),
-            [v[chosen] for v in self.vectors],
-        )
+        names = [self.names[r] for r in rows]
+        return Encoded(names, [f[chosen] for f in self.features], self.tokens[chosen], self.present[chosen])
 
 
 @dataclass(frozen=True)
@@ -65,10 +58,9 @@ class Model:
     vector_encoders: dict[str, VectorEncoder]
     preparation: Preparation
     sampling_steps: int
-    temperature: float
-    loss_weights: FusionLossWeights
     evaluation: FusionEvaluation
     device: str
+    adaptation_steps: int = 0  # of test-time training, chosen by the evaluation
 
     @staticmethod
     def load(run: Path, device: str, *, evaluation: FusionEvaluation | None = None) -> "Model":
@@ -88,10 +80,9 @@ class Model:
             {name: VectorEncoder(**values) for name, values in about["vector_encoders"].items()},
             Preparation(**about["prepared"]),
             about["sampling_steps"],
-            about["temperature"],
-            FusionLossWeights(**about["loss_weights"]),
             evaluation or read_settings(run),
             device,
+            0 if evaluation else read_adaptation_steps(run),
         )
 
     @property
@@ -114,7 +105,7 @@ class Model:
             batch = torch.from_numpy(np.asarray(volumes[rows])).float().to(self.device)
             parts.append(self.net.encoders.features(batch, [v[rows] for v in values], kept[rows]))
         features = [torch.cat([part[k] for part in parts]) for k in range(present.shape[1])]
-        return Encoded(names, features, self.net.tokens(features, kept), kept, volumes, values)
+        return Encoded(names, features, self.net.tokens(features, kept), kept)
 
     @torch.inference_mode()
     def __call__(self, patients: Encoded, kept: Tensor, *, sampling_steps: int | None = None) -> tuple[Values, Values]:
@@ -123,36 +114,35 @@ class Model:
         steps = sampling_steps or self.sampling_steps
         return self._mean_and_spread(self.net(patients.tokens, kept, self._start(patients), steps=steps).transpose(0, 1))
 
-    def adapted(
-        self, patients: Encoded, kept: Tensor, *, ttt: FusionTtt | None = None
-    ) -> tuple[Values, Values, NDArray[np.bool_]]:
-        """The same after test-time training on each patient, and for which patients the loss fell `[P]`."""
-        ttt = ttt or self.evaluation.ttt
+    def adapted(self, patients: Encoded, kept: Tensor, *, steps: int | None = None) -> tuple[Values, Values, NDArray[np.bool_]]:
+        """The same after test-time training on each patient, and which patients kept what was learnt `[P]`."""
         start, seeds = self._start(patients), patient_seeds(patients.names)
         parts = []
         for first in range(0, len(patients.names), BATCH):
             rows = slice(first, first + BATCH)
-            present = kept[rows]
-            if ttt.parameters == "fusion":
-                inputs = [f[rows].clone() * present[:, k, None] for k, f in enumerate(patients.features)]
-            else:
-                volumes = torch.from_numpy(np.asarray(patients.volumes[rows])).float().to(self.device)
-                inputs = [volumes, *(v[rows].clone() for v in patients.vectors)]
+            present = kept[rows].clone()
             parts.append(
                 adapt(
                     self.net,
-                    inputs,
-                    present.clone(),
+                    [f[rows].clone() * present[:, k, None] for k, f in enumerate(patients.features)],
+                    present,
                     start[rows],
-                    ttt=ttt,
-                    weights=self.loss_weights,
-                    temperature=self.temperature,
+                    steps=self.adaptation_steps if steps is None else steps,
+                    rate=self.evaluation.ttt.rate,
                     sampling_steps=self.sampling_steps,
                     seeds=seeds[rows],
                 )
             )
         values, spread = self._mean_and_spread(torch.cat([part.scores for part in parts]))
-        return values, spread, torch.cat([part.adapted for part in parts]).cpu().numpy()
+        adapted = torch.cat([part.adapted for part in parts]).cpu().numpy()
+        plain_values, plain_spread = self(patients, kept)  # to the last bit, so that nobody else counts as changed
+        return np.where(adapted[:, None], values, plain_values), np.where(adapted, spread, plain_spread), adapted
+
+    def choose_adaptation(self, patients: Encoded, loss: Callable[[Values], float]) -> "Model":
+        """The model with the number of steps in evaluation.ttt.steps that has the lowest loss of (validation) patients; of equal
+        ones the first."""
+        best = min(self.evaluation.ttt.steps, key=lambda steps: loss(self.adapted(patients, patients.present, steps=steps)[0]))
+        return replace(self, adaptation_steps=best)
 
     def _start(self, patients: Encoded) -> Tensor:
         """Noise `[P, N, noise_size]` from which the draws start."""
@@ -216,15 +206,16 @@ class Model:
     def curves(self, patients: Encoded, score: Callable[[Values], float]) -> pd.DataFrame:
         """Score and time per patient by number of sampling steps and of adaptation steps, from all modalities of each patient;
         only for methods that adapt."""
-        sampling = [steps for steps in SAMPLING_STEPS if steps <= self.net.fuse.steps] if self.net.method == "diffusion" else []
+        sampling = (
+            [steps for steps in CURVES["sampling"] if steps <= self.net.fuse.steps] if self.net.method == "diffusion" else []
+        )
         rows = []
-        for kind, steps in [*(("sampling", s) for s in sampling), *(("adaptation", s) for s in ADAPTATION_STEPS)]:
+        for kind, steps in [*(("sampling", s) for s in sampling), *(("adaptation", s) for s in CURVES["adaptation"])]:
             started = time.perf_counter()
             if kind == "sampling":
                 values, _ = self(patients, patients.present, sampling_steps=steps)
             else:
-                ttt = self.evaluation.ttt.model_copy(update={"steps": steps})
-                values, _, _ = self.adapted(patients, patients.present, ttt=ttt)
+                values, _, _ = self.adapted(patients, patients.present, steps=steps)
             rows.append((kind, steps, score(values), (time.perf_counter() - started) / len(patients.names)))
         return pd.DataFrame(rows, columns=["kind", "steps", "score", "seconds_per_patient"])
 
@@ -246,6 +237,12 @@ def read_settings(run: Path) -> FusionEvaluation:
         raise InputError(f"{settings} cannot be read ({str(error).splitlines()[0]}); evaluate the run again") from None
 
 
+def read_adaptation_steps(run: Path) -> int:
+    """The steps of test-time training that a run's evaluation has chosen; 0 for a method that does not adapt."""
+    metrics = json.loads((run / "evaluation" / "metrics.json").read_text(encoding="utf-8"))
+    return int(metrics.get(ADAPTATION_STEPS, 0))
+
+
 def encode_prepared(model: Model, data: Prepared, rows: NDArray[np.int64]) -> Encoded:
     """Encode rows of a prepared data set; the volumes are read in batches."""
     names = [str(data.table["patient"][row]) for row in rows]
@@ -263,19 +260,7 @@ def encode_prepared(model: Model, data: Prepared, rows: NDArray[np.int64]) -> En
         [torch.cat(f) for f in zip(*(p.features for p in parts), strict=True)],
         torch.cat([p.tokens for p in parts]),
         torch.cat([p.present for p in parts]),
-        _Rows(data.volumes, rows),
-        [torch.cat(v) for v in zip(*(p.vectors for p in parts), strict=True)],
     )
-
-
-class _Rows:
-    """Some rows of a memory-mapped array, read when they are indexed."""
-
-    def __init__(self, array: NDArray[np.float16], rows: NDArray[np.int64]) -> None:
-        self.array, self.rows = array, rows
-
-    def __getitem__(self, key: Any) -> NDArray[np.float16]:
-        return np.asarray(self.array[self.rows[key]])
 
 
 def load_models(runs: Sequence[Path], device: str) -> list[Model]:

@@ -14,7 +14,8 @@ from sklearn.linear_model import Ridge
 from sklearn.metrics import balanced_accuracy_score
 
 from quintet import results
-from quintet.fusion.data.prepared import Prepared
+from quintet.calibration import expected_calibration_error
+from quintet.fusion.data.prepared import EXTERNAL, Prepared
 from quintet.fusion.evaluation import figures
 from quintet.fusion.evaluation.patterns import NOT_SUBSETS, RECORDED
 from quintet.fusion.metrics import auc_or_concordance_of, comparable_pairs
@@ -133,9 +134,15 @@ def evaluate(
         values = brier_scores(table) if classes else concordance_scores(table)
         names = values.index
         tidy.append(results.to_tidy(values, record.study, config, fold=record.fold, seed=record.seed, cases=names, groups=names))
-    if len(tables) == 2:
-        plain, adapted = tables.values()
-        metrics |= _adaptation_metrics(plain, adapted, "log_loss" if classes else SURVIVAL, lower_is_better=bool(classes))
+    external = {config: details[EXTERNAL].query("config == @config") for config in tables} if EXTERNAL in details else {}
+    for config, table in external.items():
+        prefix = "ttt/external/" if config.endswith(TTT) else "external/"
+        metrics |= {f"{prefix}{name}": value for name, value in summary(table, columns).items()}
+    for prefix, pair in (("ttt/", tables), ("ttt/external/", external)):
+        if len(pair) == 2:
+            plain, adapted = pair.values()
+            metric = "log_loss" if classes else SURVIVAL
+            metrics |= _adaptation_metrics(prefix, plain, adapted, metric, lower=bool(classes))
     for row in details.get("imputation", pd.DataFrame()).to_dict("records"):
         name = row.pop("modality")
         metrics |= {f"imputation/{name}/{key}": float(v) for key, v in row.items() if key != "patients"}
@@ -189,16 +196,17 @@ def _pseudo_values(risk: Floats, target: Floats) -> Floats:
     return pseudo_values(value, np.where(count > 0, correct / np.maximum(count, 1), value))
 
 
-def _adaptation_metrics(plain: pd.DataFrame, adapted: pd.DataFrame, metric: str, *, lower_is_better: bool) -> dict[str, float]:
-    """What test-time training changes for patients with all their modalities: the share that was adapted (the loss fell), the
-    shares whose score became worse (harm rate) and better, and the mean change."""
+def _adaptation_metrics(prefix: str, plain: pd.DataFrame, adapted: pd.DataFrame, metric: str, *, lower: bool) -> dict[str, float]:
+    """What test-time training changes for patients with all their modalities: the share that was adapted, the shares whose score
+    became worse (harm rate) and better, and the mean change of the metric, of which `lower` or higher is better."""
     a, b = (t[t["pattern"] == RECORDED].set_index("patient") for t in (plain, adapted))
-    worse = (b[metric] - a[metric]) * (1 if lower_is_better else -1)
+    change = b[metric] - a[metric]
+    worse = change * (1 if lower else -1)
     return {
-        "ttt/adapted_rate": float(b["adapted"].mean()),
-        "ttt/harm_rate": float((worse > 1e-9).mean()),
-        "ttt/help_rate": float((worse < -1e-9).mean()),
-        f"ttt/change_of_{metric}": float((b[metric] - a[metric]).mean()),
+        f"{prefix}adapted_rate": float(b["adapted"].mean()),
+        f"{prefix}harm_rate": float((worse > 1e-9).mean()),
+        f"{prefix}help_rate": float((worse < -1e-9).mean()),
+        f"{prefix}change_of_{metric}": float(change.mean()),
     }
 
 
@@ -251,10 +259,7 @@ def completion(true: Floats, draws: Floats) -> dict[str, float]:
     }
 
 
-def calibration_error(predictions: pd.DataFrame, columns: Sequence[str], *, bins: int = 10) -> float:
-    """The expected calibration error (Guo et al. 2017) of the most likely class, in bins of equal width."""
+def calibration_error(predictions: pd.DataFrame, columns: Sequence[str]) -> float:
+    """The expected calibration error of the most likely class."""
     p = predictions[list(columns)].to_numpy(float)
-    confidence, correct = p.max(1), p.argmax(1) == predictions["target"].to_numpy(int)
-    place = np.minimum((confidence * bins).astype(int), bins - 1)
-    gaps = [abs(confidence[place == k].mean() - correct[place == k].mean()) * (place == k).mean() for k in np.unique(place)]
-    return float(np.sum(gaps))
+    return expected_calibration_error(p.argmax(1) == predictions["target"].to_numpy(int), p.max(1))

@@ -6,37 +6,75 @@ method may see. A completion keeps these as they are.
 """
 
 import math
+from abc import ABC, abstractmethod
+from itertools import product
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from quintet.fusion.model.encoders import mlp
 from quintet.fusion.model.methods import METHODS
+from quintet.fusion.model.noise import shared_noise
 
 EM_STEPS = 20
 DECAY = 0.995  # per step, of the moving average of the flow's weights
+COVERAGE, MIN_CALIBRATION, CALIBRATION_DRAWS = 0.8, 20, 64  # share of tokens in an interval, patients, draws
+SPREADS = np.geomspace(0.8, 1.6, 36)  # 2 % apart
 RIDGE = 0.1  # added to the diagonal of a covariance matrix of standardised tokens
 
 
-class Imputation(nn.Module):
-    """The base of these methods. `draws`: whether completions differ."""
+class Imputation(nn.Module, ABC):
+    """The base of these methods. `draws`: whether completions differ. `spread`: factor of their distance from their mean."""
 
     draws = False
+    spread: Tensor
 
     def __init__(self, *, hidden: int, count: int, **_: Any) -> None:
         super().__init__()
         self.hidden = hidden
         self.size = count * hidden
         self.noise_size = self.size if self.draws else 0
+        self.register_buffer("spread", torch.ones(()))
 
     def fit(self, tokens: Tensor, present: Tensor) -> None:
         """Learn to complete tokens from those of the training patients, with and without a target; some are missing."""
 
+    @abstractmethod
+    def estimate(self, tokens: Tensor, kept: Tensor, noise: Tensor | None, *, steps: int) -> Tensor:
+        """Completions as learnt."""
+
     def complete(self, tokens: Tensor, kept: Tensor, noise: Tensor | None, *, steps: int) -> Tensor:
         """Completions `[N, B, K, D]`, one for each of the noise `[B, N, K * D]`; one if the method does not draw."""
-        raise NotImplementedError
+        found = self.estimate(tokens, kept, noise, steps=steps)
+        mean = found.mean(0)
+        return torch.where(kept[..., None], tokens, mean + self.spread * (found - mean)) if len(found) > 1 else found
+
+    @torch.no_grad()
+    def calibrate(self, tokens: Tensor, present: Tensor, *, steps: int) -> None:
+        """Set the spread at which the intervals of the draws cover their share of the tokens of (validation) patients who have
+        all of them, over all sets of known ones. Tokens of the patients that encoders have learnt from are less noisy than new
+        ones, so that draws learnt from them are too much alike."""
+        tokens = tokens[present.all(1)]
+        if not self.draws or len(tokens) < MIN_CALIBRATION:
+            return
+        count = present.shape[1]
+        noise = shared_noise(CALIBRATION_DRAWS, self.noise_size).expand(len(tokens), -1, -1)
+        low, high, error = [], [], []
+        for known in product((False, True), repeat=count):
+            if 0 < sum(known) < count:
+                mask = torch.tensor(known)
+                drawn = self.estimate(tokens, mask.expand(len(tokens), -1), noise, steps=steps)[:, :, ~mask].flatten(1).numpy()
+                centre = drawn.mean(0)
+                error.append(tokens[:, ~mask].flatten().numpy() - centre)
+                bounds = np.quantile(drawn - centre, [(1 - COVERAGE) / 2, (1 + COVERAGE) / 2], axis=0, method="weibull")
+                low.append(bounds[0])
+                high.append(bounds[1])
+        below, above, errors = (np.concatenate(part) for part in (low, high, error))
+        covered = [((s * below <= errors) & (errors <= s * above)).mean() for s in SPREADS]
+        self.spread.fill_(SPREADS[int(np.abs(np.array(covered) - COVERAGE).argmin())])
 
     def forward(self, tokens: Tensor, present: Tensor) -> Tensor:
         return self.complete(tokens, present, None, steps=1)[0].flatten(1)
@@ -49,7 +87,7 @@ class Imputation(nn.Module):
 class MeanImputation(Imputation):
     """The training mean, which is zero."""
 
-    def complete(self, tokens: Tensor, kept: Tensor, noise: Tensor | None, *, steps: int) -> Tensor:
+    def estimate(self, tokens: Tensor, kept: Tensor, noise: Tensor | None, *, steps: int) -> Tensor:
         return (tokens * kept[..., None])[None]
 
 
@@ -86,7 +124,7 @@ class RidgeImputation(Imputation):
         gain = torch.linalg.solve(inner, across.T).T
         return seen, gain, covariance[~seen][:, ~seen] - gain @ across.T
 
-    def complete(self, tokens: Tensor, kept: Tensor, noise: Tensor | None, *, steps: int) -> Tensor:
+    def estimate(self, tokens: Tensor, kept: Tensor, noise: Tensor | None, *, steps: int) -> Tensor:
         x = tokens.flatten(1)
         count = 1 if noise is None else noise.shape[1]
         out = x.repeat(count, 1, 1)
@@ -179,7 +217,7 @@ class FlowImputation(Imputation):
         target = present & ~kept
         return (error * target).sum() / target.sum().clamp_min(1)
 
-    def complete(self, tokens: Tensor, kept: Tensor, noise: Tensor | None, *, steps: int) -> Tensor:
+    def estimate(self, tokens: Tensor, kept: Tensor, noise: Tensor | None, *, steps: int) -> Tensor:
         if noise is None:
             raise ValueError("the flow needs noise [B, N, K * D] to draw from")
         count = noise.shape[1]

@@ -3,8 +3,10 @@
 
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 import torch.nn.functional as F
+from numpy.typing import NDArray
 from torch import Tensor
 
 LOG_DAYS = 6.0  # log of about 400 days: keeps the target of the mse near 0
@@ -23,6 +25,12 @@ def prediction_loss(scores: Tensor, target: Tensor, *, survival_loss: str) -> Te
     from torchsurv.loss.cox import neg_partial_log_likelihood
 
     return neg_partial_log_likelihood(risk, event.bool(), time, ties_method="efron")
+
+
+def loss_of_values(values: NDArray[np.float64], target: Tensor) -> float:
+    """The same of predictions `[B, outputs]`: probabilities or risks."""
+    scores = torch.from_numpy(np.log(np.maximum(values, 1e-12)) if values.shape[1] > 1 else values)
+    return prediction_loss(scores, target, survival_loss="cox").item()
 
 
 def reconstruction_loss(decoded: Sequence[Tensor], features: Sequence[Tensor], present: Tensor) -> Tensor:
@@ -54,16 +62,3 @@ def contrastive_loss(tokens: Tensor, present: Tensor, *, temperature: float) -> 
                 total = total + (F.cross_entropy(logits, own) + F.cross_entropy(logits.T, own)) / 2
                 pairs += 1
     return total / max(1, pairs)
-
-
-def contrast_with_bank(tokens: Tensor, present: Tensor, bank: Tensor, known: Tensor, *, temperature: float) -> Tensor:
-    """The contrastive loss of one patient, `tokens` `[K, D]`, against a `bank` `[N, K, D]` of training patients (`known` `[N,
-    K]`: their present modalities), so that the loss does not depend on the other patients of a batch. In plain operations, for
-    torch.func."""
-    x, others = F.normalize(tokens, dim=-1), F.normalize(bank, dim=-1)
-    own = x @ x.T / temperature  # [K, K]
-    across = torch.einsum("ad,nbd->abn", x, others) / temperature
-    across = across.masked_fill(~known.T[None], -1e4)
-    losses = torch.logsumexp(torch.cat([own[..., None], across], -1), -1) - own
-    pairs = (present[:, None] & present[None, :] & ~torch.eye(len(x), dtype=torch.bool, device=x.device)).float()
-    return (losses * pairs).sum() / pairs.sum().clamp_min(1)

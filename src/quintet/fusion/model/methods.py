@@ -53,7 +53,7 @@ class Block(nn.Module):
 
 
 class Denoiser(nn.Module):
-    """Noisy vector, time and condition as three tokens -> the noise or the clean vector, predicted from the mean of the tokens.
+    """Noisy vector, time and condition as three tokens -> the clean vector or the velocity, predicted from the tokens' mean.
 
     A prediction from the first token alone needs several epochs to make use of the condition.
     """
@@ -136,11 +136,15 @@ class DiffusionFusion(nn.Module):
         return scheduler_class(
             num_train_timesteps=self.steps,
             beta_schedule={"linear": "linear", "cosine": "squaredcos_cap_v2"}[self.schedule],
-            prediction_type={"noise": "epsilon", "sample": "sample"}[self.predicts],
+            prediction_type={"velocity": "v_prediction", "sample": "sample"}[self.predicts],
             clip_sample=False,
-            # start at the last step, where the predictor learns; there, however, noise says nothing about the sample
-            **({"timestep_spacing": "trailing"} if sampler == "ddim" and self.predicts == "sample" else {}),
+            # start at the last step, where the predictor learns (Lin et al. 2024, arXiv 2305.08891)
+            **({"timestep_spacing": "trailing"} if sampler == "ddim" else {}),
         )
+
+    def last(self, noise: Tensor) -> DiffusionNoise:
+        """The last step, where sampling starts, for each row of the noise `[B, D]`."""
+        return DiffusionNoise(torch.full((len(noise),), self.steps - 1, device=noise.device), noise)
 
     def scaled(self, x: Tensor) -> Tensor:
         """Give fused vectors mean 0 and variance 1, so that training cannot lower the loss by shrinking them."""
@@ -154,13 +158,13 @@ class DiffusionFusion(nn.Module):
 
     def one_step(self, tokens: Tensor, present: Tensor, x0: Tensor, noise: DiffusionNoise) -> tuple[Tensor, Tensor]:
         """The estimate of x0 from one noisy version of it, `[B, D]`, and the diffusion loss of each row, `[B]`."""
-        signal = self.signal[noise.time][:, None]
-        noisy = signal.sqrt() * x0 + (1 - signal).sqrt() * noise.noise
+        clean, rest = self.signal[noise.time][:, None].sqrt(), (1 - self.signal[noise.time][:, None]).sqrt()
+        noisy = clean * x0 + rest * noise.noise
         output = self.denoise(noisy, noise.time, self.condition(masked_mean(tokens, present))).float()
         if self.predicts == "sample":
             return self.scaled(output), (output - x0).square().mean(1)
-        estimate = (noisy - (1 - signal).sqrt() * output) / signal.sqrt().clamp_min(1e-3)
-        return self.scaled(estimate), (output - noise.noise).square().mean(1)
+        velocity = clean * noise.noise - rest * x0  # Salimans and Ho 2022, arXiv 2202.00512
+        return self.scaled(clean * noisy - rest * output), (output - velocity).square().mean(1)
 
     def draw(self, tokens: Tensor, present: Tensor, noise: Tensor, *, steps: int) -> Tensor:
         """Fused vectors `[N, B, D]`, one for each of the noise `[B, N, D]`."""
@@ -201,6 +205,43 @@ class LateFusion(nn.Module):
     def __init__(self, *, hidden: int, **_: Any) -> None:
         super().__init__()
         self.size, self.noise_size = hidden, 0
+
+
+@METHODS.register("shaspec")
+class SharedSpecificFusion(nn.Module):
+    """ShaSpec (Wang et al. 2023, CVPR, arXiv 2307.14126) on tokens: each modality has shared features, by one encoder for all,
+    and specific ones. A missing modality gets the mean of the shared features that are there. The residual sums of both, of all
+    modalities, are fused.
+
+    `auxiliary`: shared features of different modalities are made alike, specific ones tell which modality they are of."""
+
+    ALIGNMENT, DOMAIN = 0.1, 0.02  # weights of the two terms, as published
+
+    def __init__(self, *, hidden: int, count: int, dropout: float, **_: Any) -> None:
+        super().__init__()
+        self.size, self.noise_size = count * WIDTH, 0
+        self.shared = mlp([hidden, WIDTH, WIDTH], dropout, last=True)
+        self.specific = nn.ModuleList([mlp([hidden, WIDTH, WIDTH], dropout, last=True) for _ in range(count)])
+        self.joined = nn.Linear(2 * WIDTH, WIDTH)
+        self.domain = nn.Linear(WIDTH, count)
+
+    def forward(self, tokens: Tensor, present: Tensor) -> Tensor:
+        shared, specific = self._parts(tokens)
+        common = masked_mean(shared, present)[:, None].expand_as(shared)
+        both = shared + self.joined(torch.cat([shared, specific], -1))
+        return torch.where(present[..., None], both, common).flatten(1)
+
+    def _parts(self, tokens: Tensor) -> tuple[Tensor, Tensor]:
+        """Shared and specific features `[B, K, W]`."""
+        return self.shared(tokens), torch.stack([layer(tokens[:, k]) for k, layer in enumerate(self.specific)], 1)
+
+    def auxiliary(self, tokens: Tensor, present: Tensor) -> Tensor:
+        shared, specific = self._parts(tokens)
+        pairs = present[:, :, None] & present[:, None, :]
+        distance = (shared[:, :, None] - shared[:, None, :]).abs().mean(-1)
+        alignment = (distance * pairs).sum() / pairs.sum().clamp_min(1)
+        domain = F.cross_entropy(self.domain(specific)[present], present.nonzero()[:, 1])
+        return self.ALIGNMENT * alignment + self.DOMAIN * domain
 
 
 @METHODS.register("transformer")

@@ -1,14 +1,12 @@
 """The LightningModule, and the function that trains a configuration."""
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import lightning as L
 import numpy as np
 import torch
 import torch.nn.functional as F
-from numpy.typing import NDArray
 from torch import Tensor
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from torch.utils.data import DataLoader, Dataset
@@ -17,59 +15,24 @@ from quintet.errors import InputError
 from quintet.fusion.data.prepared import UNLABELLED, Prepared
 from quintet.fusion.metrics import auc_or_concordance
 from quintet.fusion.model.augmentation import Augmentation
+from quintet.fusion.model.datasets import Patients, Tokens
+from quintet.fusion.model.frozen import fit_tokens, freeze_encoders, with_all_modalities
 from quintet.fusion.model.losses import contrastive_loss, prediction_loss
 from quintet.fusion.model.methods import DiffusionNoise
-from quintet.fusion.model.networks import FusionNet, initial_noise
+from quintet.fusion.model.networks import FusionNet
+from quintet.fusion.model.noise import initial_noise
 from quintet.params import Compute, FusionConfig
-from quintet.params.fusion import ADAPTS, IMPUTES, LATE, FusionTraining
+from quintet.params.fusion import IMPUTES, LATE, FusionTraining
 from quintet.runs import Record
 from quintet.training.batches import batch_loader, gather_rows
 from quintet.training.fit import Monitor, adam_optimizer, cosine_with_warmup, fit, set_threads_and_seed, with_step_schedule
-from quintet.training.models import TrainedModel, load_model
+from quintet.training.models import TrainedModel
 
 PERFECT_SCORE = 0.9999
 SHARPNESS = np.geomspace(0.4, 4.0, 47).tolist()  # 5 % apart
 CALIBRATION_DRAWS = 16
-CHUNK = 64  # patients that frozen encoders see at a time
 MIN_COMPLETE = 8  # training patients with every modality
-MAX_BANK = 256  # training patients whose tokens are kept for test-time training
 COLLAPSED = 0.05  # a smaller variance of the fused target between patients (at most 1 if it is normalised) causes a warning
-
-
-class Patients(Dataset[dict[str, Any]]):
-    """Batches of patients, requested by lists of rows; volumes are read from the memory-mapped file."""
-
-    def __init__(self, data: Prepared) -> None:
-        self.volumes, self.names = data.volumes, data.table["patient"].tolist()
-        self.vectors, self.present = [torch.from_numpy(v) for v in data.vectors], torch.from_numpy(data.present)
-        self.target = torch.from_numpy(data.target)
-
-    def __getitem__(self, rows: list[int]) -> dict[str, Any]:
-        volumes = torch.from_numpy(np.stack([self.volumes[row] for row in rows])).float()
-        return {
-            "volumes": volumes,
-            "vectors": [v[rows] for v in self.vectors],
-            "present": self.present[rows],
-            "target": self.target[rows],
-            "rows": torch.tensor(rows),
-            "case": [self.names[row] for row in rows],
-        }
-
-
-class Tokens(Dataset[dict[str, Any]]):
-    """Batches of patients whose encoders are frozen: their tokens `[N, K, D]`, computed once."""
-
-    def __init__(self, tokens: Tensor, patients: Patients) -> None:
-        self.tokens, self.names, self.present, self.target = tokens, patients.names, patients.present, patients.target
-
-    def __getitem__(self, rows: list[int]) -> dict[str, Any]:
-        return {
-            "tokens": self.tokens[rows],
-            "present": self.present[rows],
-            "target": self.target[rows],
-            "rows": torch.tensor(rows),
-            "case": [self.names[row] for row in rows],
-        }
 
 
 def mask_modalities(present: Tensor, share: float) -> Tensor:
@@ -120,7 +83,10 @@ class FusionModule(L.LightningModule):
         if "tokens" in batch:
             start = torch.randn(len(kept), 1, net.noise_size, device=kept.device)
             scores = net(batch["tokens"], kept, start, steps=training.flow.steps)[0]
-            return {"prediction": prediction_loss(scores, target, survival_loss=training.survival_loss)}
+            loss = prediction_loss(scores, target, survival_loss=training.survival_loss)
+            if net.method == "shaspec":
+                loss = loss + net.fuse.auxiliary(batch["tokens"], kept)
+            return {"prediction": loss}
         features = net.encoders.features(batch["volumes"], batch["vectors"], present)
         tokens = net.tokens(features, present)
         if net.method == LATE:
@@ -218,7 +184,7 @@ def train(data: Prepared, config: FusionConfig, training: FusionTraining, comput
         training = training.on_tokens()
     rows = data.rows("train")
     if config.patients == "complete":
-        rows = _complete(data, rows)
+        rows = with_all_modalities(data, rows)
         if len(rows) < MIN_COMPLETE:
             raise InputError(f"patients=complete: {len(rows)} training patients have every modality; use patients: all")
     about = {
@@ -228,8 +194,6 @@ def train(data: Prepared, config: FusionConfig, training: FusionTraining, comput
         "vector_encoders": {name: encoder.to_dict() for name, encoder in data.vector_encoders.items()},
         "prepared": data.preparation.to_dict(),
         "sampling_steps": training.flow.steps if start else training.sampling_steps,
-        "temperature": training.temperature,
-        "loss_weights": training.loss_weights.model_dump(),
     }
     build = {
         **training.model_dump(
@@ -242,16 +206,19 @@ def train(data: Prepared, config: FusionConfig, training: FusionTraining, comput
         "vectors": [v.shape[1] for v in data.vectors],
         "outputs": len(data.classes) or 1,
         "token_size": training.tokens.size if start else 0,
-        "bank": min(MAX_BANK, len(rows)) if config.method in ADAPTS else 0,
     }
     record.tags |= {"segmenter": data.preparation.segmenter, "encoders": str(start or "own")}
     net, patients = FusionNet(**build), Patients(data)
     batches: Dataset[Any] = patients
     if start:
-        _freeze_encoders(net, start, about)
+        freeze_encoders(net, start, about)
         unlabelled = data.rows(UNLABELLED)
-        learning = [rows, unlabelled if config.patients == "all" else _complete(data, unlabelled)]
-        batches = Tokens(_fitted_tokens(net, patients, np.sort(np.concatenate(learning))), patients)
+        learning = [rows, unlabelled if config.patients == "all" else with_all_modalities(data, unlabelled)]
+        tokens = fit_tokens(net, patients, np.sort(np.concatenate(learning)))
+        if config.method in IMPUTES:
+            net.fuse.calibrate(tokens[data.rows("valid")], patients.present[data.rows("valid")], steps=training.flow.steps)
+            record.tags["spread"] = f"{float(net.fuse.spread):.3g}"
+        batches = Tokens(tokens, patients)
     valid: DataLoader[Any] = batch_loader(batches, data.rows("valid"), training.batch_size, seed=record.seed, shuffle=False)
     fitted = fit(
         FusionModule(net, config, training, data, debug=compute.debug),
@@ -267,43 +234,7 @@ def train(data: Prepared, config: FusionConfig, training: FusionTraining, comput
     net.cpu().load_state_dict(fitted.state)
     if data.classes:
         record.tags["sharpness"] = f"{_calibrate(net.eval(), [batches[b] for b in valid.sampler], training):.3g}"
-    chosen = np.random.default_rng(record.seed).permutation(rows)[: build["bank"]]
-    if len(chosen):
-        _fill_bank(net.eval(), patients, np.sort(chosen), training.batch_size)
     return TrainedModel({"model": net.state_dict()}, build | {"about": about}, {"history": fitted.history})
-
-
-def _complete(data: Prepared, rows: NDArray[np.int64]) -> NDArray[np.int64]:
-    """Those of `rows` who have every modality."""
-    return rows[data.present[rows].all(1)]
-
-
-def _freeze_encoders(net: FusionNet, start: Path, about: dict[str, Any]) -> None:
-    """Take the encoders of the run `start`; they are not trained any further."""
-    state, build = load_model(start / "model" / "model.pt")
-    if any(build["about"][name] != about[name] for name in ("modalities", "classes", "prepared")):
-        raise InputError(f"{start} was trained on data that were prepared in another way; train it again")
-    prefix = "encoders."
-    net.encoders.load_state_dict({k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)})
-    net.encoders.requires_grad_(False).eval()
-
-
-@torch.no_grad()
-def _fitted_tokens(net: FusionNet, patients: Patients, learning: NDArray[np.int64]) -> Tensor:
-    """The tokens `[N, K, D]` of all patients. Their components, and how missing ones are completed, are learnt from the rows
-    `learning`."""
-    rows = list(range(len(patients.names)))
-    parts = [patients[rows[start : start + CHUNK]] for start in rows[::CHUNK]]
-    encoded = [net.encoders.features(p["volumes"], p["vectors"], p["present"]) for p in parts]
-    features, present = [torch.cat(f) for f in zip(*encoded, strict=True)], patients.present
-    if net.reduce is not None:
-        net.reduce.fit(net.encoders.tokens(features, present)[learning], present[learning])
-    tokens = net.tokens(features, present)
-    if net.method in IMPUTES:
-        with torch.enable_grad():
-            net.fuse.fit(tokens[learning], present[learning])
-        net.fuse.requires_grad_(False)
-    return tokens
 
 
 @torch.inference_mode()
@@ -319,12 +250,3 @@ def _calibrate(net: FusionNet, batches: Sequence[dict[str, Any]], training: Fusi
     best = min(SHARPNESS, key=log_loss)
     net.sharpness.fill_(best)
     return float(best)
-
-
-@torch.inference_mode()
-def _fill_bank(net: FusionNet, patients: Patients, rows: NDArray[np.int64], batch_size: int) -> None:
-    for start in range(0, len(rows), batch_size):
-        batch = patients[rows[start : start + batch_size].tolist()]
-        features = net.encoders.features(batch["volumes"], batch["vectors"], batch["present"])
-        net.bank[start : start + batch_size] = net.tokens(features, batch["present"])
-        net.known[start : start + batch_size] = batch["present"]

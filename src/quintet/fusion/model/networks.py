@@ -1,7 +1,6 @@
 """The whole network: tokens `[B, K, D]` (encoders.py) -> fused vectors `[N, B, F]` of N draws (methods.py, imputation.py) ->
 scores `[N, B, outputs]`."""
 
-import hashlib
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -15,24 +14,6 @@ from quintet.fusion.model.methods import METHODS, DiffusionNoise, masked_mean
 from quintet.params.fusion import ADAPTS, LATE
 
 
-def patient_seeds(names: Sequence[str]) -> list[int]:
-    """One seed per patient, the same on every machine: a patient's random numbers do not depend on the other patients."""
-    return [int.from_bytes(hashlib.sha256(name.encode()).digest()[:6], "little") for name in names]
-
-
-def initial_noise(names: Sequence[str], samples: int, size: int) -> Tensor:
-    """`[P, samples, size]`: where each patient's sampling starts."""
-    generators = [torch.Generator().manual_seed(seed) for seed in patient_seeds(names)]
-    return torch.stack([torch.randn(samples, size, generator=generator) for generator in generators])
-
-
-def shared_noise(samples: int, size: int) -> Tensor:
-    """`[samples, size]`: scrambled Sobol points with a normal distribution, the same for every patient, so that patients with
-    equal tokens get equal predictions; with 64 of them, the mean is about as good as with several hundred independent ones."""
-    points = torch.quasirandom.SobolEngine(size, scramble=True, seed=0).draw(samples).clamp(1e-6, 1 - 1e-6)
-    return torch.special.ndtri(points)
-
-
 class TrainingOutput(NamedTuple):
     fused: Tensor  # [B, D]
     diffusion_loss: Tensor
@@ -44,8 +25,6 @@ class FusionNet(nn.Module):
     whole tokens, of encoders that are trained. The decoders of attention and diffusion reconstruct each modality's features from
     the fused vector."""
 
-    bank: Tensor
-    known: Tensor
     sharpness: Tensor
 
     def __init__(
@@ -66,14 +45,10 @@ class FusionNet(nn.Module):
         diffusion: dict[str, Any],
         flow: dict[str, Any],
         token_size: int,
-        bank: int,
     ) -> None:
         super().__init__()
         self.method, self.outputs, count = method, outputs, images + len(vectors)
         self.register_buffer("sharpness", torch.ones(()))  # factor of the scores, set on validation patients
-        # tokens of training patients, against which test-time training contrasts a patient
-        self.register_buffer("bank", torch.zeros(bank, count, hidden))
-        self.register_buffer("known", torch.zeros(bank, count, dtype=torch.bool))
         self.encoders = Encoders(
             images=images,
             vectors=vectors,
@@ -140,9 +115,18 @@ class FusionNet(nn.Module):
             _, row_losses = self.fuse.one_step(tokens, kept, x0, noise)
             # The predictor learns from the estimate at the step where sampling starts: at less noisy steps the input contains the
             # target, into which no gradient flows, so that the encoders would learn little.
-            last = torch.full_like(noise.time, self.fuse.steps - 1)
-            fused, _ = self.fuse.one_step(tokens, kept, x0, DiffusionNoise(last, noise.noise))
+            fused, _ = self.fuse.one_step(tokens, kept, x0, self.fuse.last(noise.noise))
         else:
             fused = self.fuse(tokens * kept[..., None], kept)
         reconstruction = reconstruction_loss([decode(fused) for decode in self.decode], features, present)
         return TrainingOutput(fused, row_losses.mean(), reconstruction)
+
+    def first_estimate(self, tokens: Tensor, kept: Tensor, noise: Tensor) -> Tensor:
+        """Attention or diffusion: fused vectors `[M, B, D]` as the decoders know them, from the `kept` modalities of tokens `[B,
+        K, D]`; for diffusion the estimates from pure `noise` `[M, D]` at the first step of sampling (M = 1 without noise)."""
+        if self.method != "diffusion":
+            return self.fuse(tokens * kept[..., None], kept)[None]
+        count, size = len(noise), len(tokens)
+        start = self.fuse.last(noise.repeat_interleave(size, 0))
+        estimate, _ = self.fuse.one_step(tokens.repeat(count, 1, 1), kept.repeat(count, 1), torch.zeros_like(start.noise), start)
+        return estimate.unflatten(0, (count, size))
