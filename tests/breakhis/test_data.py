@@ -85,17 +85,24 @@ def test_unreadable_images_are_all_listed_or_all_skipped(tree, tmp_path, make_pa
     files[40].write_bytes(files[40].read_bytes()[:300])
     files[90].write_bytes(b"")
     Image.new("I;16", (64, 42)).save(files[130])
+    Image.new("L", (64, 42)).save(files[131])
+    Image.new("1", (64, 42)).save(files[132])
     with pytest.raises(InputProblemsError) as caught:
         prepare(tree, tmp_path / "out", make_params(SMALL).breakhis)
-    assert len(caught.value.problems) == 3
-    for path, expected in ((files[40], "corrupt or truncated"), (files[90], "empty"), (files[130], "more than 8 bits")):
+    assert len(caught.value.problems) == 5
+    for path, expected in (
+        (files[40], "corrupt or truncated"),
+        (files[90], "empty"),
+        (files[130], "a greyscale picture (mode I;16)"),
+        (files[132], "mode 1"),
+    ):
         assert any(str(path) in p and expected in p for p in caught.value.problems)
     assert "on_error=skip" in str(caught.value)
     assert not (tmp_path / "out").exists()
     assert set(check(tree, make_params(SMALL).breakhis)) == set(caught.value.problems)
     prepared, skipped = prepare(tree, tmp_path / "out", make_params(SMALL | {"breakhis.data.on_error": "skip"}).breakhis)
-    assert len(skipped) == 3
-    assert len(prepared.table) == len(files) - 3
+    assert len(skipped) == 5
+    assert len(prepared.table) == len(files) - 5
 
 
 def test_missing_magnifications_are_not_an_error(tree, tmp_path, make_params, capsys):

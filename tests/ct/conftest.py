@@ -22,6 +22,7 @@ SMALL = {
     "ct.training.epochs": 2,
     "ct.training.units": [16, 8],
     "ct.training.embedding": 8,
+    "ct.sweep.seeds": [0],
     "ranking.bootstrap": 100,
     "compute.device": "cpu",
     "compute.threads": 1,

@@ -1,5 +1,7 @@
 """One good series, and every fault it can have."""
 
+import io
+
 import numpy as np
 import pydicom
 import pytest
@@ -111,6 +113,11 @@ def _header_cut(folder):
     path.write_bytes(path.read_bytes()[:200])
 
 
+def _second_phase(folder):
+    for number, path in enumerate(sorted(folder.iterdir())):
+        (folder / f"venous-{number}.dcm").write_bytes(path.read_bytes())
+
+
 FAULTS = {
     "two series": (_second_series, "2 series in one folder (3 file(s) like"),
     "missing slice": (lambda f: nth(f, 2).unlink(), "1 slice(s) missing between"),
@@ -130,7 +137,8 @@ FAULTS = {
     "no position": (lambda f: change(nth(f, 1), ImagePositionPatient=None), "missing ImagePositionPatient"),
     "multi-frame": (lambda f: change(nth(f, 1), NumberOfFrames=5), "a multi-frame file"),
     "truncated": (_truncated, "truncated, 190 of 240 bytes"),
-    "header cut": (_header_cut, "cannot be read"),
+    "header cut": (_header_cut, "copy it again if it was cut off"),
+    "two phases": (_second_phase, "every place holds 2 slices, so these are 2 acquisitions (phases)"),
     "no DICOM": (lambda f: (f / "readme.txt").write_text("hello"), "not a DICOM file"),
     "empty": (lambda f: [p.unlink() for p in f.iterdir()], "has no files"),
     "too few": (lambda f: [p.unlink() for p in sorted(f.iterdir())[2:]], "2 slice(s), at least 3"),
@@ -150,6 +158,119 @@ def test_bad_series_are_refused_with_file_and_remedy(series, kind):
     assert message in str(caught.value)
     assert str(series) in str(caught.value)
     assert ";" in str(caught.value)  # followed by the remedy
+
+
+def rewrite(folder, function):
+    """Write every slice with the stored pixels that function(HU, dataset) makes; it may change tags. Returns the HU."""
+    before = values(read_series(folder))
+    for path in folder.iterdir():
+        dataset = pydicom.dcmread(path)
+        hu = (dataset.pixel_array * dataset.RescaleSlope + dataset.RescaleIntercept).astype("<i2")
+        dataset.RescaleSlope, dataset.RescaleIntercept = 1, 0
+        dataset.PixelRepresentation, dataset.BitsStored, dataset.HighBit = 1, 16, 15
+        dataset.PixelData = function(hu, dataset).tobytes()
+        dataset.save_as(path)
+    return before
+
+
+def _overlay(pixels, dataset):
+    """12 unsigned bits; the four above hold something else."""
+    dataset.PixelRepresentation, dataset.BitsStored, dataset.HighBit, dataset.RescaleIntercept = 0, 12, 11, -1024
+    return (pixels + 1024).astype("<u2") | np.random.default_rng(1).integers(0, 16, pixels.shape).astype("<u2") << 12
+
+
+def _twelve_signed_bits(pixels, dataset):
+    """The sign is in bit 11 alone."""
+    dataset.PixelRepresentation, dataset.BitsStored, dataset.HighBit = 1, 12, 11
+    return pixels.astype("<i2").view("<u2") & 0x0FFF
+
+
+def _shifted_up(pixels, dataset):
+    """12 unsigned bits in bits 3 to 14."""
+    dataset.PixelRepresentation, dataset.BitsStored, dataset.HighBit, dataset.RescaleIntercept = 0, 12, 14, -1024
+    return (pixels + 1024).astype("<u2") << 3 | 0x8005
+
+
+@pytest.mark.parametrize("store", [_overlay, _twelve_signed_bits, _shifted_up])
+def test_only_the_stored_bits_count(series, store):
+    before = rewrite(series, store)
+    assert np.array_equal(values(read_series(series)), before)
+
+
+@pytest.mark.parametrize(("padding", "limit"), [(63536, None), (30000, 32000), (-2000, None)])
+def test_padding_is_air(series, padding, limit):
+    """A ring outside the field of view; voxels that were measured stay as they are."""
+
+    def pad(pixels, dataset):
+        signed = padding < 0
+        dataset.PixelRepresentation, dataset.RescaleIntercept = int(signed), 0 if signed else -1024
+        out = (pixels if signed else pixels + 1024).astype("<i2" if signed else "<u2")
+        out[:3], out[3:, :2] = padding, limit or padding
+        dataset.add_new("PixelPaddingValue", "SS" if signed else "US", padding)
+        if limit:
+            dataset.add_new("PixelPaddingRangeLimit", "US", limit)
+        return out
+
+    before = rewrite(series, pad)
+    found = values(read_series(series))
+    assert (found[:, :3] == -1000).all()
+    assert (found[:, :, :2] == -1000).all()
+    assert np.array_equal(found[:, 3:, 2:], before[:, 3:, 2:])
+
+
+def test_padding_that_tissue_has_too_is_believed_at_the_edge_alone(series):
+    def pad(pixels, dataset):
+        pixels[pixels == 0] = 1
+        pixels[0], pixels[6, 5] = 0, 0  # a row at the edge, and one voxel of water inside
+        dataset.add_new("PixelPaddingValue", "SS", 0)
+        return pixels
+
+    rewrite(series, pad)
+    found = values(read_series(series))
+    assert (found[:, 0] == -1000).all()
+    assert (found[:, 6, 5] == 0).all()
+
+
+@pytest.mark.parametrize("implicit", [True, False])
+def test_a_wrongly_declared_or_absent_syntax_is_found(series, implicit):
+    """The header names one encoding and the data has the other; or there is no header at all."""
+    before = values(read_series(series))
+    said, real = ("1.2.840.10008.1.2.1", "1.2.840.10008.1.2") if implicit else ("1.2.840.10008.1.2", "1.2.840.10008.1.2.1")
+    for number, path in enumerate(sorted(series.iterdir())):
+        dataset = pydicom.dcmread(path)
+        dataset.file_meta.TransferSyntaxUID = pydicom.uid.UID(real)
+        buffer = io.BytesIO()
+        dataset.save_as(buffer, implicit_vr=implicit, little_endian=True)
+        written = buffer.getvalue()
+        if number % 2 and implicit:  # without preamble and meta header
+            start = 144 + int.from_bytes(written[140:144], "little")
+            path.write_bytes(written[start:])
+            continue
+        old, new = (uid.encode() + b"\0" * (len(uid) % 2) for uid in (real, said))
+        at = written.index(old)
+        group = int.from_bytes(written[140:144], "little") + len(new) - len(old)
+        head = written[: at - 2] + len(new).to_bytes(2, "little") + new + written[at + len(old) :]
+        path.write_bytes(head[:140] + group.to_bytes(4, "little") + head[144:])
+    assert np.array_equal(values(read_series(series)), before)
+
+
+def test_zeros_after_the_pixels_are_padding(series):
+    before = rewrite(series, lambda hu, _: np.concatenate([hu.ravel(), np.zeros(37, hu.dtype)]))
+    assert np.array_equal(values(read_series(series)), before)
+
+
+def test_rounded_positions_and_jitter_are_no_fault(series):
+    """0.63 mm between slices, rounded to 0.1 mm; directions that differ in the seventh digit."""
+    for number, path in enumerate(sorted(series.iterdir())):
+        jitter = 2e-7 * (-1) ** number
+        change(
+            path,
+            ImagePositionPatient=[7, 11, round(0.63 * number, 1)],
+            ImageOrientationPatient=[1, jitter, 0, -jitter, 1, 0],
+        )
+    found = read_series(series)
+    assert found.grid.spacing_mm[0] == pytest.approx(0.63, abs=0.02)
+    assert len(found.slices) == 6
 
 
 def test_a_real_series_equals_its_shuffled_copy(tmp_path):

@@ -21,6 +21,7 @@ from quintet.imaging.volumes import Grid
 Cube = NDArray[np.uint8]  # [Z, Y, X], indices increase towards Superior, Anterior and Right
 Floats = NDArray[np.float32]
 StoredPlane = tuple[NDArray[Any], float, float]  # values [rows, columns], slope, intercept
+AIR_HU, MAX_HU = -200.0, 20_000.0  # a scan of the chest has values below the one and none above the other
 MAX_OFFSET = 0.5  # voxels of the cube; scans whose corners are rotated by less than this are treated as axis-aligned
 
 
@@ -78,7 +79,7 @@ def to_cube(scan: Scan, size: int, window_hu: tuple[float, float], *, box_mm: fl
     longest edge.
 
     Memory: the cube and a few slices per thread; the whole scan if it is oblique or sheared. Raises InputError if the scan has
-    fewer than 2 voxels along an axis, is constant or has values that are not finite.
+    fewer than 2 voxels along an axis, is constant, or has values that are not finite or no Hounsfield units.
     """
     grid = scan.grid
     if min(grid.shape) < 2:
@@ -95,6 +96,10 @@ def to_cube(scan: Scan, size: int, window_hu: tuple[float, float], *, box_mm: fl
         lowest, highest = _fill_aligned(scan, cube, target_mm, window_hu, threads)
     if lowest == highest:
         raise InputError(f"every voxel is {lowest:g} HU; a constant volume has no content")
+    if lowest > AIR_HU or highest > MAX_HU:
+        raise InputError(f"values from {lowest:g} to {highest:g} are no Hounsfield units (air has -1000, water 0); convert them")
+    if cube.min() == cube.max():
+        raise InputError(f"every voxel is outside the window of {window_hu[0]:g} to {window_hu[1]:g} HU; choose another window")
     return cube
 
 

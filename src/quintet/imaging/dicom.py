@@ -3,7 +3,6 @@
 Only the tags in TAGS are read; none of them describes a person.
 """
 
-from collections import Counter
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -16,6 +15,7 @@ from pydicom.dataelem import DataElement, RawDataElement, convert_raw_data_eleme
 from pydicom.errors import InvalidDicomError
 from pydicom.tag import Tag
 from pydicom.uid import ExplicitVRLittleEndian, ImplicitVRLittleEndian
+from scipy.ndimage import label
 
 from quintet.errors import InputError
 from quintet.imaging.volumes import SPACING_RANGE_MM, Grid
@@ -30,7 +30,10 @@ TAGS = (
     "SamplesPerPixel",
     "BitsAllocated",
     "BitsStored",
+    "HighBit",
     "PixelRepresentation",
+    "PixelPaddingValue",
+    "PixelPaddingRangeLimit",
     "PixelSpacing",
     "ImagePositionPatient",
     "ImageOrientationPatient",
@@ -38,12 +41,26 @@ TAGS = (
     "RescaleIntercept",
 )
 TAG_NUMBERS = {name: Tag(name) for name in TAGS}
-REQUIRED = tuple(tag for tag in TAGS if tag not in ("ImageType", "NumberOfFrames", "SamplesPerPixel", "BitsStored"))
+OPTIONAL = (
+    "ImageType",
+    "NumberOfFrames",
+    "SamplesPerPixel",
+    "BitsStored",
+    "HighBit",
+    "PixelPaddingValue",
+    "PixelPaddingRangeLimit",
+)
+REQUIRED = tuple(tag for tag in TAGS if tag not in OPTIONAL)
 # The same in all slices; rescale tags may differ between slices.
 CONSTANT_TAGS = ("Rows", "Columns", "BitsAllocated", "PixelRepresentation", "PixelSpacing", "ImageOrientationPatient")
 UNCOMPRESSED = (ExplicitVRLittleEndian, ImplicitVRLittleEndian)
 MIN_SLICES = 3
 MAX_GAP_DEVIATION = 0.02  # as a fraction of the median distance between slices
+SAME_PLACE_MM = 1e-3
+ROUNDING_MM = 0.11  # positions may be rounded to 0.1 mm
+TAG_TOLERANCE = 1e-3  # of numbers that must be the same in all slices
+AIR_HU = -1000.0
+BODY_HU = (-950.0, 3000.0)  # padding within this range is only believed at the edge of a slice
 LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0])
 
 
@@ -69,10 +86,12 @@ class Series:
         return self.grid.shape
 
     def plane(self, k: int) -> tuple[NDArray[Any], float, float]:
-        """Slice k as stored, `[rows, columns]`, with the slope and intercept that convert it to Hounsfield units."""
+        """Slice k as stored, `[rows, columns]`, with the slope and intercept that convert it to Hounsfield units. Padding is
+        air."""
         ct_slice = self.slices[k]
         stored = _decode(ct_slice) if ct_slice.offset is None else _read_uncompressed(ct_slice)
-        return stored, float(ct_slice.tags["RescaleSlope"]), float(ct_slice.tags["RescaleIntercept"])
+        slope, intercept = float(ct_slice.tags["RescaleSlope"]), float(ct_slice.tags["RescaleIntercept"])
+        return _without_padding(stored, ct_slice.tags, slope, intercept), slope, intercept
 
 
 def dicom_files(folder: Path) -> list[Path]:
@@ -118,8 +137,11 @@ def _read_header(path: Path) -> Slice:
     """Read the tags and the offset of the pixel data of one file."""
     with path.open("rb") as file:
         try:
-            dataset = pydicom.dcmread(file, stop_before_pixels=True, specific_tags=list(TAGS))
-            syntax = dataset.file_meta.TransferSyntaxUID
+            dataset = _read_dataset(file)
+            syntax = dataset.file_meta.get("TransferSyntaxUID", ImplicitVRLittleEndian)
+            first = dataset.get_item(TAG_NUMBERS["Modality"])
+            if syntax in UNCOMPRESSED and isinstance(first, RawDataElement):  # as found: some files declare the other syntax
+                syntax = ImplicitVRLittleEndian if first.is_implicit_VR else ExplicitVRLittleEndian
             tags = {name: _value(dataset.get_item(tag)) for name, tag in TAG_NUMBERS.items()}
         except InvalidDicomError:
             raise InputError(f"{path} is not a DICOM file; remove files that do not belong to the series") from None
@@ -149,6 +171,18 @@ def _read_header(path: Path) -> Slice:
     if offset is not None and (available := path.stat().st_size - offset) < (expected := _pixel_bytes(tags)):
         raise InputError(f"{path}: truncated, {available} of {expected} bytes of pixels; copy it again")
     return Slice(path, tags, numbers[:3], offset, length, syntax.name)
+
+
+def _read_dataset(file: Any) -> pydicom.FileDataset:
+    """The tags of a file, also of one without preamble and meta header, up to its pixels."""
+    try:
+        return pydicom.dcmread(file, stop_before_pixels=True, specific_tags=list(TAGS))
+    except InvalidDicomError:
+        file.seek(0)
+        dataset = pydicom.dcmread(file, stop_before_pixels=True, specific_tags=list(TAGS), force=True)
+        if dataset.get_item(TAG_NUMBERS["Modality"]) is None or dataset.get_item(TAG_NUMBERS["Rows"]) is None:
+            raise
+        return dataset
 
 
 def _value(element: DataElement | RawDataElement | None) -> Any:
@@ -195,13 +229,52 @@ def _pixel_bytes(tags: dict[str, Any]) -> int:
 def _read_uncompressed(ct_slice: Slice) -> NDArray[Any]:
     tags = ct_slice.tags
     rows, columns = int(tags["Rows"]), int(tags["Columns"])
-    dtype = np.dtype(f"<{'i' if tags['PixelRepresentation'] else 'u'}{int(tags['BitsAllocated']) // 8}")
-    return np.fromfile(ct_slice.path, dtype, rows * columns, offset=ct_slice.offset or 0).reshape(rows, columns)
+    pixels = np.fromfile(ct_slice.path, _dtype(tags), rows * columns, offset=ct_slice.offset or 0).reshape(rows, columns)
+    return _used_bits(pixels, tags)
+
+
+def _dtype(tags: dict[str, Any]) -> np.dtype[Any]:
+    return np.dtype(f"<{'i' if tags['PixelRepresentation'] else 'u'}{int(tags['BitsAllocated']) // 8}")
+
+
+def _used_bits(pixels: NDArray[Any], tags: dict[str, Any]) -> NDArray[Any]:
+    """The number in the BitsStored bits up to HighBit; the others may hold an overlay, or lack the sign (PS3.5, 8.1.1)."""
+    allocated = int(tags["BitsAllocated"])
+    stored = int(tags["BitsStored"] or allocated)
+    high = int(stored - 1 if tags["HighBit"] is None else tags["HighBit"])
+    if stored == allocated:
+        return pixels
+    return (pixels << (allocated - 1 - high)) >> (allocated - stored)  # the right shift copies the sign of a signed type
+
+
+def _without_padding(stored: NDArray[Any], tags: dict[str, Any], slope: float, intercept: float) -> NDArray[Any]:
+    """Voxels that were never measured, marked by PixelPaddingValue (to PixelPaddingRangeLimit, PS3.3 C.7.5.1.1.2), become air.
+
+    Some writers name a value that tissue has as well (0, which is water): such voxels are padding only at the edge."""
+    bounds = [_padding(tags[name], tags) for name in ("PixelPaddingValue", "PixelPaddingRangeLimit")]
+    known = [value for value in bounds if value is not None]
+    if bounds[0] is None or not (padded := (stored >= min(known)) & (stored <= max(known))).any():
+        return stored
+    if any(BODY_HU[0] < value * slope + intercept < BODY_HU[1] for value in known):
+        regions, _ = label(padded)
+        edge = np.concatenate([regions[0], regions[-1], regions[:, 0], regions[:, -1]])
+        padded &= np.isin(regions, edge)
+    return np.where(padded, np.float32((AIR_HU - intercept) / slope), stored.astype(np.float32))
+
+
+def _padding(value: Any, tags: dict[str, Any]) -> int | None:
+    """A padding value as pixels have it: written as signed or unsigned, or as bytes, whatever the pixels are."""
+    if value is None or str(value) == "":
+        return None
+    number = int.from_bytes(value, "little") if isinstance(value, bytes) else int(value)
+    dtype = _dtype(tags)
+    pixel = np.array([number % 2 ** int(tags["BitsAllocated"])]).astype(dtype.str.replace("i", "u")).view(dtype)
+    return int(_used_bits(pixel, tags)[0])
 
 
 def _decode(ct_slice: Slice) -> NDArray[Any]:
     try:
-        return np.asarray(pydicom.dcmread(ct_slice.path).pixel_array)
+        return np.asarray(pydicom.dcmread(ct_slice.path, force=True).pixel_array)
     except Exception as error:  # every decoder raises exceptions of its own
         raise InputError(
             f"{ct_slice.path}: {ct_slice.syntax} pixels cannot be decoded: a decoder is missing or the file is damaged "
@@ -220,23 +293,25 @@ def _check_one_series(folder: Path, slices: list[Slice]) -> None:
     if len(slices) < MIN_SLICES:
         raise InputError(f"{folder}: {len(slices)} slice(s), at least {MIN_SLICES} make a volume; copy all of them")
     for tag in CONSTANT_TAGS:
-        values = [_as_rounded_tuple(s.tags[tag]) for s in slices]
-        usual = Counter(values).most_common(1)[0][0]
-        if different := [s.path for s, value in zip(slices, values, strict=True) if value != usual]:
+        values = np.array([np.atleast_1d(np.asarray(s.tags[tag], float)) for s in slices])
+        different = np.flatnonzero(np.abs(values - np.median(values, axis=0)).max(1) > TAG_TOLERANCE)
+        if len(different):
             raise InputError(
-                f"{different[0]}: {tag} differs from that of the other slices ({len(different)} of {len(slices)} differ); "
-                "put separate acquisitions in separate folders"
+                f"{slices[different[0]].path}: {tag} differs from that of the other slices "
+                f"({len(different)} of {len(slices)} differ); put separate acquisitions in separate folders"
             )
     for s in slices:
-        if s.offset is not None and s.stored_bytes > (expected := _pixel_bytes(s.tags)) + 1:  # one byte may pad to an even length
+        if s.offset is not None and s.stored_bytes > (expected := _pixel_bytes(s.tags)) and _has_more(s, expected):
             raise InputError(
                 f"{s.path}: {s.stored_bytes} bytes of pixels, expected {expected} from rows, columns and bits; "
                 "export the series again"
             )
 
 
-def _as_rounded_tuple(value: Any) -> tuple[float, ...]:
-    return tuple(round(float(v), 3) for v in np.atleast_1d(np.asarray(value, float)))
+def _has_more(ct_slice: Slice, expected: int) -> bool:
+    """Whether anything but zeros, which pad a file, follows the expected bytes of pixels."""
+    extra = np.fromfile(ct_slice.path, np.uint8, ct_slice.stored_bytes - expected, offset=(ct_slice.offset or 0) + expected)
+    return bool(extra.any())
 
 
 def _slice_step(folder: Path, slices: list[Slice], normal: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -245,23 +320,29 @@ def _slice_step(folder: Path, slices: list[Slice], normal: NDArray[np.float64]) 
     Raises InputError if slices are missing, duplicated, unevenly spaced or shifted.
     """
     positions = np.array([s.position_mm for s in slices])
-    gaps = np.diff(positions @ normal)
+    places = positions @ normal
+    gaps = np.diff(places)
     usual = float(np.median(gaps))
+    groups = np.split(np.arange(len(places)), np.flatnonzero(gaps >= SAME_PLACE_MM) + 1)
+    if len(sizes := {len(group) for group in groups}) == 1 and (held := sizes.pop()) > 1:
+        raise InputError(
+            f"{folder}: every place holds {held} slices, so these are {held} acquisitions (phases); put each in its own folder"
+        )
     for i, gap in enumerate(gaps):
         pair = f"{slices[i].path.name} and {slices[i + 1].path.name}"
-        if gap < 1e-3:
+        if gap < SAME_PLACE_MM:
             raise InputError(f"{folder}: {pair} have the same position; delete one of the duplicated slices")
         if gap > 1.5 * usual:
             raise InputError(
                 f"{folder}: {round(gap / usual) - 1} slice(s) missing between {pair} ({gap:.4g} mm apart, "
                 f"the others {usual:.4g}); copy the series again"
             )
-        if abs(gap - usual) > MAX_GAP_DEVIATION * usual:
+        if abs(gap - usual) > max(MAX_GAP_DEVIATION * usual, min(ROUNDING_MM, 0.4 * usual)):
             raise InputError(
                 f"{folder}: {pair} are {gap:.4g} mm apart, the others {usual:.4g}; resample the series, or "
                 "put separate acquisitions in separate folders"
             )
     step: NDArray[np.float64] = (positions[-1] - positions[0]) / (len(slices) - 1)
-    if np.abs(positions - (positions[0] + np.arange(len(positions))[:, None] * step)).max() > 0.1 * usual + 0.05:
+    if np.abs(positions - (positions[0] + np.arange(len(positions))[:, None] * step)).max() > 0.1 * usual + ROUNDING_MM:
         raise InputError(f"{folder}: its slices are shifted relative to each other; export the series again")
     return step

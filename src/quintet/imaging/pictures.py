@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
+from PIL import Image, ImageOps
 
 from quintet.errors import InputError
 
@@ -15,7 +15,7 @@ PICTURES = (".png", ".jpg", ".jpeg")
 
 
 def read_grey(path: Path) -> NDArray[np.float32]:
-    """Read one image as greyscale `[H, W]` in [0, 1].
+    """Read one image as greyscale `[H, W]` in [0, 1], upright as viewers show it (EXIF orientation).
 
     Colours become luminance, 16-bit images keep their depth, and MONOCHROME1 is inverted.
 
@@ -28,10 +28,9 @@ def read_grey(path: Path) -> NDArray[np.float32]:
 
 
 def read_rgb(path: Path) -> Image.Image:
-    """Read one picture as 8-bit RGB; transparent pixels become white, the background of a slide.
+    """Read one picture as 8-bit RGB, upright as viewers show it; transparent pixels become white, the background of a slide.
 
-    Raises InputError, naming the file, if it is missing, empty, corrupt, truncated, greyscale with more than 8 bits, or smaller
-    than 8 x 8 pixels.
+    Raises InputError, naming the file, if it is missing, empty, corrupt, truncated, greyscale, or smaller than 8 x 8 pixels.
     """
     image: Image.Image = _read_or_raise(Path(path), _read_rgb)
     if min(image.size) < 8:
@@ -54,9 +53,9 @@ def _read_or_raise(path: Path, read: Callable[[Path], Any]) -> Any:
 
 def _read_rgb(path: Path) -> Image.Image:
     with Image.open(path) as opened:
-        image: Image.Image = opened
-        if image.mode.startswith(("I", "F")):
-            raise InputError(f"{path}: a greyscale image with more than 8 bits, expected a stained slide in RGB")
+        image = ImageOps.exif_transpose(opened)
+        if image.mode in ("1", "L", "LA") or image.mode.startswith(("I", "F")):
+            raise InputError(f"{path}: a greyscale picture (mode {image.mode}), expected a stained slide in RGB")
         if image.mode in ("RGBA", "LA", "PA", "P"):
             image = image.convert("RGBA")
             return Image.alpha_composite(Image.new("RGBA", image.size, (255,) * 4), image).convert("RGB")
@@ -65,7 +64,7 @@ def _read_rgb(path: Path) -> Image.Image:
 
 def _read_picture(path: Path) -> NDArray[np.float32]:
     with Image.open(path) as opened:
-        image: Image.Image = opened
+        image = ImageOps.exif_transpose(opened)
         if image.mode in ("I;16", "I;16B", "I;16L", "I"):
             return np.asarray(image, np.float32) / np.float32(65535)
         if image.mode == "F":

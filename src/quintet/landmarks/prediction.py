@@ -11,7 +11,7 @@ from quintet.errors import InputError, InputProblemsError
 from quintet.figures import new_figure, save_figure
 from quintet.imaging.pictures import DICOM, PICTURES, read_grey
 from quintet.landmarks.data.anatomy import LANDMARKS, PIXELS
-from quintet.landmarks.data.prepare import preprocess, read_annotations
+from quintet.landmarks.data.prepare import preprocess, read_annotations, read_images
 from quintet.landmarks.data.prepared import Prepared
 from quintet.landmarks.evaluation.figures import overlay
 from quintet.landmarks.evaluation.inference import BATCH, Model
@@ -84,9 +84,9 @@ def _write_overlays(folder: Path, files: list[Path], stems: list[str], points: N
 def evaluate_folder(runs: Sequence[Path], raw: Path, out: Path, device: str) -> dict[str, float]:
     """Score the runs' mean prediction on every image of a labelled raw folder; writes into `out`, returns metrics."""
     rows, problems = read_annotations(raw)
-    if problems:
+    originals, further = read_images(rows, lambda _, grey: grey)
+    if problems := problems + further:
         raise InputProblemsError(str(raw), problems)
-    originals = [read_grey(row.file) for row in rows]
     points, expected = _ensemble([Model.load(run, device) for run in runs], originals)
     size = np.array([(image.shape[1], image.shape[0]) for image in originals])
     cases = pd.DataFrame({"stem": [r.stem for r in rows], "category": [r.category for r in rows]}).assign(

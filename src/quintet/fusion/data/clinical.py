@@ -1,6 +1,7 @@
 """Clinical features as numbers: standardised or one-hot, with a flag for missing values. Fitted on training patients only."""
 
 import re
+import unicodedata
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -8,10 +9,14 @@ from typing import Any
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
+from sklearn.metrics import roc_auc_score
 
 from quintet.errors import InputError
 
 MAX_CATEGORIES = 20
+MAX_CODES = 10  # different numbers of a category that has other texts too, such as grades 1, 2, 2a
+MIN_SPREAD = 1e-9  # SD of a column, as a fraction of its largest value
+LEAK, MIN_FOR_LEAK = 0.995, 20  # AUC or rank correlation with the answer that no feature has; patients
 Floats = NDArray[np.float32]
 
 
@@ -46,23 +51,31 @@ class Encoder:
 
     @staticmethod
     def fit(table: pd.DataFrame) -> "Encoder":
-        """`table`: training patients, every feature as text (empty: missing). Columns without any value are left out."""
+        """`table`: training patients, every feature as text (empty: missing). Columns without any value, and numbers without any
+        spread, are left out. Raises InputError for a column that is neither numbers nor a few categories."""
         columns: list[Numeric | Category] = []
         for name in table:
             values = table[name][table[name] != ""]
             numbers = pd.to_numeric(values, errors="coerce")
             if not len(values):
                 continue
-            if np.isfinite(numbers).all():
-                columns.append(Numeric(str(name), float(numbers.mean()), float(numbers.std(ddof=0)) or 1.0))
-            elif values.nunique() > MAX_CATEGORIES:
-                example = values[~np.isfinite(numbers)].iloc[0]
+            usable, out = np.isfinite(numbers), f"leave it out with fusion.data.drop=[{name}]"
+            if usable.all():
+                sd = float(numbers.std(ddof=0))
+                if sd > MIN_SPREAD * numbers.abs().max():
+                    columns.append(Numeric(str(name), float(numbers.mean()), sd))
+                continue
+            example = values[~usable].iloc[0]
+            if numbers[usable].nunique() > MAX_CODES and usable.mean() > 0.5:
+                count = int((~usable).sum())
                 raise InputError(
-                    f"clinical column {name!r}: {values.nunique()} different texts such as {example!r}; correct it, or "
-                    f"leave it out with fusion.data.drop=[{name}]"
+                    f"clinical column {name!r}: {count} value(s) are no numbers, such as {example!r}; empty them, or {out}"
                 )
-            else:
-                columns.append(Category(str(name), sorted(values.unique())))
+            if values.nunique() > MAX_CATEGORIES:
+                found = f"{values.nunique()} different texts such as {example!r}"
+                raise InputError(f"clinical column {name!r}: {found}; correct it, or {out}")
+            reject_spellings(values, f"clinical column {name!r}")
+            columns.append(Category(str(name), sorted(values.unique())))
         return Encoder(columns)
 
     def __call__(self, table: pd.DataFrame) -> tuple[Floats, NDArray[np.bool_], list[str]]:
@@ -95,17 +108,43 @@ class Encoder:
         return Encoder([Category(**c) if "values" in c else Numeric(**c) for c in columns])
 
 
-def reject_leaks(table: pd.DataFrame, labels: pd.Series, target: str) -> None:
-    """Raise InputError for a feature that reveals the label: its name contains the target's, or it has one value per class."""
-    words = set(re.split(r"[^a-z]+", target.lower())) - {""}
+def reject_spellings(values: pd.Series, where: str) -> None:
+    """Raise InputError if two of the texts differ only in capitals, accents' encoding or spaces."""
+    spelling: dict[str, str] = {}
+    for value in sorted(values.unique()):
+        plain = "".join(unicodedata.normalize("NFKC", str(value)).casefold().split())
+        if plain in spelling:
+            raise InputError(f"{where}: {spelling[plain]!r} and {value!r} differ in spelling only; use one of them")
+        spelling[plain] = str(value)
+
+
+def reject_leaks(table: pd.DataFrame, labels: pd.Series, target: str, times: pd.Series | None = None) -> None:
+    """Raise InputError for a feature that reveals the answer: its name has the target's words, it has one value per class of
+    `labels` (of survival: events), its numbers separate two classes without error, or they have the order of the survival
+    `times`."""
+    words = _words(target)
     for name in table:
         known = table[name] != ""
         values, classes = table[name][known], labels[known]
-        named = target.lower() in str(name).lower() or set(re.split(r"[^a-z]+", str(name).lower())) >= words
         by_class = values.groupby(classes).nunique()
         one_per_class = (by_class == 1).all() and values.nunique() == classes.nunique()
-        if named or (one_per_class and classes.nunique() > 1 and known.mean() > 0.5):
-            reason = "is named like the target" if named else f"has one value in each class of {target} and never in another"
+        reason = ""
+        if words and _words(str(name)) >= words:
+            reason = f"is named like the target {target}"
+        elif one_per_class and classes.nunique() > 1 and known.mean() > 0.5:
+            reason = f"has one value in each class of {target} and never in another"
+        elif known.sum() >= MIN_FOR_LEAK and known.mean() > 0.5:
+            numbers = pd.to_numeric(values, errors="coerce")
+            if numbers.notna().all() and numbers.nunique() > 2:
+                if classes.nunique() == 2 and abs(roc_auc_score(classes == classes.max(), numbers) - 0.5) > LEAK - 0.5:
+                    reason = f"separates the classes of {target} without error"
+                elif times is not None and abs(numbers.corr(times[known], method="spearman")) > LEAK:
+                    reason = f"has the order of {target}"
+        if reason:
             raise InputError(
                 f"clinical column {name!r} {reason}: it would reveal the answer; leave it out with fusion.data.drop=[{name}]"
             )
+
+
+def _words(name: str) -> set[str]:
+    return set(re.split(r"[^a-z]+", name.lower())) - {""}

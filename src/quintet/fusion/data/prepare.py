@@ -14,7 +14,7 @@ from quintet import splits
 from quintet.arrays import new_array
 from quintet.errors import InputError, InputProblemsError
 from quintet.files import atomic_folder, reject_overlap, write_json
-from quintet.fusion.data.clinical import Encoder, reject_leaks
+from quintet.fusion.data.clinical import Encoder, reject_leaks, reject_spellings
 from quintet.fusion.data.preparation import Preparation
 from quintet.fusion.data.prepared import EXTERNAL, TRUTH, UNLABELLED, VECTORS, VOLUMES, Prepared, load
 from quintet.fusion.data.raw import (
@@ -128,8 +128,13 @@ def _tables(
     if data.task == "classification":
         if unknown := sorted(set(table.loc[external, "label"]) - set(table.loc[with_target, "label"])):
             raise InputError(f"{clinical.path}: {unknown[0]!r} occurs only in fusion.data.external; no run can learn it")
-        reject_leaks(features.loc[kept][with_target], target.loc[kept, "label"][with_target], data.columns.label)
-    elif params.training.survival_loss == "mse" and (censored := int((table["event"] == 0).sum())):
+        labels = target.loc[kept, "label"][with_target]
+        reject_spellings(labels, f"{clinical.path}: column {data.columns.label!r}")
+        reject_leaks(features.loc[kept][with_target], labels, data.columns.label)
+    else:
+        own = target.loc[kept][with_target]
+        reject_leaks(features.loc[kept][with_target], own["event"], data.columns.time, own["time"])
+    if data.task == "survival" and params.training.survival_loss == "mse" and (censored := int((table["event"] == 0).sum())):
         raise InputError(
             f"fusion.training.survival_loss=mse treats times as known, but {censored} patients are censored; "
             "use survival_loss: cox"

@@ -125,8 +125,7 @@ class FusionModule(L.LightningModule):
         if self.augment:
             batch = batch | {"volumes": self.augment(batch["volumes"])}
         terms = self.losses(batch, mask_modalities(batch["present"], self.config.modality_dropout))
-        weights = self.training_params.loss_weights
-        loss = torch.stack([getattr(weights, name) * value for name, value in terms.items()]).sum()
+        loss = self.weighted(terms)
         logged = terms if len(terms) > 1 else {}
         self.log_dict(
             {"train_loss": loss, **{f"train_{name}": value for name, value in logged.items()}},
@@ -135,6 +134,10 @@ class FusionModule(L.LightningModule):
             batch_size=len(batch["rows"]),
         )
         return loss
+
+    def weighted(self, terms: dict[str, Tensor]) -> Tensor:
+        weights = self.training_params.loss_weights
+        return torch.stack([getattr(weights, name) * value for name, value in terms.items()]).sum()
 
     def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
         if self.teacher is not None:
@@ -195,18 +198,7 @@ def train(data: Prepared, config: FusionConfig, training: FusionTraining, comput
         "prepared": data.preparation.to_dict(),
         "sampling_steps": training.flow.steps if start else training.sampling_steps,
     }
-    build = {
-        **training.model_dump(
-            include={"encoder", "width", "clinical_units", "hidden", "heads", "predictor_units", "dropout", "recompute"}
-        ),
-        "diffusion": training.diffusion.model_dump(include={"steps", "schedule", "predicts", "layers", "target"}),
-        "flow": training.flow.model_dump(exclude={"steps"}),
-        "method": config.method,
-        "images": len(data.preparation.modalities),
-        "vectors": [v.shape[1] for v in data.vectors],
-        "outputs": len(data.classes) or 1,
-        "token_size": training.tokens.size if start else 0,
-    }
+    build = network_values(data, config, training)
     record.tags |= {"segmenter": data.preparation.segmenter, "encoders": str(start or "own")}
     net, patients = FusionNet(**build), Patients(data)
     batches: Dataset[Any] = patients
@@ -235,6 +227,22 @@ def train(data: Prepared, config: FusionConfig, training: FusionTraining, comput
     if data.classes:
         record.tags["sharpness"] = f"{_calibrate(net.eval(), [batches[b] for b in valid.sampler], training):.3g}"
     return TrainedModel({"model": net.state_dict()}, build | {"about": about}, {"history": fitted.history})
+
+
+def network_values(data: Prepared, config: FusionConfig, training: FusionTraining) -> dict[str, Any]:
+    """The arguments of a configuration's FusionNet."""
+    return {
+        **training.model_dump(
+            include={"encoder", "width", "clinical_units", "hidden", "heads", "predictor_units", "dropout", "recompute"}
+        ),
+        "diffusion": training.diffusion.model_dump(include={"steps", "schedule", "predicts", "layers", "target"}),
+        "flow": training.flow.model_dump(exclude={"steps"}),
+        "method": config.method,
+        "images": len(data.preparation.modalities),
+        "vectors": [v.shape[1] for v in data.vectors],
+        "outputs": len(data.classes) or 1,
+        "token_size": training.tokens.size if config.encoders == "frozen" else 0,
+    }
 
 
 @torch.inference_mode()

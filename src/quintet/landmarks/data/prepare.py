@@ -6,9 +6,10 @@ Raw: `annotations.csv` (no header: row, x1, y1, ..., x15, y15, stem; pixels of t
 
 import csv
 from collections import defaultdict
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import pandas as pd
@@ -22,11 +23,13 @@ from quintet.files import atomic_folder, reject_overlap
 from quintet.imaging.duplicates import near_groups, perceptual_hash
 from quintet.imaging.pictures import PICTURES, read_grey, resize
 from quintet.landmarks.data.anatomy import CATEGORIES, LANDMARKS
+from quintet.landmarks.data.plausibility import problem, problem_of_all
 from quintet.landmarks.data.prepared import POINT_COLUMNS, TRUTH, Prepared, load
 from quintet.params import Landmarks
 from quintet.params.landmarks import LandmarksData
 
 COLUMN_COUNT = 2 * LANDMARKS + 2
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -106,17 +109,32 @@ def _parse(number: int, cells: list[str], files: dict[str, list[Path]]) -> Row:
     return Row(number, stem, points, found[0])
 
 
-def _read(row: Row, size: int, clahe: float) -> tuple[NDArray[np.uint8], NDArray[np.bool_], tuple[int, int]]:
-    """Prepared image, 64-bit perceptual hash, (width, height); raises InputError for points outside the image."""
-    grey = read_grey(row.file)
+def read_images(rows: list[Row], use: Callable[[Row, NDArray[np.float32]], T]) -> tuple[list[T], list[str]]:
+    """What `use` makes of each row and its image `[H, W]`, and one sentence for each row whose image cannot be read or does not
+    fit its landmarks, and for a whole folder that is not plausible."""
+    found, fractions, problems = [], [], []
+    for row in rows:
+        try:
+            grey = read_grey(row.file)
+        except InputError as error:
+            problems.append(f"annotations.csv row {row.number}: {error}")
+            continue
+        height, width = grey.shape
+        if wrong := problem(row.points_px, width, height):
+            problems.append(f"annotations.csv row {row.number}: {row.stem}: {wrong}")
+            continue
+        found.append(use(row, grey))
+        fractions.append(row.points_px / [width, height])
+    if fractions and (wrong := problem_of_all(np.stack(fractions))):
+        problems.append(wrong)
+    return found, problems
+
+
+def _read(row: Row, grey: NDArray[np.float32], size: int, clahe: float) -> tuple[Row, Any, Any, tuple[int, int]]:
+    """The row with its prepared image, 64-bit perceptual hash, (width, height)."""
     height, width = grey.shape
-    outside = (row.points_px > [width, height]).any(axis=1)
-    if outside.any():
-        landmark = int(np.flatnonzero(outside)[0])
-        position = row.points_px[landmark].tolist()
-        raise InputError(f"{row.stem}: landmark {landmark} at {position} is outside the image of {width} x {height} pixels")
     picture = Image.fromarray((grey * 255).round().astype(np.uint8))
-    return preprocess(grey, size=size, clahe=clahe), perceptual_hash(picture), (width, height)
+    return row, preprocess(grey, size=size, clahe=clahe), perceptual_hash(picture), (width, height)
 
 
 def preprocess(grey: NDArray[np.float32], *, size: int, clahe: float) -> NDArray[np.uint8]:
@@ -157,13 +175,8 @@ def make_split(kind: str, cases: pd.DataFrame, *, seed: int) -> list[str]:
 def _read_rows(raw: Path, params: LandmarksData) -> tuple[list[Any], list[str]]:
     """Each row with the results of `_read`, and one sentence per row that cannot be read."""
     rows, problems = read_annotations(raw)
-    read = []
-    for row in rows:
-        try:
-            read.append((row, *_read(row, params.size, params.clahe)))
-        except InputError as error:
-            problems.append(f"annotations.csv row {row.number}: {error}")
-    return read, problems
+    read, further = read_images(rows, lambda row, grey: _read(row, grey, params.size, params.clahe))
+    return read, problems + further
 
 
 def _table(read: list[Any], params: LandmarksData) -> pd.DataFrame:

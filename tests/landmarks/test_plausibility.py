@@ -1,0 +1,95 @@
+"""Annotations in other units, of other pictures or in another order are refused wherever a folder is read: row and remedy."""
+
+import csv
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image, ImageOps
+
+from quintet.errors import InputProblemsError
+from quintet.imaging.pictures import read_grey
+from quintet.landmarks.data.anatomy import SWAPPED
+from quintet.landmarks.data.plausibility import problem, problem_of_all
+from quintet.landmarks.data.prepare import check, read_annotations
+from quintet.landmarks.prediction import evaluate_folder
+
+SIZE = 96
+
+
+@pytest.fixture
+def folder(raw, tmp_path):
+    return Path(shutil.copytree(raw, tmp_path / "raw"))
+
+
+def rewrite(folder, change, rows=slice(None)):
+    """Replace the points `[15, 2]` of some rows; returns how many there are."""
+    path = folder / "annotations.csv"
+    table = list(csv.reader(path.open()))
+    for cells in table[rows]:
+        cells[1:-1] = change(np.array(cells[1:-1], float).reshape(15, 2)).round(4).ravel().astype(str).tolist()
+    with path.open("w", newline="") as file:
+        csv.writer(file).writerows(table)
+    return len(table)
+
+
+FAULTS = {
+    "fractions": (lambda p: p / SIZE, "all landmarks lie within two pixels"),
+    "percent of a fraction": (lambda p: p / SIZE * 2, "all landmarks lie within two pixels"),
+    "rows before columns": (lambda p: p[:, ::-1], "are x and y exchanged"),
+    "from the bottom": (lambda p: np.stack([p[:, 0], SIZE - p[:, 1]], 1), "does y run upwards"),
+    "sides exchanged": (lambda p: p[SWAPPED], "is not left of landmark"),
+    "of a thumbnail": (lambda p: p * 0.4, "not of a smaller or larger copy"),
+    "of the original": (lambda p: p * 3.4, "is outside the image of"),
+}
+
+
+@pytest.mark.parametrize("kind", FAULTS)
+def test_every_wrong_row_is_named(folder, make_params, kind):
+    change, message = FAULTS[kind]
+    rewrite(folder, change, slice(2, 5))
+    problems = check(folder, make_params().landmarks)
+    named = [p for p in problems if message in p]
+    assert [p.split(":")[0] for p in named] == [f"annotations.csv row {n}" for n in (3, 4, 5)]
+    assert len(problems) == 3
+
+
+@pytest.mark.parametrize("scale", [0.75, 0.8])
+def test_a_slightly_smaller_copy_shows_in_the_mean_alone(folder, make_params, scale):
+    rewrite(folder, lambda p: p * scale)
+    assert any("on average the landmarks' centre" in p for p in check(folder, make_params().landmarks))
+
+
+def test_evaluate_is_as_strict_as_check(folder, make_params, tmp_path):
+    """Every broken row is named, before a run is read: no file, points outside, axes exchanged."""
+    rewrite(folder, lambda p: p[:, ::-1], slice(1, 3))
+    rewrite(folder, lambda p: p + 60, slice(4, 5))
+    read_annotations(folder)[0][6].file.write_bytes(b"")
+    with pytest.raises(InputProblemsError) as caught:
+        evaluate_folder([tmp_path / "no run"], folder, tmp_path / "out", "cpu")
+    assert sorted(caught.value.problems) == sorted(check(folder, make_params().landmarks))
+    assert len(caught.value.problems) == 4
+
+
+def test_real_annotations_raise_no_false_alarm(real_landmarks):
+    rows, problems = read_annotations(real_landmarks)
+    assert not problems
+    fractions = []
+    for row in rows:
+        width, height = Image.open(row.file).size
+        assert not problem(row.points_px, width, height), row.stem
+        fractions.append(row.points_px / [width, height])
+    assert not problem_of_all(np.stack(fractions))
+
+
+@pytest.mark.parametrize("orientation", [2, 3, 5, 6, 8])
+def test_a_turned_photograph_is_read_as_viewers_show_it(tmp_path, orientation):
+    upright = np.zeros((40, 60), np.uint8)
+    upright[:10, :20] = 255
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    for turned in (Image.fromarray(upright).transpose(t) for t in Image.Transpose):
+        turned.save(tmp_path / "x.png", exif=exif)
+        shown = np.asarray(ImageOps.exif_transpose(Image.open(tmp_path / "x.png")))
+        assert np.array_equal(read_grey(tmp_path / "x.png") * 255, shown)
