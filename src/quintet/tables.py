@@ -1,28 +1,94 @@
-"""CSV tables supplied by the user."""
+"""CSV tables supplied by the user, as spreadsheets and scripts really write them."""
 
+import codecs
 import csv
+import io
+import re
+import unicodedata
 from collections import Counter
+from collections.abc import Collection
+from difflib import get_close_matches
 from pathlib import Path
 
 import pandas as pd
 
 from quintet.errors import InputError
 
+DELIMITERS = (",", ";", "\t")
+DECIMAL_COMMA = re.compile(r"[+-]?\d+,\d+(?:[eE][+-]?\d+)?")
+
+
+def read_text(path: Path) -> str:
+    """A text file in UTF-8, or in UTF-16 with a byte order mark, with composed accents (NFC). Raises InputError, naming the
+    line, for another encoding."""
+    try:
+        data = Path(path).read_bytes()
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read ({error.strerror})") from None
+    try:
+        text = data.decode("utf-16" if data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)) else "utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = data[: error.start].count(b"\n") + 1
+        raise InputError(f"{path}: line {line} is not UTF-8 (perhaps Windows-1252 or Latin-1); save the file as UTF-8") from None
+    if "\0" in text:
+        raise InputError(f"{path}: line {text[: text.index(chr(0))].count(chr(10)) + 1} has NUL characters; save the file again")
+    return unicodedata.normalize("NFC", text)
+
+
+def read_cells(path: Path) -> list[list[str]]:
+    """The stripped cells of each row of a CSV file; commas, semicolons or tabs separate them, whichever is most frequent in the
+    first row, or as a row `sep=;` says. Between semicolons or tabs, a decimal comma becomes a point. Empty rows at the end are
+    left out.
+
+    Raises InputError for a file that is not CSV in UTF-8 or UTF-16."""
+    text = read_text(path)
+    first, _, rest = text.partition("\n")
+    if named := re.fullmatch(r"\"?sep=(.)\"?", first.strip("\r ")):
+        delimiter, text = named[1], rest
+    else:
+        delimiter = max(DELIMITERS, key=first.count)
+    try:
+        rows = [[cell.strip() for cell in row] for row in csv.reader(io.StringIO(text), delimiter=delimiter, strict=True)]
+    except csv.Error as error:
+        raise InputError(f"{path}: cannot be read as CSV ({error}); is a quotation mark left open?") from None
+    while rows and not any(rows[-1]):
+        rows.pop()
+    if delimiter != ",":
+        rows = [[cell.replace(",", ".") if DECIMAL_COMMA.fullmatch(cell) else cell for cell in row] for row in rows]
+    return rows
+
 
 def read_text_table(path: Path) -> pd.DataFrame:
-    """Read a CSV file with every cell as stripped text; empty cells are empty strings.
+    """Read a CSV file with a header (`read_cells`) with every cell as text; empty cells are empty strings.
 
-    Raises InputError if the file is not UTF-8 CSV, a row is longer than the header, or a column name is repeated.
+    Raises InputError if the file is not CSV, a row is longer than the header, or a column has no name or that of another one.
     """
-    try:
-        with Path(path).open(newline="", encoding="utf-8-sig") as file:
-            header = [name.strip() for name in next(csv.reader(file), [])]
-        table = pd.read_csv(path, dtype=str, keep_default_na=False, encoding="utf-8-sig")
-    except (ValueError, UnicodeDecodeError) as error:
-        raise InputError(f"{path}: cannot be read as a CSV file in UTF-8 ({str(error).splitlines()[0]})") from None
-    if not isinstance(table.index, pd.RangeIndex):
-        raise InputError(f"{path}: a row has more fields than the header; quote text that contains commas")
-    if repeated := [name for name, count in Counter(header).items() if name and count > 1]:  # pandas would rename them
+    rows = [row for row in read_cells(path) if row]
+    if not rows:
+        raise InputError(f"{path}: the file is empty; expected a CSV file with a header")
+    named, width = len(rows[0]), max(len(row) for row in rows)
+    rows = [row + [""] * (width - len(row)) for row in rows]
+    while width and not any(row[width - 1] for row in rows):  # a spreadsheet's empty last columns
+        width -= 1
+    header, *rows = [row[:width] for row in rows]
+    if width > named:
+        number = next(n for n, row in enumerate(rows, 2) if any(row[named:]))
+        raise InputError(f"{path}: row {number} has more fields than the header; quote text that contains commas")
+    if "" in header:
+        raise InputError(f"{path}: column {header.index('') + 1} has no name (an index saved by accident?); name or delete it")
+    if repeated := [name for name, count in Counter(header).items() if count > 1]:
         raise InputError(f"{path}: the column {repeated[0]!r} is listed twice")
-    table.columns = table.columns.str.strip()
-    return table.apply(lambda column: column.str.strip())
+    return pd.DataFrame(rows, columns=header, dtype=str)
+
+
+def spelled_alike(name: str, others: Collection[str]) -> str | None:
+    """The one of `others` that is most like `name`: equal but for capitals, punctuation and leading zeros, or nearly equal."""
+    plain = _plain(name)
+    if same := [other for other in others if _plain(other) == plain]:
+        return same[0]
+    return next(iter(get_close_matches(name, list(others), 1, cutoff=0.85)), None)
+
+
+def _plain(name: str) -> str:
+    letters = re.sub(r"[^a-z0-9]+", "", unicodedata.normalize("NFKC", name).casefold())
+    return re.sub(r"(?<!\d)0+(?=\d)", "", letters)

@@ -1,8 +1,10 @@
 """Phantoms of two hospitals, some without outcome, prepared at 12 voxels, and the parameters that train on them in seconds."""
 
 import os
+import shutil
 from pathlib import Path
 
+import pandas as pd
 import pytest
 
 from quintet import experiment
@@ -13,6 +15,7 @@ from quintet.params import parse
 from tests.conftest import REAL, with_changes
 
 HERE, ELSEWHERE = 44, 6  # patients
+PATIENTS = 30  # of a raw folder that a test may change
 SMALL = {
     "fusion.data.size": 12,
     "fusion.training.epochs": 2,
@@ -67,6 +70,17 @@ def heads(values, tmp_path_factory) -> Path:
     drawn = drawn.model_copy(update={"patients": HERE, "unlabelled": 0.1, "second_hospital": second, "seed": 5})
     synthesize(folder, drawn, workers=2)
     return folder
+
+
+@pytest.fixture
+def raw(heads, tmp_path):
+    """A copy of most patients, all with an outcome, and without the drawn truth."""
+    clinical = pd.read_csv(heads / "clinical_data.csv", dtype=str, keep_default_na=False).iloc[:PATIENTS]
+    clinical = clinical.replace({"outcome": {"": "stable"}, "survival_days": {"": "300"}, "event": {"": "1.0"}})
+    for patient in clinical["patient"]:
+        shutil.copytree(heads / patient, tmp_path / "raw" / patient)
+    clinical.to_csv(tmp_path / "raw" / "clinical_data.csv", index=False)
+    return tmp_path / "raw"
 
 
 @pytest.fixture(scope="session")

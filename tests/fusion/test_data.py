@@ -1,7 +1,6 @@
 """From raw patients to cubes: alignment, missing modalities, bad input, nothing half-written, a kill while preparing."""
 
 import gzip
-import shutil
 import signal
 import subprocess
 import sys
@@ -20,20 +19,7 @@ from quintet.fusion.data.prepare import check, prepare
 from quintet.fusion.data.prepared import load
 from quintet.fusion.data.segmentation import segment
 from tests.conftest import ROOT, with_changes
-from tests.fusion.conftest import ELSEWHERE, HERE, SMALL
-
-PATIENTS = 30
-
-
-@pytest.fixture
-def raw(heads, tmp_path):
-    """A copy of most patients, all with an outcome, and without the drawn truth."""
-    clinical = pd.read_csv(heads / "clinical_data.csv", dtype=str, keep_default_na=False).iloc[:PATIENTS]
-    clinical = clinical.replace({"outcome": {"": "stable"}, "survival_days": {"": "300"}, "event": {"": "1.0"}})
-    for patient in clinical["patient"]:
-        shutil.copytree(heads / patient, tmp_path / "raw" / patient)
-    clinical.to_csv(tmp_path / "raw" / "clinical_data.csv", index=False)
-    return tmp_path / "raw"
+from tests.fusion.conftest import ELSEWHERE, HERE, PATIENTS, SMALL
 
 
 def run(raw, small, *, survival_loss="cox", **changes):

@@ -59,8 +59,8 @@ BAD_TABLES = {
     "twice": ("patient,age\na,1\na,2\n", "row 3: patient a is listed twice"),
     "no name": ("patient,age\n,1\n", "row 2: no patient"),
     "column twice": ("patient,age,age\na,1,2\n", "the column 'age' is listed twice"),
-    "too many fields": ("patient,age\na,1,2,3\n", "a row has more fields than the header"),
-    "bytes": (b"patient,age\n\xff\xfe,1\n", "cannot be read as a CSV"),
+    "too many fields": ("patient,age\na,1,2,3\n", "row 2 has more fields than the header"),
+    "bytes": (b"patient,age\n\xff\xfe,1\n", "line 2 is not UTF-8"),
 }
 
 

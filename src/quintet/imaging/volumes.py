@@ -81,14 +81,42 @@ def read_spacing(path: Path) -> tuple[float, float, float]:
 
 
 def _load(path: Path, extract: Callable[[Any], Any]) -> tuple[Any, Any]:
-    """A NIfTI image, and what `extract` returns for it."""
-    if not Path(path).is_file():
-        raise InputError(f"{path}: no such file")
+    """A NIfTI image, and what `extract` returns for it. Raises InputError that names what is wrong with the file."""
+    if cause := _unreadable(Path(path)):
+        raise InputError(f"{path}: {cause}")
     try:
-        image = nib.load(path)
+        image: Any = nib.load(path)
+        kind = image.get_data_dtype()
+        if kind.fields or kind.kind == "c":
+            colour = "colours (RGB)" if kind.fields else "complex numbers"
+            raise InputError(f"{path}: its voxels are {colour}, expected one real number each; convert it")
         return image, extract(image)
+    except InputError:
+        raise
+    except MemoryError:
+        raise InputError(f"{path}: too large for the memory of this machine; crop or resample it") from None
     except Exception as error:  # damaged files raise EOFError, OSError, zlib.error, ImageFileError and more
         raise InputError(f"{path} cannot be read: the file is corrupt or truncated ({error}); copy it again") from None
+
+
+def _unreadable(path: Path) -> str:
+    """Why a path is no file that can be opened, and the remedy; empty if it is one."""
+    if path.is_symlink() and not path.exists():
+        return f"a link to {path.readlink()}, which does not exist; fetch its content (`git annex get`, `dvc pull`), or remove it"
+    if path.is_dir():
+        return "a folder, expected a NIfTI file; rename it"
+    if not path.exists():
+        return "no such file"
+    try:
+        with path.open("rb") as file:
+            start = file.read(64)
+    except OSError as error:
+        return f"it cannot be opened ({error.strerror}); change its permissions, or copy it again"
+    if not start:
+        return "the file is empty (0 bytes); copy it again"
+    if start.startswith(b"version https://git-lfs"):
+        return "a pointer of Git LFS in place of the image; run `git lfs pull`"
+    return ""
 
 
 def _affine(path: Path, image: Any) -> NDArray[np.float64]:

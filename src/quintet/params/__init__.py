@@ -85,7 +85,9 @@ def load(path: str | Path = "params.yaml") -> Params:
     if not Path(path).is_file():
         raise InputError(f"{path}: no such file; run from the root of the repository")
     try:
-        values = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+        values = yaml.safe_load(Path(path).read_text(encoding="utf-8-sig"))
+    except UnicodeDecodeError:
+        raise InputError(f"{path}: not UTF-8 (perhaps Windows-1252 or Latin-1); save the file as UTF-8") from None
     except yaml.YAMLError as error:
         raise InputError(f"{path} is not valid YAML: {error}") from None
     if not isinstance(values, dict):

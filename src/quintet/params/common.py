@@ -1,10 +1,11 @@
 """Types and sections that every study's parameters are made of."""
 
+import re
 from collections.abc import Collection, Mapping
 from enum import StrEnum
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
 Positive = Annotated[float, Field(gt=0)]
 NonNegative = Annotated[float, Field(ge=0)]
@@ -22,6 +23,19 @@ class StudyName(StrEnum):
     breakhis = "breakhis"
     ct = "ct"
     fusion = "fusion"
+
+
+def _with_subject(pattern: str) -> str:
+    try:
+        groups = re.compile(pattern).groupindex
+    except re.error as error:
+        raise ValueError(f"not a regular expression: {error}") from None
+    if "subject" not in groups:
+        raise ValueError("it needs a group (?P<subject>...)")
+    return pattern
+
+
+SubjectPattern = Annotated[str, AfterValidator(_with_subject)]  # finds the person in a case's name
 
 
 class Section(BaseModel):

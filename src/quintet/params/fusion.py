@@ -18,6 +18,7 @@ from quintet.params.common import (
     Seed,
     SeedSweep,
     StudyParams,
+    SubjectPattern,
 )
 
 CLINICAL = "clinical"  # the clinical features, as a modality beside the imaging ones
@@ -81,6 +82,7 @@ class FusionData(Section):
     size: Annotated[int, Field(ge=8, le=256)]
     spacing_mm: Annotated[float, Field(ge=0, le=20)]
     percentiles: Annotated[list[Annotated[float, Field(ge=0, le=100)]], Field(min_length=2, max_length=2)]
+    subject_pattern: SubjectPattern
     split: str
     split_seed: Seed
     test: Annotated[float, Field(gt=0, lt=1)]

@@ -1,6 +1,5 @@
 """Parameters of the perfusion study."""
 
-import re
 from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
@@ -18,6 +17,7 @@ from quintet.params.common import (
     Section,
     Seed,
     StudyParams,
+    SubjectPattern,
     Sweep,
 )
 
@@ -34,7 +34,7 @@ class PerfusionSynthetic(Section):
 
 class PerfusionData(Section):
     on_error: OnError
-    subject_pattern: str
+    subject_pattern: SubjectPattern
     normalisation: Normalisation
     folds: Annotated[int, Field(ge=2)]
     split: str
@@ -42,12 +42,6 @@ class PerfusionData(Section):
 
     @model_validator(mode="after")
     def consistent(self) -> "PerfusionData":
-        try:
-            groups = re.compile(self.subject_pattern).groupindex
-        except re.error as error:
-            raise ValueError(f"subject_pattern is not a regular expression: {error}") from None
-        if "subject" not in groups:
-            raise ValueError("subject_pattern needs a group (?P<subject>...)")
         if self.split != "auto" and not self.split.endswith(".json"):
             raise ValueError(f"split={self.split!r}: choose auto or the path of a splits_final.json")
         return self

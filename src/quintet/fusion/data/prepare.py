@@ -1,7 +1,6 @@
 """Raw patients and masks -> the prepared data set: one cube per image, vectors, clinical features, targets and a split."""
 
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -10,48 +9,52 @@ import pandas as pd
 from joblib import Parallel, delayed
 from numpy.typing import NDArray
 
-from quintet import splits
 from quintet.arrays import new_array
 from quintet.errors import InputError, InputProblemsError
 from quintet.files import atomic_folder, reject_overlap, write_json
-from quintet.fusion.data.clinical import Encoder, reject_leaks, reject_spellings
+from quintet.fusion.data.clinical import Encoder
 from quintet.fusion.data.preparation import Preparation
-from quintet.fusion.data.prepared import EXTERNAL, TRUTH, UNLABELLED, VECTORS, VOLUMES, Prepared, load
+from quintet.fusion.data.prepared import TRUTH, VECTORS, VOLUMES, Prepared, load
 from quintet.fusion.data.raw import (
     FEATURES,
-    Clinical,
+    check_join,
     find_patients,
+    other_spelling,
+    overview,
     read_image,
     read_table,
     read_vectors,
-    targets,
-    without_target,
 )
 from quintet.fusion.data.segmentation import TABLE, Mask, mask_of, segmenter_for, stored_masks
+from quintet.fusion.data.tabular import Files, read_tables, subjects_of
 from quintet.fusion.data.vectors import VectorEncoder, encode
 from quintet.imaging.boxes import bounds_mm, sample_cube
 from quintet.params import Fusion
-from quintet.params.fusion import CLINICAL, FusionData
-from quintet.tables import read_text_table
+from quintet.params.fusion import CLINICAL
+from quintet.subjects import describe, same_files
+from quintet.tables import read_text_table, spelled_alike
 
 MAX_INTENSITY = 4.0  # times the upper percentile: lesions may be brighter than it, stray voxels are clipped
-MIN_PER_CLASS = 4  # patients; with fewer, a class cannot be in all three parts
 Cubes = NDArray[np.float16]  # [M, S, S, S]
-Files = Mapping[str, Path]  # modality -> file
 
 
 def check(raw: Path, params: Fusion) -> list[str]:
     """Every problem of a raw folder, including voxels, tables and split."""
     tables = read_vectors(raw, params.data.vectors)
-    patients, problems = find_all_patients(raw, Preparation.of(params), tables)
+    preparation = Preparation.of(params)
+    patients, problems = find_all_patients(raw, preparation, tables)
+    print(overview(raw, patients, preparation))
+    people = dict(zip(patients, subjects_of(list(patients), params.data), strict=True))
+    print(describe(list(people), list(people.values()), "fusion.data.subject_pattern"))
     for name, files in patients.items():
         for path in files.values():
             try:
                 read_image(path)
             except InputError as error:
                 problems.append(f"patient {name}: {error}")
+    problems += same_files({name: list(files.values()) for name, files in patients.items()}, people)
     try:
-        problems += _tables(raw, patients, tables, params)[1]
+        problems += read_tables(raw, patients, tables, params)[1]
     except InputProblemsError as error:
         problems += error.problems
     except InputError as error:
@@ -74,108 +77,6 @@ def find_new_patients(
     tables = read_vectors(raw, [name for name in preparation.vectors if (Path(raw) / FEATURES / f"{name}.csv").is_file()])
     patients, problems = find_all_patients(raw, preparation, tables)
     return patients, tables, problems
-
-
-@dataclass(frozen=True)
-class Tables:
-    """What is known of the usable patients apart from their images. `vectors`: `[N, W]` of each modality that is a table, last of
-    the clinical features; `table`: patient, split, target, has/MODALITY for these."""
-
-    table: pd.DataFrame
-    vectors: list[NDArray[np.float32]]
-    encoder: Encoder
-    vector_encoders: dict[str, VectorEncoder]
-
-
-def clinical_features(clinical: Clinical, patients: Sequence[str], data: FusionData) -> pd.DataFrame:
-    """The clinical table without the targets and `fusion.data.drop`; a patient who is not in the table has empty values."""
-    c = data.columns
-    left_out = {c.label, c.time, c.event, c.hospital, *data.drop}
-    if clinical.path and (unknown := [name for name in data.drop if name not in clinical.table]):
-        columns = ", ".join(clinical.table)
-        raise InputError(f"fusion.data.drop: {clinical.path} has no column {', '.join(unknown)}; its columns: {columns}")
-    return clinical.table.drop(columns=[name for name in clinical.table if name in left_out]).reindex(list(patients)).fillna("")
-
-
-def _tables(
-    raw: Path, patients: Mapping[str, Files], tables: Mapping[str, pd.DataFrame], params: Fusion
-) -> tuple[Tables, list[str]]:
-    """The usable patients' tables, and a problem for each other patient."""
-    data = params.data
-    clinical = read_table(raw, data.tables, data.columns)
-    target, problems = targets(clinical, list(patients), Preparation.of(params), unlabelled=data.unlabelled == "keep")
-    features = clinical_features(clinical, list(patients), data)
-    elsewhere = _external(clinical, list(patients), data)
-    labelled = (target["label"] != "") if "label" in target else (target["time"] > 0) & target["event"].isin([0, 1])
-    waiting = without_target(clinical, list(patients), Preparation.of(params)) & (data.unlabelled == "keep")
-    usable = labelled | (waiting & ~elsewhere)
-    known = (features != "").any(axis=1) if len(features.columns) else pd.Series(False, index=features.index)
-    empty = [p for p in patients if not (patients[p] or known[p] or any(p in t.index for t in tables.values()))]
-    problems += [
-        f"patient {p}: no modality (no image that matches fusion.data.names and fusion.data.modalities, no row in the tables of "
-        "fusion.data.vectors, no clinical value)"
-        for p in empty
-    ]
-    if left_out := int((elsewhere & waiting).sum()):
-        print(f"note: {left_out} patients of {', '.join(data.external)} (fusion.data.external) have no outcome yet; not used")
-    kept = [p for p in patients if usable[p] and p not in empty]
-    table = target.loc[kept].reset_index()
-    with_target, external = labelled[kept].to_numpy(), elsewhere[kept].to_numpy()
-    table.insert(1, "split", UNLABELLED)
-    table.loc[external, "split"] = EXTERNAL
-    with_target = with_target & ~external
-    table.loc[with_target, "split"] = _split(table[with_target], data)
-    if data.task == "classification":
-        if unknown := sorted(set(table.loc[external, "label"]) - set(table.loc[with_target, "label"])):
-            raise InputError(f"{clinical.path}: {unknown[0]!r} occurs only in fusion.data.external; no run can learn it")
-        labels = target.loc[kept, "label"][with_target]
-        reject_spellings(labels, f"{clinical.path}: column {data.columns.label!r}")
-        reject_leaks(features.loc[kept][with_target], labels, data.columns.label)
-    else:
-        own = target.loc[kept][with_target]
-        reject_leaks(features.loc[kept][with_target], own["event"], data.columns.time, own["time"])
-    if data.task == "survival" and params.training.survival_loss == "mse" and (censored := int((table["event"] == 0).sum())):
-        raise InputError(
-            f"fusion.training.survival_loss=mse treats times as known, but {censored} patients are censored; "
-            "use survival_loss: cox"
-        )
-    train = table.loc[table["split"] == "train", "patient"]
-    encoder = Encoder.fit(features.loc[train])
-    clinical_values, has_clinical, notes = encoder(features.loc[kept])
-    for note in notes:
-        print(f"note: {note}")
-    vector_encoders = {name: VectorEncoder.fit(t[t.index.isin(train)], data.components) for name, t in tables.items()}
-    vectors, has = encode(tables, vector_encoders, kept)
-    names, flags = [*tables, CLINICAL], np.column_stack([has, has_clinical]).astype(int)
-    table = table.assign(**{f"has/{name}": flags[:, k] for k, name in enumerate(names)})
-    return Tables(table, [*vectors, clinical_values], encoder, vector_encoders), problems
-
-
-def _external(clinical: Clinical, patients: Sequence[str], data: FusionData) -> pd.Series:
-    """Which of `patients` (the index) are of a hospital whose patients are only tested."""
-    hospital = clinical.table.get(data.columns.hospital, pd.Series(dtype=str))
-    return hospital.reindex(list(patients)).isin(data.external)
-
-
-def _split(table: pd.DataFrame, data: FusionData) -> list[str]:
-    names = list(table["patient"])
-    if data.split != "stratified":
-        return splits.read_split(Path(data.split), names, column="patient")
-    strata = [str(s) for s in (table["label"] if "label" in table else table["event"].map({0: "censored", 1: "event"}))]
-    for stratum in sorted(set(strata)):
-        if (count := strata.count(stratum)) < MIN_PER_CLASS:
-            raise InputError(f"{stratum!r}: {count} patient(s) with a target; a split into three parts needs {MIN_PER_CLASS}")
-    if data.task == "classification" and len(set(strata)) < 2:
-        raise InputError(
-            f"every patient is {strata[0]!r}: a classification needs two classes (fusion.data.columns.label)"
-            if strata
-            else "no patient has a target"
-        )
-    test = splits.held_out_groups(names, strata, data.test, seed=[data.split_seed, 0])
-    rest = [(n, s) for n, s in zip(names, strata, strict=True) if n not in test]
-    share = data.validation / (1 - data.test)
-    valid = splits.held_out_groups([n for n, _ in rest], [s for _, s in rest], share, seed=[data.split_seed, 1])
-    return ["test" if n in test else "valid" if n in valid else "train" for n in names]
 
 
 def make_cubes(files: Files, masks: Mapping[str, Mask], preparation: Preparation) -> Cubes:
@@ -231,7 +132,9 @@ def prepare(raw: Path, masks: Path, out: Path, params: Fusion, *, workers: int =
         raise InputError(f"{masks}: no masks there; run `dvc repro fusion_segment`")
     status = pd.read_csv(masks / TABLE, dtype={"patient": str}, keep_default_na=False)
     problems += [f"patient {r.patient}: {r.status}" for r in status.itertuples() if r.status != "ok"]
-    known, unusable = _tables(raw, patients, tables, params)
+    people = dict(zip(patients, subjects_of(list(patients), params.data), strict=True))
+    problems += same_files({name: list(files.values()) for name, files in patients.items()}, people)
+    known, unusable = read_tables(raw, patients, tables, params)
     problems += unusable
     table = known.table
     if not len(table):
@@ -298,6 +201,18 @@ def read_new(
     absent = {name: pd.DataFrame(columns=encoder.columns, dtype=float) for name, encoder in vector_encoders.items()}
     vectors, has = encode(absent | tables, vector_encoders, list(patients))
     clinical = read_table(raw, preparation.tables, preparation.columns)
+    print(overview(raw, patients, preparation))
+    if clinical.path:
+        check_join(clinical, list(patients))
+        problems += [
+            f"patient {p}: no clinical features{end}"
+            for p in patients
+            if "write" in (end := other_spelling(p, clinical, patients))
+        ]
+        if absent_columns := [column.name for column in encoder.columns if column.name not in clinical.table]:
+            name, alike = absent_columns[0], spelled_alike(absent_columns[0], list(clinical.table))
+            meant = f"; is it {alike!r}? Rename it" if alike else "; add it, empty where nothing is known"
+            raise InputError(f"{clinical.path}: no column {name!r}, which the model was trained with{meant}")
     features, known, notes = encoder(clinical.table.reindex(list(patients)).fillna(""))
     for note in notes:
         print(f"note: {note}")

@@ -5,10 +5,13 @@ The generic layout (`patient_001/mri_t1ce.nii.gz`), both generations of BraTS (`
 and others differ only in the patterns (`fusion.data.names`).
 """
 
+import re
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatch
 from pathlib import Path
+from unicodedata import normalize
 
 import numpy as np
 import pandas as pd
@@ -18,10 +21,14 @@ from quintet.errors import InputError
 from quintet.fusion.data.preparation import Preparation
 from quintet.imaging.volumes import NIFTI, Grid, read_nifti
 from quintet.params.fusion import FusionColumns
-from quintet.tables import read_text_table
+from quintet.tables import read_text_table, spelled_alike
 
 FEATURES = "features"  # the folder with tables of numbers
-MISSING = ("", "na", "nan", "n/a", "none", "null", "?", "unknown")
+SPREADSHEET_ERRORS = ("#n/a", "#na", "#null!", "#value!", "#ref!", "#div/0!", "#num!", "#name?")
+MISSING = ("", "na", "nan", "n/a", "n.a.", "none", "null", "nil", "?", "-", "--", ".", "unknown", "missing", *SPREADSHEET_ERRORS)
+DOCUMENTS = (".csv", ".tsv", ".xlsx", ".txt", ".json", ".md", ".pdf")  # a folder of these is no patient
+MASKS = {"seg", "segmentation", "mask", "label", "labels", "roi"}  # words in a file's name
+NATIVE, CONTRAST = ("mri_t1",), {"gd", "gad", "ce", "contrast", "post", "km"}
 
 
 @dataclass(frozen=True)
@@ -35,32 +42,66 @@ class Clinical:
 def find_patients(
     raw: Path, names: Mapping[str, Sequence[str]], modalities: Sequence[str], listed: Iterable[str] = ()
 ) -> tuple[dict[str, dict[str, Path]], list[str]]:
-    """Each patient's files of `modalities`, sorted by patient, and a problem for each ambiguous file. `listed`: further patients,
-    who may have no files."""
+    """Each patient's files of `modalities`, sorted by patient, and a problem for each ambiguous file and each folder without an
+    image. `listed`: further patients, who may have no files."""
     if not Path(raw).is_dir():
         raise InputError(f"{raw}: no such folder; expected one folder per patient with NIfTI files")
     patients: dict[str, dict[str, Path]] = {name: {} for name in listed}
     problems = []
-    for folder in sorted(p for p in Path(raw).iterdir() if p.is_dir() and not p.name.startswith(".")):
-        files = sorted(p for p in folder.iterdir() if p.name.lower().endswith(NIFTI) and not p.name.startswith("."))
-        own: dict[str, Path] = {}
-        for path in files:
-            stem = path.name.lower().removesuffix(".gz").removesuffix(".nii")
-            matches = [m for m in names if any(fnmatch(stem, pattern.lower()) for pattern in names[m])]
+    for folder in _folders(raw):
+        name, own = normalize("NFC", folder.name), dict[str, Path]()
+        for path in (files := _images(folder)):
+            matches = _modalities_of(path, names)
             if len(matches) > 1:
                 problems.append(
-                    f"patient {folder.name}: {path.name} matches the patterns of {' and '.join(matches)}; "
-                    "correct fusion.data.names"
+                    f"patient {name}: {path.name} matches the patterns of {' and '.join(matches)}; correct fusion.data.names"
                 )
             elif matches and matches[0] in own:
-                problems.append(f"patient {folder.name}: {own[matches[0]].name} and {path.name} are both {matches[0]}; keep one")
+                problems.append(f"patient {name}: {own[matches[0]].name} and {path.name} are both {matches[0]}; keep one")
             elif matches and matches[0] in modalities:
                 own[matches[0]] = path
         if files:
-            patients[folder.name] = own
-    if not patients:
+            patients[name] = own
+        elif modalities and name not in patients:
+            inside = sorted(p.name for p in folder.iterdir() if not p.name.startswith("."))
+            if inside and all(name.lower().endswith(DOCUMENTS) for name in inside):
+                continue
+            held = f"only {', '.join(inside[:3])}" if inside else "nothing"
+            problems.append(f"patient {name}: no NIfTI file in {folder}, {held}; convert it, move it up, or remove the folder")
+    if not patients and not problems:
         raise InputError(f"{raw}: no folder with NIfTI files in it; expected one folder per patient")
     return dict(sorted(patients.items())), problems
+
+
+def overview(raw: Path, patients: Mapping[str, Mapping[str, Path]], preparation: Preparation) -> str:
+    """How many patients have each imaging modality, and which files were passed over, in one line."""
+    counts = {m: sum(m in own for own in patients.values()) for m in preparation.modalities}
+    passed: Counter[str] = Counter()
+    for folder in _folders(raw):
+        used = set(patients.get(normalize("NFC", folder.name), {}).values())
+        passed.update(p.name.replace(folder.name, "*") for p in folder.iterdir() if p not in used and not p.name.startswith("."))
+    found = f"{len(patients)} patients: " + ", ".join(f"{name} {count}" for name, count in counts.items())
+    left = f"; {sum(passed.values())} passed over: " + ", ".join(f"{n} ({c})" for n, c in passed.most_common(5)) if passed else ""
+    return found + left + (", ..." if len(passed) > 5 else "")
+
+
+def _folders(raw: Path) -> list[Path]:
+    left_out = (FEATURES, "__MACOSX")
+    return sorted(p for p in Path(raw).iterdir() if p.is_dir() and not p.name.startswith(".") and p.name not in left_out)
+
+
+def _images(folder: Path) -> list[Path]:
+    return sorted(p for p in folder.iterdir() if p.name.lower().endswith(NIFTI) and not p.name.startswith("."))
+
+
+def _modalities_of(path: Path, names: Mapping[str, Sequence[str]]) -> list[str]:
+    """The modalities whose patterns a file's name matches. A mask is no image, and an image with contrast no native one."""
+    stem = path.name.lower().removesuffix(".gz").removesuffix(".nii")
+    words = set(re.split(r"[^a-z0-9]+", stem))
+    if words & MASKS:
+        return []
+    found = [m for m in names if any(fnmatch(stem, pattern.lower()) for pattern in names[m])]
+    return [m for m in found if not (m in NATIVE and words & CONTRAST)]
 
 
 def read_table(raw: Path, tables: Sequence[str], columns: FusionColumns) -> Clinical:
@@ -132,15 +173,43 @@ def targets(
     if classification:
         result["label"] = table[columns.label]
         file = clinical.path.name if clinical.path else "the table"
-        problems = [f"patient {p}: no {columns.label} in {file}" for p in table.index[asked & (table[columns.label] == "")]]
+        problems = [
+            f"patient {p}: no {columns.label} in {file}{other_spelling(p, clinical, patients)}"
+            for p in table.index[asked & (table[columns.label] == "")]
+        ]
     else:
         result["time"] = pd.to_numeric(table[columns.time], errors="coerce")
         result["event"] = pd.to_numeric(table[columns.event], errors="coerce") if columns.event else 1.0
         for p in table.index[asked & (~(result["time"] > 0) | ~np.isfinite(result["time"]))]:
-            problems.append(f"patient {p}: {columns.time} is {table[columns.time][p]!r}, expected days above 0")
+            given = f"{columns.time} is {table[columns.time][p]!r}, expected days above 0"
+            problems.append(f"patient {p}: {given}{other_spelling(p, clinical, patients)}")
         for p in table.index[asked & ~result["event"].isin([0, 1])]:
             problems.append(f"patient {p}: {columns.event} is {table[columns.event][p]!r}, expected 0 (censored) or 1")
     return result, problems
+
+
+def other_spelling(patient: str, clinical: Clinical, patients: Iterable[str]) -> str:
+    """The end of a sentence about a patient who has no row: the row that is probably meant; empty if there is none."""
+    if clinical.path is None or patient in clinical.table.index:
+        return ""
+    alike = spelled_alike(patient, sorted(set(clinical.table.index) - set(patients)))
+    return f"; {clinical.path.name} has {alike!r}: write both alike" if alike else f"; it has no row in {clinical.path.name}"
+
+
+def check_join(clinical: Clinical, patients: Sequence[str]) -> None:
+    """Raise InputError if a clinical table has rows, but none for any of the patients; print how many rows have no patient."""
+    if clinical.path is None or not len(clinical.table) or not patients:
+        return
+    without = [name for name in clinical.table.index if name not in set(patients)]
+    if len(without) == len(clinical.table):
+        example = spelled_alike(patients[0], without)
+        meant = f"is {patients[0]!r} the row {example!r}? Write both alike" if example else f"its first row is {without[0]!r}"
+        raise InputError(
+            f"{clinical.path}: none of its {len(without)} rows belongs to one of the {len(patients)} patients ({meant}; "
+            "fusion.data.columns.patient names the column)"
+        )
+    if without:
+        print(f"note: {len(without)} rows of {clinical.path.name} have no patient here, such as {', '.join(without[:3])}")
 
 
 def read_image(path: Path) -> tuple[NDArray[np.float32], Grid]:

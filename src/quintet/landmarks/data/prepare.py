@@ -4,12 +4,12 @@ Raw: `annotations.csv` (no header: row, x1, y1, ..., x15, y15, stem; pixels of t
 `images/<any folder>/<stem>.png|jpg|jpeg`. Phantoms also have `truth.csv`, their landmarks without label noise.
 """
 
-import csv
 from collections import defaultdict
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
+from unicodedata import normalize
 
 import numpy as np
 import pandas as pd
@@ -27,6 +27,7 @@ from quintet.landmarks.data.plausibility import problem, problem_of_all
 from quintet.landmarks.data.prepared import POINT_COLUMNS, TRUTH, Prepared, load
 from quintet.params import Landmarks
 from quintet.params.landmarks import LandmarksData
+from quintet.tables import read_cells
 
 COLUMN_COUNT = 2 * LANDMARKS + 2
 T = TypeVar("T")
@@ -56,20 +57,25 @@ def read_annotations(raw: Path) -> tuple[list[Row], list[str]]:
     rows: list[Row] = []
     problems: list[str] = []
     seen: dict[str, int] = {}
-    with table.open(newline="", encoding="utf-8-sig") as file:
-        for number, cells in enumerate(csv.reader(file), start=1):
-            if not cells:
-                continue
-            try:
-                row = _parse(number, cells, files)
-            except InputError as error:
-                problems.append(f"{table.name} row {number}: {error}")
-                continue
-            if row.stem in seen:
-                problems.append(f"{table.name} row {number}: {row.stem} is also in row {seen[row.stem]}; delete one")
-                continue
-            seen[row.stem] = number
-            rows.append(row)
+    try:
+        lines = read_cells(table)
+    except InputError as error:
+        return [], [str(error)]
+    if lines and len(lines[0]) == COLUMN_COUNT and not any(map(_is_number, lines[0][1:-1])):
+        return [], [f"{table}: its first row is a header ({', '.join(lines[0][:3])}, ...), expected none; delete it"]
+    for number, cells in enumerate(lines, start=1):
+        if not cells:
+            continue
+        try:
+            row = _parse(number, cells, files)
+        except InputError as error:
+            problems.append(f"{table.name} row {number}: {error}")
+            continue
+        if row.stem in seen:
+            problems.append(f"{table.name} row {number}: {row.stem} is also in row {seen[row.stem]}; delete one")
+            continue
+        seen[row.stem] = number
+        rows.append(row)
     if not rows and not problems:
         problems.append(f"{table}: no rows")
     return rows, problems
@@ -79,14 +85,24 @@ def _image_files(raw: Path) -> dict[str, list[Path]]:
     files: dict[str, list[Path]] = defaultdict(list)
     for path in sorted((raw / "images").glob("*/*")):
         if path.suffix.lower() in PICTURES:
-            files[path.stem].append(path)
+            files[normalize("NFC", path.stem)].append(path)
     return files
+
+
+def _is_number(cell: str) -> bool:
+    try:
+        float(cell)
+    except ValueError:
+        return False
+    return True
 
 
 def _parse(number: int, cells: list[str], files: dict[str, list[Path]]) -> Row:
     if len(cells) != COLUMN_COUNT:
         raise InputError(f"expected {COLUMN_COUNT} columns (row, {LANDMARKS} x and y, stem), got {len(cells)}")
-    stem = cells[-1].strip()
+    stem = cells[-1]
+    if stem.lower().endswith(PICTURES):
+        stem = stem[: stem.rindex(".")]
     values = []
     for column, cell in enumerate(cells[1:-1]):
         try:

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from quintet.errors import InputError
 from quintet.imaging.volumes import NIFTI, Grid, read_nifti
 from quintet.perfusion.data.prepared import SIDES
+from quintet.subjects import same_files, subject_of
 
 IMAGE = re.compile(r"^(?P<case>.+)_(?P<channel>\d{4})\.nii(\.gz)?$", re.IGNORECASE)
 LABEL = re.compile(r"^(?P<case>.+)\.nii(\.gz)?$", re.IGNORECASE)
@@ -65,15 +66,11 @@ def read_dataset(raw: Path, subject_pattern: str) -> tuple[Dataset | None, list[
     pattern = re.compile(subject_pattern)
     both = sorted(set(images) & set(labels))
     cases = [Case(name, subject_of(name, pattern), images[name], labels[name]) for name in both]
+    people = {case.name: case.subject for case in cases}
+    problems += same_files({case.name: case.images for case in cases}, people)
     if not cases and not problems:
         problems = [f"{raw}/imagesTr: no CASE_0000.nii.gz there"]
     return Dataset(channels, values, cases), problems
-
-
-def subject_of(case: str, pattern: re.Pattern[str]) -> str:
-    """The person of a case; a case that the pattern does not match is a person of its own."""
-    found = pattern.match(case)
-    return found["subject"] if found else case
 
 
 def _describe(description: dict[str, Any]) -> tuple[tuple[str, ...], tuple[frozenset[int], frozenset[int]]]:

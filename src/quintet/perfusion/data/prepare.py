@@ -22,6 +22,7 @@ from quintet.params.perfusion import Normalisation, PerfusionData
 from quintet.perfusion.data.geometry import Geometry, plan_geometry
 from quintet.perfusion.data.nnunet import Case, Dataset, find_labels, read_case, read_dataset, read_label
 from quintet.perfusion.data.prepared import SCALING, SIDES, Fold, Prepared, centred, load
+from quintet.subjects import describe
 
 COLUMNS = ["case", "subject", "first", "slices", "truth_at", *(f"{side}_ml" for side in SIDES), *SCALING]
 
@@ -66,6 +67,8 @@ def check(raw: Path, params: Perfusion) -> list[str]:
     dataset, problems = read_dataset(raw, params.data.subject_pattern)
     if dataset is None:
         return problems
+    names, people = [case.name for case in dataset.cases], [case.subject for case in dataset.cases]
+    print(describe(names, people, "perfusion.data.subject_pattern"))
     for case in dataset.cases:
         try:
             read_case(case, dataset)

@@ -1,0 +1,157 @@
+"""What is known of patients apart from their images: targets, split, clinical features and modalities that are tables."""
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from quintet import splits
+from quintet.errors import InputError
+from quintet.fusion.data.clinical import Encoder, reject_leaks, reject_spellings
+from quintet.fusion.data.preparation import Preparation
+from quintet.fusion.data.prepared import EXTERNAL, UNLABELLED
+from quintet.fusion.data.raw import Clinical, check_join, read_table, targets, without_target
+from quintet.fusion.data.vectors import VectorEncoder, encode
+from quintet.params import Fusion
+from quintet.params.fusion import CLINICAL, FusionData
+from quintet.subjects import subject_of
+
+MIN_PER_CLASS = 4  # patients; with fewer, a class cannot be in all three parts
+Files = Mapping[str, Path]  # modality -> file
+
+
+@dataclass(frozen=True)
+class Tables:
+    """What is known of the usable patients apart from their images. `vectors`: `[N, W]` of each modality that is a table, last of
+    the clinical features; `table`: patient, split, target, has/MODALITY for these."""
+
+    table: pd.DataFrame
+    vectors: list[NDArray[np.float32]]
+    encoder: Encoder
+    vector_encoders: dict[str, VectorEncoder]
+
+
+def clinical_features(clinical: Clinical, patients: Sequence[str], data: FusionData) -> pd.DataFrame:
+    """The clinical table without the targets and `fusion.data.drop`; a patient who is not in the table has empty values."""
+    c = data.columns
+    left_out = {c.label, c.time, c.event, c.hospital, *data.drop}
+    if clinical.path and (unknown := [name for name in data.drop if name not in clinical.table]):
+        columns = ", ".join(clinical.table)
+        raise InputError(f"fusion.data.drop: {clinical.path} has no column {', '.join(unknown)}; its columns: {columns}")
+    return clinical.table.drop(columns=[name for name in clinical.table if name in left_out]).reindex(list(patients)).fillna("")
+
+
+def read_tables(
+    raw: Path, patients: Mapping[str, Files], tables: Mapping[str, pd.DataFrame], params: Fusion
+) -> tuple[Tables, list[str]]:
+    """The usable patients' tables, and a problem for each other patient."""
+    data = params.data
+    clinical = read_table(raw, data.tables, data.columns)
+    check_join(clinical, list(patients))
+    target, problems = targets(clinical, list(patients), Preparation.of(params), unlabelled=data.unlabelled == "keep")
+    features = clinical_features(clinical, list(patients), data)
+    elsewhere = _external(clinical, list(patients), data)
+    labelled = (target["label"] != "") if "label" in target else (target["time"] > 0) & target["event"].isin([0, 1])
+    waiting = without_target(clinical, list(patients), Preparation.of(params)) & (data.unlabelled == "keep")
+    usable = labelled | (waiting & ~elsewhere)
+    known = (features != "").any(axis=1) if len(features.columns) else pd.Series(False, index=features.index)
+    empty = [p for p in patients if not (patients[p] or known[p] or any(p in t.index for t in tables.values()))]
+    problems += [
+        f"patient {p}: no modality (no image that matches fusion.data.names and fusion.data.modalities, no row in the tables of "
+        "fusion.data.vectors, no clinical value)"
+        for p in empty
+    ]
+    if left_out := int((elsewhere & waiting).sum()):
+        print(f"note: {left_out} patients of {', '.join(data.external)} (fusion.data.external) have no outcome yet; not used")
+    kept = [p for p in patients if usable[p] and p not in empty]
+    table = target.loc[kept].reset_index()
+    with_target, external = labelled[kept].to_numpy(), elsewhere[kept].to_numpy()
+    table.insert(1, "split", UNLABELLED)
+    table.loc[external, "split"] = EXTERNAL
+    with_target = with_target & ~external
+    table.loc[with_target, "split"] = _split(table[with_target], data)
+    _check_parts(table)
+    if data.task == "classification":
+        if unknown := sorted(set(table.loc[external, "label"]) - set(table.loc[with_target, "label"])):
+            raise InputError(f"{clinical.path}: {unknown[0]!r} occurs only in fusion.data.external; no run can learn it")
+        labels = target.loc[kept, "label"][with_target]
+        reject_spellings(labels, f"{clinical.path}: column {data.columns.label!r}")
+        reject_leaks(features.loc[kept][with_target], labels, data.columns.label)
+    else:
+        own = target.loc[kept][with_target]
+        reject_leaks(features.loc[kept][with_target], own["event"], data.columns.time, own["time"])
+    if data.task == "survival" and params.training.survival_loss == "mse" and (censored := int((table["event"] == 0).sum())):
+        raise InputError(
+            f"fusion.training.survival_loss=mse treats times as known, but {censored} patients are censored; "
+            "use survival_loss: cox"
+        )
+    train = table.loc[table["split"] == "train", "patient"]
+    if untrained := [m for m in data.modalities if not any(m in patients[p] for p in train)]:
+        raise InputError(
+            f"no training patient has {untrained[0]}; remove it from fusion.data.modalities, or correct fusion.data.names"
+        )
+    encoder = Encoder.fit(features.loc[train])
+    clinical_values, has_clinical, notes = encoder(features.loc[kept])
+    for note in notes:
+        print(f"note: {note}")
+    vector_encoders = {name: VectorEncoder.fit(t[t.index.isin(train)], data.components) for name, t in tables.items()}
+    vectors, has = encode(tables, vector_encoders, kept)
+    names, flags = [*tables, CLINICAL], np.column_stack([has, has_clinical]).astype(int)
+    table = table.assign(**{f"has/{name}": flags[:, k] for k, name in enumerate(names)})
+    return Tables(table, [*vectors, clinical_values], encoder, vector_encoders), problems
+
+
+def _external(clinical: Clinical, patients: Sequence[str], data: FusionData) -> pd.Series:
+    """Which of `patients` (the index) are of a hospital whose patients are only tested."""
+    hospital = clinical.table.get(data.columns.hospital, pd.Series(dtype=str))
+    return hospital.reindex(list(patients)).isin(data.external)
+
+
+def _split(table: pd.DataFrame, data: FusionData) -> list[str]:
+    names = list(table["patient"])
+    people = subjects_of(names, data)
+    if data.split != "stratified":
+        parts = splits.read_split(Path(data.split), names, column="patient")
+        splits.reject_leaks(
+            parts, people, names, remedy="move one person's visits to one part, or set fusion.data.subject_pattern"
+        )
+        return parts
+    strata = [str(s) for s in (table["label"] if "label" in table else table["event"].map({0: "censored", 1: "event"}))]
+    for stratum in sorted(set(strata)):
+        if (count := strata.count(stratum)) < MIN_PER_CLASS:
+            raise InputError(f"{stratum!r}: {count} patient(s) with a target; a split into three parts needs {MIN_PER_CLASS}")
+    if data.task == "classification" and len(set(strata)) < 2:
+        raise InputError(
+            f"every patient is {strata[0]!r}: a classification needs two classes (fusion.data.columns.label)"
+            if strata
+            else "no patient has a target"
+        )
+    stratum_of = dict(zip(reversed(people), reversed(strata), strict=True))  # of a person's first visit
+    of_people = list(stratum_of)
+    test = splits.held_out_groups(of_people, [stratum_of[p] for p in of_people], data.test, seed=[data.split_seed, 0])
+    rest = [p for p in of_people if p not in test]
+    share = data.validation / (1 - data.test)
+    valid = splits.held_out_groups(rest, [stratum_of[p] for p in rest], share, seed=[data.split_seed, 1])
+    return ["test" if p in test else "valid" if p in valid else "train" for p in people]
+
+
+def subjects_of(names: Sequence[str], data: FusionData) -> list[str]:
+    """The person of each patient's folder: several visits of one person have folders of their own."""
+    pattern = re.compile(data.subject_pattern)
+    return [subject_of(name, pattern) for name in names]
+
+
+def _check_parts(table: pd.DataFrame) -> None:
+    """Raise InputError if a part has a single class, or no event: nothing could be learnt from it, or scored on it."""
+    for part in splits.PARTS:
+        own = table[table["split"] == part]
+        if "label" in own and own["label"].nunique() < 2:
+            raise InputError(
+                f"the {part} part has {len(own)} patient(s) of {own['label'].nunique()} class; move patients into it"
+            )
+        if "label" not in own and not (own["event"] == 1).any():
+            raise InputError(f"the {part} part has {len(own)} patient(s) and no event; move patients into it")

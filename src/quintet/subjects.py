@@ -1,0 +1,48 @@
+"""Which cases are of one person: visits that names tell apart, and files that are the same under two names."""
+
+import hashlib
+import re
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+
+def subject_of(case: str, pattern: re.Pattern[str]) -> str:
+    """The person of a case; a case that the pattern does not match is a person of its own."""
+    found = pattern.match(case)
+    return found["subject"] if found else case
+
+
+def describe(names: Sequence[str], subjects: Sequence[str], key: str) -> str:
+    """How many people the cases are of, and a question if all are different though names share a number; `key`: the parameter."""
+    text = f"{len(names)} cases of {len(set(subjects))} people"
+    shared: dict[str, list[str]] = defaultdict(list)
+    for name in names:
+        if start := re.match(r"(.*\d.*?)[-_. ]+[^-_. ]*$", name):
+            shared[start[1]].append(name)
+    several = [own for own in shared.values() if len(own) > 1]
+    if len(set(subjects)) < len(names) or not several:
+        return text
+    return f"{text}: is that so? Names such as {' and '.join(several[0][:2])} may be of one person ({key})"
+
+
+def same_files(files: Mapping[str, Sequence[Path]], subjects: Mapping[str, str]) -> list[str]:
+    """A problem for each file of a case that is byte for byte a file of another person; only files of equal size are read."""
+    by_size: dict[int, list[tuple[str, Path]]] = defaultdict(list)
+    for case, paths in files.items():
+        for path in paths:
+            if path.is_file():
+                by_size[path.stat().st_size].append((case, path))
+    first: dict[bytes, tuple[str, Path]] = {}
+    problems = []
+    for group in by_size.values():
+        if len({subjects[case] for case, _ in group}) < 2:
+            continue
+        for case, path in group:
+            digest = hashlib.blake2b(path.read_bytes()).digest()
+            other, same = first.setdefault(digest, (case, path))
+            if subjects[other] != subjects[case]:
+                problems.append(
+                    f"{path}: the same file as {same}, under the name of another person; remove one, or name both alike"
+                )
+    return problems

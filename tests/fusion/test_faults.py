@@ -1,0 +1,256 @@
+"""What people have on their disks: tables that do not fit the folders, columns of mixed kind, answers among the features, visits
+of one person, files that are not recognised. One clear sentence each, in check, in preparation and in prediction alike."""
+
+import shutil
+import unicodedata
+
+import nibabel as nib
+import numpy as np
+import pandas as pd
+import pytest
+
+from quintet.errors import InputError, InputProblemsError
+from quintet.experiment import predict_folder
+from quintet.fusion.data.preparation import Preparation
+from quintet.fusion.data.prepare import check, find_all_patients
+from quintet.fusion.data.tabular import read_tables
+from quintet.imaging.volumes import read_nifti
+
+
+@pytest.fixture
+def table(raw):
+    return pd.read_csv(raw / "clinical_data.csv", dtype=str, keep_default_na=False)
+
+
+def tables(raw, small, **changes):
+    """The tables of the usable patients, as preparation reads them."""
+    fusion = small.fusion.model_copy(update={"data": small.fusion.data.model_copy(update=changes)})
+    patients, problems = find_all_patients(raw, Preparation.of(fusion), {})
+    found, more = read_tables(raw, patients, {}, fusion)
+    return found, problems + more
+
+
+def write(raw, table, **options):
+    table.to_csv(raw / "clinical_data.csv", index=False, **options)
+
+
+def rename(raw, old, new):
+    (raw / old).rename(raw / new)
+    for path in (raw / new).iterdir():
+        path.rename(path.with_name(path.name.replace(old, new)))
+
+
+def predict(trained, raw, out):
+    return predict_folder("fusion", [trained[0]], raw, out, device="cpu", overlays=None, skip=False)
+
+
+@pytest.mark.parametrize("width", [2, 4])
+def test_lost_leading_zeros(raw, small, table, trained, tmp_path, width):
+    for number, name in enumerate(table["patient"]):
+        rename(raw, name, f"{number + 1:0{width}d}")
+    write(raw, table.assign(patient=[str(n + 1) for n in range(len(table))]))
+    first = f"{1:0{width}d}"
+    if width > 2:
+        with pytest.raises(InputError, match=f"is '{first}' the row '1'"):
+            tables(raw, small)
+    else:  # from 10 on, the names are equal
+        assert len([p for p in tables(raw, small)[1] if "write both alike" in p]) == 9
+    with pytest.raises(InputError) as caught:
+        predict(trained, raw, tmp_path / "p.csv")
+    assert "clinical_data.csv" in str(caught.value)
+    assert not (tmp_path / "p.csv").exists()
+
+
+def test_one_row_in_another_spelling(raw, small, table, trained, tmp_path):
+    name = table["patient"][5]
+    write(raw, table.assign(patient=table["patient"].replace(name, name.upper().replace("_", " "))))
+    _, problems = tables(raw, small)
+    (problem,) = [p for p in problems if name in p]
+    assert "write both alike" in problem
+    with pytest.raises(InputProblemsError) as caught:
+        predict(trained, raw, tmp_path / "p.csv")
+    assert [p for p in caught.value.problems if "write both alike" in p] == list(caught.value.problems)
+
+
+def test_rows_without_a_folder_are_counted(raw, small, table, capsys):
+    shutil.rmtree(raw / table["patient"][3])
+    tables(raw, small)
+    assert f"1 rows of clinical_data.csv have no patient here, such as {table['patient'][3]}" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(("new", "meant"), [("Kidney-Function", "'Kidney-Function'"), ("gfr", "add it")])
+def test_a_column_that_prediction_lacks(raw, table, trained, tmp_path, new, meant):
+    write(raw, table.rename(columns={"kidney_function": new}))
+    with pytest.raises(InputError, match="no column 'kidney_function', which the model was trained with") as caught:
+        predict(trained, raw, tmp_path / "p.csv")
+    assert meant in str(caught.value)
+
+
+def test_accents_of_another_file_system(raw, small, table):
+    name = "Zoë_1"
+    rename(raw, table["patient"][0], unicodedata.normalize("NFD", name))
+    write(raw, table.assign(patient=[name, *table["patient"][1:]]))
+    found, problems = tables(raw, small)
+    assert not problems
+    assert name in set(found.table["patient"])
+
+
+@pytest.mark.parametrize("gap", ["#N/A", "n.a.", "-", "NULL", "#DIV/0!", "Missing"])
+def test_gaps_in_a_column_of_numbers(raw, small, table, gap):
+    table.loc[[2, 7, 9], "age"] = gap
+    write(raw, table)
+    found, _ = tables(raw, small)
+    kinds = {column.name: type(column).__name__ for column in found.encoder.columns}
+    assert kinds["age"] == "Numeric"
+
+
+COLUMNS = {
+    "text among numbers": (lambda t: t["age"].mask(t.index % 9 == 0, "about 60"), "are no numbers, such as 'about 60'"),
+    "two spellings": (lambda t: t["sex"].mask(t.index % 4 == 0, "F"), "differ in spelling only"),
+    "free text": (lambda t: "remark " + t.index.astype(str), "different texts"),
+    "the answer in other words": (lambda t: t["outcome"].map({"stable": "no", "progression": "yes"}), "reveal the answer"),
+    "the answer with a margin": (
+        lambda t: (np.where(t["outcome"] == "stable", 0, 9) + t.index % 5).astype(str),
+        "separates the classes of outcome without error",
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", COLUMNS)
+def test_columns_that_are_refused(raw, small, table, kind):
+    make, message = COLUMNS[kind]
+    write(raw, table.assign(extra=make(table)))
+    with pytest.raises(InputError, match=message) as caught:
+        tables(raw, small)
+    assert "'extra'" in str(caught.value)
+
+
+def test_harmless_columns_pass(raw, small, table):
+    """A name that contains the target's letters, a constant, codes, and ties with the answer by chance."""
+    extra = {"stableford": "12.5", "grade": table.index.map(lambda n: ["1", "2", "2a", "3"][n % 4]), "dose": "0.1"}
+    write(raw, table.assign(**extra))
+    found, problems = tables(raw, small)
+    assert not problems
+    assert {c.name for c in found.encoder.columns} & set(extra) == {"grade"}  # constants are left out
+    assert np.abs(found.vectors[-1]).max() < 10
+
+
+@pytest.mark.parametrize("column", ["months", "follow_up_rank"])
+def test_the_answer_of_survival_is_no_feature(raw, small, table, column):
+    days = table["survival_days"].astype(float)
+    values = days / 30.4 if column == "months" else days.rank()
+    write(raw, table.assign(**{column: values.round(3).astype(str)}))
+    with pytest.raises(InputError, match="has the order of survival_days"):
+        tables(raw, small, task="survival")
+    write(raw, table.assign(status=table["event"].map({"1.0": "dead", "0.0": "alive"})))
+    with pytest.raises(InputError, match="'status' has one value in each class"):
+        tables(raw, small, task="survival")
+
+
+def test_labels_in_two_spellings(raw, small, table):
+    table.loc[0, "outcome"] = table["outcome"][0].capitalize()
+    write(raw, pd.concat([table, table.iloc[:0]]))
+    with pytest.raises(InputError, match="differ in spelling only|needs 4"):
+        tables(raw, small)
+
+
+def test_a_part_of_one_class_is_refused(raw, small, table):
+    by_class = table.sort_values("outcome")["patient"].tolist()
+    parts = ["test"] * 5 + ["train"] * (len(by_class) - 9) + ["valid"] * 4
+    pd.DataFrame({"patient": by_class, "split": parts}).to_csv("mine.csv", index=False)
+    with pytest.raises(InputError, match=r"the (valid|test) part has \d+ patient\(s\) of 1 class"):
+        tables(raw, small, split="mine.csv")
+
+
+@pytest.mark.parametrize("scheme", ["sub-{}_ses-{}", "P{}_V{}", "BraTS-GLI-{:05d}-10{}"])
+def test_visits_of_one_person_stay_in_one_part(raw, small, table, scheme):
+    names = [scheme.format(n // 2, n % 2) for n in range(len(table))]
+    for old, new in zip(table["patient"], names, strict=True):
+        rename(raw, old, new)
+    write(raw, table.assign(patient=names))
+    found, problems = tables(raw, small)
+    assert not problems
+    split = found.table.set_index("patient")["split"]
+    assert all(split[names[n]] == split[names[n + 1]] for n in range(0, len(names) - 1, 2))
+    parts = split.rename_axis("patient").reset_index()
+    parts.loc[parts["patient"] == names[0], "split"] = "valid" if split[names[0]] != "valid" else "train"
+    parts.to_csv("mine.csv", index=False)
+    with pytest.raises(InputProblemsError, match="one patient in several parts"):
+        tables(raw, small, split="mine.csv")
+
+
+def test_one_image_under_two_names(raw, small, table):
+    a, b = (next((raw / table["patient"][n]).glob("*.nii.gz")) for n in (0, 3))
+    shutil.copy(a, b)
+    problems = check(raw, small.fusion)
+    assert len([p for p in problems if "the same file as" in p]) == 1
+
+
+def test_what_is_not_recognised_is_listed(raw, small, table, capsys):
+    """Masks, images with contrast and files of other names are no modality; folders without images are named."""
+    for n, path in enumerate(sorted(raw.glob("*/*"))):
+        if "t1c" in path.name.lower():
+            path.rename(path.with_name(f"scan{n % 2}.nii.gz"))
+    empty, nested, other = (raw / name for name in table["patient"][:3])
+    for path in [*empty.iterdir(), *other.iterdir()]:
+        path.unlink()
+    (nested / "anat").mkdir()
+    for path in nested.glob("*.nii.gz"):
+        path.rename(nested / "anat" / path.name)
+    (other / "IM0001.dcm").write_bytes(b"x")
+    problems = check(raw, small.fusion)
+    for folder, held in ((empty, "nothing"), (nested, "only anat"), (other, "only IM0001.dcm")):
+        assert [p for p in problems if f"no NIfTI file in {folder}, {held}" in p]
+    assert [p for p in problems if "no training patient has mri_t1ce" in p]
+    printed = capsys.readouterr().out
+    assert "mri_t1ce 0" in printed
+    assert "scan0.nii.gz (" in printed
+
+
+@pytest.mark.parametrize(
+    ("name", "modality"),
+    [("t1_gd", None), ("t1_post", None), ("t1_ce", None), ("flair_seg", None), ("x_flair_mask", None), ("t1_pre", "mri_t1")],
+)
+def test_names_that_only_look_like_a_modality(tmp_path, make_params, name, modality):
+    (tmp_path / "p").mkdir()
+    (tmp_path / "p" / f"{name}.nii.gz").write_bytes(b"")
+    fusion = make_params().fusion
+    preparation = Preparation.of(fusion).model_copy(update={"modalities": ["mri_t1", "mri_flair"]})
+    patients, _ = find_all_patients(tmp_path, preparation, {})
+    assert list(patients["p"]) == ([modality] if modality else [])
+
+
+def _colour(path):
+    array = np.zeros((4, 4, 4), np.dtype([("R", "u1"), ("G", "u1"), ("B", "u1")]))
+    nib.save(nib.Nifti1Image(array, np.eye(4)), path)
+
+
+def _link(path):
+    path.unlink()
+    path.symlink_to("../.git/annex/objects/x")
+
+
+def _folder(path):
+    path.unlink()
+    path.mkdir()
+
+
+FILES = {
+    "a link to nowhere": (_link, "a link to ../.git/annex/objects/x, which does not exist"),
+    "a folder": (_folder, "a folder, expected a NIfTI file"),
+    "a pointer": (lambda p: p.write_bytes(b"version https://git-lfs.github.com/spec/v1\noid x\n"), "git lfs pull"),
+    "colours": (_colour, "colours"),
+    "complex": (lambda p: nib.save(nib.Nifti1Image(np.zeros((4, 4, 4), np.complex64), np.eye(4)), p), "complex numbers"),
+    "empty": (lambda p: p.write_bytes(b""), "0 bytes"),
+    "half": (lambda p: p.write_bytes(p.read_bytes()[:400]), "corrupt or truncated"),
+}
+
+
+@pytest.mark.parametrize("kind", FILES)
+def test_the_cause_of_an_unreadable_image_is_named(raw, small, kind):
+    damage, message = FILES[kind]
+    path = sorted(raw.glob("*/*.nii.gz"))[4]
+    damage(path)
+    with pytest.raises(InputError, match=message):
+        read_nifti(path)
+    assert [p for p in check(raw, small.fusion) if str(path) in p and message.split(",")[0] in p]
