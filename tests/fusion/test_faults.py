@@ -150,7 +150,7 @@ def test_the_answer_of_survival_is_no_feature(raw, small, table, column):
 def test_labels_in_two_spellings(raw, small, table):
     table.loc[0, "outcome"] = table["outcome"][0].capitalize()
     write(raw, pd.concat([table, table.iloc[:0]]))
-    with pytest.raises(InputError, match="differ in spelling only|needs 4"):
+    with pytest.raises(InputError, match=r"differ in spelling only|needs 4"):
         tables(raw, small)
 
 
