@@ -105,6 +105,10 @@ def test_report_sections(evaluated):
         ("flow", "late"),
     ]
     assert differences[RECORDED][1].startswith("-")
+    if score == "AUC":
+        rows = {n: pd.concat(tables[n]).query("pattern in ['pet', 'clinical']") for n in ("flow", "late")}
+        gain = rows["late"]["brier"].mean() - rows["flow"]["brier"].mean()
+        assert differences["Brier gain, incomplete"][1].startswith(f"{gain:+.3f} [")
     completed = found["Completed tokens"]
     assert completed["config"].tolist() == ["flow", "flow"]
     assert completed["mse"].tolist() == [1.0, 1.0]

@@ -3,6 +3,7 @@ of one person, files that are not recognised. One clear sentence each, in check,
 
 import shutil
 import unicodedata
+from pathlib import Path
 
 import nibabel as nib
 import numpy as np
@@ -12,7 +13,8 @@ import pytest
 from quintet.errors import InputError, InputProblemsError
 from quintet.experiment import predict_folder
 from quintet.fusion.data.preparation import Preparation
-from quintet.fusion.data.prepare import check, find_all_patients
+from quintet.fusion.data.prepare import check, find_all_patients, prepare
+from quintet.fusion.data.segmentation import segment
 from quintet.fusion.data.tabular import read_tables
 from quintet.imaging.volumes import read_nifti
 
@@ -254,3 +256,19 @@ def test_the_cause_of_an_unreadable_image_is_named(raw, small, kind):
     with pytest.raises(InputError, match=message):
         read_nifti(path)
     assert [p for p in check(raw, small.fusion) if str(path) in p and message.split(",")[0] in p]
+
+
+@pytest.mark.parametrize(("move", "share"), [([0, 0, -900], "0%"), ([300, 0, 0], "0%")])
+def test_images_at_different_places_are_named(raw, small, move, share):
+    """In check, by the images' own boxes, and in preparation, by the masks'."""
+    patient = next(p for p in sorted(raw.iterdir()) if p.is_dir() and len(list(p.glob("*pet*"))) and len(list(p.iterdir())) > 1)
+    path = next(patient.glob("*pet*"))
+    image = nib.load(path)
+    affine = image.affine.copy()
+    affine[:3, 3] += move
+    nib.save(nib.Nifti1Image(np.asarray(image.dataobj), affine), path)
+    (problem,) = [p for p in check(raw, small.fusion) if patient.name in p]
+    assert f"share {share} of what they show" in problem
+    segment(raw, Path("masks"), small.fusion)
+    with pytest.raises(InputProblemsError, match="mm apart; register them"):
+        prepare(raw, Path("masks"), Path("prepared"), small.fusion)

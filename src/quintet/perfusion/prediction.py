@@ -12,7 +12,7 @@ from quintet.imaging.volumes import Grid, write_nifti
 from quintet.params import Perfusion
 from quintet.perfusion.data.geometry import on_file_grid
 from quintet.perfusion.data.nnunet import Case, Dataset, find_images, read_dataset, read_images, read_label
-from quintet.perfusion.data.prepare import resample
+from quintet.perfusion.data.prepare import print_doubts, resample
 from quintet.perfusion.data.prepared import SIDES
 from quintet.perfusion.evaluation.figures import fullest_slice, overlay
 from quintet.perfusion.evaluation.inference import Model, load_models
@@ -48,6 +48,7 @@ def predict_folder(models: Sequence[Model], source: Path, out: Path, problems: l
         except InputError as error:
             problems.append(str(error))
             continue
+        print_doubts(name, images, grid)
         p = predict_images(models, images, grid)
         masks = p >= 0.5
         write_nifti(out / f"{name}_probabilities.nii.gz", np.moveaxis(p, 0, -1), grid)

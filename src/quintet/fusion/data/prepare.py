@@ -1,6 +1,7 @@
 """Raw patients and masks -> the prepared data set: one cube per image, vectors, clinical features, targets and a split."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import combinations
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +35,7 @@ from quintet.params.fusion import CLINICAL
 from quintet.subjects import describe, same_files
 from quintet.tables import read_text_table, spelled_alike
 
+MIN_OVERLAP = 0.3  # of the smaller one of two images' boxes
 MAX_INTENSITY = 4.0  # times the upper percentile: lesions may be brighter than it, stray voxels are clipped
 Cubes = NDArray[np.float16]  # [M, S, S, S]
 
@@ -47,9 +49,16 @@ def check(raw: Path, params: Fusion) -> list[str]:
     people = dict(zip(patients, subjects_of(list(patients), params.data), strict=True))
     print(describe(list(people), list(people.values()), "fusion.data.subject_pattern"))
     for name, files in patients.items():
-        for path in files.values():
+        boxes = {}
+        for modality, path in files.items():
             try:
-                read_image(path)
+                array, grid = read_image(path)
+                boxes[modality] = bounds_mm(np.ones(array.shape, bool), grid)
+            except InputError as error:
+                problems.append(f"patient {name}: {error}")
+        if boxes:
+            try:
+                _check_overlap(list(boxes), np.stack(list(boxes.values())))
             except InputError as error:
                 problems.append(f"patient {name}: {error}")
     problems += same_files({name: list(files.values()) for name, files in patients.items()}, people)
@@ -91,6 +100,7 @@ def make_cubes(files: Files, masks: Mapping[str, Mask], preparation: Preparation
     if not images:
         return out
     corners = np.stack([bounds_mm(masks[m], grid) for m, (_, grid) in images.items()])
+    _check_overlap(list(images), corners)
     low, high = corners[:, 0].min(0), corners[:, 1].max(0)
     side = size * preparation.spacing_mm or float((high - low).max())
     for modality, (array, grid) in images.items():
@@ -107,6 +117,19 @@ def make_cubes(files: Files, masks: Mapping[str, Mask], preparation: Preparation
         cube = sample_cube(array, grid, (low + high) / 2, side, size, fill=float(darkest))
         out[modalities.index(modality)] = np.clip((cube - darkest) / (brightest - darkest), 0, MAX_INTENSITY)
     return out
+
+
+def _check_overlap(modalities: Sequence[str], corners: NDArray[np.float64]) -> None:
+    """Raise InputError if what two images show (`[M, 2, 3]`, lowest and highest corner in mm) is at different places."""
+    sizes = (corners[:, 1] - corners[:, 0]).prod(1)
+    for a, b in combinations(range(len(modalities)), 2):
+        shared = np.clip(np.minimum(corners[a, 1], corners[b, 1]) - np.maximum(corners[a, 0], corners[b, 0]), 0, None).prod()
+        if shared < MIN_OVERLAP * min(sizes[a], sizes[b]):
+            apart = float(np.linalg.norm(corners[a].mean(0) - corners[b].mean(0)))
+            raise InputError(
+                f"{modalities[a]} and {modalities[b]} share {shared / min(sizes[a], sizes[b]):.0%} of what they show, and their "
+                f"centres are {apart:.0f} mm apart; register them, or restore the affine that was lost"
+            )
 
 
 def _prepare_patient(name: str, files: Files, masks: Path, preparation: Preparation) -> tuple[Cubes, list[bool], list[str]]:

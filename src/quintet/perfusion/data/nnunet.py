@@ -82,6 +82,10 @@ def _describe(description: dict[str, Any]) -> tuple[tuple[str, ...], tuple[froze
         raise InputError(f'channel_names must be {{"0": ..., "1": ...}} with 2 to 4 channels, got {names!r}')
     if re.match("r", str(names["0"]).lower()) and re.match("l", str(names["1"]).lower()):
         raise InputError(f"channel_names: channel 0 must be the left artery's map and 1 the right one's, got {names}")
+    if wrong := [str(names[k]) for k in "01" if re.search(r"t1|t2|flair|pd\b|anat|struct|m0", str(names[k]).lower())]:
+        raise InputError(
+            f"channel_names: channels 0 and 1 must be the left and the right artery's map, got {wrong[0]!r} in {names}"
+        )
     labels = {name: value for name, value in description["labels"].items() if name.lower() != "background"}
     found: list[set[int]] = []
     for side in SIDES:
@@ -170,7 +174,7 @@ def read_images(case: Case) -> tuple[NDArray[np.float32], Grid]:
                 what = "all voxels are 0" if not len(inside) else f"all voxels that are not 0 are {inside[0]:g}"
                 raise InputError(f"{path}: {what}; the map was not computed, or this is the wrong file")
             continue
-        raise InputError(f"{path}: {_difference(grid, grids[0])} than {case.images[0].name}; resample it onto that grid")
+        raise InputError(f"{path}: {_difference(grid, grids[0], case.images[0].name, 'resample it onto that grid')}")
     return np.stack(channels), grids[0]
 
 
@@ -179,9 +183,8 @@ def read_label(case: Case, grid: Grid, values: tuple[frozenset[int], frozenset[i
     assert case.label is not None
     array, own = read_nifti(case.label)
     if not own.same_as(grid):
-        raise InputError(
-            f"{case.label}: {_difference(own, grid)} than {case.images[0].name}; resample it (nearest) onto that grid"
-        )
+        remedy = "resample it (nearest) onto that grid"
+        raise InputError(f"{case.label}: {_difference(own, grid, case.images[0].name, remedy)}")
     whole = np.rint(array)
     array = np.where(np.abs(array - whole) < 1e-3, whole, array)  # the values of a scaled file are not exactly whole
     allowed = {0, 1} if array.ndim == 4 else {0, *values[0], *values[1]}
@@ -206,7 +209,10 @@ def read_case(case: Case, dataset: Dataset) -> tuple[NDArray[np.float32], Grid, 
     return images, grid, label
 
 
-def _difference(grid: Grid, other: Grid) -> str:
+def _difference(grid: Grid, other: Grid, name: str, remedy: str) -> str:
     if grid.shape != other.shape:
-        return f"another shape {grid.shape} (expected {other.shape})"
-    return "another affine (position, spacing or orientation)"
+        return f"another shape {grid.shape} than {name} (expected {other.shape}); {remedy}"
+    return (
+        f"another affine (position, spacing or orientation) than {name}, with equal shapes; compare both in a viewer: if only "
+        f"the header was lost, copy the affine, otherwise {remedy}"
+    )

@@ -21,6 +21,7 @@ from quintet.params import Perfusion
 from quintet.params.perfusion import Normalisation, PerfusionData
 from quintet.perfusion.data.geometry import Geometry, plan_geometry
 from quintet.perfusion.data.nnunet import Case, Dataset, find_labels, read_case, read_dataset, read_label
+from quintet.perfusion.data.plausibility import image_doubts, label_doubts
 from quintet.perfusion.data.prepared import SCALING, SIDES, Fold, Prepared, centred, load
 from quintet.subjects import describe
 
@@ -71,7 +72,7 @@ def check(raw: Path, params: Perfusion) -> list[str]:
     print(describe(names, people, "perfusion.data.subject_pattern"))
     for case in dataset.cases:
         try:
-            read_case(case, dataset)
+            print_doubts(case.name, *read_case(case, dataset))
         except InputError as error:
             problems.append(str(error))
     try:
@@ -81,6 +82,11 @@ def check(raw: Path, params: Perfusion) -> list[str]:
     except InputError as error:
         problems.append(str(error))
     return problems
+
+
+def print_doubts(case: str, images: NDArray[np.float32], grid: Grid, label: NDArray[np.bool_] | None = None) -> None:
+    for doubt in image_doubts(images) + (label_doubts(images, grid, label) if label is not None else []):
+        print(f"warning: {case}: {doubt}")
 
 
 def make_folds(raw: Path, cases: list[Case], params: PerfusionData) -> list[Fold]:
@@ -174,6 +180,7 @@ def _resample_cases(
     for case in dataset.cases:
         try:
             channels, grid, label = read_case(case, dataset)
+            print_doubts(case.name, channels, grid, label)
             sides = {"truth": label}
             if case.name in drawn:
                 sides["oracle"] = read_label(replace(case, label=drawn[case.name]), grid, dataset.values)

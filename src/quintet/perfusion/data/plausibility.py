@@ -1,0 +1,48 @@
+"""Cheap questions about a case's sides, background and outliers: a doubt is no fault, but the study is about sides.
+
+In the left artery's territory flow of the left map is larger, and it lies on the patient's left. Maps are 0 outside the brain,
+and few voxels are far above the others.
+"""
+
+import numpy as np
+from numpy.typing import NDArray
+
+from quintet.imaging.volumes import Grid
+
+MIN_BACKGROUND = 0.02  # share of voxels that are 0 in every map
+MAX_OUTSIDE = 0.05  # share of a label outside the brain
+OUTLIER = 30.0  # times the 99th percentile of the magnitudes
+
+
+def image_doubts(images: NDArray[np.float32]) -> list[str]:
+    """Of channels `[C, X, Y, Z]`."""
+    doubts = []
+    if (background := float((images == 0).all(0).mean())) < MIN_BACKGROUND:
+        doubts.append(f"{background:.1%} of the voxels are 0 in every map; maps must be 0 outside the brain: mask them")
+    for channel, image in enumerate(images[:2]):
+        size = np.abs(image[image != 0])
+        usual = float(np.percentile(size, 99)) if size.size else 0.0
+        if usual and size.max() > OUTLIER * usual:
+            count = int((size > OUTLIER * usual).sum())
+            doubts.append(
+                f"{count} voxel(s) of channel {channel} reach {size.max():.4g}, 99 % stay below {usual:.3g}; correct them"
+            )
+    return doubts
+
+
+def label_doubts(images: NDArray[np.float32], grid: Grid, label: NDArray[np.bool_]) -> list[str]:
+    """Of channels `[C, X, Y, Z]` and territories `[2, X, Y, Z]` (left, right) on one grid."""
+    doubts, brain, either = [], (images != 0).any(0), label.any(0)
+    if (outside := float((either & ~brain).sum() / either.sum())) > MAX_OUTSIDE:
+        doubts.append(f"{outside:.0%} of the label lie outside the brain, where every map is 0; does it belong to these images?")
+    left, right = (label[k] & ~label[1 - k] & brain for k in (0, 1))
+    if not (left.any() and right.any()):
+        return doubts
+    excess = images[0] - images[1]
+    if excess[left].mean() < excess[right].mean():
+        values = f"{excess[left].mean():.3g} in the left territory, {excess[right].mean():.3g} in the right one"
+        doubts.append(f"channel 0 minus channel 1 is {values}; are the two maps, or the sides of the label, exchanged?")
+    x_left, x_right = (float(np.nonzero(grid.to_canonical(side))[2].mean()) for side in (left, right))
+    if x_left > x_right:
+        doubts.append("the left territory lies on the patient's right; was the case mirrored without its affine?")
+    return doubts

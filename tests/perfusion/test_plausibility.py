@@ -1,0 +1,101 @@
+"""Exchanged sides, maps that are not masked, stray voxels and labels of another case raise a doubt; phantoms do not."""
+
+import json
+
+import nibabel as nib
+import numpy as np
+import pytest
+
+from quintet.errors import InputError
+from quintet.imaging.volumes import Grid
+from quintet.params import parse
+from quintet.perfusion.data.nnunet import read_case, read_dataset
+from quintet.perfusion.data.plausibility import image_doubts, label_doubts
+from quintet.perfusion.data.prepare import check
+
+GRIDS = {"RAS": np.diag([3.0, 3, 3, 1]), "LPS": np.diag([-3.0, -3, 3, 1]), "SAL": np.eye(4)[[2, 1, 0, 3]] * [-1, 1, 1, 1] * 3}
+
+
+def case(affine, seed=0):
+    """A round brain, left and right of whose middle the flow of one map is larger, on any grid."""
+    rng, shape = np.random.default_rng(seed), (20, 20, 20)
+    affine = affine.copy()
+    affine[3] = [0, 0, 0, 1]
+    index = np.stack(np.meshgrid(*map(np.arange, shape), indexing="ij"), -1)
+    mm = (index - 9.5) @ affine[:3, :3].T
+    brain = np.linalg.norm(mm, axis=-1) < 26
+    left = brain & (mm[..., 0] < -3)
+    right = brain & (mm[..., 0] > 3)
+    flows = np.stack([20 + 40 * left, 20 + 40 * right]) * brain + rng.normal(0, 8, (2, *shape)) * brain
+    return flows.astype(np.float32), Grid(shape, affine), np.stack([left, right])
+
+
+@pytest.mark.parametrize("orientation", GRIDS)
+def test_a_sound_case_raises_no_doubt(orientation):
+    images, grid, label = case(GRIDS[orientation])
+    assert image_doubts(images) + label_doubts(images, grid, label) == []
+
+
+@pytest.mark.parametrize("orientation", GRIDS)
+def test_exchanged_sides(orientation):
+    images, grid, label = case(GRIDS[orientation])
+    (doubt,) = label_doubts(images[::-1], grid, label)
+    assert "are the two maps" in doubt
+    both = label_doubts(images, grid, label[::-1])
+    assert [("exchanged" in both[0]), ("patient's right" in both[1])] == [True, True]
+    axis = int(np.flatnonzero(grid.orientation[:, 0] == 0)[0])
+    (doubt,) = label_doubts(np.flip(images, axis + 1), grid, np.flip(label, axis + 1))  # the whole case without its affine
+    assert "mirrored without its affine" in doubt
+
+
+@pytest.mark.parametrize("fill", [-1000.0, 0.5, None])
+def test_maps_that_are_not_masked(fill):
+    images, _, _ = case(GRIDS["RAS"])
+    noise = np.random.default_rng(1).normal(0, 4, images.shape)
+    (doubt,) = image_doubts(np.where(images == 0, noise if fill is None else fill, images).astype(np.float32))
+    assert "mask them" in doubt
+
+
+@pytest.mark.parametrize("value", [1e5, -1e5, 3e4])
+def test_stray_voxels(value):
+    images, _, _ = case(GRIDS["RAS"])
+    images[1, 10, 10, [9, 10, 11]] = value
+    (doubt,) = image_doubts(images)
+    assert doubt.startswith("3 voxel(s) of channel 1")
+
+
+def test_a_label_beside_the_brain():
+    images, grid, label = case(GRIDS["RAS"])
+    assert any("lie outside the brain" in d for d in label_doubts(images, grid, np.roll(label, 8, 2)))
+
+
+def test_phantoms_raise_no_doubt_and_check_prints_those_of_a_case(broken, values, capsys):
+    params = parse(values).perfusion
+    dataset, _ = read_dataset(broken, params.data.subject_pattern)
+    for one in dataset.cases:
+        images, grid, label = read_case(one, dataset)
+        assert image_doubts(images) + label_doubts(images, grid, label) == [], one.name
+    first, second = dataset.cases[0].images[:2]
+    parked = first.with_name("parked.nii.gz")
+    for source, target in ((first, parked), (second, first), (parked, second)):
+        source.rename(target)
+    check(broken, params)
+    assert f"warning: {dataset.cases[0].name}: channel 0 minus channel 1" in capsys.readouterr().out
+
+
+def test_a_structural_image_is_no_flow_map(tmp_path):
+    names = {"0": "T1w", "1": "LICA CBF", "2": "RICA CBF"}
+    (tmp_path / "dataset.json").write_text(
+        json.dumps({"channel_names": names, "labels": {"background": 0, "left": 1, "right": 2}})
+    )
+    _, problems = read_dataset(tmp_path, r"(?P<subject>.*)")
+    assert "got 'T1w'" in problems[0]
+
+
+def test_a_lost_header_is_not_to_be_resampled(broken, values):
+    dataset, _ = read_dataset(broken, parse(values).perfusion.data.subject_pattern)
+    one = dataset.cases[0]
+    image = nib.load(one.label)
+    nib.save(nib.Nifti1Image(np.asarray(image.dataobj), np.diag([2.0, 2, 2, 1])), one.label)
+    with pytest.raises(InputError, match="if only the header was lost, copy the affine"):
+        read_case(one, dataset)
