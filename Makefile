@@ -28,9 +28,9 @@ $(VENV)/.docs: $(VENV)/.done
 	$(VENV)/bin/python -m pip install --quiet --constraint constraints.txt --editable '.[dev,docs]'
 	touch $@
 
-repro: $(VENV)/.done ## install everything, run every stage that is out of date, upload the results to MLflow, print the times
+repro: $(VENV)/.done ## install everything, run every stage that is out of date (several at a time), upload to MLflow, print the times
 	@git rev-parse --git-dir >/dev/null 2>&1 || (echo "error: DVC needs a git repository; clone the project instead of copying it"; exit 2)
-	dvc repro
+	quintet repro
 	quintet sync
 	quintet times
 

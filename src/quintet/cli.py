@@ -263,16 +263,20 @@ class Engine(StrEnum):
 @app.command()
 def repro(
     targets: Annotated[list[str] | None, typer.Argument(help="Stages or sweeps; default: all stages.")] = None,
-    jobs: Annotated[int, typer.Option(min=1, help="Maximum number of stages at a time.")] = os.cpu_count() or 1,
+    jobs: Annotated[
+        int | None,
+        typer.Option(min=1, help="Stages at a time; default: by free cores and memory, 1 with a GPU."),
+    ] = None,
     threads: Annotated[int, typer.Option(min=0, help="Threads per stage; 0: compute.threads, if set, else cores / jobs.")] = 0,
     engine: Engine = Engine.local,
 ) -> None:
     """Run independent stages concurrently; with the same number of threads, results are equal to those of `dvc repro`."""
-    from quintet.pipeline import Local, Ray, reproduce, summary
+    from quintet.pipeline import Local, Ray, free_jobs, reproduce, summary
 
     root = repository_root().resolve()
     os.chdir(root)  # DVC names stages relative to the current folder
     default = parameters.load(root / "params.yaml").compute.threads
+    jobs = jobs or free_jobs()
     threads = threads or default or (max(1, (os.cpu_count() or 1) // jobs) if engine is Engine.local else 1)
     try:
         runner = Ray(threads) if engine is Engine.ray else Local(jobs)

@@ -126,6 +126,15 @@ def _constant(raw):
     nib.save(nib.Nifti1Image(np.full(image.shape, 40, np.int16), image.affine), path)
 
 
+def _values(change):
+    def damage(raw):
+        path = next(raw.glob("*.nii.gz"))
+        image = nib.load(path)
+        nib.save(nib.Nifti1Image(change(np.asarray(image.dataobj, np.float32)), image.affine), path)
+
+    return damage
+
+
 LABELS = {
     "a value": (lambda t: t.__setitem__("nodules", ["2", *t["nodules"][1:]]), "nodules of study-0000 is '2', expected 0 or 1"),
     "blank": (lambda t: t.__setitem__("cysts", ["", *t["cysts"][1:]]), "row 2: cysts of study-0000 is ''"),
@@ -157,6 +166,14 @@ SCANS = {
     "truncated nifti": (lambda r: next(r.glob("*.nii.gz")).write_bytes(b"\x1f\x8b123"), "corrupt or truncated"),
     "NaN": (_nan, "NaN"),
     "constant": (_constant, "every voxel is 40 HU"),
+    "fractions": (_values(lambda a: (a.clip(-1000, 400) + 1000) / 1400), "are no Hounsfield units"),
+    "a picture's levels": (_values(lambda a: ((a.clip(-1000, 400) + 1000) / 1400 * 255).round()), "are no Hounsfield units"),
+    "without the intercept": (_values(lambda a: a + 1024), "are no Hounsfield units"),
+    "padding": (_values(lambda a: np.where(a < -900, 63_536, a)), "are no Hounsfield units"),
+    "outside the window": (
+        _values(lambda a: np.where(a < -900, -1000, 2000)[:, :, :] - 4000.0 * (a > -900)),
+        "outside the window",
+    ),
 }
 
 

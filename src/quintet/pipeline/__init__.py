@@ -4,7 +4,7 @@
 uses DVC's private functions.
 """
 
-from quintet.pipeline.engines import Job, Local, Ray
+from quintet.pipeline.engines import Job, Local, Ray, free_jobs
 from quintet.pipeline.run import Engine, Outcome, reproduce, summary
 
-__all__ = ["Engine", "Job", "Local", "Outcome", "Ray", "reproduce", "summary"]
+__all__ = ["Engine", "Job", "Local", "Outcome", "Ray", "free_jobs", "reproduce", "summary"]

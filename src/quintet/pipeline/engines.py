@@ -7,6 +7,7 @@ they resume from their checkpoints and never leave half-written outputs.
 import ctypes
 import logging
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -21,6 +22,7 @@ from typing import Any
 from quintet.errors import InputError
 
 KILLED_STATUSES = (-signal.SIGKILL, -signal.SIGTERM, 128 + signal.SIGKILL, 128 + signal.SIGTERM)
+STAGE_BYTES = 2 * 2**30  # of a stage at the default scale, with a margin
 MAX_RETRIES = 3  # of a stage whose node or process was lost
 _LIBC = ctypes.CDLL(None) if sys.platform == "linux" else None
 _PR_SET_PDEATHSIG = 1
@@ -67,6 +69,18 @@ def run_job(job: Job, processes: list["subprocess.Popen[bytes]"] | None = None) 
 def _die_with_parent() -> None:
     if _LIBC is not None:
         _LIBC.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+
+
+def free_jobs() -> int:
+    """How many stages this machine has room for: free cores (those that other processes do not use now), a share of the free
+    memory for each, and a single one where a GPU would have to be shared."""
+    import psutil
+
+    if shutil.which("nvidia-smi"):
+        return 1
+    cores = len(psutil.Process().cpu_affinity()) if hasattr(psutil.Process, "cpu_affinity") else os.cpu_count() or 1
+    busy = round(cores * psutil.cpu_percent(interval=0.5) / 100)
+    return max(1, min(cores - busy, psutil.virtual_memory().available // STAGE_BYTES))
 
 
 class Local:

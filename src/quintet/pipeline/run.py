@@ -51,7 +51,7 @@ def reproduce(
     names = pipeline.execution_order(targets)
     log(f"{len(names)} stages, {jobs} at a time with {_count(threads, 'thread')} each, on {engine.description}")
     (root / LOG_FOLDER).mkdir(parents=True, exist_ok=True)
-    scheduler = _Scheduler(root, pipeline, engine, threads, log)
+    scheduler = _Scheduler(root, pipeline, engine, threads, log, len(names))
     waiting = dict.fromkeys(names)
     try:
         while waiting or scheduler.running:
@@ -75,8 +75,11 @@ class _RunningStage:
 
 
 class _Scheduler:
-    def __init__(self, root: Path, pipeline: DvcPipeline, engine: Engine, threads: int, log: Callable[[str], None]) -> None:
-        self.root, self.pipeline, self.engine, self.log = root, pipeline, engine, log
+    def __init__(
+        self, root: Path, pipeline: DvcPipeline, engine: Engine, threads: int, log: Callable[[str], None], count: int
+    ) -> None:
+        self.root, self.pipeline, self.engine, self.log, self.count = root, pipeline, engine, log, count
+        self.begun = time.monotonic()
         self.outcome = Outcome()
         self.running: dict[str, _RunningStage] = {}
         own = {"DVC_ROOT": str(root), "PATH": os.environ["PATH"], "QUINTET_THREADS": str(threads)}
@@ -130,10 +133,22 @@ class _Scheduler:
             seconds = time.monotonic() - stage.started
             if reason is None:
                 self.outcome.ran.append(name)
-                self.log(f"  {name}: done in {seconds:.1f} s")
+                self.log(f"  {name}: done in {seconds:.1f} s{self._progress()}")
             else:
                 self.outcome.failed[name] = reason
                 self.log(f"  {name}: FAILED after {seconds:.1f} s")
+
+    def _progress(self) -> str:
+        """How many stages are done, running and left, and the time left if those left take as long as those that ran."""
+        outcome, running = self.outcome, len(self.running)
+        ended = len(outcome.ran) + len(outcome.restored) + len(outcome.unchanged) + len(outcome.failed) + len(outcome.skipped)
+        left = self.count - ended - running
+        minutes = (time.monotonic() - self.begun) / len(outcome.ran) * (left + running / 2) / 60
+        return (
+            f" ({ended} of {self.count} done, {running} running, {left} left, about {max(1, round(minutes))} min)"
+            if left + running
+            else ""
+        )
 
     def _finish(self, name: str, stage: _RunningStage) -> str | None:
         """Record an ended stage and release its lock; the reason if it failed."""
