@@ -145,7 +145,7 @@ class _Scheduler:
         left = self.count - ended - running
         minutes = (time.monotonic() - self.begun) / len(outcome.ran) * (left + running / 2) / 60
         return (
-            f" ({ended} of {self.count} done, {running} running, {left} left, about {max(1, round(minutes))} min)"
+            f" ({ended} of {self.count} done, {running} running, {left} left, at most about {max(1, round(minutes))} min)"
             if left + running
             else ""
         )
