@@ -10,6 +10,7 @@ from quintet.breakhis.analysis import analyze
 from quintet.breakhis.data.prepare import check, prepare, reject_overlapping_parts
 from quintet.breakhis.data.prepared import load
 from quintet.breakhis.data.tree import MAGNIFICATIONS, picture_files
+from quintet.breakhis.prediction import find_patients
 from quintet.errors import InputError, InputProblemsError
 from tests.breakhis.conftest import SMALL
 
@@ -146,3 +147,33 @@ def test_real_images(real_slides, tmp_path, make_params, capsys):
     assert any("14-13412" in note and "in training and test" in note for note in prepared.notes)
     analyze(real_slides, tmp_path / "page.html", official)
     assert "dsfold1.txt puts patient 14-13412" in (tmp_path / "page.html").read_text()
+
+
+def test_patients_of_folders_as_people_have_them(tmp_path, capsys):
+    """The data set's own folds hold several patients in one folder; factors come as 100x or 200; some pictures lie elsewhere."""
+    pixels = Image.new("RGB", (16, 16))
+
+    def put(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        pixels.save(path)
+
+    for part, names in (("train", ["SOB_B_A-14-1AB", "SOB_M_DC-14-2"]), ("test", ["SOB_M_LC-14-3"])):
+        for name in names:
+            for factor in ("40X", "100X"):
+                put(tmp_path / "fold1" / part / factor / f"{name}-{factor[:-1]}-001.png")
+    for factor in ("40x", "200"):
+        put(tmp_path / "mine" / factor / "slide 1.png")
+    put(tmp_path / "overview.png")
+    put(tmp_path / ".cache" / "40X" / "a.png")
+    found = find_patients(tmp_path)
+    assert {name: sorted(files) for name, files in found.items()} == {
+        "14-1AB": ["100X", "40X"],
+        "14-2": ["100X", "40X"],
+        "test": ["100X", "40X"],
+        "mine": ["200X", "40X"],
+    }
+    assert all(len(paths) == 1 for files in found.values() for paths in files.values())
+    assert "note: 1 pictures" in capsys.readouterr().out
+    put(tmp_path / "fold1" / "train" / "40X" / "unknown.png")
+    with pytest.raises(InputError, match="pictures of several patients"):
+        find_patients(tmp_path)

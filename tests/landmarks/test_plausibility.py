@@ -13,7 +13,7 @@ from quintet.imaging.pictures import read_grey
 from quintet.landmarks.data.anatomy import SWAPPED
 from quintet.landmarks.data.plausibility import problem, problem_of_all
 from quintet.landmarks.data.prepare import check, read_annotations
-from quintet.landmarks.prediction import evaluate_folder
+from quintet.landmarks.prediction import _pictures, evaluate_folder
 
 SIZE = 96
 
@@ -93,3 +93,11 @@ def test_a_turned_photograph_is_read_as_viewers_show_it(tmp_path, orientation):
         turned.save(tmp_path / "x.png", exif=exif)
         shown = np.asarray(ImageOps.exif_transpose(Image.open(tmp_path / "x.png")))
         assert np.array_equal(read_grey(tmp_path / "x.png") * 255, shown)
+
+
+def test_hidden_files_are_left_out_and_other_files_counted(tmp_path, capsys):
+    for name in ("a.png", "b/c.JPG", "._a.png", ".ipynb_checkpoints/a.png", "__MACOSX/a.png", "d.tif", "IM0001"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_bytes(b"x")
+    assert _pictures(tmp_path) == [tmp_path / "a.png", tmp_path / "b/c.JPG"]
+    assert "2 other files" in capsys.readouterr().out

@@ -1,5 +1,6 @@
 """Trained runs applied to a user's folder: `quintet predict breakhis` and `quintet evaluate breakhis`."""
 
+import re
 from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
@@ -10,7 +11,7 @@ import pandas as pd
 
 from quintet.breakhis.data.prepare import read_images
 from quintet.breakhis.data.sampling import PatientRows
-from quintet.breakhis.data.tree import CLASSES, MAGNIFICATIONS, TYPES, picture_files, read_tree
+from quintet.breakhis.data.tree import CLASSES, MAGNIFICATIONS, TYPES, parse_name, picture_files, read_tree
 from quintet.breakhis.evaluation.cam import plot_patient_cam
 from quintet.breakhis.evaluation.inference import Images, Model, load_models
 from quintet.breakhis.evaluation.metrics import Predicted, mean_prediction
@@ -18,23 +19,48 @@ from quintet.breakhis.evaluation.scores import evaluate
 from quintet.errors import InputError, InputProblemsError
 from quintet.runs import Record
 
+FACTOR = re.compile(r"(40|100|200|400)[xX]?")  # a folder's name
+
 
 def find_patients(source: Path) -> dict[str, dict[str, list[Path]]]:
-    """The folders at or below `source` that contain 40X, 100X, 200X or 400X: patient -> magnification -> files."""
+    """Patient -> magnification -> files: the folders at or below `source` that contain 40X, 100X, 200X or 400X (also 40x or 40).
+    Where the names of a folder's pictures are those of several patients, as in the folds of the data set's own script, each of
+    them is a patient. Prints how many pictures were passed over."""
     source = Path(source)
     if not source.is_dir():
         raise InputError(f"{source}: no such folder; give a folder that contains {', '.join(MAGNIFICATIONS)}, or one above it")
-    found: dict[Path, dict[str, list[Path]]] = defaultdict(dict)
+    folders: dict[Path, dict[str, list[Path]]] = defaultdict(dict)
+    passed = 0
     for path in picture_files(source):
-        if (name := path.parent.absolute().name) in MAGNIFICATIONS:
-            found[path.absolute().parent.parent].setdefault(name, []).append(path)
-    if not found:
+        if factor := FACTOR.fullmatch(path.parent.absolute().name):
+            folders[path.absolute().parent.parent].setdefault(f"{factor[1]}X", []).append(path)
+        else:
+            passed += 1
+    if not folders:
         raise InputError(f"{source}: no picture below it in a folder named {', '.join(MAGNIFICATIONS)}")
-    names = [folder.name for folder in found]
-    return {
-        folder.name if names.count(folder.name) == 1 else str(folder.relative_to(source.absolute())): files
-        for folder, files in sorted(found.items())
-    }
+    if passed:
+        print(f"note: {passed} pictures below {source} are in no folder named {', '.join(MAGNIFICATIONS)}; passed over")
+    found: list[tuple[str, Path, dict[str, list[Path]]]] = []
+    for folder, files in sorted(folders.items()):
+        owners = sorted({_owner(path) for paths in files.values() for path in paths})
+        if len(owners) < 2:
+            found.append((folder.name, folder, files))
+            continue
+        if "" in owners:
+            some = ", ".join(filter(None, owners[:3]))
+            raise InputError(f"{folder}: pictures of several patients ({some}) beside others; make one folder per patient")
+        for owner in owners:
+            own = {m: [path for path in paths if _owner(path) == owner] for m, paths in files.items()}
+            found.append((owner, folder / owner, {m: paths for m, paths in own.items() if paths}))
+    names = [name for name, _, _ in found]
+    where = source.absolute()
+    return {n if names.count(n) == 1 else str(place.relative_to(where)): files for n, place, files in found}
+
+
+def _owner(path: Path) -> str:
+    """The patient in a picture's name; empty if it is not a name of the data set."""
+    parts = parse_name(path.stem)
+    return parts[1] if parts else ""
 
 
 def predict_folder(models: Sequence[Model], source: Path, out: Path, problems: list[str], *, overlays: Path | None) -> int:

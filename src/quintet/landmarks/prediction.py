@@ -27,9 +27,7 @@ def predict_folder(
     `outputs`: a CSV with the annotation file's columns (row, x1, y1, ..., stem) in original pixels, and one with the expected
     error of each landmark. Adds a sentence to `problems` for each unreadable file.
     """
-    files = sorted(p for p in Path(source).rglob("*") if p.is_file() and p.suffix.lower() in (*PICTURES, *DICOM))
-    if not files:
-        raise InputError(f"{source}: no .png, .jpg, .jpeg, .dcm or .dicom file below it")
+    files = _pictures(Path(source))
     points, expected, sizes, read = [], [], [], []
     for start in range(0, len(files), BATCH):  # in batches, to bound memory
         originals = []
@@ -54,6 +52,19 @@ def predict_folder(
         if overlays:
             _write_overlays(overlays, read, stems, np.concatenate(points))
     return len(read)
+
+
+def _pictures(source: Path) -> list[Path]:
+    """Every picture and DICOM file below a folder, without hidden files and folders; prints how many other files there are."""
+    below = [p.relative_to(source) for p in sorted(source.rglob("*")) if p.is_file()]
+    seen = [p for p in below if not any(part.startswith(".") or part == "__MACOSX" for part in p.parts)]
+    found = [source / p for p in seen if p.suffix.lower() in (*PICTURES, *DICOM)]
+    others = [p.name for p in seen if source / p not in set(found)]
+    if not found:
+        raise InputError(f"{source}: no .png, .jpg, .jpeg, .dcm or .dicom file below it")
+    if others:
+        print(f"note: {len(others)} other files below {source} were passed over, such as {', '.join(others[:3])}")
+    return found
 
 
 def _ensemble(models: Sequence[Model], originals: list[NDArray[np.float32]]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
