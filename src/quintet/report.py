@@ -89,7 +89,8 @@ def _overview(params: Params, rankings: dict[StudyName, tuple[Record, pd.DataFra
                 "first": best["config"],
                 "score [95 %]": f"{score} [{low}, {high}]",
                 "not significantly different": f"{tied} of {len(table) - 1} others",
-                "ranked by": f"{record.tags['label']} ({record.tags['better']} is better)",
+                "ranked by": record.tags["label"].partition(",")[0],
+                "better": record.tags["better"],
                 "data": "synthetic" if _synthetic(params, study) else "own",
             }
         )
