@@ -116,7 +116,8 @@ def test_people_who_may_be_the_same_are_asked_about():
     assert asked.startswith("3 cases of 3 people: is that so? Names such as s1_a and s1_b")
     assert describe(["s1_a", "s1_b"], ["s1", "s1"], "x") == "2 cases of 1 people"
     assert "is that so" not in describe(["case_001", "case_002"], ["case_001", "case_002"], "x")
-    assert "is that so" not in describe(["BraTS-0001", "Brats20_002"], ["a", "b"], "x")
+    for names in (["BraTS-0001", "Brats20_002"], ["Brats20_002", "Brats20_005"], ["TCGA-02-0006", "TCGA-02-0009"]):
+        assert "is that so" not in describe(names, names, "x")
 
 
 def test_files_of_two_people_that_are_the_same(tmp_path):

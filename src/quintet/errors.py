@@ -28,6 +28,11 @@ class InputProblemsError(InputError):
         super().__init__(f"{where}: {len(problems)} problem(s)\n{shown}{more}")
 
 
+def sentences(error: InputError) -> list[str]:
+    """The problems that an error lists, or its message."""
+    return error.problems if isinstance(error, InputProblemsError) else [str(error)]
+
+
 @contextmanager
 def exit_on_user_error(where: str = "") -> Iterator[None]:
     """Exit with status 2 and a one-line message on an input or storage error; `where` is the path to report if the operating

@@ -14,11 +14,12 @@ def subject_of(case: str, pattern: re.Pattern[str]) -> str:
 
 
 def describe(names: Sequence[str], subjects: Sequence[str], key: str) -> str:
-    """How many people the cases are of, and a question if all are different though names share a number; `key`: the parameter."""
+    """How many people the cases are of, and a question if all are different though names share a number and then differ in one
+    or two digits or a word; `key`: the parameter."""
     text = f"{len(names)} cases of {len(set(subjects))} people"
     shared: dict[str, list[str]] = defaultdict(list)
     for name in names:
-        if start := re.match(r"(.*\d.*?)[-_. ]+[^-_. ]*$", name):
+        if start := re.match(r"(.*\d.*?)[-_. ]+(?:\d{1,2}|[a-zA-Z]+\d{0,2})$", name):
             shared[start[1]].append(name)
     several = [own for own in shared.values() if len(own) > 1]
     if len(set(subjects)) < len(names) or not several:

@@ -14,7 +14,7 @@ from quintet.errors import InputError, InputProblemsError
 from quintet.experiment import predict_folder
 from quintet.fusion.data.preparation import Preparation
 from quintet.fusion.data.prepare import check, find_all_patients, prepare
-from quintet.fusion.data.segmentation import segment
+from quintet.fusion.data.segmentation import mask_of, segment, segmenter_for
 from quintet.fusion.data.tabular import read_tables
 from quintet.imaging.volumes import read_nifti
 
@@ -125,6 +125,20 @@ def test_columns_that_are_refused(raw, small, table, kind):
     with pytest.raises(InputError, match=message) as caught:
         tables(raw, small)
     assert "'extra'" in str(caught.value)
+
+
+def test_every_unusable_column_is_listed(raw, small, table):
+    """Beside the patients' own problems."""
+    table.loc[3, "outcome"] = ""
+    code = table["outcome"].map({"stable": "7", "progression": "8", "": "7"})
+    write(raw, table.assign(code=code, dose=[str(n) if n % 7 else "about" for n in range(len(table))]))
+    fusion = small.fusion.model_copy(update={"data": small.fusion.data.model_copy(update={"unlabelled": "refuse"})})
+    problems = check(raw, fusion)
+    assert [p.split(":")[0] for p in problems] == [
+        "clinical column 'code' has one value in each class of outcome and never in another",
+        "clinical column 'dose'",
+        f"patient {table['patient'][3]}",
+    ]
 
 
 def test_harmless_columns_pass(raw, small, table):
@@ -255,6 +269,8 @@ def test_the_cause_of_an_unreadable_image_is_named(raw, small, kind):
     damage(path)
     with pytest.raises(InputError, match=message):
         read_nifti(path)
+    with pytest.raises(InputError, match=message):
+        mask_of(path, segmenter_for(small.fusion.segmentation, "pet"), Path("cache"))
     assert [p for p in check(raw, small.fusion) if str(path) in p and message.split(",")[0] in p]
 
 

@@ -113,7 +113,7 @@ def test_bad_input_is_named_and_nothing_is_written(broken, tmp_path, small, dama
     damage(broken)
     problems = check(broken, small.perfusion)
     assert any(all(part in p for part in DAMAGES[damage]) for p in problems), problems
-    assert len(problems) <= 2
+    assert len(problems) <= 3
     with pytest.raises(InputError) as error:
         prepare(broken, tmp_path / "out", small.perfusion)
     assert all(part in str(error.value) for part in DAMAGES[damage])

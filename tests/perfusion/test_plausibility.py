@@ -99,3 +99,29 @@ def test_a_lost_header_is_not_to_be_resampled(broken, values):
     nib.save(nib.Nifti1Image(np.asarray(image.dataobj), np.diag([2.0, 2, 2, 1])), one.label)
     with pytest.raises(InputError, match="if only the header was lost, copy the affine"):
         read_case(one, dataset)
+
+
+def test_every_problem_of_a_case_is_listed(broken, values):
+    """Two damaged maps and a label with a foreign value and with fractions: one sentence each."""
+    params = parse(values).perfusion
+    first, second = read_dataset(broken, params.data.subject_pattern)[0].cases[:2]
+    for path in first.images[:2]:
+        image = nib.load(path)
+        array = np.asarray(image.dataobj, np.float32)
+        array[0, 0, 0] = np.nan
+        nib.save(nib.Nifti1Image(array, image.affine), path)
+    for case_, value, dtype in ((first, 7, np.uint8), (second, 2.01, np.float32)):
+        image = nib.load(case_.label)
+        array = np.asarray(image.dataobj).astype(dtype)
+        nib.save(nib.Nifti1Image(np.where(array > 0, value, array).astype(dtype), image.affine), case_.label)
+    problems = check(broken, params)
+    assert [
+        message in p for message, p in zip(("NaN", "NaN", "7 are not in", "2.01 are not whole numbers"), problems, strict=True)
+    ]
+    assert len(problems) == 4
+
+
+def test_the_first_version_of_the_format_is_named(tmp_path):
+    description = {"modality": {"0": "CBF"}, "labels": {"0": "background", "1": "left"}}
+    (tmp_path / "dataset.json").write_text(json.dumps(description))
+    assert "version 1 of nnU-Net's format" in read_dataset(tmp_path, r"(?P<subject>.*)")[1][0]

@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from quintet.errors import InputError, InputProblemsError
+from quintet.errors import InputError, InputProblemsError, sentences
 from quintet.imaging.volumes import Grid, write_nifti
 from quintet.params import Perfusion
 from quintet.perfusion.data.geometry import on_file_grid
@@ -46,7 +46,7 @@ def predict_folder(models: Sequence[Model], source: Path, out: Path, problems: l
         try:
             images, grid = read_images(Case(name, name, files, None))
         except InputError as error:
-            problems.append(str(error))
+            problems += sentences(error)
             continue
         print_doubts(name, images, grid)
         p = predict_images(models, images, grid)

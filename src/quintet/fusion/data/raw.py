@@ -80,7 +80,7 @@ def overview(raw: Path, patients: Mapping[str, Mapping[str, Path]], preparation:
     for folder in _folders(raw):
         used = set(patients.get(normalize("NFC", folder.name), {}).values())
         passed.update(p.name.replace(folder.name, "*") for p in folder.iterdir() if p not in used and not p.name.startswith("."))
-    found = f"{len(patients)} patients: " + ", ".join(f"{name} {count}" for name, count in counts.items())
+    found = f"{len(patients)} patients" + (": " + ", ".join(f"{m} {count}" for m, count in counts.items()) if counts else "")
     left = f"; {sum(passed.values())} passed over: " + ", ".join(f"{n} ({c})" for n, c in passed.most_common(5)) if passed else ""
     return found + left + (", ..." if len(passed) > 5 else "")
 

@@ -82,7 +82,11 @@ def cache_folder() -> Path:
 
 def mask_of(path: Path, segmenter: Segmenter, cache: Path | None = None) -> tuple[Mask, bool]:
     """The mask of one image, read from the cache or made, and whether it was in the cache. Raises InputError, naming the file."""
-    entry = (cache or cache_folder()) / segmenter.key(path)
+    try:
+        entry = (cache or cache_folder()) / segmenter.key(path)
+    except OSError:
+        read_image(path)  # names the cause
+        raise
     if (cached := _load(entry)) is not None:
         return cached, True
     array, grid = read_image(path)

@@ -10,7 +10,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from quintet import splits
-from quintet.errors import InputError
+from quintet.errors import InputError, InputProblemsError
 from quintet.fusion.data.clinical import Encoder, reject_leaks, reject_spellings
 from quintet.fusion.data.preparation import Preparation
 from quintet.fusion.data.prepared import EXTERNAL, UNLABELLED
@@ -78,12 +78,7 @@ def read_tables(
     if data.task == "classification":
         if unknown := sorted(set(table.loc[external, "label"]) - set(table.loc[with_target, "label"])):
             raise InputError(f"{clinical.path}: {unknown[0]!r} occurs only in fusion.data.external; no run can learn it")
-        labels = target.loc[kept, "label"][with_target]
-        reject_spellings(labels, f"{clinical.path}: column {data.columns.label!r}")
-        reject_leaks(features.loc[kept][with_target], labels, data.columns.label)
-    else:
-        own = target.loc[kept][with_target]
-        reject_leaks(features.loc[kept][with_target], own["event"], data.columns.time, own["time"])
+        reject_spellings(target.loc[kept, "label"][with_target], f"{clinical.path}: column {data.columns.label!r}")
     if data.task == "survival" and params.training.survival_loss == "mse" and (censored := int((table["event"] == 0).sum())):
         raise InputError(
             f"fusion.training.survival_loss=mse treats times as known, but {censored} patients are censored; "
@@ -94,6 +89,8 @@ def read_tables(
         raise InputError(
             f"no training patient has {untrained[0]}; remove it from fusion.data.modalities, or correct fusion.data.names"
         )
+    if unusable := _unusable_columns(features, target.loc[kept][with_target], list(train), data):
+        raise InputProblemsError(str(clinical.path), [*unusable, *problems])
     encoder = Encoder.fit(features.loc[train])
     clinical_values, has_clinical, notes = encoder(features.loc[kept])
     for note in notes:
@@ -103,6 +100,22 @@ def read_tables(
     names, flags = [*tables, CLINICAL], np.column_stack([has, has_clinical]).astype(int)
     table = table.assign(**{f"has/{name}": flags[:, k] for k, name in enumerate(names)})
     return Tables(table, [*vectors, clinical_values], encoder, vector_encoders), problems
+
+
+def _unusable_columns(features: pd.DataFrame, target: pd.DataFrame, train: list[str], data: FusionData) -> list[str]:
+    """A sentence for each clinical column that reveals the answer, or is neither numbers nor a few categories."""
+    found = []
+    for name in features:
+        column = features[[name]]
+        try:
+            if "label" in target:
+                reject_leaks(column.loc[target.index], target["label"], data.columns.label)
+            else:
+                reject_leaks(column.loc[target.index], target["event"], data.columns.time, target["time"])
+            Encoder.fit(column.loc[train])
+        except InputError as error:
+            found.append(str(error))
+    return found
 
 
 def _external(clinical: Clinical, patients: Sequence[str], data: FusionData) -> pd.Series:

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from quintet.errors import InputError
+from quintet.errors import InputError, InputProblemsError
 from quintet.imaging.volumes import NIFTI, Grid, read_nifti
 from quintet.perfusion.data.prepared import SIDES
 from quintet.subjects import same_files, subject_of
@@ -78,6 +78,10 @@ def _describe(description: dict[str, Any]) -> tuple[tuple[str, ...], tuple[froze
     if not isinstance(description, dict) or not isinstance(description.get("labels"), dict):
         raise InputError('expected {"channel_names": {...}, "labels": {...}}, as nnU-Net v2 writes it')
     names = description.get("channel_names")
+    if names is None and "modality" in description:
+        raise InputError(
+            'version 1 of nnU-Net\'s format ("modality"); version 2 needs "channel_names" and "labels": {name: value}'
+        )
     if not isinstance(names, dict) or sorted(names) != [str(i) for i in range(len(names))] or len(names) not in CHANNELS:
         raise InputError(f'channel_names must be {{"0": ..., "1": ...}} with 2 to 4 channels, got {names!r}')
     if re.match("r", str(names["0"]).lower()) and re.match("l", str(names["1"]).lower()):
@@ -159,30 +163,38 @@ def _name(parts: re.Match[str]) -> str:
 
 
 def read_images(case: Case) -> tuple[NDArray[np.float32], Grid]:
-    """All channels `[C, X, Y, Z]` on their common grid."""
+    """All channels `[C, X, Y, Z]` on their common grid. Raises InputProblemsError with a sentence for each file."""
     channels: list[NDArray[np.float32]] = []
     grids: list[Grid] = []
+    problems = []
     for path in case.images:
-        array, grid = read_nifti(path)
+        try:
+            array, grid = read_nifti(path)
+        except InputError as error:
+            problems.append(str(error))
+            continue
         if array.ndim != 3:
-            raise InputError(f"{path}: expected one volume `X, Y, Z` per channel, got shape {array.shape}")
-        if not grids or grid.same_as(grids[0]):
+            problems.append(f"{path}: expected one volume `X, Y, Z` per channel, got shape {array.shape}")
+        elif grids and not grid.same_as(grids[0]):
+            problems.append(f"{path}: {_difference(grid, grids[0], case.images[0].name, 'resample it onto that grid')}")
+        else:
             channels.append(array)
             grids.append(grid)
             inside = array[array != 0]
             if not len(inside) or inside.min() == inside.max():
                 what = "all voxels are 0" if not len(inside) else f"all voxels that are not 0 are {inside[0]:g}"
-                raise InputError(f"{path}: {what}; the map was not computed, or this is the wrong file")
-            continue
-        raise InputError(f"{path}: {_difference(grid, grids[0], case.images[0].name, 'resample it onto that grid')}")
+                problems.append(f"{path}: {what}; the map was not computed, or this is the wrong file")
+    if problems:
+        raise InputProblemsError(case.name, problems)
     return np.stack(channels), grids[0]
 
 
-def read_label(case: Case, grid: Grid, values: tuple[frozenset[int], frozenset[int]]) -> NDArray[np.bool_]:
-    """The territories `[2, X, Y, Z]` (left, right) from an integer map or a 4D map with one channel per territory."""
+def read_label(case: Case, grid: Grid | None, values: tuple[frozenset[int], frozenset[int]]) -> NDArray[np.bool_]:
+    """The territories `[2, X, Y, Z]` (left, right) from an integer map or a 4D map with one channel per territory. `grid`: that
+    of the images; None: unknown."""
     assert case.label is not None
     array, own = read_nifti(case.label)
-    if not own.same_as(grid):
+    if grid is not None and not own.same_as(grid):
         remedy = "resample it (nearest) onto that grid"
         raise InputError(f"{case.label}: {_difference(own, grid, case.images[0].name, remedy)}")
     whole = np.rint(array)
@@ -190,6 +202,8 @@ def read_label(case: Case, grid: Grid, values: tuple[frozenset[int], frozenset[i
     allowed = {0, 1} if array.ndim == 4 else {0, *values[0], *values[1]}
     if foreign := sorted(set(np.unique(array).tolist()) - allowed):
         shown = ", ".join(f"{v:g}" for v in foreign[:5])
+        if any(value != round(value) for value in foreign):
+            raise InputError(f"{case.label}: {shown} are not whole numbers, the file is scaled or was interpolated; round it")
         remedy = '; voxels of both territories need "left": [1, 3], "right": [2, 3]' if 3.0 in foreign else ""
         raise InputError(f"{case.label}: label value(s) {shown} are not in dataset.json (known: {sorted(allowed)}){remedy}")
     if array.ndim == 4 and array.shape[3] != 2:
@@ -202,7 +216,14 @@ def read_label(case: Case, grid: Grid, values: tuple[frozenset[int], frozenset[i
 
 def read_case(case: Case, dataset: Dataset) -> tuple[NDArray[np.float32], Grid, NDArray[np.bool_]]:
     """Channels, grid and territories of a case."""
-    images, grid = read_images(case)
+    try:
+        images, grid = read_images(case)
+    except InputProblemsError as error:
+        try:
+            read_label(case, None, dataset.values)
+        except InputError as other:
+            raise InputProblemsError(case.name, [*error.problems, str(other)]) from None
+        raise
     label = read_label(case, grid, dataset.values)
     if not (label.any(0) & (images != 0).any(0)).any():
         raise InputError(f"{case.label}: no labelled voxel lies where the images are not 0; do they belong together?")

@@ -14,7 +14,7 @@ from scipy.ndimage import binary_fill_holes
 
 from quintet import splits
 from quintet.arrays import new_array
-from quintet.errors import InputError, InputProblemsError
+from quintet.errors import InputError, InputProblemsError, sentences
 from quintet.files import atomic_folder, reject_overlap, write_json
 from quintet.imaging.volumes import Grid, read_spacing
 from quintet.params import Perfusion
@@ -74,7 +74,7 @@ def check(raw: Path, params: Perfusion) -> list[str]:
         try:
             print_doubts(case.name, *read_case(case, dataset))
         except InputError as error:
-            problems.append(str(error))
+            problems += sentences(error)
     try:
         make_folds(raw, dataset.cases, params.data)
     except InputProblemsError as error:
@@ -185,7 +185,7 @@ def _resample_cases(
             if case.name in drawn:
                 sides["oracle"] = read_label(replace(case, label=drawn[case.name]), grid, dataset.values)
         except InputError as error:
-            problems.append(str(error))
+            problems += sentences(error)
             continue
         if problems and not skip:
             continue  # after a problem, cases are read only to find further problems
