@@ -195,6 +195,26 @@ def test_visits_of_one_person_stay_in_one_part(raw, small, table, scheme):
         tables(raw, small, split="mine.csv")
 
 
+def test_no_visit_of_a_tested_person_is_learnt_from(raw, small, table, capsys):
+    """Imputation learns from patients without an outcome, but not from another visit of a person in validation or test."""
+    names = [f"P{n // 2}-v{n % 2}" for n in range(len(table))]
+    for old, new in zip(table["patient"], names, strict=True):
+        rename(raw, old, new)
+    table.loc[1::2, "outcome"] = ""
+    write(raw, table.assign(patient=names))
+    found, _ = tables(raw, small)
+    split = found.table.set_index("patient")["split"]
+    tested = {name[:-1] for name in split.index[split.isin(["valid", "test"])]}
+    learnt = {name[:-1] for name in split.index[split.isin(["train", "unlabelled"])]}
+    assert tested
+    assert not tested & learnt
+    assert f"{len(tested)} visits without an outcome are of people in validation or test" in capsys.readouterr().out
+    table.loc[0, "hospital"], table.loc[1, "outcome"] = "B", "stable"
+    write(raw, table.assign(patient=names))
+    with pytest.raises(InputProblemsError, match="one patient in several parts"):
+        tables(raw, small, external=["B"])
+
+
 def test_one_image_under_two_names(raw, small, table):
     a, b = (next((raw / table["patient"][n]).glob("*.nii.gz")) for n in (0, 3))
     shutil.copy(a, b)

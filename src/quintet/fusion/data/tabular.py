@@ -75,7 +75,10 @@ def read_tables(
     with_target = with_target & ~external
     table.loc[with_target, "split"] = _split(table[with_target], data)
     _check_parts(table)
+    table = _without_tested_people(table, data)
+    kept, with_target = table["patient"].tolist(), ~table["split"].isin([UNLABELLED, EXTERNAL]).to_numpy()
     if data.task == "classification":
+        external = (table["split"] == EXTERNAL).to_numpy()
         if unknown := sorted(set(table.loc[external, "label"]) - set(table.loc[with_target, "label"])):
             raise InputError(f"{clinical.path}: {unknown[0]!r} occurs only in fusion.data.external; no run can learn it")
         reject_spellings(target.loc[kept, "label"][with_target], f"{clinical.path}: column {data.columns.label!r}")
@@ -156,6 +159,20 @@ def subjects_of(names: Sequence[str], data: FusionData) -> list[str]:
     """The person of each patient's folder: several visits of one person have folders of their own."""
     pattern = re.compile(data.subject_pattern)
     return [subject_of(name, pattern) for name in names]
+
+
+def _without_tested_people(table: pd.DataFrame, data: FusionData) -> pd.DataFrame:
+    """The table without visits that have no outcome, but are of a person with another visit in validation or test: imputation
+    learns from such visits. Raises InputProblemsError if a person is in another hospital too."""
+    people = pd.Series(subjects_of(list(table["patient"]), data), index=table.index)
+    known = table["split"] != UNLABELLED
+    remedy = "name other people differently, or set fusion.data.subject_pattern"
+    splits.reject_leaks(table["split"][known].tolist(), people[known].tolist(), table["patient"][known].tolist(), remedy=remedy)
+    tested = set(people[table["split"].isin(["valid", "test", EXTERNAL])])
+    left_out = ~known & people.isin(tested)
+    if left_out.any():
+        print(f"note: {int(left_out.sum())} visits without an outcome are of people in validation or test; not used")
+    return table[~left_out].reset_index(drop=True)
 
 
 def _check_parts(table: pd.DataFrame) -> None:
