@@ -169,7 +169,7 @@ def test_patients_of_folders_as_people_have_them(tmp_path, capsys):
     assert {name: sorted(files) for name, files in found.items()} == {
         "14-1AB": ["100X", "40X"],
         "14-2": ["100X", "40X"],
-        "test": ["100X", "40X"],
+        "14-3": ["100X", "40X"],
         "mine": ["200X", "40X"],
     }
     assert all(len(paths) == 1 for files in found.values() for paths in files.values())

@@ -43,8 +43,8 @@ def find_patients(source: Path) -> dict[str, dict[str, list[Path]]]:
     found: list[tuple[str, Path, dict[str, list[Path]]]] = []
     for folder, files in sorted(folders.items()):
         owners = sorted({_owner(path) for paths in files.values() for path in paths})
-        if len(owners) < 2:
-            found.append((folder.name, folder, files))
+        if len(owners) == 1:  # the names of pictures know the patient better than a folder called train or test
+            found.append((folder.name if owners[0] in folder.name else owners[0], folder, files))
             continue
         if "" in owners:
             some = ", ".join(filter(None, owners[:3]))
