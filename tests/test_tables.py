@@ -22,6 +22,9 @@ READABLE = {
     "carriage returns": PLAIN.replace("\n", "\r\n").encode(),
     "semicolons and decimal commas": GERMAN.encode(),
     "tabs": GERMAN.replace(";", "\t").encode(),
+    "bars": GERMAN.replace(";", "|").encode(),
+    "old line ends": PLAIN.replace("\n", "\r").encode(),
+    "invisible characters": PLAIN.replace("P-01", "P-01\u200b").encode(),
     "sep=;": ("sep=;\n" + GERMAN).encode(),
     "quoted sep": ('"sep=,"\r\n' + PLAIN).encode(),
     "empty rows and columns behind": "\n".join(line + ",," for line in [*PLAIN.splitlines(), "", ",,"]).encode(),
@@ -41,6 +44,7 @@ def test_one_table_in_many_forms(tmp_path, kind):
 REFUSED = {
     "Windows-1252": (PLAIN.encode("cp1252"), "line 3 is not UTF-8"),
     "Latin-1 in the header": ("patient,größe\nP,1\n".encode("latin-1"), "line 1 is not UTF-8"),
+    "a spreadsheet": (b"PK\x03\x04rest", "a spreadsheet"),
     "NUL": (PLAIN.encode() + b"\0\0\n", "line 4 has NUL"),
     "an open quotation mark": (b'a,b\n1,"2\n3,4\n', "quotation mark"),
     "an index without name": (b",patient\n0,P\n1,Q\n", "column 1 has no name"),

@@ -14,17 +14,20 @@ import pandas as pd
 
 from quintet.errors import InputError
 
-DELIMITERS = (",", ";", "\t")
+DELIMITERS = (",", ";", "\t", "|")
+INVISIBLE = re.compile("[\u200b-\u200d\u2060\ufeff]")  # zero-width characters that copying from web pages leaves
 DECIMAL_COMMA = re.compile(r"[+-]?\d+,\d+(?:[eE][+-]?\d+)?")
 
 
 def read_text(path: Path) -> str:
-    """A text file in UTF-8, or in UTF-16 with a byte order mark, with composed accents (NFC). Raises InputError, naming the
-    line, for another encoding."""
+    """A text file in UTF-8, or in UTF-16 with a byte order mark, with composed accents (NFC) and plain line ends. Raises
+    InputError, naming the line, for another encoding."""
     try:
         data = Path(path).read_bytes()
     except OSError as error:
         raise InputError(f"{path}: cannot be read ({error.strerror})") from None
+    if data.startswith(b"PK\x03\x04"):
+        raise InputError(f"{path}: a spreadsheet (xlsx), not text; export it as CSV in UTF-8")
     try:
         text = data.decode("utf-16" if data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)) else "utf-8-sig")
     except UnicodeDecodeError as error:
@@ -32,13 +35,13 @@ def read_text(path: Path) -> str:
         raise InputError(f"{path}: line {line} is not UTF-8 (perhaps Windows-1252 or Latin-1); save the file as UTF-8") from None
     if "\0" in text:
         raise InputError(f"{path}: line {text[: text.index(chr(0))].count(chr(10)) + 1} has NUL characters; save the file again")
-    return unicodedata.normalize("NFC", text)
+    return INVISIBLE.sub("", unicodedata.normalize("NFC", text)).replace("\r\n", "\n").replace("\r", "\n")
 
 
 def read_cells(path: Path) -> list[list[str]]:
-    """The stripped cells of each row of a CSV file; commas, semicolons or tabs separate them, whichever is most frequent in the
-    first row, or as a row `sep=;` says. Between semicolons or tabs, a decimal comma becomes a point. Empty rows at the end are
-    left out.
+    """The stripped cells of each row of a CSV file; commas, semicolons, tabs or bars separate them, whichever is most frequent
+    in the first row, or as a row `sep=;` says. Where it is not the comma, a decimal comma becomes a point. Empty rows at the end
+    are left out.
 
     Raises InputError for a file that is not CSV in UTF-8 or UTF-16."""
     text = read_text(path)

@@ -145,6 +145,10 @@ LABELS = {
         "no column of a finding",
     ),
     "no row": (lambda t: t.drop(index=t.index, inplace=True), "there is no row"),
+    "capitals": (
+        lambda t: t.__setitem__("patient", [t["patient"][0].upper(), *t["patient"][1:]]),
+        "differ in capitals only",
+    ),
     "no patient": (lambda t: t.__setitem__("patient", ["", *t["patient"][1:]]), "row 2: patient of study-0000 is empty"),
 }
 
@@ -170,6 +174,8 @@ SCANS = {
     "a picture's levels": (_values(lambda a: ((a.clip(-1000, 400) + 1000) / 1400 * 255).round()), "are no Hounsfield units"),
     "without the intercept": (_values(lambda a: a + 1024), "are no Hounsfield units"),
     "padding": (_values(lambda a: np.where(a < -900, 63_536, a)), "are no Hounsfield units"),
+    "negated": (_values(lambda a: -a), "were its values negated"),
+    "the intercept twice": (_values(lambda a: a - 1024), "was the intercept subtracted twice"),
     "outside the window": (
         _values(lambda a: np.where(a < -900, -1000, 2000)[:, :, :] - 4000.0 * (a > -900)),
         "outside the window",
@@ -264,3 +270,16 @@ def test_labels_with_more_fields_than_columns(raw):
     (raw / "labels.csv").write_text("study,nodules\nstudy-0000,1,2,3\n")
     with pytest.raises(InputError, match="more fields than the header"):
         read_labels(raw)
+
+
+def test_one_scan_of_two_patients_is_refused(raw, small):
+    """A DICOM folder and a NIfTI file, copied under the name of another patient's scan."""
+    table = labels_of(raw)
+    patient = dict(zip(table["study"], table["patient"], strict=True))
+    folders = sorted(p for p in raw.iterdir() if p.is_dir())
+    other = next(p for p in folders[1:] if patient[p.name] != patient[folders[0].name])
+    shutil.rmtree(other)
+    shutil.copytree(folders[0], other)
+    (problem,) = [p for p in check(raw, small.ct) if "the same file as" in p]
+    assert other.name in problem
+    assert folders[0].name in problem

@@ -109,6 +109,17 @@ def test_gaps_in_a_column_of_numbers(raw, small, table, gap):
 COLUMNS = {
     "text among numbers": (lambda t: t["age"].mask(t.index % 9 == 0, "about 60"), "are no numbers, such as 'about 60'"),
     "two spellings": (lambda t: t["sex"].mask(t.index % 4 == 0, "F"), "differ in spelling only"),
+    "a code for missing": (
+        lambda t: t["age"].mask(t.index == 4, "-999").mask(t["age"] == "", "60"),
+        "-999 is far from the others",
+    ),
+    "another code": (lambda t: pd.Series("1.5", t.index).mask(t.index % 2 == 0, "3").mask(t.index == 6, "99"), "99 is far from"),
+    "infinite": (lambda t: t["age"].mask(t.index == 4, "1e400"), "has '1e400'"),
+    "too large": (lambda t: t["age"].mask(t.index == 4, "3e39"), "has '3e39'"),
+    "percent signs": (lambda t: (60 + 10 * (t.index % 4)).astype(str) + "%", "written as text"),
+    "units": (lambda t: (60 + t.index % 4).astype(str) + " years", "written as text"),
+    "dates": (lambda t: pd.Series("1940-03-1", t.index) + (t.index % 4).astype(str), "written as text"),
+    "thousands": (lambda t: pd.Series("1,09", t.index) + (t.index % 4).astype(str), "written as text"),
     "free text": (lambda t: "remark " + t.index.astype(str), "different texts"),
     "the answer in other words": (lambda t: t["outcome"].map({"stable": "no", "progression": "yes"}), "reveal the answer"),
     "the answer with a margin": (
@@ -135,9 +146,9 @@ def test_every_unusable_column_is_listed(raw, small, table):
     fusion = small.fusion.model_copy(update={"data": small.fusion.data.model_copy(update={"unlabelled": "refuse"})})
     problems = check(raw, fusion)
     assert [p.split(":")[0] for p in problems] == [
+        f"patient {table['patient'][3]}",
         "clinical column 'code' has one value in each class of outcome and never in another",
         "clinical column 'dose'",
-        f"patient {table['patient'][3]}",
     ]
 
 
@@ -161,6 +172,53 @@ def test_the_answer_of_survival_is_no_feature(raw, small, table, column):
     write(raw, table.assign(status=table["event"].map({"1.0": "dead", "0.0": "alive"})))
     with pytest.raises(InputError, match="'status' has one value in each class"):
         tables(raw, small, task="survival")
+
+
+@pytest.mark.parametrize("given", ["TRUE", "2020-01-01", ""])
+def test_rows_come_before_what_follows_from_them(raw, small, table, given):
+    """Events as words leave no event: the rows are the fault."""
+    column = "event" if given == "TRUE" else "survival_days"
+    write(raw, table.assign(**{column: given or "1,264"}))
+    with pytest.raises(InputProblemsError) as caught:
+        tables(raw, small, task="survival")
+    assert f"{column} is {given or '1,264'!r}, expected" in caught.value.problems[0]
+    assert len(caught.value.problems) == len(table) + 1
+
+
+def test_one_number_in_two_spellings_is_one_class(raw, small, table):
+    labels = table["outcome"].map({"stable": "0", "progression": "1"})
+    write(raw, table.assign(outcome=labels.mask(table.index % 3 == 0, labels + ".0")))
+    with pytest.raises(InputError, match="are one number"):
+        tables(raw, small)
+    write(raw, table.assign(outcome=table["outcome"].mask(table.index % 3 == 0, table["outcome"] + "\u200b")))
+    assert set(tables(raw, small)[0].table["label"]) == {"stable", "progression"}  # invisible characters
+
+
+def test_two_folders_of_one_name_are_named(raw, small, table):
+    for old, new in zip(table["patient"][:2], ("José", unicodedata.normalize("NFD", "José")), strict=True):
+        rename(raw, old, new)
+    assert [p for p in check(raw, small.fusion) if "its accents stored in two ways" in p]
+
+
+def test_prediction_treats_a_code_as_missing(raw, table, trained, tmp_path, capsys):
+    name = table["patient"][2]
+    rows = []
+    for value in ("", "-999", "1e300"):
+        table.loc[2, "age"] = value
+        write(raw, table)
+        out = tmp_path / f"p{len(rows)}.csv"
+        predict(trained, raw, out)
+        rows.append(pd.read_csv(out).set_index("patient").loc[name])
+    assert rows[0].equals(rows[1])
+    assert rows[0].equals(rows[2])
+    printed = capsys.readouterr().out
+    assert f"patient {name}: age is '-999', far from the training mean" in printed
+
+
+def test_a_table_of_another_kind_is_pointed_at(raw, trained, tmp_path, capsys):
+    (raw / "clinical_data.csv").rename(raw / "clinical_data.xlsx")
+    predict(trained, raw, tmp_path / "p.csv")
+    assert "save clinical_data.xlsx as clinical_data.csv" in capsys.readouterr().out
 
 
 def test_labels_in_two_spellings(raw, small, table):

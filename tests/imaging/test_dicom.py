@@ -143,6 +143,7 @@ FAULTS = {
     "empty": (lambda f: [p.unlink() for p in f.iterdir()], "has no files"),
     "too few": (lambda f: [p.unlink() for p in sorted(f.iterdir())[2:]], "2 slice(s), at least 3"),
     "other bits": (lambda f: [change(p, BitsAllocated=8, BitsStored=8, HighBit=7) for p in f.iterdir()], "240 bytes of pixels"),
+    "bits that do not fit": (lambda f: change(nth(f, 1), HighBit=20), "HighBit 20 do not fit into BitsAllocated 16"),
     "negative spacing": (lambda f: [change(p, PixelSpacing=[-1, 1]) for p in f.iterdir()], "PixelSpacing -1 x 1 mm must"),
     "slope 0": (lambda f: [change(p, RescaleSlope=0) for p in f.iterdir()], "RescaleSlope is 0"),
     "implausible": (lambda f: [change(p, PixelSpacing=[2000, 2000]) for p in f.iterdir()], "not plausible"),

@@ -3,6 +3,7 @@
 Only the tags in TAGS are read; none of them describes a person.
 """
 
+import warnings
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -61,6 +62,7 @@ ROUNDING_MM = 0.11  # positions may be rounded to 0.1 mm
 TAG_TOLERANCE = 1e-3  # of numbers that must be the same in all slices
 AIR_HU = -1000.0
 BODY_HU = (-950.0, 3000.0)  # padding within this range is only believed at the edge of a slice
+warnings.filterwarnings("ignore", message="Expected .* VR, but found", module="pydicom")  # once per file, and read rightly
 LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0])
 
 
@@ -148,7 +150,10 @@ def _read_header(path: Path) -> Slice:
         except Exception as error:  # damaged headers raise many kinds of exceptions
             raise InputError(f"{path}: its header cannot be read ({error}); export the series again") from None
         offset, length = _pixel_location(file, explicit=syntax == ExplicitVRLittleEndian) if syntax in UNCOMPRESSED else (None, 0)
-    _check_ct_slice(path, tags)
+    try:
+        _check_ct_slice(path, tags)
+    except (TypeError, ValueError) as error:
+        raise InputError(f"{path}: a tag that must be one whole number is not ({error}); export the series again") from None
     try:
         numbers = np.array(
             [
@@ -210,6 +215,13 @@ def _check_ct_slice(path: Path, tags: dict[str, Any]) -> None:
         raise InputError(f"{path}: missing {', '.join(missing)}{hint}; export the series again with all tags")
     if int(tags["SamplesPerPixel"] or 1) != 1 or int(tags["BitsAllocated"]) not in (8, 16, 32):
         raise InputError(f"{path}: a colour image or an unusual bit depth, not a CT slice; remove it")
+    allocated = int(tags["BitsAllocated"])
+    stored = int(tags["BitsStored"] or allocated)
+    high = int(stored - 1 if tags["HighBit"] is None else tags["HighBit"])
+    if not 0 < stored <= high + 1 <= allocated:
+        raise InputError(
+            f"{path}: BitsStored {stored} and HighBit {high} do not fit into BitsAllocated {allocated}; export the series again"
+        )
 
 
 def _pixel_location(file: Any, *, explicit: bool) -> tuple[int, int]:

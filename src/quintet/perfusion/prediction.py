@@ -41,6 +41,10 @@ def predict_folder(models: Sequence[Model], source: Path, out: Path, problems: l
     problems += incomplete
     if not found and not problems:
         raise InputError(f"{folder}: no CASE_0000.nii.gz there")
+    if clash := [name for name in found if f"{name}_probabilities" in found]:
+        raise InputError(
+            f"{folder}: the result of case {clash[0]} would have the name of case {clash[0]}_probabilities; rename it"
+        )
     rows = []
     for name, files in sorted(found.items()):
         try:

@@ -16,10 +16,13 @@ from quintet.errors import InputError
 from quintet.imaging.cubes import Cube, Scan, Volume, to_cube
 from quintet.imaging.dicom import dicom_files, read_series
 from quintet.imaging.volumes import NIFTI, read_nifti
+from quintet.subjects import same_files
 from quintet.tables import read_text_table
 
 LABELS = "labels.csv"
 NOT_FINDINGS = ("study", "patient")
+MAX_TOP = 0.2  # share of voxels above the window; of 250 crops around nodules at most 0.04
+WHOLE_CHEST_MM, SOFT_TISSUE_HU, MIN_SOFT = 150.0, (-200.0, 300.0), 0.02  # scans of this extent have more soft tissue
 MAX_SHOWN = 20  # problems of labels.csv in one message
 
 
@@ -87,6 +90,11 @@ def _row_problems(table: pd.DataFrame, findings: list[str]) -> list[str]:
         wrong = table.index[~table[finding].isin(["0", "1"])]
         problems += [f"row {i + 2}: {finding} of {names[i]} is {table[finding][i]!r}, expected 0 or 1" for i in wrong]
     if "patient" in table:
+        spelling: dict[str, str] = {}
+        for patient in table["patient"].unique():
+            first = spelling.setdefault(patient.casefold(), patient)
+            if first != patient:
+                problems.append(f"the patients {first} and {patient} differ in capitals only; write one person alike")
         problems += [f"row {i + 2}: patient of {names[i]} is empty" for i in table.index[table["patient"] == ""]]
     return problems
 
@@ -96,7 +104,10 @@ def match(scans: dict[str, Path], labels: Labels) -> tuple[list[str], list[str]]
     labelled = labels.table.index
     problems = [f"{scans[name]}: scan {name} is not in {LABELS}; add a row for it" for name in scans if name not in labelled]
     problems += [f"{LABELS}: scan {n} has neither a folder nor a NIfTI file of that name" for n in labelled if n not in scans]
-    return [name for name in sorted(scans) if name in labelled], problems
+    known = [name for name in sorted(scans) if name in labelled]
+    files = {name: dicom_files(scans[name]) if scans[name].is_dir() else [scans[name]] for name in known}
+    problems += same_files({name: paths[:1] for name, paths in files.items()}, labels.table["patient"].to_dict())
+    return known, problems
 
 
 def open_scan(path: Path) -> Scan:
@@ -116,6 +127,7 @@ def read_cube(path: Path, cubes: CubeFormat, *, threads: int = 1) -> tuple[Cube,
     scan = open_scan(path)
     try:
         cube = to_cube(scan, cubes.size, cubes.window_hu, box_mm=cubes.box_mm, threads=threads)
+        _check_tissue(cube, scan, cubes)
     except InputError as error:
         raise InputError(f"{path}: {error}" if str(path) not in str(error) else str(error)) from None
     x, y, z = scan.grid.shape
@@ -127,6 +139,19 @@ def read_cube(path: Path, cubes: CubeFormat, *, threads: int = 1) -> tuple[Cube,
         "slices": z,
         "spacing_mm": " x ".join(f"{v:.3g}" for v in spacing),
     }
+
+
+def _check_tissue(cube: Cube, scan: Scan, cubes: CubeFormat) -> None:
+    """Raise InputError if the values are not those of a chest though their range is: negated, or shifted by an intercept."""
+    low, high = cubes.window_hu
+    top = float((cube == 255).mean())
+    if top > MAX_TOP:
+        raise InputError(f"{top:.0%} of its voxels are above {high:g} HU, which is bone or metal; were its values negated?")
+    extent_mm = min(spacing * count for spacing, count in zip(scan.grid.spacing_mm, reversed(scan.grid.shape), strict=True))
+    bounds = [(hu - low) / (high - low) * 255 for hu in SOFT_TISSUE_HU]
+    soft = float(((cube >= bounds[0]) & (cube <= bounds[1])).mean())
+    if extent_mm >= WHOLE_CHEST_MM and soft < MIN_SOFT:
+        raise InputError(f"{soft:.1%} of its voxels are soft tissue; was the intercept subtracted twice?")
 
 
 def fingerprint(path: Path) -> str:

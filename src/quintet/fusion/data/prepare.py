@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from quintet.arrays import new_array
 from quintet.errors import InputError, InputProblemsError
 from quintet.files import atomic_folder, reject_overlap, write_json
-from quintet.fusion.data.clinical import Encoder
+from quintet.fusion.data.clinical import Encoder, Numeric
 from quintet.fusion.data.preparation import Preparation
 from quintet.fusion.data.prepared import TRUTH, VECTORS, VOLUMES, Prepared, load
 from quintet.fusion.data.raw import (
@@ -35,6 +35,7 @@ from quintet.params.fusion import CLINICAL
 from quintet.subjects import describe, same_files
 from quintet.tables import read_text_table, spelled_alike
 
+MAX_SD = 20.0  # from the training mean: what is farther is an error, or a code such as -999
 MIN_OVERLAP = 0.3  # of the smaller one of two images' boxes
 MAX_INTENSITY = 4.0  # times the upper percentile: lesions may be brighter than it, stray voxels are clipped
 Cubes = NDArray[np.float16]  # [M, S, S, S]
@@ -205,6 +206,19 @@ def _copy_truth(source: Path, target: Path, patients: list[str]) -> None:
     truth.loc[patients].to_csv(target)
 
 
+def _without_outliers(table: pd.DataFrame, encoder: Encoder) -> pd.DataFrame:
+    """The table with empty cells in place of numbers that no training patient came near; prints each."""
+    table = table.copy()
+    for column in encoder.columns:
+        if isinstance(column, Numeric) and column.name in table:
+            distance = (pd.to_numeric(table[column.name], errors="coerce") - column.mean).abs() / column.sd
+            for patient in table.index[distance > MAX_SD]:
+                usual = f"far from the training mean {column.mean:.4g}; treated as missing"
+                print(f"note: patient {patient}: {column.name} is {table.at[patient, column.name]!r}, {usual}")
+                table.at[patient, column.name] = ""
+    return table
+
+
 def read_new(
     raw: Path,
     preparation: Preparation,
@@ -236,7 +250,7 @@ def read_new(
             name, alike = absent_columns[0], spelled_alike(absent_columns[0], list(clinical.table))
             meant = f"; is it {alike!r}? Rename it" if alike else "; add it, empty where nothing is known"
             raise InputError(f"{clinical.path}: no column {name!r}, which the model was trained with{meant}")
-    features, known, notes = encoder(clinical.table.reindex(list(patients)).fillna(""))
+    features, known, notes = encoder(_without_outliers(clinical.table.reindex(list(patients)).fillna(""), encoder))
     for note in notes:
         print(f"note: {note}")
     for row, (name, files) in enumerate(patients.items()):

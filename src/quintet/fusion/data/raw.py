@@ -47,9 +47,13 @@ def find_patients(
     if not Path(raw).is_dir():
         raise InputError(f"{raw}: no such folder; expected one folder per patient with NIfTI files")
     patients: dict[str, dict[str, Path]] = {name: {} for name in listed}
-    problems = []
+    problems, seen = [], dict[str, Path]()
     for folder in _folders(raw):
         name, own = normalize("NFC", folder.name), dict[str, Path]()
+        if name in seen:
+            problems.append(f"patient {name}: {folder} and {seen[name]} are one name, its accents stored in two ways; rename one")
+            continue
+        seen[name] = folder
         for path in (files := _images(folder)):
             matches = _modalities_of(path, names)
             if len(matches) > 1:
@@ -108,6 +112,10 @@ def read_table(raw: Path, tables: Sequence[str], columns: FusionColumns) -> Clin
     """Read the first of `tables` that exists. Raises InputError, naming rows, if a patient has no name or is listed twice."""
     path = next((Path(raw) / name for name in tables if (Path(raw) / name).is_file()), None)
     if path is None:
+        stems = {Path(name).stem.lower() for name in tables}
+        alike = [p.name for p in sorted(Path(raw).iterdir()) if p.is_file() and p.stem.lower() in stems]
+        meant = f"; save {alike[0]} as {tables[0]}" if alike else ""
+        print(f"note: no clinical table in {raw} ({', '.join(tables)}){meant}")
         return Clinical(pd.DataFrame(), None)
     table = read_text_table(path)
     patient = table.columns[0] if columns.patient == "auto" else columns.patient
@@ -167,7 +175,9 @@ def targets(
     needed = [columns.label] if classification else [c for c in (columns.time, columns.event) if c]
     if missing := [c for c in needed if c not in table]:
         where = clinical.path or f"no table ({', '.join(preparation.tables)})"
-        raise InputError(f"{where}: no column {', '.join(missing)} (fusion.data.columns); training and evaluation need it")
+        alike = spelled_alike(missing[0], list(clinical.table))
+        meant = f"; is it {alike!r}?" if alike else ""
+        raise InputError(f"{where}: no column {', '.join(missing)} (fusion.data.columns); training and evaluation need it{meant}")
     problems, result = [], pd.DataFrame(index=table.index)
     asked = ~(without_target(clinical, patients, preparation) & unlabelled)
     if classification:

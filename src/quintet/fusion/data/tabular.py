@@ -10,7 +10,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from quintet import splits
-from quintet.errors import InputError, InputProblemsError
+from quintet.errors import InputError, InputProblemsError, sentences
 from quintet.fusion.data.clinical import Encoder, reject_leaks, reject_spellings
 from quintet.fusion.data.preparation import Preparation
 from quintet.fusion.data.prepared import EXTERNAL, UNLABELLED
@@ -20,6 +20,13 @@ from quintet.params import Fusion
 from quintet.params.fusion import CLINICAL, FusionData
 from quintet.subjects import subject_of
 
+CODES = (-9, -99, -999, -9999, 99, 999, 9999, 99999)  # for missing values, in many tables
+LARGEST = 1e12  # number of a clinical column
+QUANTITY = re.compile(
+    r"[<>~]?\s*[+-]?\d[\d.,]*\s*(%|years?|yrs?|y|months?|days?|mm|cm|ml|mg|kg)|\d{1,3}(,\d{3})+"
+    r"|\d{4}-\d\d-\d\d|\d{1,2}[./]\d{1,2}[./]\d{2,4}",
+    re.IGNORECASE,
+)
 MIN_PER_CLASS = 4  # patients; with fewer, a class cannot be in all three parts
 Files = Mapping[str, Path]  # modality -> file
 
@@ -49,10 +56,23 @@ def read_tables(
     raw: Path, patients: Mapping[str, Files], tables: Mapping[str, pd.DataFrame], params: Fusion
 ) -> tuple[Tables, list[str]]:
     """The usable patients' tables, and a problem for each other patient."""
+    problems: list[str] = []
+    try:
+        return _read_tables(raw, patients, tables, params, problems), problems
+    except InputError as error:
+        if problems:  # of single patients, which may be why the table as a whole is no good
+            raise InputProblemsError(str(raw), [*problems, *sentences(error)]) from None
+        raise
+
+
+def _read_tables(
+    raw: Path, patients: Mapping[str, Files], tables: Mapping[str, pd.DataFrame], params: Fusion, problems: list[str]
+) -> Tables:
     data = params.data
     clinical = read_table(raw, data.tables, data.columns)
     check_join(clinical, list(patients))
-    target, problems = targets(clinical, list(patients), Preparation.of(params), unlabelled=data.unlabelled == "keep")
+    target, more = targets(clinical, list(patients), Preparation.of(params), unlabelled=data.unlabelled == "keep")
+    problems += more
     features = clinical_features(clinical, list(patients), data)
     elsewhere = _external(clinical, list(patients), data)
     labelled = (target["label"] != "") if "label" in target else (target["time"] > 0) & target["event"].isin([0, 1])
@@ -73,6 +93,9 @@ def read_tables(
     table.insert(1, "split", UNLABELLED)
     table.loc[external, "split"] = EXTERNAL
     with_target = with_target & ~external
+    if data.task == "classification":
+        _reject_equal_numbers(table.loc[with_target, "label"], f"{clinical.path}: column {data.columns.label!r}")
+        reject_spellings(table.loc[with_target, "label"], f"{clinical.path}: column {data.columns.label!r}")
     table.loc[with_target, "split"] = _split(table[with_target], data)
     _check_parts(table)
     table = _without_tested_people(table, data)
@@ -81,7 +104,6 @@ def read_tables(
         external = (table["split"] == EXTERNAL).to_numpy()
         if unknown := sorted(set(table.loc[external, "label"]) - set(table.loc[with_target, "label"])):
             raise InputError(f"{clinical.path}: {unknown[0]!r} occurs only in fusion.data.external; no run can learn it")
-        reject_spellings(target.loc[kept, "label"][with_target], f"{clinical.path}: column {data.columns.label!r}")
     if data.task == "survival" and params.training.survival_loss == "mse" and (censored := int((table["event"] == 0).sum())):
         raise InputError(
             f"fusion.training.survival_loss=mse treats times as known, but {censored} patients are censored; "
@@ -93,7 +115,7 @@ def read_tables(
             f"no training patient has {untrained[0]}; remove it from fusion.data.modalities, or correct fusion.data.names"
         )
     if unusable := _unusable_columns(features, target.loc[kept][with_target], list(train), data):
-        raise InputProblemsError(str(clinical.path), [*unusable, *problems])
+        raise InputProblemsError(str(clinical.path), unusable)
     encoder = Encoder.fit(features.loc[train])
     clinical_values, has_clinical, notes = encoder(features.loc[kept])
     for note in notes:
@@ -102,7 +124,15 @@ def read_tables(
     vectors, has = encode(tables, vector_encoders, kept)
     names, flags = [*tables, CLINICAL], np.column_stack([has, has_clinical]).astype(int)
     table = table.assign(**{f"has/{name}": flags[:, k] for k, name in enumerate(names)})
-    return Tables(table, [*vectors, clinical_values], encoder, vector_encoders), problems
+    return Tables(table, [*vectors, clinical_values], encoder, vector_encoders)
+
+
+def _reject_equal_numbers(labels: pd.Series, where: str) -> None:
+    """Raise InputError for labels such as 1 and 1.0."""
+    numbers = pd.to_numeric(pd.Series(sorted(labels.unique())), errors="coerce")
+    if len(twice := numbers[numbers.notna() & numbers.duplicated(keep=False)]):
+        first, second = [sorted(labels.unique())[k] for k in twice.index[:2]]
+        raise InputError(f"{where}: {first!r} and {second!r} are one number; use one of them")
 
 
 def _unusable_columns(features: pd.DataFrame, target: pd.DataFrame, train: list[str], data: FusionData) -> list[str]:
@@ -110,6 +140,9 @@ def _unusable_columns(features: pd.DataFrame, target: pd.DataFrame, train: list[
     found = []
     for name in features:
         column = features[[name]]
+        if wrong := _wrong_values(features[name]):
+            found.append(f"clinical column {name!r}: {wrong}")
+            continue
         try:
             if "label" in target:
                 reject_leaks(column.loc[target.index], target["label"], data.columns.label)
@@ -119,6 +152,23 @@ def _unusable_columns(features: pd.DataFrame, target: pd.DataFrame, train: list[
         except InputError as error:
             found.append(str(error))
     return found
+
+
+def _wrong_values(column: pd.Series) -> str:
+    """What is wrong with the values of a column (index patient, text), and the remedy: numbers that are infinite or a code for a
+    missing value, and numbers or dates that are written as text; empty if nothing is."""
+    texts = column[column != ""]
+    numbers = pd.to_numeric(texts, errors="coerce")
+    if len(infinite := numbers.index[np.abs(numbers) > LARGEST]):
+        return f"patient {infinite[0]} has {texts[infinite[0]]!r}; correct it, or leave it empty"
+    for code in CODES:
+        others = numbers[numbers != code].dropna()
+        width = others.max() - others.min() if len(others) else 0.0
+        if (numbers == code).any() and width and not others.min() - width <= code <= others.max() + width:
+            return f"{code} is far from the others ({others.min():g} to {others.max():g}): a code for missing? Leave it empty"
+    if len(texts) and numbers.isna().all() and texts.map(lambda text: bool(QUANTITY.fullmatch(text))).all():
+        return f"{texts.iloc[0]!r} is a number or a date written as text; write plain numbers"
+    return ""
 
 
 def _external(clinical: Clinical, patients: Sequence[str], data: FusionData) -> pd.Series:
