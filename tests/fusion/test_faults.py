@@ -1,6 +1,7 @@
 """What people have on their disks: tables that do not fit the folders, columns of mixed kind, answers among the features, visits
 of one person, files that are not recognised. One clear sentence each, in check, in preparation and in prediction alike."""
 
+import gzip
 import shutil
 import unicodedata
 from pathlib import Path
@@ -324,6 +325,13 @@ def _link(path):
     path.symlink_to("../.git/annex/objects/x")
 
 
+def _flip(path):
+    """One bit in the middle: the stream can still be unpacked, to other values."""
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 4
+    path.write_bytes(data)
+
+
 def _folder(path):
     path.unlink()
     path.mkdir()
@@ -336,6 +344,8 @@ FILES = {
     "colours": (_colour, "colours"),
     "complex": (lambda p: nib.save(nib.Nifti1Image(np.zeros((4, 4, 4), np.complex64), np.eye(4)), p), "complex numbers"),
     "empty": (lambda p: p.write_bytes(b""), "0 bytes"),
+    "a flipped bit": (_flip, "corrupt or truncated"),
+    "not compressed": (lambda p: p.write_bytes(gzip.decompress(p.read_bytes())), "it is not compressed"),
     "half": (lambda p: p.write_bytes(p.read_bytes()[:400]), "corrupt or truncated"),
 }
 

@@ -4,6 +4,8 @@ A file's array is `[X, Y, Z]` along its own axes. A canonical array is `[Z, Y, X
 Anterior and Right (RAS+), whatever the orientation or handedness of the file.
 """
 
+import gzip
+import struct
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +18,7 @@ from numpy.typing import NDArray
 from quintet.errors import InputError
 
 NIFTI = (".nii", ".nii.gz")  # file name suffixes
+HEADER_STARTS = {struct.pack(order, size) for order in ("<i", ">i") for size in (348, 540)}  # a NIfTI file's first four bytes
 GRID_TOLERANCE_MM = 1e-2  # grids whose corners differ by less are the same
 SPACING_RANGE_MM = (0.1, 50.0)  # values outside this range are probably in another unit
 
@@ -76,16 +79,19 @@ def read_nifti(path: Path) -> tuple[NDArray[np.float32], Grid]:
 
 def read_spacing(path: Path) -> tuple[float, float, float]:
     """Read `Grid.spacing_mm` from the header alone. Raises InputError like `read_nifti`."""
-    image, shape = _load(path, lambda image: image.shape)
+    image, shape = _load(path, lambda image: image.shape, whole=False)
     return Grid(shape[:3], _affine(path, image)).spacing_mm
 
 
-def _load(path: Path, extract: Callable[[Any], Any]) -> tuple[Any, Any]:
-    """A NIfTI image, and what `extract` returns for it. Raises InputError that names what is wrong with the file."""
+def _load(path: Path, extract: Callable[[Any], Any], *, whole: bool = True) -> tuple[Any, Any]:
+    """A NIfTI image, and what `extract` returns for it. Raises InputError that names what is wrong with the file; of a compressed
+    one only if it is read as a `whole`."""
     if cause := _unreadable(Path(path)):
         raise InputError(f"{path}: {cause}")
     try:
         image: Any = nib.load(path)
+        if whole and Path(path).suffix.lower() == ".gz":  # nibabel stops before the checksum, so a flipped bit would pass
+            image = type(image).from_bytes(gzip.decompress(Path(path).read_bytes()))
         kind = image.get_data_dtype()
         if kind.fields or kind.kind == "c":
             colour = "colours (RGB)" if kind.fields else "complex numbers"
@@ -116,6 +122,11 @@ def _unreadable(path: Path) -> str:
         return "the file is empty (0 bytes); copy it again"
     if start.startswith(b"version https://git-lfs"):
         return "a pointer of Git LFS in place of the image; run `git lfs pull`"
+    compressed = path.name.lower().endswith(".gz")
+    if compressed and start[:4] in HEADER_STARTS:
+        return "it is not compressed, which its name denies; rename it to .nii"
+    if not compressed and start.startswith(b"\x1f\x8b"):
+        return "it is compressed, which its name denies; rename it to .nii.gz"
     return ""
 
 
