@@ -236,10 +236,10 @@ def test_padding_that_tissue_has_too_is_believed_at_the_edge_alone(series):
 def test_a_wrongly_declared_or_absent_syntax_is_found(series, implicit):
     """The header names one encoding and the data has the other; or there is no header at all."""
     before = values(read_series(series))
-    said, real = ("1.2.840.10008.1.2.1", "1.2.840.10008.1.2") if implicit else ("1.2.840.10008.1.2", "1.2.840.10008.1.2.1")
+    declared, actual = ("1.2.840.10008.1.2.1", "1.2.840.10008.1.2") if implicit else ("1.2.840.10008.1.2", "1.2.840.10008.1.2.1")
     for number, path in enumerate(sorted(series.iterdir())):
         dataset = pydicom.dcmread(path)
-        dataset.file_meta.TransferSyntaxUID = pydicom.uid.UID(real)
+        dataset.file_meta.TransferSyntaxUID = pydicom.uid.UID(actual)
         buffer = io.BytesIO()
         dataset.save_as(buffer, implicit_vr=implicit, little_endian=True)
         written = buffer.getvalue()
@@ -247,7 +247,7 @@ def test_a_wrongly_declared_or_absent_syntax_is_found(series, implicit):
             start = 144 + int.from_bytes(written[140:144], "little")
             path.write_bytes(written[start:])
             continue
-        old, new = (uid.encode() + b"\0" * (len(uid) % 2) for uid in (real, said))
+        old, new = (uid.encode() + b"\0" * (len(uid) % 2) for uid in (actual, declared))
         at = written.index(old)
         group = int.from_bytes(written[140:144], "little") + len(new) - len(old)
         head = written[: at - 2] + len(new).to_bytes(2, "little") + new + written[at + len(old) :]

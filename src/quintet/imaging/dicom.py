@@ -16,9 +16,9 @@ from pydicom.dataelem import DataElement, RawDataElement, convert_raw_data_eleme
 from pydicom.errors import InvalidDicomError
 from pydicom.tag import Tag
 from pydicom.uid import ExplicitVRLittleEndian, ImplicitVRLittleEndian
-from scipy.ndimage import label
 
 from quintet.errors import InputError
+from quintet.imaging.dicom_pixels import bits_of, stored_type, used_bits, without_padding
 from quintet.imaging.volumes import SPACING_RANGE_MM, Grid
 
 TAGS = (
@@ -60,8 +60,6 @@ MAX_GAP_DEVIATION = 0.02  # as a fraction of the median distance between slices
 SAME_PLACE_MM = 1e-3
 ROUNDING_MM = 0.11  # positions may be rounded to 0.1 mm
 TAG_TOLERANCE = 1e-3  # of numbers that must be the same in all slices
-AIR_HU = -1000.0
-BODY_HU = (-950.0, 3000.0)  # padding within this range is only believed at the edge of a slice
 warnings.filterwarnings("ignore", message="Expected .* VR, but found", module="pydicom")  # once per file, and read rightly
 LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0])
 
@@ -93,7 +91,7 @@ class Series:
         ct_slice = self.slices[k]
         stored = _decode(ct_slice) if ct_slice.offset is None else _read_uncompressed(ct_slice)
         slope, intercept = float(ct_slice.tags["RescaleSlope"]), float(ct_slice.tags["RescaleIntercept"])
-        return _without_padding(stored, ct_slice.tags, slope, intercept), slope, intercept
+        return without_padding(stored, ct_slice.tags, slope, intercept), slope, intercept
 
 
 def dicom_files(folder: Path) -> list[Path]:
@@ -215,9 +213,7 @@ def _check_ct_slice(path: Path, tags: dict[str, Any]) -> None:
         raise InputError(f"{path}: missing {', '.join(missing)}{hint}; export the series again with all tags")
     if int(tags["SamplesPerPixel"] or 1) != 1 or int(tags["BitsAllocated"]) not in (8, 16, 32):
         raise InputError(f"{path}: a colour image or an unusual bit depth, not a CT slice; remove it")
-    allocated = int(tags["BitsAllocated"])
-    stored = int(tags["BitsStored"] or allocated)
-    high = int(stored - 1 if tags["HighBit"] is None else tags["HighBit"])
+    allocated, stored, high = bits_of(tags)
     if not 0 < stored <= high + 1 <= allocated:
         raise InputError(
             f"{path}: BitsStored {stored} and HighBit {high} do not fit into BitsAllocated {allocated}; export the series again"
@@ -241,47 +237,8 @@ def _pixel_bytes(tags: dict[str, Any]) -> int:
 def _read_uncompressed(ct_slice: Slice) -> NDArray[Any]:
     tags = ct_slice.tags
     rows, columns = int(tags["Rows"]), int(tags["Columns"])
-    pixels = np.fromfile(ct_slice.path, _dtype(tags), rows * columns, offset=ct_slice.offset or 0).reshape(rows, columns)
-    return _used_bits(pixels, tags)
-
-
-def _dtype(tags: dict[str, Any]) -> np.dtype[Any]:
-    return np.dtype(f"<{'i' if tags['PixelRepresentation'] else 'u'}{int(tags['BitsAllocated']) // 8}")
-
-
-def _used_bits(pixels: NDArray[Any], tags: dict[str, Any]) -> NDArray[Any]:
-    """The number in the BitsStored bits up to HighBit; the others may hold an overlay, or lack the sign (PS3.5, 8.1.1)."""
-    allocated = int(tags["BitsAllocated"])
-    stored = int(tags["BitsStored"] or allocated)
-    high = int(stored - 1 if tags["HighBit"] is None else tags["HighBit"])
-    if stored == allocated:
-        return pixels
-    return (pixels << (allocated - 1 - high)) >> (allocated - stored)  # the right shift copies the sign of a signed type
-
-
-def _without_padding(stored: NDArray[Any], tags: dict[str, Any], slope: float, intercept: float) -> NDArray[Any]:
-    """Voxels that were never measured, marked by PixelPaddingValue (to PixelPaddingRangeLimit, PS3.3 C.7.5.1.1.2), become air.
-
-    Some writers name a value that tissue has as well (0, which is water): such voxels are padding only at the edge."""
-    bounds = [_padding(tags[name], tags) for name in ("PixelPaddingValue", "PixelPaddingRangeLimit")]
-    known = [value for value in bounds if value is not None]
-    if bounds[0] is None or not (padded := (stored >= min(known)) & (stored <= max(known))).any():
-        return stored
-    if any(BODY_HU[0] < value * slope + intercept < BODY_HU[1] for value in known):
-        regions, _ = label(padded)
-        edge = np.concatenate([regions[0], regions[-1], regions[:, 0], regions[:, -1]])
-        padded &= np.isin(regions, edge)
-    return np.where(padded, np.float32((AIR_HU - intercept) / slope), stored.astype(np.float32))
-
-
-def _padding(value: Any, tags: dict[str, Any]) -> int | None:
-    """A padding value as pixels have it: written as signed or unsigned, or as bytes, whatever the pixels are."""
-    if value is None or str(value) == "":
-        return None
-    number = int.from_bytes(value, "little") if isinstance(value, bytes) else int(value)
-    dtype = _dtype(tags)
-    pixel = np.array([number % 2 ** int(tags["BitsAllocated"])]).astype(dtype.str.replace("i", "u")).view(dtype)
-    return int(_used_bits(pixel, tags)[0])
+    pixels = np.fromfile(ct_slice.path, stored_type(tags), rows * columns, offset=ct_slice.offset or 0).reshape(rows, columns)
+    return used_bits(pixels, tags)
 
 
 def _decode(ct_slice: Slice) -> NDArray[Any]:
