@@ -24,10 +24,10 @@ from PIL import Image
 from torch import Tensor
 from turns import take_turns
 
+from quintet.breakhis.data.classes import MAGNIFICATIONS
 from quintet.breakhis.data.prepare import prepare
 from quintet.breakhis.data.prepared import Prepared, load
 from quintet.breakhis.data.sampling import Batch, QuadrupleBatches
-from quintet.breakhis.data.tree import MAGNIFICATIONS
 from quintet.breakhis.model.augmentation import Augmentation
 from quintet.breakhis.model.losses import focal_loss
 from quintet.breakhis.model.module import Quadruples

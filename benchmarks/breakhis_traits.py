@@ -20,8 +20,8 @@ from sklearn.model_selection import KFold, cross_val_predict
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
+from quintet.breakhis.data.classes import MAGNIFICATIONS
 from quintet.breakhis.data.prepare import resize
-from quintet.breakhis.data.tree import MAGNIFICATIONS
 from quintet.breakhis.synthetic import TRAITS, TYPE_CYCLE, Biopsy, field
 from quintet.params import load as load_params
 

@@ -14,8 +14,9 @@ def main(params: Params, raw: Path, out: Path, page: Path) -> str:
     from quintet.perfusion.analysis import write_data_page
     from quintet.perfusion.data.prepare import prepare
 
-    data, skipped = prepare(raw, out, params.perfusion)
-    write_data_page(page, data, skipped, params.perfusion)
+    doubts: list[str] = []
+    data, skipped = prepare(raw, out, params.perfusion, doubts=doubts)
+    write_data_page(page, data, skipped, doubts)
     people = data.table["subject"].nunique()
     return f"{len(data.table)} cases of {people} people ({len(skipped)} skipped), {data.fold_count} folds in {out}, see {page}"
 

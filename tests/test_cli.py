@@ -33,7 +33,7 @@ def test_errors_have_no_traceback_and_exit_with_2(checkout):
         "--model",
         "runs/none",
         "--input",
-        ".",
+        "data",
         "--output",
         "x.csv",
     ]
@@ -42,6 +42,17 @@ def test_errors_have_no_traceback_and_exit_with_2(checkout):
     assert done.stderr.startswith("error: runs/none: neither a run folder")
     assert "Traceback" not in done.stderr
     assert not (checkout / "x.csv").exists()
+
+
+@pytest.mark.parametrize("command", ["predict landmarks", "evaluate landmarks", "index ct"])
+def test_results_inside_the_input_are_refused(checkout, raw, command):
+    """Overlays and tables there would be taken for input by the next run."""
+    option = "--data" if command.startswith("evaluate") else "--input"
+    more = ["--overlays", str(raw / "images" / "overlays")] if command.startswith("predict") else []
+    output = checkout / "points.csv" if more else raw / "results"
+    done = run(app, [*command.split(), "--model", "runs/x", option, str(raw), "--output", str(output), *more])
+    assert isinstance(done.exception, InputError)
+    assert f"is inside {raw}, where it would be taken for input later" in str(done.exception)
 
 
 def test_analyze_writes_a_page(checkout, raw):

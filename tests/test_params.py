@@ -124,7 +124,7 @@ def test_literals_and_registries_agree():
     """The legal names in params/ are the registered ones."""
     from typing import get_args
 
-    from quintet.breakhis.data.tree import MAGNIFICATIONS
+    from quintet.breakhis.data.classes import MAGNIFICATIONS
     from quintet.breakhis.model.networks import COEFFICIENTS
     from quintet.ct.baselines import BASELINES
     from quintet.ct.model.losses import OBJECTIVES, SELECTORS

@@ -1,3 +1,5 @@
+from pathlib import Path
+
 import numpy as np
 import pytest
 from sklearn.model_selection import train_test_split
@@ -60,3 +62,13 @@ def test_bad_split_files(tmp_path, text, message):
     with pytest.raises(InputError) as caught:
         splits.read_split(path, ["a", "b"])
     assert message in str(caught.value)
+
+
+def test_a_file_that_git_does_not_know_is_missing_in_an_experiment(tmp_path, monkeypatch):
+    """A queued experiment runs in a copy of the repository, where untracked files are absent."""
+    for folder, hint in ((tmp_path, ""), (tmp_path / ".dvc/tmp/exps/tmp123", "git add it")):
+        folder.mkdir(parents=True, exist_ok=True)
+        monkeypatch.chdir(folder)
+        with pytest.raises(InputError, match="no such split file") as caught:
+            splits.read_split(Path("splits/mine.csv"), ["a"])
+        assert ("git add it" in str(caught.value)) == bool(hint)

@@ -2,8 +2,10 @@
 
 import multiprocessing
 import os
+import re
 import shutil
 import sqlite3
+import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -244,7 +246,7 @@ def test_an_unreachable_server_is_tried_once_and_reported_in_one_line(
 
 def test_sync_reports_an_unreachable_server(bare: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MLFLOW_TRACKING_URI", DEAD)
-    assert tracking.sync(bare) == (0, 0)  # nothing to upload, so the server is not contacted
+    assert tracking.sync(bare) == (0, 0, 0)  # nothing to upload, so the server is not contacted
     make_run(bare / "runs/toy/selected", make_record())
     with pytest.raises(InputError, match=r"127\.0\.0\.1:9.*refused.*MLFLOW_TRACKING_URI"):
         tracking.sync(bare)
@@ -256,12 +258,12 @@ def test_sync_fills_an_empty_store_once(repo: Path) -> None:
     make_run(repo / "runs/other/selected", make_record(study="other"))
     make_run(repo / "runs/toy/.selected.77.part", make_record(seed=7))
     make_run(repo / "runs/toy/half.part", make_record(seed=8))
-    assert tracking.sync(repo) == (3, 0)
-    assert tracking.sync(repo) == (0, 3)
+    assert tracking.sync(repo) == (3, 0, 0)
+    assert tracking.sync(repo) == (0, 3, 0)
     assert len(runs()) == 2
     assert runs()[0].data.metrics["final/dice"] == 0.8
     make_run(repo / "runs/toy/sweep/base-1", make_record(seed=1), weights="trained again")
-    assert tracking.sync(repo) == (1, 2)
+    assert tracking.sync(repo) == (1, 2, 0)
     assert len(runs()) == 2
 
 
@@ -282,7 +284,7 @@ def test_of_two_concurrent_uploads_the_later_remains(repo: Path, monkeypatch: py
     again = make_run(repo / "elsewhere", make_record(), weights="trained again")
     later: list[str | None] = []
     meanwhile(monkeypatch, lambda: later.append(tracking.upload(again)))
-    assert tracking.sync(repo) == (1, 0)
+    assert tracking.sync(repo) == (1, 0, 0)
     assert [run.info.run_id for run in runs()] == later
     assert states() == ["complete"]
 
@@ -298,19 +300,19 @@ def test_a_folder_that_a_stage_replaces_during_sync(repo: Path, monkeypatch: pyt
     make_run(folder, make_record())
     (folder / ".evaluation.77.part").mkdir()
     (folder / ".evaluation.77.part/cases.csv").touch()  # of a killed stage
-    assert tracking.sync(repo) == (1, 0)
+    assert tracking.sync(repo) == (1, 0, 0)
     assert states() == ["complete"]
     files = store.create_client(tracking.tracking_uri()).list_artifacts(runs()[0].info.run_id)
     assert sorted(file.path for file in files) == ["evaluation", "model", "record.json"]
     shutil.rmtree(folder / ".evaluation.77.part")
-    assert tracking.sync(repo) == (0, 1)
+    assert tracking.sync(repo) == (0, 1, 0)
 
 
 def test_a_copied_folder_is_one_run(repo: Path) -> None:
     make_run(repo / "runs/toy/a", make_record(), weights="old")
     make_run(repo / "runs/toy/b", make_record(), weights="new")
-    assert tracking.sync(repo) == (1, 0)
-    assert tracking.sync(repo) == (0, 1)
+    assert tracking.sync(repo) == (1, 0, 0)
+    assert tracking.sync(repo) == (0, 1, 0)
 
 
 def test_a_broken_file_is_named(repo: Path) -> None:
@@ -335,7 +337,7 @@ def test_an_experiment_deleted_by_the_user_is_restored_without_replaced_runs(rep
     second = tracking.upload(folder)
     client = store.create_client(tracking.tracking_uri())
     client.delete_experiment(client.get_experiment_by_name("toy").experiment_id)
-    assert tracking.sync(repo) == (0, 1)
+    assert tracking.sync(repo) == (0, 1, 0)
     assert [run.info.run_id for run in runs()] == [second]
 
 
@@ -399,3 +401,58 @@ def locked() -> str:
 def test_importing_the_package_does_not_import_mlflow() -> None:
     code = "import sys, quintet.tracking; sys.exit('mlflow' in sys.modules)"
     assert os.spawnv(os.P_WAIT, sys.executable, [sys.executable, "-c", code]) == 0
+
+
+def test_a_run_that_the_user_deleted_stays_deleted(repo: Path) -> None:
+    first = tracking.upload(make_run(repo / "runs/toy/a", make_record(seed=1)))
+    make_run(repo / "runs/toy/b", make_record(seed=2))
+    client = store.create_client(tracking.tracking_uri())
+    client.delete_run(first)
+    assert tracking.sync(repo) == (1, 0, 1)
+    assert tracking.sync(repo) == (0, 1, 1)
+    assert len(runs()) == 1
+    assert tracking.sync(repo, restore=True) == (1, 1, 0)
+    assert len(runs()) == 2
+
+
+def test_a_run_id_of_a_copied_checkout_is_refused(repo: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its files would be those of the other checkout, which may be trained anew."""
+    run = tracking.upload(make_run(repo / "runs/toy/selected", make_record()))
+    assert tracking.resolve_run(run).is_relative_to(repo.resolve())
+    shutil.copytree(repo, tmp_path / "copy")
+    monkeypatch.chdir(tmp_path / "copy")
+    with pytest.raises(InputError, match="moved or copied"):
+        tracking.resolve_run(run)
+
+
+def _outdate(database: Path) -> None:
+    with sqlite3.connect(database) as connection:
+        connection.execute("update alembic_version set version_num = '7f2a7d5fae7d'")
+
+
+@pytest.mark.parametrize(
+    ("damage", "remedy"),
+    [
+        (_outdate, r"mlflow db upgrade 'sqlite:///.+/mlflow\.db'"),
+        (lambda path: path.write_text("no database"), "The file is damaged: delete it and mlartifacts"),
+        (lambda path: path.write_bytes(path.read_bytes()[:5000]), "The file is damaged: delete it and mlartifacts"),
+    ],
+)
+def test_a_store_that_cannot_be_used_gets_the_remedy_that_fits(repo: Path, damage: Callable[[Path], Any], remedy: str) -> None:
+    tracking.upload(make_run(repo / "runs/toy/selected", make_record()))
+    damage(repo / "mlflow.db")
+    sync = [sys.executable, "-c", "from quintet.cli import main; main()", "sync"]  # MLflow checks a store once in a process
+    done = subprocess.run(sync, capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert re.search(remedy, done.stderr), done.stderr
+    assert len(done.stderr.splitlines()) == 1
+
+
+@pytest.mark.parametrize("place", ["./mlruns", "file:mlruns"])
+def test_a_folder_is_no_store(repo: Path, monkeypatch: pytest.MonkeyPatch, place: str) -> None:
+    make_run(repo / "runs/toy/selected", make_record())
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", place)
+    with pytest.raises(InputError, match="unset MLFLOW_TRACKING_URI, or set it to sqlite"):
+        tracking.sync(repo)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "sqlite:///x/y.db")
+    assert "chmod u+w x/y.db" in tracking._remedy(OSError("attempt to write a readonly database"))

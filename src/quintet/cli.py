@@ -47,9 +47,12 @@ def raw_folder(study: StudyName, data: Path | None) -> Path:
     return data if data else repository_root() / load_params().of(study).raw
 
 
-def require_empty(*outputs: Path | None) -> None:
-    """Raise InputError if an output has content, which may be the user's own: results replace a folder as a whole."""
+def require_empty(*outputs: Path | None, outside: Path | None = None) -> None:
+    """Raise InputError if an output has content, which may be the user's own (results replace a folder as a whole), or lies in
+    the folder `outside`, where the next run would take it for input."""
     for output in outputs:
+        if output and outside and output.resolve().is_relative_to(outside.resolve()):
+            raise InputError(f"{output} is inside {outside}, where it would be taken for input later; choose another place")
         if output and output.is_dir() and any(output.iterdir()):
             raise InputError(f"{output} exists and is not empty; choose another folder or delete it")
         if output and output.is_file():
@@ -119,7 +122,7 @@ def predict(
     from quintet.experiment import predict_folder
     from quintet.tracking import resolve_run
 
-    require_empty(output, overlays)
+    require_empty(output, overlays, outside=input)
     if overlays:
         reject_overlap(output, overlays)
     if ttt and study is not StudyName.fusion:
@@ -145,7 +148,7 @@ def evaluate(
     from quintet.experiment import evaluate_folder
     from quintet.tracking import resolve_run
 
-    require_empty(output)
+    require_empty(output, outside=raw_folder(study, data))
     runs = [Path(run) if study is StudyName.ct and Path(run).is_file() else resolve_run(run) for run in model]
     metrics = evaluate_folder(study, runs, raw_folder(study, data), output, load_params(), device=device)
     print("\n".join(f"{name:40} {value:10.3f}" for name, value in metrics.items()) + f"\nwritten: {output}")
@@ -164,7 +167,7 @@ def index(
     from quintet.ct.search import build
     from quintet.tracking import resolve_run
 
-    require_empty(output)
+    require_empty(output, outside=input)
     runs = [resolve_run(run) for run in model]
     about = build(runs, input, output, kind=load_params().ct.index, device=device, skip=skip)
     print(", ".join(f"{name} {value:.3f}" if isinstance(value, float) else f"{name} {value}" for name, value in about.items()))
@@ -290,14 +293,17 @@ def repro(
 
 
 @app.command()
-def sync() -> None:
-    """Upload the runs under runs/ that MLflow does not have yet."""
+def sync(
+    restore: Annotated[bool, typer.Option("--restore", help="Also upload runs that were deleted in MLflow.")] = False,
+) -> None:
+    """Upload the runs under runs/ that MLflow does not have yet, except those that were deleted there."""
     from quintet import tracking
 
     root = repository_root()
     os.chdir(root)
-    uploaded, existing = tracking.sync(root)
-    print(f"MLflow {tracking.tracking_uri()}: {uploaded} uploaded, {existing} already there")
+    uploaded, existing, deleted = tracking.sync(root, restore=restore)
+    left_out = f", {deleted} deleted there and left out (--restore uploads them)" if deleted else ""
+    print(f"MLflow {tracking.tracking_uri()}: {uploaded} uploaded, {existing} already there{left_out}")
 
 
 @app.command()

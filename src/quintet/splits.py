@@ -100,6 +100,11 @@ def held_out_groups(groups: Sequence[str], strata: Sequence[str], fraction: floa
     return held_out
 
 
+def unknown_to_git() -> str:
+    """The end of a sentence about a file that is missing: a queued or temporary experiment runs in a copy of what git knows."""
+    return "; this experiment runs in a copy of what git knows: git add it" if ".dvc/tmp/exps/" in Path.cwd().as_posix() else ""
+
+
 def read_split(path: Path, ids: Sequence[str], *, column: str = "stem") -> list[str]:
     """Read a user's split file, a CSV with `column` and `split`; returns the part of each id.
 
@@ -107,7 +112,10 @@ def read_split(path: Path, ids: Sequence[str], *, column: str = "stem") -> list[
     part is unknown or a part is empty.
     """
     if not Path(path).is_file():
-        raise InputError(f"{path}: no such split file (CSV with the columns {column},split), nor a built-in split of that name")
+        raise InputError(
+            f"{path}: no such split file (CSV with the columns {column},split), nor a built-in split of that name"
+            + unknown_to_git()
+        )
     table = read_text_table(path)
     if not {column, "split"} <= set(table.columns):
         raise InputError(f"{path}: expected the columns {column},split, got {','.join(table.columns)}")

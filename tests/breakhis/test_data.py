@@ -7,11 +7,13 @@ import pytest
 from PIL import Image
 
 from quintet.breakhis.analysis import analyze
+from quintet.breakhis.data.classes import MAGNIFICATIONS
 from quintet.breakhis.data.prepare import check, prepare, reject_overlapping_parts
 from quintet.breakhis.data.prepared import load
-from quintet.breakhis.data.tree import MAGNIFICATIONS, picture_files
 from quintet.breakhis.prediction import find_patients
 from quintet.errors import InputError, InputProblemsError
+from quintet.imaging.folders import files_below, with_suffix
+from quintet.imaging.pictures import PICTURES
 from tests.breakhis.conftest import SMALL
 
 
@@ -22,7 +24,7 @@ def tree(slides, tmp_path):
 
 def test_arrays_index_and_folds(slides, slide_arrays):
     data = load(slide_arrays)
-    assert len(data.table) == len(picture_files(slides)) == sum(len(a) for a in data.images.values())
+    assert len(data.table) == len(with_suffix(files_below(slides), PICTURES)[0]) == sum(len(a) for a in data.images.values())
     for m in MAGNIFICATIONS:
         images = data.table[data.table["magnification"] == m]
         assert images["row"].tolist() == list(range(len(images)))
@@ -82,7 +84,7 @@ def test_a_patient_in_two_parts_is_refused():
 
 
 def test_unreadable_images_are_all_listed_or_all_skipped(tree, tmp_path, make_params):
-    files = picture_files(tree)
+    files = with_suffix(files_below(tree), PICTURES)[0]
     files[40].write_bytes(files[40].read_bytes()[:300])
     files[90].write_bytes(b"")
     Image.new("I;16", (64, 42)).save(files[130])
@@ -173,7 +175,7 @@ def test_patients_of_folders_as_people_have_them(tmp_path, capsys):
         "mine": ["200X", "40X"],
     }
     assert all(len(paths) == 1 for files in found.values() for paths in files.values())
-    assert "note: 1 pictures" in capsys.readouterr().out
+    assert "1 .png (such as overview.png)" in capsys.readouterr().out
     put(tmp_path / "fold1" / "train" / "40X" / "unknown.png")
     with pytest.raises(InputError, match="pictures of several patients"):
         find_patients(tmp_path)

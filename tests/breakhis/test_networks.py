@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from quintet.backbones import LITE0_MODULES, weights_path
-from quintet.breakhis.data.tree import MAGNIFICATIONS
+from quintet.breakhis.data.classes import MAGNIFICATIONS
 from quintet.breakhis.model.module import _build_net
 from quintet.breakhis.model.networks import (
     ChannelAttention,

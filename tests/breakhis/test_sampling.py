@@ -6,6 +6,7 @@ import pytest
 from torch.utils.data import DataLoader
 
 from quintet.breakhis.data import sampling
+from quintet.breakhis.data.classes import MAGNIFICATIONS
 from quintet.breakhis.data.prepared import load
 from quintet.breakhis.data.sampling import (
     MISSING,
@@ -17,7 +18,6 @@ from quintet.breakhis.data.sampling import (
     samples_per_epoch,
     utilisation,
 )
-from quintet.breakhis.data.tree import MAGNIFICATIONS
 from quintet.breakhis.model.module import Quadruples
 
 

@@ -10,9 +10,9 @@ import pytest
 import torch
 
 from quintet import experiment, results
+from quintet.breakhis.data.classes import MAGNIFICATIONS, TYPES
 from quintet.breakhis.data.prepare import prepare
 from quintet.breakhis.data.prepared import load
-from quintet.breakhis.data.tree import MAGNIFICATIONS, TYPES
 from quintet.breakhis.evaluation.inference import Model, read_patients
 from quintet.breakhis.model.module import MagnificationModule, inverse_frequency
 from quintet.breakhis.model.networks import MagnificationNet

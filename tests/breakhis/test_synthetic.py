@@ -8,8 +8,9 @@ from scipy.ndimage import binary_opening, gaussian_filter
 from scipy.stats import norm
 from sklearn.metrics import balanced_accuracy_score
 
+from quintet.breakhis.data.classes import MAGNIFICATIONS, class_of
 from quintet.breakhis.data.prepared import load
-from quintet.breakhis.data.tree import MAGNIFICATIONS, class_of, read_tree
+from quintet.breakhis.data.tree import read_tree
 from quintet.breakhis.synthetic import PATTERNS, TRAITS, TYPE_CYCLE, Biopsy, field, synthesize
 from quintet.files import md5
 

@@ -3,7 +3,8 @@ import shutil
 import pytest
 from PIL import Image
 
-from quintet.breakhis.data.tree import MAGNIFICATIONS, TYPES, case_number, missing_magnifications, parse_name, read_tree
+from quintet.breakhis.data.classes import MAGNIFICATIONS, TYPES
+from quintet.breakhis.data.tree import case_number, missing_magnifications, parse_name, read_tree
 
 
 @pytest.mark.parametrize(
@@ -84,7 +85,8 @@ def test_wrong_tree_is_one_problem_and_examples(tmp_path):
     images, problems = read_tree(tmp_path)
     assert not images
     assert "9 pictures, but none in such a folder" in problems[0]
-    assert len(problems) == 4
+    assert len(problems) == 2  # one sentence for the whole folder
+    assert "0.png and 8 others: not at" in problems[1]
 
 
 def test_a_patient_under_both_classes(tree):
@@ -136,3 +138,16 @@ def test_a_relative_folder_within_the_tree(tree, monkeypatch):
     assert all(not image.path.is_absolute() for image in images)
     monkeypatch.chdir(tree / "breast" / "benign")
     assert "no malignant image below it" in read_tree(".")[1][0]
+
+
+@pytest.mark.parametrize("change", [str.upper, str.title, lambda name: name.replace("o", "0", 1), lambda name: f" {name}"])
+@pytest.mark.parametrize("old", ["adenosis", "SOB", "benign"])
+def test_a_folder_in_another_spelling_is_named_once(tree, old, change):
+    if change(old) == old:
+        return
+    for folder in [path for path in tree.rglob(old) if path.is_dir()]:
+        folder.rename(folder.with_name(change(old)))
+    _, problems = read_tree(tree)
+    wrong = [p for p in problems if f"write {old} for {change(old)}" in p]
+    assert 0 < len(wrong) >= len(problems) - 1
+    assert len(wrong) < sum(1 for _ in tree.rglob("*.png")) / 2

@@ -283,3 +283,46 @@ def test_one_scan_of_two_patients_is_refused(raw, small):
     (problem,) = [p for p in check(raw, small.ct) if "the same file as" in p]
     assert other.name in problem
     assert folders[0].name in problem
+
+
+def test_a_nifti_file_in_a_folder_of_its_own_is_a_scan(raw, small, capsys):
+    found = sorted(raw.glob("*.nii.gz"))
+    for path in found:
+        (folder := raw / path.name.removesuffix(".nii.gz")).mkdir()
+        path.rename(folder / "image.nii.gz")
+    (raw / "note.mha").write_bytes(b"x")
+    assert not check(raw, small.ct)
+    assert (
+        "1 .mha (such as note.mha); expected a folder with a DICOM series, or a NIfTI file, per scan" in capsys.readouterr().out
+    )
+
+
+@pytest.mark.parametrize(
+    "spelled", [lambda name: name.upper(), lambda name: name.replace("-", "_"), lambda name: name.replace("-00", "-")]
+)
+def test_studies_that_are_spelled_otherwise(raw, small, spelled):
+    """One sentence per scan, which names the row that is meant."""
+    table = labels_of(raw)
+    table.loc[[3, 7], "study"] = table.loc[[3, 7], "study"].map(spelled)
+    table.to_csv(raw / "labels.csv", index=False)
+    problems = check(raw, small.ct)
+    assert len(problems) == 2
+    for name, problem in zip(table.loc[[3, 7], "study"], problems, strict=True):
+        assert f"it has {name!r}: write both alike" in problem
+
+
+@pytest.mark.parametrize("header", ["Study", "STUDY", "study_"])
+def test_a_header_that_is_spelled_otherwise(raw, header):
+    labels_of(raw).rename(columns={"study": header}).to_csv(raw / "labels.csv", index=False)
+    with pytest.raises(InputError, match=f"no column `study`; is it '{header}'"):
+        read_labels(raw)
+
+
+@pytest.mark.parametrize("finest_mm", [0.12, 0.2])
+def test_an_affine_in_cm(raw, finest_mm):
+    path = sorted(raw.glob("*.nii.gz"))[0]
+    image = nib.load(path)
+    affine = np.diag([finest_mm, finest_mm, finest_mm * 1.2, 1])
+    nib.save(nib.Nifti1Image(np.asarray(image.dataobj), affine), path)
+    with pytest.raises(InputError, match=r"finer than scanners resolve; is its affine in cm\? Write it in mm"):
+        read_cube(path, CubeFormat(32, (-1000.0, 400.0)))

@@ -376,3 +376,23 @@ def test_images_at_different_places_are_named(raw, small, move, share):
     segment(raw, Path("masks"), small.fusion)
     with pytest.raises(InputProblemsError, match="mm apart; register them"):
         prepare(raw, Path("masks"), Path("prepared"), small.fusion)
+
+
+MASKED = {
+    "three voxels": (lambda a: np.where(np.arange(a.size).reshape(a.shape) < 3, 1000, 0), "threshold found only"),
+    "a mask in place of an image": (lambda a: np.where(a > np.percentile(a, 80), 100, 0), "every voxel in its mask is 100"),
+}
+
+
+@pytest.mark.parametrize("kind", MASKED)
+def test_check_knows_what_preparation_makes_of_an_image(raw, small, kind):
+    """Masks and cubes, not only whether a file can be read."""
+    change, message = MASKED[kind]
+    path = sorted(raw.glob("*/*.nii.gz"))[3]
+    image = nib.load(path)
+    nib.save(nib.Nifti1Image(change(np.asarray(image.dataobj)).astype(np.float32), image.affine), path)
+    problems = check(raw, small.fusion)
+    assert [p for p in problems if str(path) in p and message in p], problems
+    with pytest.raises(InputProblemsError, match=message):
+        segment(raw, Path("masks"), small.fusion)
+        prepare(raw, Path("masks"), Path("prepared"), small.fusion)

@@ -100,4 +100,4 @@ def test_hidden_files_are_left_out_and_other_files_counted(tmp_path, capsys):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_bytes(b"x")
     assert _pictures(tmp_path) == [tmp_path / "a.png", tmp_path / "b/c.JPG"]
-    assert "2 other files" in capsys.readouterr().out
+    assert "1 without suffix, 1 .tif (such as IM0001)" in capsys.readouterr().out

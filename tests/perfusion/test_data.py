@@ -180,7 +180,7 @@ def test_skip_leaves_out_broken_cases_and_prepares_the_rest(broken, tmp_path, sm
     assert sorted(prepared.table["case"]) == sorted(expected.table["case"])
     for file in (tmp_path / "expected").iterdir():
         assert (tmp_path / "out" / file.name).read_bytes() == file.read_bytes()
-    write_data_page(tmp_path / "page.html", prepared, skipped, params)
+    write_data_page(tmp_path / "page.html", prepared, skipped, [])
     page = (tmp_path / "page.html").read_text()
     assert "2 skipped" in page
     assert all(html.escape(problem) in page for problem in skipped)

@@ -196,3 +196,37 @@ def test_files_whose_left_and_right_cannot_be_told_are_refused(broken, small):
     assert any("disagree about the axes (RAS and LAS)" in p for p in check(broken, small.perfusion))
     save_as(path, array, sform=np.diag([2600.0, 2600, 6600, 1]))
     assert any("another unit" in p for p in check(broken, small.perfusion))
+
+
+@pytest.mark.parametrize("encoding", ["utf-16", "utf-8-sig"])
+def test_a_description_in_another_encoding_is_read(broken, small, encoding):
+    path = broken / "dataset.json"
+    path.write_text(path.read_text(), encoding=encoding)
+    assert not check(broken, small.perfusion)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (
+            '{"channel_names": {"0": "LICA", "1": "RICA"}, "labels": {"background": 0, "left": [[1, 3]], "right": 2}}',
+            "lists of them",
+        ),
+        ('{"channel_names": {"0": "LICA", "1": "RICA"}, "labels": {"background": 0, "left": "1", "right": 2}}', "whole numbers"),
+        ('{"channel_names": {"0": "LICA"', "no valid JSON"),
+    ],
+)
+def test_a_description_that_makes_no_sense(broken, small, text, message):
+    (broken / "dataset.json").write_text(text)
+    (problem,) = check(broken, small.perfusion)
+    assert "dataset.json: " in problem
+    assert problem.count("dataset.json") == 1
+    assert message in problem
+
+
+def test_a_description_in_latin_1_is_named(broken, small):
+    path = broken / "dataset.json"
+    path.write_bytes(path.read_bytes().replace(b"{", '{"description": "Stra\u00dfe",'.encode("latin-1"), 1))
+    (problem,) = check(broken, small.perfusion)
+    assert "is not UTF-8" in problem
+    assert problem.count("dataset.json") == 1

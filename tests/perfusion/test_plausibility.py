@@ -9,6 +9,7 @@ import pytest
 from quintet.errors import InputError
 from quintet.imaging.volumes import Grid
 from quintet.params import parse
+from quintet.perfusion.analysis import analyze
 from quintet.perfusion.data.nnunet import read_case, read_dataset
 from quintet.perfusion.data.plausibility import image_doubts, label_doubts
 from quintet.perfusion.data.prepare import check
@@ -125,3 +126,17 @@ def test_the_first_version_of_the_format_is_named(tmp_path):
     description = {"modality": {"0": "CBF"}, "labels": {"0": "background", "1": "left"}}
     (tmp_path / "dataset.json").write_text(json.dumps(description))
     assert "version 1 of nnU-Net's format" in read_dataset(tmp_path, r"(?P<subject>.*)")[1][0]
+
+
+def test_doubts_are_on_the_data_page(broken, small, tmp_path, capsys):
+    for path in broken.glob("imagesTr/PerfTerr001*"):
+        image = nib.load(path)
+        noise = np.random.default_rng(0).normal(1, 0.1, image.shape)
+        array = np.asarray(image.dataobj, np.float32)
+        nib.save(nib.Nifti1Image(np.where(array == 0, noise, array).astype(np.float32), image.affine), path)
+    analyze(broken, tmp_path / "page.html", small.perfusion)
+    page = (tmp_path / "page.html").read_text()
+    printed = [line for line in capsys.readouterr().out.splitlines() if line.startswith("warning: PerfTerr001")]
+    assert printed
+    assert f"{len(printed)} doubts" in page
+    assert "maps must be 0 outside the brain" in page

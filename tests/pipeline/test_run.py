@@ -126,6 +126,19 @@ def test_a_folder_without_a_project_is_refused(tmp_path):
         run(tmp_path)
 
 
+@pytest.mark.parametrize(
+    ("name", "remedy"),
+    [("dvc.lock", "git checkout --theirs dvc.lock"), ("dvc.yaml", "choose one"), ("params.yaml", "choose one")],
+)
+def test_conflict_markers_of_a_merge_are_named(project, name, remedy):
+    root = project(STAGES)
+    path = root / name
+    text = path.read_text() if path.is_file() else "a: 1\n"
+    path.write_text(f"<<<<<<< HEAD\n{text}=======\n{text}>>>>>>> other\n")
+    with pytest.raises(InputError, match=f"{name} has conflict markers; .*{remedy}"):
+        run(root)
+
+
 def test_ctrl_c_kills_running_stages_and_keeps_finished_ones(project):
     slow = {"foreach": ["a", "b", "c"], "do": stage(f"test ${{item}} = a || sleep 300; {RUN}", ["ready"], ["out/${item}"])}
     root = project(STAGES | {"sweep": slow})

@@ -8,8 +8,8 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
+from quintet.breakhis.data.classes import MAGNIFICATIONS
 from quintet.breakhis.data.prepared import Prepared
-from quintet.breakhis.data.tree import MAGNIFICATIONS
 from quintet.breakhis.evaluation.figures import plot_diagnostics
 from quintet.breakhis.evaluation.metrics import Floats, choose_threshold, classification
 from quintet.breakhis.evaluation.scores import score_decisions, write_cases

@@ -8,7 +8,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from quintet import ranking
-from quintet.breakhis.data.tree import MAGNIFICATIONS
+from quintet.breakhis.data.classes import MAGNIFICATIONS
 from quintet.breakhis.evaluation.figures import plot_diagnostics
 from quintet.breakhis.evaluation.metrics import classification, subsets
 from quintet.breakhis.published import CONFIG, PUBLISHED

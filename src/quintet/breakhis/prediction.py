@@ -9,14 +9,17 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from quintet.breakhis.data.classes import CLASSES, MAGNIFICATIONS, TYPES
 from quintet.breakhis.data.prepare import read_images
 from quintet.breakhis.data.sampling import PatientRows
-from quintet.breakhis.data.tree import CLASSES, MAGNIFICATIONS, TYPES, parse_name, picture_files, read_tree
+from quintet.breakhis.data.tree import parse_name, read_tree
 from quintet.breakhis.evaluation.cam import plot_patient_cam
 from quintet.breakhis.evaluation.inference import Images, Model, load_models
 from quintet.breakhis.evaluation.metrics import Predicted, mean_prediction
 from quintet.breakhis.evaluation.scores import evaluate
 from quintet.errors import InputError, InputProblemsError
+from quintet.imaging.folders import files_below, print_passed_over, with_suffix
+from quintet.imaging.pictures import PICTURES
 from quintet.runs import Record
 
 FACTOR = re.compile(r"(40|100|200|400)[xX]?")  # a folder's name
@@ -30,16 +33,15 @@ def find_patients(source: Path) -> dict[str, dict[str, list[Path]]]:
     if not source.is_dir():
         raise InputError(f"{source}: no such folder; give a folder that contains {', '.join(MAGNIFICATIONS)}, or one above it")
     folders: dict[Path, dict[str, list[Path]]] = defaultdict(dict)
-    passed = 0
-    for path in picture_files(source):
+    pictures, others = with_suffix(files_below(source), PICTURES)
+    for path in pictures:
         if factor := FACTOR.fullmatch(path.parent.absolute().name):
             folders[path.absolute().parent.parent].setdefault(f"{factor[1]}X", []).append(path)
         else:
-            passed += 1
+            others.append(path)
+    print_passed_over(others, source, f"{', '.join(PICTURES)} in folders named {', '.join(MAGNIFICATIONS)}")
     if not folders:
         raise InputError(f"{source}: no picture below it in a folder named {', '.join(MAGNIFICATIONS)}")
-    if passed:
-        print(f"note: {passed} pictures below {source} are in no folder named {', '.join(MAGNIFICATIONS)}; passed over")
     found: list[tuple[str, Path, dict[str, list[Path]]]] = []
     for folder, files in sorted(folders.items()):
         owners = sorted({_owner(path) for paths in files.values() for path in paths})

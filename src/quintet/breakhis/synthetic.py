@@ -34,7 +34,7 @@ from PIL import Image, ImageDraw
 from scipy.ndimage import gaussian_filter
 from scipy.special import expit, logit
 
-from quintet.breakhis.data.tree import MAGNIFICATIONS, TYPES, class_of
+from quintet.breakhis.data.classes import MAGNIFICATIONS, TYPES, class_of
 from quintet.files import atomic_folder
 
 Floats = NDArray[np.float64]

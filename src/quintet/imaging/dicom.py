@@ -19,6 +19,7 @@ from pydicom.uid import ExplicitVRLittleEndian, ImplicitVRLittleEndian
 
 from quintet.errors import InputError
 from quintet.imaging.dicom_pixels import bits_of, stored_type, used_bits, without_padding
+from quintet.imaging.folders import files_below
 from quintet.imaging.volumes import SPACING_RANGE_MM, Grid
 
 TAGS = (
@@ -95,10 +96,8 @@ class Series:
 
 
 def dicom_files(folder: Path) -> list[Path]:
-    """Every file that may belong to a series, sorted; hidden files and DICOMDIR are left out."""
-    return sorted(
-        p for p in Path(folder).rglob("*") if p.is_file() and not p.name.startswith(".") and p.name.upper() != "DICOMDIR"
-    )
+    """Every file that may belong to a series, sorted."""
+    return files_below(folder)
 
 
 def read_series(folder: Path) -> Series:
@@ -135,7 +134,11 @@ def read_series(folder: Path) -> Series:
 
 def _read_header(path: Path) -> Slice:
     """Read the tags and the offset of the pixel data of one file."""
-    with path.open("rb") as file:
+    try:
+        file = path.open("rb")
+    except OSError as error:
+        raise InputError(f"{path}: it cannot be opened ({error.strerror}); copy it again, or remove it") from None
+    with file:
         try:
             dataset = _read_dataset(file)
             syntax = dataset.file_meta.get("TransferSyntaxUID", ImplicitVRLittleEndian)

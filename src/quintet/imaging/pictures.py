@@ -19,22 +19,26 @@ def read_grey(path: Path) -> NDArray[np.float32]:
 
     Colours become luminance, 16-bit images keep their depth, and MONOCHROME1 is inverted.
 
-    Raises InputError, naming the file, if it is missing, empty, corrupt, truncated or not a single plane.
+    Raises InputError, naming the file, if it is missing, empty, corrupt, truncated, not a single plane or all of one value.
     """
     grey = _read_or_raise(Path(path), _read_dicom if Path(path).suffix.lower() in DICOM else _read_picture)
     if grey.ndim != 2 or min(grey.shape) < 2:
         raise InputError(f"{path}: expected one image plane of at least 2 x 2 pixels, got shape {grey.shape}")
+    if grey.min() == grey.max():
+        raise InputError(f"{path}: every pixel has the same value; remove the blank picture")
     return grey
 
 
 def read_rgb(path: Path) -> Image.Image:
     """Read one picture as 8-bit RGB, upright as viewers show it; transparent pixels become white, the background of a slide.
 
-    Raises InputError, naming the file, if it is missing, empty, corrupt, truncated, greyscale, or smaller than 8 x 8 pixels.
+    Raises InputError, naming the file, if it is missing, empty, corrupt, truncated, greyscale, of one colour or under 8 x 8.
     """
     image: Image.Image = _read_or_raise(Path(path), _read_rgb)
     if min(image.size) < 8:
         raise InputError(f"{path}: expected a picture of at least 8 x 8 pixels, got {image.size[0]} x {image.size[1]}")
+    if image.getcolors(1):
+        raise InputError(f"{path}: every pixel has the same colour; remove the blank picture")
     return image
 
 
@@ -77,19 +81,30 @@ def _read_picture(path: Path) -> NDArray[np.float32]:
 
 def _read_dicom(path: Path) -> NDArray[np.float32]:
     import pydicom
-    from pydicom.pixels import apply_modality_lut, apply_voi_lut
+    from pydicom.pixels import apply_color_lut, apply_modality_lut, apply_voi_lut
 
     dataset = pydicom.dcmread(path)
     if "PixelData" not in dataset:
         raise InputError(f"{path}: the DICOM file has no pixel data")
-    pixels = dataset.pixel_array
-    if dataset.get("SamplesPerPixel", 1) == 3:
+    stored = pixels = dataset.pixel_array
+    if dataset.get("PhotometricInterpretation") == "PALETTE COLOR":
+        pixels = apply_color_lut(pixels, dataset)
+    if pixels.ndim == 3 and pixels.shape[2] == 3:
         pixels = pixels.astype(np.float32) @ np.array([0.299, 0.587, 0.114], np.float32)
     else:
+        width = dataset.get("WindowWidth")
+        if width not in (None, "") and np.min(width) < 1:  # 0 is written where no window was chosen; the standard forbids it
+            del dataset.WindowWidth
         pixels = apply_voi_lut(apply_modality_lut(pixels, dataset), dataset)
     if pixels.ndim != 2:
         raise InputError(f"{path}: expected a single frame, got shape {pixels.shape}")
-    grey = _rescale(np.asarray(pixels, np.float32))
+    grey = np.asarray(pixels, np.float32)
+    padding = dataset.get("PixelPaddingValue")
+    measured = stored != padding if padding is not None and stored.shape == grey.shape else np.ones(grey.shape, bool)
+    if not measured.any():
+        raise InputError(f"{path}: every pixel is padding ({padding}); export the image again")
+    grey = np.clip(grey, grey[measured].min(), grey[measured].max())  # padding counts as the nearest measured value
+    grey = _rescale(grey)
     return 1 - grey if dataset.get("PhotometricInterpretation") == "MONOCHROME1" else grey
 
 

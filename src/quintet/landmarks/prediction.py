@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 
 from quintet.errors import InputError, InputProblemsError
 from quintet.figures import new_figure, save_figure
+from quintet.imaging.folders import files_below, print_passed_over, with_suffix
 from quintet.imaging.pictures import DICOM, PICTURES, read_grey
 from quintet.landmarks.data.anatomy import LANDMARKS, PIXELS
 from quintet.landmarks.data.prepare import preprocess, read_annotations, read_images
@@ -55,15 +56,11 @@ def predict_folder(
 
 
 def _pictures(source: Path) -> list[Path]:
-    """Every picture and DICOM file below a folder, without hidden files and folders; prints how many other files there are."""
-    below = [p.relative_to(source) for p in sorted(source.rglob("*")) if p.is_file()]
-    seen = [p for p in below if not any(part.startswith(".") or part == "__MACOSX" for part in p.parts)]
-    found = [source / p for p in seen if p.suffix.lower() in (*PICTURES, *DICOM)]
-    others = [p.name for p in seen if source / p not in set(found)]
+    """Every picture and DICOM file below a folder; prints how many other files there are."""
+    found, others = with_suffix(files_below(source), (*PICTURES, *DICOM))
+    print_passed_over(others, source, ", ".join((*PICTURES, *DICOM)))
     if not found:
-        raise InputError(f"{source}: no .png, .jpg, .jpeg, .dcm or .dicom file below it")
-    if others:
-        print(f"note: {len(others)} other files below {source} were passed over, such as {', '.join(others[:3])}")
+        raise InputError(f"{source}: no {', '.join((*PICTURES, *DICOM))} file below it")
     return found
 
 

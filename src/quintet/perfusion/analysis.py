@@ -19,12 +19,14 @@ MAX_CASES_SHOWN = 6
 def analyze(raw: Path, page: Path, params: Perfusion) -> None:
     """Describe a raw folder as a page; the prepared data is not kept. Skipped cases are listed."""
     skipping = params.model_copy(update={"data": params.data.model_copy(update={"on_error": "skip"})})
+    doubts: list[str] = []
     with tempfile.TemporaryDirectory() as folder:
-        write_data_page(page, *prepare(raw, Path(folder) / "prepared", skipping), skipping)
+        data, skipped = prepare(raw, Path(folder) / "prepared", skipping, doubts=doubts)
+        write_data_page(page, data, skipped, doubts)
 
 
-def write_data_page(page: Path, data: Prepared, skipped: list[str], params: Perfusion) -> None:
-    """Write the HTML page of a prepared data set; skipped cases are listed in full."""
+def write_data_page(page: Path, data: Prepared, skipped: list[str], doubts: list[str]) -> None:
+    """Write the HTML page of a prepared data set; skipped cases and doubts are listed in full."""
     cases = data.table
     with tempfile.TemporaryDirectory() as folder:
         figure = Path(folder) / "cases.png"
@@ -41,6 +43,8 @@ def write_data_page(page: Path, data: Prepared, skipped: list[str], params: Perf
             _territories(data),
             Section("Accuracy lost by resampling", ROUND_TRIP, _round_trip(data)),
         ]
+        if doubts:
+            sections.insert(0, Section(f"{len(doubts)} doubts", "\n\n".join(doubts)))
         if skipped:
             sections.append(Section(f"{len(skipped)} skipped", "\n\n".join(skipped)))
         lead = f"{len(cases)} cases of {cases['subject'].nunique()} people; channels: {', '.join(data.channels)}."

@@ -49,6 +49,15 @@ def check_dvc() -> None:
             raise InputError(f"DVC {version} has no {name.replace(':', '.')}. {remedy}") from None
 
 
+def _reject_conflicts(root: Path) -> None:
+    """Raise InputError if a merge left conflict markers in one of DVC's files."""
+    for name in ("dvc.lock", "dvc.yaml", "params.yaml"):
+        path = root / name
+        if path.is_file() and any(line.startswith(b"<<<<<<< ") for line in path.read_bytes().splitlines()):
+            lock = f"`git checkout --theirs {name}` (or --ours), then `dvc repro`, which corrects what does not fit"
+            raise InputError(f"{path} has conflict markers; {lock if name == 'dvc.lock' else 'choose one version of each part'}")
+
+
 def _dotted(version: tuple[int, int]) -> str:
     return ".".join(map(str, version))
 
@@ -68,13 +77,15 @@ def reproducible_outputs(root: Path) -> list[tuple[str, str]]:
 
 
 class DvcPipeline:
-    """The stages of the checkout at `root`. Raises InputError if it is no DVC project or `check_dvc` fails."""
+    """The stages of the checkout at `root`. Raises InputError if it is no DVC project, its files have conflict markers, or
+    `check_dvc` fails."""
 
     def __init__(self, root: Path) -> None:
         from dvc.exceptions import DvcException
         from dvc.repo import Repo
 
         check_dvc()
+        _reject_conflicts(root)
         logging.getLogger("dvc").setLevel(logging.WARNING)  # hides its hints after each stage
         try:
             self.repo = Repo(str(root), _wait_for_lock=True)

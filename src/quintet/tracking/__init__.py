@@ -8,6 +8,7 @@ This is the only package that imports mlflow, and only inside functions, because
 """
 
 import re
+import shlex
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
@@ -19,7 +20,16 @@ from quintet.errors import InputError
 from quintet.files import atomic_folder
 from quintet.runs import Record, content_md5, finished_runs, load_evaluated
 from quintet.tracking.entries import now_ms
-from quintet.tracking.store import STATE, Store, checkout, connection_lock, create_client, tracking_uri, transfer_timeout
+from quintet.tracking.store import (
+    STATE,
+    Store,
+    checkout,
+    connection_lock,
+    create_client,
+    reject_moved,
+    tracking_uri,
+    transfer_timeout,
+)
 
 __all__ = ["LiveRun", "resolve_run", "run_url", "sync", "tracking_uri", "upload"]
 
@@ -60,21 +70,25 @@ def upload(folder: Path) -> str | None:
     return None
 
 
-def sync(root: Path) -> tuple[int, int]:
-    """Upload the run folders under root/runs that the store lacks; returns how many were uploaded and how many it had already.
+def sync(root: Path, *, restore: bool = False) -> tuple[int, int, int]:
+    """Upload the run folders under root/runs that the store lacks; returns how many were uploaded, how many it had already, and
+    how many were left out because the user deleted them in MLflow, unless they are to be restored.
 
     Raises InputError if the store cannot be used or a run folder is replaced meanwhile.
     """
     folders = finished_runs(Path(root))
-    stores: dict[str, tuple[Store, dict[tuple[str, str], str]]] = {}
-    uploaded = 0
+    stores: dict[str, tuple[Store, dict[tuple[str, str], str], dict[tuple[str, str], str]]] = {}
+    uploaded = left_out = 0
     try:
         for record, folder in folders:
             if record.study not in stores:
                 store = Store(record.study, ignore_cooldown=True)
-                stores[record.study] = (store, store.complete_runs())
-            store, complete = stores[record.study]
-            if (record.key, content_md5(record, folder, Path(root))) not in complete:
+                stores[record.study] = (store, store.complete_runs(), {} if restore else store.complete_runs(deleted=True))
+            store, complete, deleted = stores[record.study]
+            run = (record.key, content_md5(record, folder, Path(root)))
+            if run not in complete and run in deleted:
+                left_out += 1
+            elif run not in complete:
                 store.upload(record, folder, Path(root))
                 uploaded += 1
     except InputError:
@@ -85,10 +99,10 @@ def sync(root: Path) -> tuple[int, int]:
         ) from error
     except Exception as error:
         raise InputError(
-            f"the MLflow store {_without_credentials(tracking_uri())} cannot be used: {_root_cause(error)}. "
-            "Start its server or set MLFLOW_TRACKING_URI, then run `quintet sync` again"
+            f"the MLflow store {_without_credentials(tracking_uri())} cannot be used: {_root_cause(error)}. {_remedy(error)}, "
+            "then run `quintet sync` again"
         ) from error
-    return uploaded, len(folders) - uploaded
+    return uploaded, len(folders) - uploaded - left_out, left_out
 
 
 def run_url(record: Record) -> str | None:
@@ -133,6 +147,7 @@ def _download(run: str) -> Path:
     mlflow_run = client.get_run(run)
     if mlflow_run.data.tags.get(STATE) in ("live", "uploading"):
         raise InputError(f"{run}: this MLflow run has no files yet; choose one with the tag {STATE} = complete")
+    reject_moved(uri, mlflow_run.info.artifact_uri)
     if mlflow_run.info.artifact_uri.startswith(("file:", "/")):
         return Path(client.download_artifacts(run, ""))  # a local store returns its own folder without copying
     with transfer_timeout(), atomic_folder(cached) as temporary:
@@ -152,6 +167,22 @@ def _failures_reported(on_failure: Callable[[], None] | None = None) -> Iterator
         if on_failure:
             on_failure()
         _report(error)
+
+
+def _remedy(error: Exception) -> str:
+    """What the user can do about a store that cannot be used."""
+    cause, uri = _root_cause(error).lower(), tracking_uri()
+    if "schema" in cause or "can't locate revision" in cause:
+        return f"Run `mlflow db upgrade {shlex.quote(_without_credentials(uri))}`, or install the MLflow version that wrote it"
+    if "://" not in uri or uri.startswith("file:"):
+        return "Folders are no longer a store of MLflow: unset MLFLOW_TRACKING_URI, or set it to sqlite:///PATH.db"
+    if not uri.startswith("sqlite:"):
+        return "Start its server or set MLFLOW_TRACKING_URI"
+    if "not a database" in cause or "malformed" in cause:
+        return "The file is damaged: delete it and mlartifacts, which the next sync fills from runs/"
+    if "readonly" in cause or "read-only" in cause or "permission" in cause or "unable to open" in cause:
+        return f"Permission is missing: chmod u+w {shlex.quote(uri.removeprefix('sqlite:///'))} and its folder"
+    return "Set MLFLOW_TRACKING_URI to another store, or delete this one: runs/ has everything in it"
 
 
 def _report(error: Exception) -> None:
@@ -177,4 +208,4 @@ def _root_cause(error: BaseException) -> str:
         return str(error)
     while inner := error.__cause__ or error.__context__:
         error = inner
-    return f"{type(error).__name__}: {error}".splitlines()[0][:200]
+    return f"{type(error).__name__}: {error}".splitlines()[0][:500]

@@ -79,9 +79,10 @@ class Store:
             self.delete_live(trained_key)
         return run
 
-    def complete_runs(self, condition: str = "") -> dict[tuple[str, str], str]:
-        """(key, MD5 of the content) -> run id, for all complete runs; `condition` narrows the search."""
-        runs = self.search(f"tags.`{STATE}` = 'complete'{condition}")
+    def complete_runs(self, condition: str = "", *, deleted: bool = False) -> dict[tuple[str, str], str]:
+        """(key, MD5 of the content) -> run id, for all complete runs, or those that the user deleted; `condition` narrows the
+        search."""
+        runs = self.search(f"tags.`{STATE}` = 'complete'{condition}", deleted=deleted)
         return {(run.data.tags.get("key", ""), run.data.tags.get(CONTENT, "")): run.info.run_id for run in runs}
 
     def create(self, record: Record, state: str) -> str:
@@ -150,11 +151,16 @@ class Store:
         self.call("set_tag", run, STATE, "replaced")  # distinguishes it from runs that the user deleted, see _restore
         self.call("delete_run", run)
 
-    def search(self, condition: str) -> list[Any]:
+    def search(self, condition: str, *, deleted: bool = False) -> list[Any]:
+        from mlflow.entities import ViewType
+
+        view = ViewType.DELETED_ONLY if deleted else ViewType.ACTIVE_ONLY
         found: list[Any] = []
         token: str | None = ""
         while token is not None:
-            page = self.call("search_runs", [self.experiment], condition, max_results=PAGE_SIZE, page_token=token or None)
+            page = self.call(
+                "search_runs", [self.experiment], condition, run_view_type=view, max_results=PAGE_SIZE, page_token=token or None
+            )
             found += page
             token = page.token or None
         return found
@@ -221,13 +227,19 @@ def _find_or_create_experiment(client: Any, uri: str, study: str) -> str:
         experiment = client.get_experiment_by_name(study)
     if experiment.lifecycle_stage == "deleted":
         _restore(client, experiment.experiment_id)
-    actual, expected = experiment.artifact_location, _artifact_location(uri, study)
-    if expected and actual.endswith(f"/mlartifacts/{study}") and actual != expected:
+    reject_moved(uri, experiment.artifact_location)
+    return str(experiment.experiment_id)
+
+
+def reject_moved(uri: str, location: str) -> None:
+    """Raise InputError if a local database keeps its files (`location`) beside another database: the checkout was copied."""
+    database = _database_path(uri)
+    folder, found, _ = location.partition("/mlartifacts")
+    if database and found and folder != database.parent.as_uri() and folder != str(database.parent):
         raise InputError(
-            f"this mlflow.db keeps its files in {actual}, not in {expected}: the checkout was moved or copied. "
+            f"this mlflow.db keeps its files in {folder}/mlartifacts, not beside it: the checkout was moved or copied. "
             "Delete mlflow.db and mlartifacts here; `quintet sync` restores them from runs/"
         )
-    return str(experiment.experiment_id)
 
 
 def _create(client: Any, uri: str, study: str) -> None:

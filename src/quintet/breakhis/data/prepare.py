@@ -11,9 +11,10 @@ from numpy.typing import NDArray
 from PIL import Image as PillowImage
 
 from quintet.arrays import new_array
+from quintet.breakhis.data.classes import MAGNIFICATIONS
 from quintet.breakhis.data.folds import make_folds
 from quintet.breakhis.data.prepared import Prepared, load
-from quintet.breakhis.data.tree import MAGNIFICATIONS, Image, missing_magnifications, read_tree
+from quintet.breakhis.data.tree import Image, missing_magnifications, read_tree
 from quintet.errors import InputError, InputProblemsError
 from quintet.files import atomic_folder, md5, reject_overlap, write_json
 from quintet.imaging.duplicates import near_pairs, perceptual_hash

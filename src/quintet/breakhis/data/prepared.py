@@ -13,8 +13,8 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from quintet.breakhis.data.classes import CLASSES, MAGNIFICATIONS, TYPES
 from quintet.breakhis.data.sampling import PatientRows
-from quintet.breakhis.data.tree import CLASSES, MAGNIFICATIONS, TYPES
 from quintet.errors import InputError
 
 

@@ -1,33 +1,18 @@
 """The BreaKHis tree: .../{benign,malignant}/SOB/{type}/{patient}/{40X,...}/SOB_B_A-14-22549AB-40-001.png (Spanhol 2016)."""
 
-import os
 import re
 from collections import defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
+from quintet.breakhis.data.classes import CLASSES, MAGNIFICATIONS, TYPES, class_of
+from quintet.imaging.folders import files_below, print_passed_over, with_suffix
 from quintet.imaging.pictures import PICTURES
+from quintet.tables import spelled_alike
 
-MAGNIFICATIONS = ("40X", "100X", "200X", "400X")
-CLASSES = ("benign", "malignant")
-TYPES = {  # folder -> code in names; four benign, four malignant
-    "adenosis": "A",
-    "fibroadenoma": "F",
-    "phyllodes_tumor": "PT",
-    "tubular_adenoma": "TA",
-    "ductal_carcinoma": "DC",
-    "lobular_carcinoma": "LC",
-    "mucinous_carcinoma": "MC",
-    "papillary_carcinoma": "PC",
-}
-BENIGN = tuple(TYPES)[:4]
 NAME = re.compile(r"SOB_(?P<letter>[BM])_(?P<code>[A-Z]+)-(?P<patient>\d+-[0-9A-Z]+)-(?P<factor>\d+)-\d+")
 LAYOUT = "{benign,malignant}/SOB/TYPE/PATIENT/{40X,100X,200X,400X}/NAME.png"
-
-
-def class_of(tumour_type: str) -> str:
-    return "benign" if tumour_type in BENIGN else "malignant"
 
 
 def case_number(patient: str) -> str:
@@ -56,38 +41,29 @@ def parse_name(stem: str) -> tuple[str, str, str] | None:
     return tumour_type, match["patient"], f"{match['factor']}X"
 
 
-def picture_files(folder: Path) -> list[Path]:
-    """All images below a folder, following links; without hidden files and folders (macOS writes ._NAME beside each file)."""
-    found, visited = [], set[str]()
-    for parent, folders, names in os.walk(folder, followlinks=True):
-        folders[:] = [name for name in folders if not name.startswith(".")]
-        if (real := os.path.realpath(parent)) in visited:  # a link to a parent folder
-            folders.clear()
-            continue
-        visited.add(real)
-        found += [Path(parent) / n for n in names if Path(n).suffix.lower() in PICTURES and not n.startswith(".")]
-    return sorted(found)
-
-
 def read_tree(raw: Path) -> tuple[list[Image], list[str]]:
     """All images whose names and folders agree, and one sentence per problem. Pixels are not read here."""
     raw = Path(raw)
     if not raw.is_dir():
         return [], [f"{raw}: no such folder; breakhis.raw must be a folder with the tree {LAYOUT}"]
-    files = picture_files(raw)
+    files, others = with_suffix(files_below(raw), PICTURES)
     images: list[Image] = []
-    problems, seen = [], dict[str, Path]()
+    problems, seen, misplaced = [], dict[str, Path](), dict[tuple[Path, str], list[str]]()
     for path in files:
         where = path.relative_to(raw)
         image = _parse_path(path)
         if isinstance(image, str):
-            problems.append(f"{where}: {image}")
+            misplaced.setdefault((where.parent, image), []).append(where.name)
         elif path.stem in seen:
             problems.append(f"{where}: {path.stem} also exists as {seen[path.stem]}; delete one of them")
         else:
             seen[path.stem] = where
             images.append(image)
+    for (folder, wrong), names in misplaced.items():  # one sentence per folder: a wrong folder holds many pictures
+        more = f" and {len(names) - 1} others" if len(names) > 1 else ""
+        problems.append(f"{folder / names[0]}{more}: {wrong}")
     if not images:
+        print_passed_over(others, raw, ", ".join(PICTURES))
         found = f"{len(files)} pictures, but none in such a folder" if files else "no .png or .jpg below it"
         return [], [f"{raw}: expected images at .../{LAYOUT}; found {found}", *problems[:3]]
     for name in CLASSES:
@@ -100,7 +76,8 @@ def _parse_path(path: Path) -> Image | str:
     """The image, or what is wrong with its folder or name."""
     folders = path.absolute().parts[-6:-1]  # the folders may be above a relative path
     if len(folders) < 5 or folders[0] not in CLASSES or folders[1] != "SOB" or folders[2] not in TYPES:
-        return f"not at .../{LAYOUT}; move it there or out of the tree"
+        alike = [f"{name} for {folder}" for folder in folders[:3] if (name := _meant(folder)) and name != folder]
+        return f"not at .../{LAYOUT}; " + (f"write {', '.join(alike)}" if alike else "move it there or out of the tree")
     tumour_class, _, tumour_type, folder, magnification = folders
     named = parse_name(path.stem)
     if named is None:
@@ -113,6 +90,11 @@ def _parse_path(path: Path) -> Image | str:
     ]:
         return f"{'; '.join(wrong)}; one of them is wrong"
     return Image(path, named[1], tumour_class, tumour_type, magnification)
+
+
+def _meant(folder: str) -> str | None:
+    """The folder of the layout that a name is most like."""
+    return spelled_alike(folder, (*CLASSES, "SOB", *TYPES))
 
 
 def _patients_in_both_classes(images: Iterable[Image]) -> list[str]:

@@ -8,8 +8,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from quintet.breakhis.data.classes import CLASSES
 from quintet.breakhis.data.sampling import PatientRows
-from quintet.breakhis.data.tree import CLASSES
 from quintet.breakhis.evaluation.figures import ImageWithMap, plot_cams
 from quintet.breakhis.evaluation.inference import Images, Model
 from quintet.breakhis.evaluation.metrics import Predicted

@@ -13,7 +13,7 @@ from matplotlib.axes import Axes
 from numpy.typing import NDArray
 from sklearn.metrics import confusion_matrix, precision_recall_curve, roc_curve
 
-from quintet.breakhis.data.tree import CLASSES, TYPES
+from quintet.breakhis.data.classes import CLASSES, TYPES
 from quintet.breakhis.evaluation.metrics import Predicted
 from quintet.calibration import reliability
 from quintet.figures import new_figure, plot_learning_curves, save_figure

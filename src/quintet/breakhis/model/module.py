@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
 from quintet.backbones import weights_path
+from quintet.breakhis.data.classes import MAGNIFICATIONS
 from quintet.breakhis.data.prepared import Prepared
 from quintet.breakhis.data.sampling import (
     MISSING,
@@ -22,7 +23,6 @@ from quintet.breakhis.data.sampling import (
     epoch_quadruples,
     utilisation,
 )
-from quintet.breakhis.data.tree import MAGNIFICATIONS
 from quintet.breakhis.model.augmentation import Augmentation
 from quintet.breakhis.model.losses import focal_loss, mixup, soft_targets
 from quintet.breakhis.model.networks import MagnificationNet, weights_url

@@ -14,7 +14,7 @@ from efficientnet_pytorch.utils import BlockDecoder, efficientnet, url_map
 from torch import Tensor, nn
 
 from quintet.backbones import IMAGENET_MEAN, IMAGENET_SD, LITE0_MEAN, LITE0_SD, build_lite0
-from quintet.breakhis.data.tree import CLASSES, MAGNIFICATIONS, TYPES
+from quintet.breakhis.data.classes import CLASSES, MAGNIFICATIONS, TYPES
 
 HEADS = 8  # of multi-head attention
 SCALES = (1, 2, 4)  # grids of the spatial attention pooling

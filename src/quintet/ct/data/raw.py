@@ -8,6 +8,7 @@ import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from unicodedata import normalize
 
 import pandas as pd
 
@@ -15,14 +16,17 @@ from quintet.ct.data.prepared import CubeFormat
 from quintet.errors import InputError
 from quintet.imaging.cubes import Cube, Scan, Volume, to_cube
 from quintet.imaging.dicom import dicom_files, read_series
+from quintet.imaging.folders import files_below, is_hidden, print_passed_over, with_suffix
 from quintet.imaging.volumes import NIFTI, read_nifti
 from quintet.subjects import same_files
-from quintet.tables import read_text_table
+from quintet.tables import read_text_table, spelled_alike
 
 LABELS = "labels.csv"
+TABLES = (".csv", ".tsv", ".txt", ".json", ".md")  # files beside the scans that are no scans
 NOT_FINDINGS = ("study", "patient")
 MAX_TOP = 0.2  # share of voxels above the window; of 250 crops around nodules at most 0.04
 WHOLE_CHEST_MM, SOFT_TISSUE_HU, MIN_SOFT = 150.0, (-200.0, 300.0), 0.02  # scans of this extent have more soft tissue
+FINEST_MM = 0.25  # no CT scanner has voxels of a chest that are finer along all axes
 MAX_SHOWN = 20  # problems of labels.csv in one message
 
 
@@ -39,21 +43,29 @@ class Labels:
 
 
 def find_scans(raw: Path) -> dict[str, Path]:
-    """Every scan in `raw`, sorted by name: name -> series folder or NIfTI file.
+    """Every scan in `raw`, sorted by name: name -> series folder or NIfTI file, which may be in a folder of its own. Prints how
+    many other files were passed over.
 
     Raises InputError if there is none, or if two entries have the same name.
     """
     if not Path(raw).is_dir():
         raise InputError(f"{raw}: no such folder; expected one entry per scan (a DICOM series folder or a NIfTI file)")
     found: dict[str, Path] = {}
+    passed = []
     for path in sorted(Path(raw).iterdir()):
         suffix = next((end for end in reversed(NIFTI) if path.name.lower().endswith(end)), None)
-        if path.name.startswith(".") or not (path.is_dir() or suffix):
+        if is_hidden(path.name):
             continue
-        name = path.name[: -len(suffix)] if suffix else path.name
+        if not (path.is_dir() or suffix):
+            passed += [path] if path.suffix.lower() not in TABLES else []
+            continue
+        name = normalize("NFC", path.name[: -len(suffix)] if suffix else path.name)
+        if path.is_dir() and len(inside := files_below(path)) == 1 and with_suffix(inside, NIFTI)[0]:
+            path = inside[0]
         if name in found:
             raise InputError(f"{path} and {found[name]} are both scan {name}; keep one")
         found[name] = path
+    print_passed_over(passed, raw, "a folder with a DICOM series, or a NIfTI file, per scan")
     if not found:
         raise InputError(f"{raw}: contains no scan; expected DICOM series folders or NIfTI files")
     return found
@@ -67,7 +79,8 @@ def read_labels(raw: Path, wanted: Sequence[str] | None = None, *, file: str = L
         raise InputError(f"{path}: no such file; expected a CSV file with study,finding_1,... (0 or 1) and, if known, patient")
     table = read_text_table(path)
     findings = [name for name in table if name not in NOT_FINDINGS]
-    problems = [] if "study" in table else ["there is no column `study`"]
+    meant = "" if "study" in table else spelled_alike("study", list(table))
+    problems = [] if "study" in table else ["there is no column `study`" + (f"; is it {meant!r}? Rename it" if meant else "")]
     problems += [] if findings else ["there is no column of a finding (0 or 1)"]
     problems += [] if len(table) else ["there is no row"]
     if not problems:
@@ -102,8 +115,15 @@ def _row_problems(table: pd.DataFrame, findings: list[str]) -> list[str]:
 def match(scans: dict[str, Path], labels: Labels) -> tuple[list[str], list[str]]:
     """The names of the scans that have labels, sorted, and a problem for each scan without labels and each label without scan."""
     labelled = labels.table.index
-    problems = [f"{scans[name]}: scan {name} is not in {LABELS}; add a row for it" for name in scans if name not in labelled]
-    problems += [f"{LABELS}: scan {n} has neither a folder nor a NIfTI file of that name" for n in labelled if n not in scans]
+    without_scan = [name for name in labelled if name not in scans]
+    alike = {name: spelled_alike(name, without_scan) for name in scans if name not in labelled}
+    problems = [
+        f"{scans[name]}: scan {name} is not in {LABELS}; "
+        + (f"it has {meant!r}: write both alike" if meant else "add a row for it")
+        for name, meant in alike.items()
+    ]
+    told = set(alike.values())
+    problems += [f"{LABELS}: scan {n} has neither a folder nor a NIfTI file of that name" for n in without_scan if n not in told]
     known = [name for name in sorted(scans) if name in labelled]
     files = {name: dicom_files(scans[name]) if scans[name].is_dir() else [scans[name]] for name in known}
     problems += same_files({name: paths[:1] for name, paths in files.items()}, labels.table["patient"].to_dict())
@@ -142,7 +162,11 @@ def read_cube(path: Path, cubes: CubeFormat, *, threads: int = 1) -> tuple[Cube,
 
 
 def _check_tissue(cube: Cube, scan: Scan, cubes: CubeFormat) -> None:
-    """Raise InputError if the values are not those of a chest though their range is: negated, or shifted by an intercept."""
+    """Raise InputError if the size or the values are not those of a chest though their range is: in cm, negated, or shifted by an
+    intercept."""
+    if max(scan.grid.spacing_mm) < FINEST_MM:
+        shown = " x ".join(f"{v:.3g}" for v in scan.grid.spacing_mm)
+        raise InputError(f"a voxel size of {shown} mm is finer than scanners resolve; is its affine in cm? Write it in mm")
     low, high = cubes.window_hu
     top = float((cube == 255).mean())
     if top > MAX_TOP:
@@ -157,7 +181,7 @@ def _check_tissue(cube: Cube, scan: Scan, cubes: CubeFormat) -> None:
 def fingerprint(path: Path) -> str:
     """A hash of the names, sizes and modification times of a scan's files."""
     files = dicom_files(path) if path.is_dir() else [path]
-    return hash_of([(f.name, f.stat().st_size, f.stat().st_mtime_ns) for f in files])
+    return hash_of([(f.name, f.stat().st_size, f.stat().st_mtime_ns) for f in files if f.exists()])
 
 
 def hash_of(value: object) -> str:

@@ -26,7 +26,7 @@ from quintet.fusion.data.raw import (
     read_table,
     read_vectors,
 )
-from quintet.fusion.data.segmentation import TABLE, Mask, mask_of, segmenter_for, stored_masks
+from quintet.fusion.data.segmentation import TABLE, Mask, cache_folder, mask_of, segmenter_for, stored_masks
 from quintet.fusion.data.tabular import Files, read_tables, subjects_of
 from quintet.fusion.data.vectors import VectorEncoder, encode
 from quintet.imaging.boxes import bounds_mm, sample_cube
@@ -35,6 +35,7 @@ from quintet.params.fusion import CLINICAL
 from quintet.subjects import describe, same_files
 from quintet.tables import read_text_table, spelled_alike
 
+CHECKED_SIZE = 4  # of the cubes that `check` makes
 MAX_SD = 20.0  # from the training mean: what is farther is an error, or a code such as -999
 MIN_OVERLAP = 0.3  # of the smaller one of two images' boxes
 MAX_INTENSITY = 4.0  # times the upper percentile: lesions may be brighter than it, stray voxels are clipped
@@ -49,19 +50,11 @@ def check(raw: Path, params: Fusion) -> list[str]:
     print(overview(raw, patients, preparation))
     people = dict(zip(patients, subjects_of(list(patients), params.data), strict=True))
     print(describe(list(people), list(people.values()), "fusion.data.subject_pattern"))
-    for name, files in patients.items():
-        boxes = {}
-        for modality, path in files.items():
-            try:
-                array, grid = read_image(path)
-                boxes[modality] = bounds_mm(np.ones(array.shape, bool), grid)
-            except InputError as error:
-                problems.append(f"patient {name}: {error}")
-        if boxes:
-            try:
-                _check_overlap(list(boxes), np.stack(list(boxes.values())))
-            except InputError as error:
-                problems.append(f"patient {name}: {error}")
+    small = preparation.model_copy(update={"size": CHECKED_SIZE})
+    cache = cache_folder()  # of the current folder, which worker processes may not share
+    checked = (delayed(_check_images)(name, files, small, cache) for name, files in patients.items() if files)
+    for wrong in Parallel(n_jobs=-1, batch_size=8)(checked):
+        problems += wrong
     problems += same_files({name: list(files.values()) for name, files in patients.items()}, people)
     try:
         problems += read_tables(raw, patients, tables, params)[1]
@@ -69,6 +62,25 @@ def check(raw: Path, params: Fusion) -> list[str]:
         problems += error.problems
     except InputError as error:
         problems.append(str(error))
+    return problems
+
+
+def _check_images(name: str, files: Files, preparation: Preparation, cache: Path) -> list[str]:
+    """What preparation would say of a patient's images; masks that only TotalSegmentator can make are taken as whole images."""
+    problems, masks = [], dict[str, Mask]()
+    for modality, path in files.items():
+        segmenter = segmenter_for(preparation.segmentation, modality)
+        try:
+            if segmenter.kind == "totalsegmentator":
+                masks[modality] = np.ones(read_image(path)[0].shape, bool)
+            else:
+                masks[modality] = mask_of(path, segmenter, cache)[0]
+        except InputError as error:
+            problems.append(f"patient {name}: {error}")
+    try:
+        make_cubes(files, masks, preparation)
+    except InputError as error:
+        problems.append(f"patient {name}: {error}")
     return problems
 
 

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 
 from quintet.errors import InputError
 from quintet.fusion.data.preparation import Preparation
+from quintet.imaging.folders import is_hidden, with_suffix
 from quintet.imaging.volumes import NIFTI, Grid, read_nifti
 from quintet.params.fusion import FusionColumns
 from quintet.tables import read_text_table, spelled_alike
@@ -67,7 +68,7 @@ def find_patients(
         if files:
             patients[name] = own
         elif modalities and name not in patients:
-            inside = sorted(p.name for p in folder.iterdir() if not p.name.startswith("."))
+            inside = sorted(p.name for p in folder.iterdir() if not is_hidden(p.name))
             if inside and all(name.lower().endswith(DOCUMENTS) for name in inside):
                 continue
             held = f"only {', '.join(inside[:3])}" if inside else "nothing"
@@ -83,19 +84,18 @@ def overview(raw: Path, patients: Mapping[str, Mapping[str, Path]], preparation:
     passed: Counter[str] = Counter()
     for folder in _folders(raw):
         used = set(patients.get(normalize("NFC", folder.name), {}).values())
-        passed.update(p.name.replace(folder.name, "*") for p in folder.iterdir() if p not in used and not p.name.startswith("."))
+        passed.update(p.name.replace(folder.name, "*") for p in folder.iterdir() if p not in used and not is_hidden(p.name))
     found = f"{len(patients)} patients" + (": " + ", ".join(f"{m} {count}" for m, count in counts.items()) if counts else "")
     left = f"; {sum(passed.values())} passed over: " + ", ".join(f"{n} ({c})" for n, c in passed.most_common(5)) if passed else ""
     return found + left + (", ..." if len(passed) > 5 else "")
 
 
 def _folders(raw: Path) -> list[Path]:
-    left_out = (FEATURES, "__MACOSX")
-    return sorted(p for p in Path(raw).iterdir() if p.is_dir() and not p.name.startswith(".") and p.name not in left_out)
+    return sorted(p for p in Path(raw).iterdir() if p.is_dir() and not is_hidden(p.name) and p.name != FEATURES)
 
 
 def _images(folder: Path) -> list[Path]:
-    return sorted(p for p in folder.iterdir() if p.name.lower().endswith(NIFTI) and not p.name.startswith("."))
+    return with_suffix(sorted(p for p in folder.iterdir() if not is_hidden(p.name)), NIFTI)[0]
 
 
 def _modalities_of(path: Path, names: Mapping[str, Sequence[str]]) -> list[str]:

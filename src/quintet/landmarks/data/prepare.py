@@ -1,7 +1,7 @@
 """Turn a raw folder into the prepared data set.
 
 Raw: `annotations.csv` (no header: row, x1, y1, ..., x15, y15, stem; pixels of the original image) and
-`images/<any folder>/<stem>.png|jpg|jpeg`. Phantoms also have `truth.csv`, their landmarks without label noise.
+`<stem>.png|jpg|jpeg` anywhere below images/. Phantoms also have `truth.csv`, their landmarks without label noise.
 """
 
 from collections import defaultdict
@@ -21,6 +21,7 @@ from quintet import splits
 from quintet.errors import InputError, InputProblemsError
 from quintet.files import atomic_folder, reject_overlap
 from quintet.imaging.duplicates import near_groups, perceptual_hash
+from quintet.imaging.folders import files_below, print_passed_over, with_suffix
 from quintet.imaging.pictures import PICTURES, read_grey, resize
 from quintet.landmarks.data.anatomy import CATEGORIES, LANDMARKS
 from quintet.landmarks.data.plausibility import problem, problem_of_all
@@ -83,9 +84,10 @@ def read_annotations(raw: Path) -> tuple[list[Row], list[str]]:
 
 def _image_files(raw: Path) -> dict[str, list[Path]]:
     files: dict[str, list[Path]] = defaultdict(list)
-    for path in sorted((raw / "images").glob("*/*")):
-        if path.suffix.lower() in PICTURES:
-            files[normalize("NFC", path.stem)].append(path)
+    pictures, others = with_suffix(files_below(raw / "images"), PICTURES)
+    print_passed_over(others, raw / "images", ", ".join(PICTURES))
+    for path in pictures:
+        files[normalize("NFC", path.stem)].append(path)
     return files
 
 
@@ -119,7 +121,7 @@ def _parse(number: int, cells: list[str], files: dict[str, list[Path]]) -> Row:
         raise InputError(f"{stem}: its category (the stem's prefix) is not one of {', '.join(f'{c}-' for c in CATEGORIES)}")
     found = files.get(stem, [])
     if not found:
-        raise InputError(f"{stem}: no image images/*/{stem}.png, .jpg or .jpeg")
+        raise InputError(f"{stem}: no image {stem}.png, .jpg or .jpeg below images/")
     if len(found) > 1:
         raise InputError(f"{stem}: {len(found)} images of that name ({', '.join(map(str, found))}); keep one")
     return Row(number, stem, points, found[0])

@@ -15,9 +15,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from quintet.errors import InputError, InputProblemsError
+from quintet.imaging.folders import is_hidden, print_passed_over, with_suffix
 from quintet.imaging.volumes import NIFTI, Grid, read_nifti
 from quintet.perfusion.data.prepared import SIDES
 from quintet.subjects import same_files, subject_of
+from quintet.tables import read_text
 
 IMAGE = re.compile(r"^(?P<case>.+)_(?P<channel>\d{4})\.nii(\.gz)?$", re.IGNORECASE)
 LABEL = re.compile(r"^(?P<case>.+)\.nii(\.gz)?$", re.IGNORECASE)
@@ -46,11 +48,13 @@ def read_dataset(raw: Path, subject_pattern: str) -> tuple[Dataset | None, list[
     if not raw.is_dir():
         return None, [f"{raw}: no such folder; perfusion.raw must hold dataset.json, imagesTr/ and labelsTr/"]
     try:
-        channels, values = _describe(json.loads(description.read_text(encoding="utf-8-sig")))
-    except FileNotFoundError:
-        return None, [f"{description}: missing; it names the channels and the label values (nnU-Net v2's raw format)"]
-    except (InputError, OSError, ValueError, TypeError, AttributeError) as error:
-        return None, [f"{description}: {error}"]
+        if not description.exists():
+            raise InputError("missing; it names the channels and the label values (nnU-Net v2's raw format)")
+        channels, values = _describe(json.loads(read_text(description)))
+    except json.JSONDecodeError as error:
+        return None, [f"{description}: no valid JSON ({error}); correct it"]
+    except InputError as error:
+        return None, [f"{description}: {str(error).removeprefix(f'{description}: ')}"]
     images, problems = find_images(raw / "imagesTr", len(channels))
     labels, more = find_labels(raw / "labelsTr")
     problems += more
@@ -91,24 +95,28 @@ def _describe(description: dict[str, Any]) -> tuple[tuple[str, ...], tuple[froze
             f"channel_names: channels 0 and 1 must be the left and the right artery's map, got {wrong[0]!r} in {names}"
         )
     labels = {name: value for name, value in description["labels"].items() if name.lower() != "background"}
+    if any(not isinstance(v, int) or isinstance(v, bool) for value in labels.values() for v in _listed(value)):
+        raise InputError(f"labels: values must be whole numbers or lists of them, got {description['labels']}")
     found: list[set[int]] = []
     for side in SIDES:
         ours = [v for name, v in labels.items() if re.match(rf"({side}|{side[0]}ica)", name.lower())]
         if len(ours) != 1:
             raise InputError(f'labels needs one entry "{side}" (or "{side[0].upper()}ICA"), got {sorted(labels)}')
-        found.append(set(ours[0]) if isinstance(ours[0], list) else {ours[0]})
+        found.append(set(_listed(ours[0])))
     for name, value in labels.items():
         if re.match(r"(both|overlap)", name.lower()):
             for side_values in found:
-                side_values.update(value if isinstance(value, list) else [value])
+                side_values.update(_listed(value))
         elif not re.match(r"(left|lica|right|rica)", name.lower()):
             raise InputError(f"labels: {name!r} is not left, right, both or background; remove it and set its voxels to 0")
-    if any(not isinstance(v, int) or isinstance(v, bool) for values in found for v in values):
-        raise InputError(f"labels: values must be whole numbers, got {description['labels']}")
     if min([0, *found[0], *found[1]]) < 0 or 0 in found[0] | found[1] or not (found[0] - found[1] and found[1] - found[0]):
         raise InputError(f"labels: each side needs a positive value of its own, got {description['labels']}")
     channels = tuple(str(names[str(i)]) for i in range(len(names)))
     return channels, (frozenset(found[0]), frozenset(found[1]))
+
+
+def _listed(value: Any) -> list[Any]:
+    return value if isinstance(value, list) else [value]
 
 
 def find_images(folder: Path, channels: int) -> tuple[dict[str, tuple[Path, ...]], list[str]]:
@@ -155,7 +163,9 @@ def find_labels(folder: Path) -> tuple[dict[str, Path], list[str]]:
 
 
 def _volumes(folder: Path) -> list[Path]:
-    return sorted(p for p in folder.iterdir() if p.name.lower().endswith(NIFTI) and not p.name.startswith("."))
+    volumes, others = with_suffix(sorted(p for p in folder.iterdir() if not is_hidden(p.name)), NIFTI)
+    print_passed_over(others, folder, " or ".join(NIFTI))
+    return volumes
 
 
 def _name(parts: re.Match[str]) -> str:

@@ -84,9 +84,14 @@ def check(raw: Path, params: Perfusion) -> list[str]:
     return problems
 
 
-def print_doubts(case: str, images: NDArray[np.float32], grid: Grid, label: NDArray[np.bool_] | None = None) -> None:
+def print_doubts(
+    case: str, images: NDArray[np.float32], grid: Grid, label: NDArray[np.bool_] | None = None, *, found: list[str] | None = None
+) -> None:
+    """Print what is doubtful about a case, and add it to `found`."""
     for doubt in image_doubts(images) + (label_doubts(images, grid, label) if label is not None else []):
         print(f"warning: {case}: {doubt}")
+        if found is not None:
+            found.append(f"{case}: {doubt}")
 
 
 def make_folds(raw: Path, cases: list[Case], params: PerfusionData) -> list[Fold]:
@@ -94,7 +99,7 @@ def make_folds(raw: Path, cases: list[Case], params: PerfusionData) -> list[Fold
     person is in both train and val of a fold."""
     path = Path(raw) / "splits_final.json" if params.split == "auto" else Path(params.split)
     if params.split != "auto" and not path.is_file():
-        raise InputError(f"perfusion.data.split: {path}: no such file; auto makes folds by person")
+        raise InputError(f"perfusion.data.split: {path}: no such file; auto makes folds by person{splits.unknown_to_git()}")
     if path.is_file():
         return _read_folds(path, cases, params.folds)
     subjects = [case.subject for case in cases]
@@ -135,8 +140,9 @@ def _read_folds(path: Path, cases: list[Case], count: int) -> list[Fold]:
     return folds
 
 
-def prepare(raw: Path, out: Path, params: Perfusion) -> tuple[Prepared, list[str]]:
-    """Write the prepared data set to `out`, atomically; returns it and one sentence per problem that was skipped.
+def prepare(raw: Path, out: Path, params: Perfusion, *, doubts: list[str] | None = None) -> tuple[Prepared, list[str]]:
+    """Write the prepared data set to `out`, atomically; returns it and one sentence per problem that was skipped. Adds a sentence
+    to `doubts` for each thing that is doubtful, but no fault.
 
     All problems of the raw folder are listed at once; with `on_error: skip` the cases concerned are left out instead.
     """
@@ -149,7 +155,9 @@ def prepare(raw: Path, out: Path, params: Perfusion) -> tuple[Prepared, list[str
     if not drawn.keys() >= {case.name for case in dataset.cases}:
         drawn = {}
     with atomic_folder(out) as folder:
-        table, geometry, spacing_mm = _resample_cases(dataset, problems, folder, params.data.normalisation, drawn, skip=skip)
+        table, geometry, spacing_mm = _resample_cases(
+            dataset, problems, folder, params.data.normalisation, drawn, doubts, skip=skip
+        )
         if problems and (not skip or table.empty):
             hint = "" if skip else " (perfusion.data.on_error=skip would leave these cases out)"
             raise InputProblemsError(f"{raw}{hint}", problems)
@@ -166,10 +174,17 @@ def prepare(raw: Path, out: Path, params: Perfusion) -> tuple[Prepared, list[str
 
 
 def _resample_cases(
-    dataset: Dataset, problems: list[str], folder: Path, normalisation: Normalisation, drawn: dict[str, Path], *, skip: bool
+    dataset: Dataset,
+    problems: list[str],
+    folder: Path,
+    normalisation: Normalisation,
+    drawn: dict[str, Path],
+    doubts: list[str] | None,
+    *,
+    skip: bool,
 ) -> tuple[pd.DataFrame, list[Geometry], list[float]]:
     """Write each case to folder/NUMBER.npz, one in memory at a time. Returns the table of cases, their geometry and the median
-    spacing; adds to `problems`."""
+    spacing; adds to `problems` and `doubts`."""
     spacings = []
     for case in dataset.cases:
         with suppress(InputError):  # read_case reports it
@@ -180,7 +195,7 @@ def _resample_cases(
     for case in dataset.cases:
         try:
             channels, grid, label = read_case(case, dataset)
-            print_doubts(case.name, channels, grid, label)
+            print_doubts(case.name, channels, grid, label, found=doubts)
             sides = {"truth": label}
             if case.name in drawn:
                 sides["oracle"] = read_label(replace(case, label=drawn[case.name]), grid, dataset.values)
