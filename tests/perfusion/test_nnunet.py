@@ -86,7 +86,20 @@ def damage_name(raw):
     image_path(raw).rename(raw / "imagesTr" / "PerfTerr002-v1.nii.gz")
 
 
+def damage_label_names(raw):
+    for path in (raw / "labelsTr").iterdir():
+        path.rename(path.with_name(path.name.replace(".nii", "_0000.nii")))
+
+
+def damage_orientation(raw):
+    path = image_path(raw, channel=1)
+    image = nib.load(path)
+    nib.save(image.as_reoriented([[0, -1], [1, -1], [2, 1]]), path)
+
+
 DAMAGES = {
+    damage_label_names: ("a label has no channel number; rename it to PerfTerr00", "others)"),
+    damage_orientation: ("PerfTerr002-v1_0001", "its axes run", "those of PerfTerr002-v1_0000.nii.gz"),
     damage_missing_channel: ("PerfTerr002-v1_0001", "missing"),
     damage_extra_channel: ("PerfTerr002-v1_0002", "too many"),
     damage_label_without_image: ("PerfTerr099-v1", "without images"),

@@ -78,6 +78,8 @@ def _read_tables(
     labelled = (target["label"] != "") if "label" in target else (target["time"] > 0) & target["event"].isin([0, 1])
     waiting = without_target(clinical, list(patients), Preparation.of(params)) & (data.unlabelled == "keep")
     usable = labelled | (waiting & ~elsewhere)
+    if count := int((waiting & ~elsewhere).sum()):
+        print(f"note: {count} patients have no outcome yet; imputation alone learns from them (unlabelled=refuse lists them)")
     known = (features != "").any(axis=1) if len(features.columns) else pd.Series(False, index=features.index)
     empty = [p for p in patients if not (patients[p] or known[p] or any(p in t.index for t in tables.values()))]
     problems += [

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import nibabel as nib
 import numpy as np
 from numpy.typing import NDArray
 
@@ -58,6 +59,12 @@ def read_dataset(raw: Path, subject_pattern: str) -> tuple[Dataset | None, list[
     images, problems = find_images(raw / "imagesTr", len(channels))
     labels, more = find_labels(raw / "labelsTr")
     problems += more
+    if numbered := [name for name in labels if name[:-5] in images and re.fullmatch(r".+_\d{4}", name)]:
+        others = f" (and {len(numbered) - 1} others)" if len(numbered) > 1 else ""
+        return None, [
+            *problems,
+            f"{labels[numbered[0]]}{others}: a label has no channel number; rename it to {numbered[0][:-5]}.nii.gz",
+        ]
     problems += [
         f"{raw}/imagesTr/{name}_*: no label labelsTr/{name}.nii.gz; add it or move the images to imagesTs/"
         for name in sorted(set(images) - set(labels))
@@ -243,6 +250,9 @@ def read_case(case: Case, dataset: Dataset) -> tuple[NDArray[np.float32], Grid, 
 def _difference(grid: Grid, other: Grid, name: str, remedy: str) -> str:
     if grid.shape != other.shape:
         return f"another shape {grid.shape} than {name} (expected {other.shape}); {remedy}"
+    axes, others = ("".join(nib.aff2axcodes(g.affine)) for g in (grid, other))
+    if axes != others:
+        return f"its axes run {axes}, those of {name} {others}; {remedy}"
     return (
         f"another affine (position, spacing or orientation) than {name}, with equal shapes; compare both in a viewer: if only "
         f"the header was lost, copy the affine, otherwise {remedy}"
