@@ -156,3 +156,15 @@ def test_constant_and_broken_volumes_are_refused():
         to_cube(Volume(broken, grid), 8, WINDOW)
     with pytest.raises(InputError, match="not a volume"):
         to_cube(Volume(broken[:, :, :1], Grid((8, 8, 1), np.eye(4))), 8, WINDOW)
+
+
+@pytest.mark.parametrize(("slices", "box_mm"), [(4, 100.0), (3, 150.0), (6, 160.0)])
+def test_a_thin_scan_is_in_the_cube_or_named(slices, box_mm):
+    """A cube of 16 voxels, some of them thicker than the whole scan of 1 mm slices."""
+    array = np.random.default_rng(0).normal(-500, 200, (40, 40, slices)).astype(np.float32)
+    scan = Volume(array, Grid(array.shape, np.eye(4)))
+    if slices >= box_mm / 16:
+        assert to_cube(scan, 16, WINDOW, box_mm=box_mm).max() > 0
+    else:
+        with pytest.raises(InputError, match=rf"40 x 40 x {slices} mm, fits between two voxels of the cube, .* apart"):
+            to_cube(scan, 16, WINDOW, box_mm=box_mm)

@@ -59,7 +59,7 @@ class Axis:
 
     @staticmethod
     def create(count: int, spacing_mm: float, size: int, target_mm: float) -> "Axis":
-        block = max(1, int(target_mm / spacing_mm + 1e-6))
+        block = min(count, max(1, int(target_mm / spacing_mm + 1e-6)))
         blocks = count // block
         # scan and cube share their centre; positions are in units of blocks, with the centre of the first block at 0
         centre = (count / 2 - block / 2) / block
@@ -79,7 +79,8 @@ def to_cube(scan: Scan, size: int, window_hu: tuple[float, float], *, box_mm: fl
     longest edge.
 
     Memory: the cube and a few slices per thread; the whole scan if it is oblique or sheared. Raises InputError if the scan has
-    fewer than 2 voxels along an axis, is constant, or has values that are not finite or no Hounsfield units.
+    fewer than 2 voxels along an axis, lies between two voxels of the cube, is constant, or has values that are not finite or no
+    Hounsfield units.
     """
     grid = scan.grid
     if min(grid.shape) < 2:
@@ -94,6 +95,11 @@ def to_cube(scan: Scan, size: int, window_hu: tuple[float, float], *, box_mm: fl
         lowest, highest = _fill_oblique(scan, cube, target_mm, window_hu)
     else:
         lowest, highest = _fill_aligned(scan, cube, target_mm, window_hu, threads)
+    if lowest > highest:  # nothing was read
+        raise InputError(
+            f"the scan, {' x '.join(f'{v:.3g}' for v in spacing_mm * grid.shape)} mm, fits between two voxels of the cube, which "
+            f"are {target_mm:.3g} mm apart; choose a smaller box (ct.data.box_mm) or more voxels (ct.data.size)"
+        )
     if lowest == highest:
         raise InputError(f"every voxel is {lowest:g} HU; a constant volume has no content")
     if lowest > AIR_HU or highest > MAX_HU:

@@ -4,7 +4,7 @@ import csv
 import shutil
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -24,7 +24,6 @@ from quintet.params.ct import CtData
 
 FACTS = ("format", "columns", "rows", "slices", "spacing_mm")
 MIN_PATIENTS = 6  # of a split into three parts
-CHECKED_SIZE = 16  # of the cubes that `check` makes
 MIN_STRATUM = 3  # patients with one label set; sets with fewer are stratified together
 CubeOrProblem = tuple[Cube, dict[str, object]] | str
 
@@ -33,7 +32,7 @@ def check(raw: Path, params: Ct) -> list[str]:
     """Every problem of a raw folder, including those in the voxels."""
     scans, labels = find_scans(raw), read_labels(raw, params.data.chosen_findings)
     names, problems = match(scans, labels)
-    cubes = replace(cube_format(params.data), size=CHECKED_SIZE)
+    cubes = cube_format(params.data)
     for name in names:
         try:
             read_cube(scans[name], cubes)
