@@ -8,7 +8,7 @@ from tests.conftest import ROOT
 
 SOURCE = ROOT / "src"
 # Carries values from params, data and records around without changing any result: no stage depends on it.
-PLUMBING = ("errors", "files", "registry", "runs", "stage", "study", "experiment", "params", "tracking")
+PLUMBING = ("errors", "files", "registry", "runs", "stage", "study", "experiment", "params", "tracking", "serving")
 
 
 @cache

@@ -258,6 +258,42 @@ def plan(
     print(planned.table.to_string(index=False), planned.basis, planned.verdict, sep="\n\n")
 
 
+@app.command()
+def promote(
+    run: Annotated[str, typer.Argument(help="A folder under runs/ or an MLflow run id.")],
+    name: Annotated[str | None, typer.Option(help="Registered model in MLflow; default: quintet-STUDY.")] = None,
+    anyway: Annotated[bool, typer.Option("--anyway", help="Register it although the verdict does not support it.")] = False,
+) -> None:
+    """Register a trained run's model in MLflow, if no other configuration is significantly better."""
+    from quintet.experiment import rank_finished
+    from quintet.runs import Record
+    from quintet.serving import promote as promotion
+    from quintet.tracking import resolve_run
+
+    os.chdir(repository_root())
+    folder, params = resolve_run(run), load_params()
+    study = Record.load(folder).study
+    name = name or f"quintet-{study}"
+    ranking = rank_finished(study, params, Path("runs"))
+    version, against = promotion.promote(run, folder, params, ranking, name=name, anyway=anyway)
+    but = f"; but {against}" if against else ""
+    print(f"registered: models:/{name}/{version}, also models:/{name}@{promotion.ALIAS}{but}")
+
+
+@app.command()
+def export(
+    run: Annotated[str, typer.Argument(help="A folder under runs/ or an MLflow run id, of landmarks or perfusion.")],
+    output: Annotated[Path, typer.Option(help="The .onnx file to write.")],
+) -> None:
+    """Write a trained network as an ONNX file, and compare its outputs under onnxruntime with PyTorch's."""
+    from quintet.serving.export import export as export_run
+    from quintet.tracking import resolve_run
+
+    require_empty(output)
+    difference = export_run(resolve_run(run), output)
+    print(f"written: {output}; onnxruntime differs from PyTorch by {difference:.1g} at most")
+
+
 class Engine(StrEnum):
     local = "local"
     ray = "ray"
@@ -298,10 +334,11 @@ def sync(
 ) -> None:
     """Upload the runs under runs/ that MLflow does not have yet, except those that were deleted there."""
     from quintet import tracking
+    from quintet.serving.model import write_model
 
     root = repository_root()
     os.chdir(root)
-    uploaded, existing, deleted = tracking.sync(root, restore=restore)
+    uploaded, existing, deleted = tracking.sync(root, write_model, restore=restore)
     left_out = f", {deleted} deleted there and left out (--restore uploads them)" if deleted else ""
     print(f"MLflow {tracking.tracking_uri()}: {uploaded} uploaded, {existing} already there{left_out}")
 

@@ -49,11 +49,12 @@ def train_selected(name: str, params: Params, data: Path, run: Path) -> Record:
 
 def evaluate_selected(name: str, params: Params, data: Path, run: Path, scores: Path) -> Metrics:
     """Evaluate the selected run into `run`/evaluation and write the metrics that git keeps to `scores`."""
+    from quintet.serving.model import write_model
     from quintet.tracking import upload
 
     metrics = _evaluate(name, params, data, run, detailed=True)
     write_scores(metrics, scores)
-    upload(run)
+    upload(run, write_model)
     return metrics
 
 
@@ -70,6 +71,7 @@ def run_sweep_config(name: str, params: Params, data: Path, out: Path, config: s
 
 
 def _sweep(name: str, params: Params, data: Path, out: Path, config: str, runs: dict[str, tuple[int, int]]) -> list[Metrics]:
+    from quintet.serving.model import write_model
     from quintet.tracking import upload
     from quintet.training.fit import delete_resume_checkpoints
 
@@ -85,7 +87,7 @@ def _sweep(name: str, params: Params, data: Path, out: Path, config: str, runs: 
     for record in records:
         delete_resume_checkpoints(record)
     for place in runs:
-        upload(out / place)
+        upload(out / place, write_model)
     return metrics
 
 

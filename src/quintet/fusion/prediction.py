@@ -23,9 +23,17 @@ Vectors = Sequence[NDArray[np.float32]]
 
 
 def predict_folder(
-    models: Sequence[Model], source: Path, out: Path, problems: list[str], *, overlays: Path | None, ttt: bool = False
+    models: Sequence[Model],
+    source: Path,
+    out: Path,
+    problems: list[str],
+    *,
+    overlays: Path | None,
+    ttt: bool = False,
+    listed: Sequence[str] = (),
 ) -> int:
-    """Predict every patient of a folder with the mean of the models; returns the number of patients.
+    """Predict every patient of a folder with the mean of the models; returns the number of patients. `listed`: further patients,
+    who may have a row in the tables alone.
 
     `out` gets one row per patient: modalities used, probability of each class (or risk), spread over samples, and with `ttt`
     whether the weights were adapted. `overlays`: a folder for one picture of each patient's cubes. Adds a sentence to `problems`
@@ -37,7 +45,9 @@ def predict_folder(
         )
     first = models[0]
     rows = []
-    for name, cubes, vectors, present in read_new(source, first.preparation, first.encoder, first.vector_encoders, problems):
+    for name, cubes, vectors, present in read_new(
+        source, first.preparation, first.encoder, first.vector_encoders, problems, listed=listed
+    ):
         values, spread, adapted = _predict(models, name, cubes, vectors, present, ttt=ttt)
         row: dict[str, Any] = {"patient": name, "modalities": _used(first, present)}
         columns = [f"probability_{label}" for label in first.classes] or ["risk"]

@@ -22,6 +22,7 @@ from quintet.runs import Record, content_md5, finished_runs, load_evaluated
 from quintet.tracking.entries import now_ms
 from quintet.tracking.store import (
     STATE,
+    ModelWriter,
     Store,
     checkout,
     connection_lock,
@@ -31,7 +32,7 @@ from quintet.tracking.store import (
     transfer_timeout,
 )
 
-__all__ = ["LiveRun", "resolve_run", "run_url", "sync", "tracking_uri", "upload"]
+__all__ = ["LiveRun", "resolve_run", "run_id_of", "run_url", "sync", "tracking_uri", "upload"]
 
 reported_stores: set[str] = set()  # stores whose failure was reported already
 
@@ -62,15 +63,16 @@ class LiveRun:
         self._store = None
 
 
-def upload(folder: Path) -> str | None:
-    """Upload a finished run folder unless the store has it already; returns the MLflow run id, or None if that failed."""
+def upload(folder: Path, write_model: ModelWriter | None = None) -> str | None:
+    """Upload a finished run folder unless the store has it already; returns the MLflow run id, or None if that failed.
+    `write_model`: see Store.upload."""
     with _failures_reported():
         record = load_evaluated(Path(folder))
-        return Store(record.study).upload(record, Path(folder), Path.cwd())
+        return Store(record.study).upload(record, Path(folder), Path.cwd(), write_model)
     return None
 
 
-def sync(root: Path, *, restore: bool = False) -> tuple[int, int, int]:
+def sync(root: Path, write_model: ModelWriter | None = None, *, restore: bool = False) -> tuple[int, int, int]:
     """Upload the run folders under root/runs that the store lacks; returns how many were uploaded, how many it had already, and
     how many were left out because the user deleted them in MLflow, unless they are to be restored.
 
@@ -89,7 +91,7 @@ def sync(root: Path, *, restore: bool = False) -> tuple[int, int, int]:
             if run not in complete and run in deleted:
                 left_out += 1
             elif run not in complete:
-                store.upload(record, folder, Path(root))
+                store.upload(record, folder, Path(root), write_model)
                 uploaded += 1
     except InputError:
         raise
@@ -116,6 +118,19 @@ def run_url(record: Record) -> str | None:
         search = quote(f"tags.key = '{record.key}' AND tags.`{STATE}` = 'complete'")
         return f"{_without_credentials(base)}/#/experiments/{Store(record.study).experiment}/runs?searchFilter={search}"
     return None
+
+
+def run_id_of(folder: Path, write_model: ModelWriter) -> str:
+    """The id of a finished run folder's complete run in MLflow, which is uploaded if it is missing. Raises InputError if the
+    store cannot be used."""
+    record = load_evaluated(folder)
+    try:
+        return Store(record.study, ignore_cooldown=True).upload(record, folder, Path.cwd(), write_model)
+    except InputError:
+        raise
+    except Exception as error:
+        where = _without_credentials(tracking_uri())
+        raise InputError(f"the MLflow store {where} cannot be used: {_root_cause(error)}. {_remedy(error)}") from error
 
 
 def resolve_run(run: str) -> Path:

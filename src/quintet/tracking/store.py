@@ -17,6 +17,7 @@ from quintet.runs import Record, content_md5, extra_artifacts, final_metrics, fl
 from quintet.tracking.entries import MetricValue, batches, epoch_metrics, now_ms, read_history, tags_of, valid_name
 
 T = TypeVar("T")
+ModelWriter = Callable[[Path, Path], None]  # (run folder, new folder)
 STATE, CONTENT = "quintet.state", "quintet.content"
 PAGE_SIZE = 1000  # runs per search request
 COOLDOWN_S = 600.0  # how long an unreachable store is not tried again
@@ -47,8 +48,9 @@ class Store:
             cooldown_until[uri] = time.monotonic() + COOLDOWN_S
             raise
 
-    def upload(self, record: Record, folder: Path, root: Path) -> str:
-        """Upload a run folder unless the store has it already; returns the run id.
+    def upload(self, record: Record, folder: Path, root: Path, write_model: ModelWriter | None = None) -> str:
+        """Upload a run folder unless the store has it already; returns the run id. `write_model` makes the `model` folder of a
+        trained run a model of MLflow.
 
         Raises InputError if its metrics cannot be read and FileNotFoundError if the folder is replaced meanwhile.
         """
@@ -64,6 +66,8 @@ class Store:
         try:
             self.log_metrics(run, values)
             self.log_files(run, folder, extra_artifacts(record, folder, root))
+            if write_model and (folder / "model" / "model.pt").is_file():
+                self.log_model(run, folder, write_model)
             if content_md5(record, folder, root) != content:  # MLflow uploads whatever it finds, even nothing
                 raise FileNotFoundError(errno.ENOENT, "replaced", str(folder))
             self.finish(run, content)
@@ -113,6 +117,11 @@ class Store:
                     self.call("log_artifacts", run, str(path), name)
                 else:
                     self._log_file(run, path, name)
+
+    def log_model(self, run: str, folder: Path, write_model: ModelWriter) -> None:
+        with tempfile.TemporaryDirectory() as place, transfer_timeout():
+            write_model(folder, Path(place) / "model")
+            self.call("log_artifacts", run, str(Path(place) / "model"), "model")
 
     def _log_file(self, run: str, path: Path, name: str) -> None:
         artifact_folder, _, file_name = name.rpartition("/")

@@ -85,19 +85,20 @@ def _check_images(name: str, files: Files, preparation: Preparation, cache: Path
 
 
 def find_all_patients(
-    raw: Path, preparation: Preparation, tables: Mapping[str, pd.DataFrame]
+    raw: Path, preparation: Preparation, tables: Mapping[str, pd.DataFrame], listed: Sequence[str] = ()
 ) -> tuple[dict[str, dict[str, Path]], list[str]]:
-    """The files of every patient who has a folder or a row in one of the tables, and a problem for each ambiguous file."""
-    listed = [str(name) for table in tables.values() for name in table.index]
+    """The files of every patient who has a folder or a row in one of the tables, or is listed, and a problem for each ambiguous
+    file."""
+    listed = [*listed, *(str(name) for table in tables.values() for name in table.index)]
     return find_patients(raw, preparation.names, preparation.modalities, listed)
 
 
 def find_new_patients(
-    raw: Path, preparation: Preparation
+    raw: Path, preparation: Preparation, listed: Sequence[str] = ()
 ) -> tuple[dict[str, dict[str, Path]], dict[str, pd.DataFrame], list[str]]:
     """The patients of a folder that may lack tables of some modalities: their files, these tables, and ambiguous files."""
     tables = read_vectors(raw, [name for name in preparation.vectors if (Path(raw) / FEATURES / f"{name}.csv").is_file()])
-    patients, problems = find_all_patients(raw, preparation, tables)
+    patients, problems = find_all_patients(raw, preparation, tables, listed)
     return patients, tables, problems
 
 
@@ -237,10 +238,12 @@ def read_new(
     encoder: Encoder,
     vector_encoders: Mapping[str, VectorEncoder],
     problems: list[str],
+    *,
+    listed: Sequence[str] = (),
 ) -> Iterator[tuple[str, Cubes, list[NDArray[np.float32]], NDArray[np.bool_]]]:
     """Name, cubes, vectors `[W]` (the last one: clinical) and present modalities `[K]` of each patient of a folder without
     labels, one in memory at a time; adds a sentence to `problems` for each image or patient that cannot be read."""
-    patients, tables, ambiguous = find_new_patients(raw, preparation)
+    patients, tables, ambiguous = find_new_patients(raw, preparation, listed)
     problems += ambiguous
     for name, own in tables.items():
         if missing := vector_encoders[name].missing_columns(own):

@@ -135,19 +135,18 @@ class CrossAttention(nn.Module):
         self.attention = nn.MultiheadAttention(channels, HEADS, batch_first=True)
 
     def forward(self, left: Tensor, right: Tensor) -> tuple[Tensor, Tensor]:
-        size = left.shape[-2:]
+        count, size = left.shape[0], left.shape[-2:]  # slices and not chunk, which an export fixes to one batch size
         square = self.pool_size(*size)
         tokens = [F.avg_pool2d(x, square, ceil_mode=True) if square > 1 else x for x in (left, right)]
         grid = tokens[0].shape[-2:]
         # both directions in one call: a batch of [left, right] attends to a batch of [right, left]
         query = self.norm(torch.cat(tokens).flatten(2).transpose(1, 2))  # [2B, tokens, C]
-        key = torch.cat(query.chunk(2)[::-1])
+        key = torch.cat([query[count:], query[:count]])
         attended, _ = self.attention(query, key, key, need_weights=False)
         attended = attended.transpose(1, 2).unflatten(2, grid)
         if square > 1:
             attended = F.interpolate(attended, size=size, mode="bilinear", align_corners=False)
-        to_left, to_right = attended.chunk(2)
-        return left + to_left, right + to_right
+        return left + attended[:count], right + attended[count:]
 
     def pool_size(self, height: int, width: int) -> int:
         """Side of the squares that are averaged: the smallest one that leaves at most `tokens` tokens."""
