@@ -280,6 +280,29 @@ def promote(
     print(f"registered: models:/{name}/{version}, also models:/{name}@{promotion.ALIAS}{but}")
 
 
+class DicomStudy(StrEnum):
+    """Studies whose predictions can be written as DICOM objects."""
+
+    landmarks = "landmarks"
+    perfusion = "perfusion"
+
+
+@app.command()
+def dicom(
+    study: DicomStudy,
+    predictions: Annotated[Path, typer.Option(help="What `quintet predict` wrote: a CSV (landmarks), a folder (perfusion).")],
+    source: Annotated[Path, typer.Option(help="The images: NAME.dcm (landmarks), a folder CASE per series (perfusion).")],
+    output: Annotated[Path, typer.Option(help="Folder for one DICOM file per case.")],
+    person_tags: Annotated[bool, typer.Option("--person-tags", help="Copy the images' person tags to these files.")] = False,
+) -> None:
+    """Write predictions as DICOM objects: structured reports of points (landmarks), segmentations (perfusion)."""
+    from quintet.serving import dicom as objects
+
+    require_empty(output, outside=source)
+    write = objects.write_reports if study is DicomStudy.landmarks else objects.write_segmentations
+    print(f"{write(predictions, source, output, person=person_tags)} DICOM files written: {output}")
+
+
 @app.command()
 def export(
     run: Annotated[str, typer.Argument(help="A folder under runs/ or an MLflow run id, of landmarks or perfusion.")],
