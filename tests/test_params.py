@@ -5,7 +5,7 @@ import pytest
 import yaml
 
 from quintet.errors import InputError
-from quintet.params import parse
+from quintet.params import load, parse
 from tests.conftest import ROOT
 
 
@@ -167,3 +167,12 @@ def test_a_wrong_number_of_threads_is_named(checkout, monkeypatch):
     done = subprocess.run(command, cwd=checkout, capture_output=True, text=True, check=False)
     assert done.returncode == 2
     assert done.stderr.startswith("error: QUINTET_THREADS=two: expected a number")
+
+
+def test_a_key_that_is_given_twice_is_refused(tmp_path):
+    text = (ROOT / "params.yaml").read_text()
+    (tmp_path / "params.yaml").write_text(
+        text.replace("  raw: data/synthetic/landmarks", "  raw: /mine\n  raw: data/synthetic/landmarks")
+    )
+    with pytest.raises(InputError, match=r"the key raw is in line \d+ and in line \d+; delete one"):
+        load(tmp_path / "params.yaml")

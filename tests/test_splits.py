@@ -72,3 +72,10 @@ def test_a_file_that_git_does_not_know_is_missing_in_an_experiment(tmp_path, mon
         with pytest.raises(InputError, match="no such split file") as caught:
             splits.read_split(Path("splits/mine.csv"), ["a"])
         assert ("git add it" in str(caught.value)) == bool(hint)
+
+
+def test_names_with_a_suffix_are_pointed_at(tmp_path):
+    rows = "".join(f"x-{n}.png,{part}\n" for n, part in enumerate(("train", "valid", "test")))
+    (tmp_path / "mine.csv").write_text(f"stem,split\n{rows}")
+    with pytest.raises(InputError, match=r"mine\.csv: x-0 is not listed; is it 'x-0\.png'\? Write both alike"):
+        splits.read_split(tmp_path / "mine.csv", ["x-0", "x-1", "x-2"])

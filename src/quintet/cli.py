@@ -217,9 +217,11 @@ def rank(
     """Rank results that were made elsewhere, under the same decision rule, and write the report."""
     from quintet.ranking.elsewhere import Settings, write_ranking
     from quintet.ranking.elsewhere.nnunet import count_unmatched
-    from quintet.ranking.elsewhere.reading import RANGES, read_results
+    from quintet.ranking.elsewhere.reading import ERRORS, RANGES, read_results
 
     require_empty(output)
+    if ERRORS.match(metric) and not lower_is_better:
+        raise InputError(f"--metric {metric}: its name is that of an error; add --lower-is-better, or name it otherwise")
     related: dict[str, str] = {}
     for pair in same_run_as or []:
         first, equals, second = pair.partition("=")

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from sklearn.model_selection import KFold, StratifiedGroupKFold, StratifiedKFold, train_test_split
 
 from quintet.errors import InputError, InputProblemsError
-from quintet.tables import read_text_table
+from quintet.tables import read_text_table, spelled_alike
 
 PARTS = ("train", "valid", "test")
 
@@ -119,14 +119,15 @@ def read_split(path: Path, ids: Sequence[str], *, column: str = "stem") -> list[
     table = read_text_table(path)
     if not {column, "split"} <= set(table.columns):
         raise InputError(f"{path}: expected the columns {column},split, got {','.join(table.columns)}")
-    problems = [
-        f"row {i + 2}: split {s!r} is not one of {', '.join(PARTS)}" for i, s in enumerate(table["split"]) if s not in PARTS
-    ]
-    problems += [f"{name} is listed twice" for name in table.loc[table[column].duplicated(), column]]
-    missing = sorted(set(ids) - set(table[column]))
-    problems += [f"{name} is not listed" for name in missing]
+    known = ", ".join(PARTS)
+    problems = [f"{path} row {i + 2}: split {s!r} is not one of {known}" for i, s in enumerate(table["split"]) if s not in PARTS]
+    problems += [f"{path}: {name} is listed twice" for name in table.loc[table[column].duplicated(), column]]
+    others = sorted(set(table[column]) - set(ids))
+    for name in sorted(set(ids) - set(table[column])):
+        alike = next((other for other in others if other.startswith(f"{name}.")), None) or spelled_alike(name, others)
+        problems.append(f"{path}: {name} is not listed" + (f"; is it {alike!r}? Write both alike" if alike else ""))
     if not problems:
-        problems += [f"no row has split {part}" for part in PARTS if part not in set(table["split"])]
+        problems += [f"{path}: no row has split {part}" for part in PARTS if part not in set(table["split"])]
     if problems:
         raise InputProblemsError(str(path), problems)
     part_of = dict(zip(table[column], table["split"], strict=True))

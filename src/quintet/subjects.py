@@ -5,6 +5,10 @@ import re
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
 
 
 def subject_of(case: str, pattern: re.Pattern[str]) -> str:
@@ -47,3 +51,21 @@ def same_files(files: Mapping[str, Sequence[Path]], subjects: Mapping[str, str])
                     f"{path}: the same file as {same}, under the name of another person; remove one, or name both alike"
                 )
     return problems
+
+
+def same_contents(digests: Mapping[str, Sequence[str]], subjects: Mapping[str, str]) -> list[str]:
+    """A problem for each case with an image that has the voxels of another person's image, though the files differ; `digests`:
+    hashes of each case's images."""
+    first: dict[str, str] = {}
+    problems = []
+    for case, own in digests.items():
+        for digest in own:
+            other = first.setdefault(digest, case)
+            if subjects[other] != subjects[case]:
+                problems.append(f"{case}: an image is one of {other}, another person, saved anew; remove it, or name both alike")
+                break
+    return problems
+
+
+def digest_of(array: NDArray[Any]) -> str:
+    return hashlib.blake2b(np.ascontiguousarray(array).tobytes(), digest_size=16).hexdigest()

@@ -95,3 +95,8 @@ def spelled_alike(name: str, others: Collection[str]) -> str | None:
 def _plain(name: str) -> str:
     letters = re.sub(r"[^a-z0-9]+", "", unicodedata.normalize("NFKC", name).casefold())
     return re.sub(r"(?<!\d)0+(?=\d)", "", letters)
+
+
+def folded(name: str) -> str:
+    """A name without letter case, spaces and leading zeros of its numbers: two people's names still differ."""
+    return re.sub(r"(?<!\d)0+(?=\d)", "", re.sub(r"\s+", "", name).casefold())

@@ -147,7 +147,7 @@ LABELS = {
     "no row": (lambda t: t.drop(index=t.index, inplace=True), "there is no row"),
     "capitals": (
         lambda t: t.__setitem__("patient", [t["patient"][0].upper(), *t["patient"][1:]]),
-        "differ in capitals only",
+        "look like one person",
     ),
     "no patient": (lambda t: t.__setitem__("patient", ["", *t["patient"][1:]]), "row 2: patient of study-0000 is empty"),
 }
@@ -326,3 +326,58 @@ def test_an_affine_in_cm(raw, finest_mm):
     nib.save(nib.Nifti1Image(np.asarray(image.dataobj), affine), path)
     with pytest.raises(InputError, match=r"finer than scanners resolve; is its affine in cm\? Write it in mm"):
         read_cube(path, CubeFormat(32, (-1000.0, 400.0)))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda t: t.assign(cysts="0"), "cysts is 0 in every scan; leave it out"),
+        (lambda t: t.assign(nodules="1"), "nodules is 1 in every scan; leave it out"),
+        (lambda t: t.assign(cysts=t["nodules"]), "nodules and cysts are equal in every scan"),
+    ],
+)
+def test_findings_that_teach_nothing(raw, small, tmp_path, change, message):
+    change(labels_of(raw)).to_csv(raw / "labels.csv", index=False)
+    assert any(message in problem for problem in check(raw, small.ct))
+    (raw / "truth.csv").unlink()
+    with pytest.raises(InputProblemsError, match=message):
+        prepare(raw, tmp_path / "out", small.ct)
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("names", "message"),
+    [(["unknown"] * 3, "'unknown' in 3 rows"), (["7", "007", "x"], "7 and 007 look like one person"), (["N/A"] * 2, "'N/A'")],
+)
+def test_patients_whose_names_are_none(raw, names, message):
+    table = labels_of(raw)
+    table.loc[: len(names) - 1, "patient"] = names
+    table.to_csv(raw / "labels.csv", index=False)
+    with pytest.raises(InputError, match=message):
+        read_labels(raw)
+
+
+def test_a_scan_that_was_masked_with_zeros(raw):
+    path = sorted(raw.glob("*.nii.gz"))[0]
+    image = nib.load(path)
+    hu = np.asarray(image.dataobj)
+    inside = np.zeros(hu.shape, bool)
+    inside[10:-10, 10:-10] = True
+    nib.save(nib.Nifti1Image(np.where(inside, hu, 0).astype(np.float32), image.affine), path)
+    with pytest.raises(InputError, match="of its voxels are 0 HU, which is water; was it masked"):
+        read_cube(path, CubeFormat(32, (-1000.0, 400.0)))
+
+
+def test_a_scan_saved_anew_under_another_person(raw, small, tmp_path):
+    """Another file with the same voxels."""
+    table = labels_of(raw)
+    patient = dict(zip(table["study"], table["patient"], strict=True))
+    first, *others = sorted(raw.glob("*.nii.gz"))
+    other = next(p for p in others if patient[p.name[:-7]] != patient[first.name[:-7]])
+    image = nib.load(first)
+    nib.save(nib.Nifti1Image(np.asarray(image.dataobj, np.float32), image.affine), other)
+    (problem,) = [p for p in check(raw, small.ct) if "saved anew" in p]
+    assert f"{other.name[:-7]}: an image is one of {first.name[:-7]}" in problem
+    skipping = small.ct.data.model_copy(update={"on_error": "skip"})
+    with pytest.raises(InputProblemsError, match="saved anew"):  # a leak cannot be skipped
+        prepare(raw, tmp_path / "out", small.ct.model_copy(update={"data": skipping}))

@@ -13,8 +13,9 @@ import pytest
 
 from quintet.errors import InputError, InputProblemsError
 from quintet.experiment import predict_folder
+from quintet.fusion.data.clinical import Category, Encoder, Numeric
 from quintet.fusion.data.preparation import Preparation
-from quintet.fusion.data.prepare import check, find_all_patients, prepare
+from quintet.fusion.data.prepare import _reject_foreign_values, check, find_all_patients, prepare
 from quintet.fusion.data.segmentation import mask_of, segment, segmenter_for
 from quintet.fusion.data.tabular import read_tables
 from quintet.imaging.volumes import read_nifti
@@ -177,13 +178,21 @@ def test_the_answer_of_survival_is_no_feature(raw, small, table, column):
 
 @pytest.mark.parametrize("given", ["TRUE", "2020-01-01", ""])
 def test_rows_come_before_what_follows_from_them(raw, small, table, given):
-    """Events as words leave no event: the rows are the fault."""
-    column = "event" if given == "TRUE" else "survival_days"
-    write(raw, table.assign(**{column: given or "1,264"}))
+    """Times as words leave no time: the rows are the fault."""
+    write(raw, table.assign(survival_days=given or "1,264"))
     with pytest.raises(InputProblemsError) as caught:
         tables(raw, small, task="survival")
-    assert f"{column} is {given or '1,264'!r}, expected" in caught.value.problems[0]
+    assert f"survival_days is {given or '1,264'!r}, expected" in caught.value.problems[0]
     assert len(caught.value.problems) == len(table) + 1
+
+
+@pytest.mark.parametrize("words", [("dead", "alive"), ("TRUE", "FALSE"), ("1: yes", "0: no")])
+def test_events_as_words_are_one_sentence(raw, small, table, words):
+    write(raw, table.assign(event=np.resize(words, len(table))))
+    with pytest.raises(InputError, match=r"column 'event' holds .*; write 0 \(censored\) or 1 \(event\)") as caught:
+        tables(raw, small, task="survival")
+    assert not isinstance(caught.value, InputProblemsError)
+    assert all(repr(word) in str(caught.value) for word in words)
 
 
 def test_one_number_in_two_spellings_is_one_class(raw, small, table):
@@ -396,3 +405,70 @@ def test_check_knows_what_preparation_makes_of_an_image(raw, small, kind):
     with pytest.raises(InputProblemsError, match=message):
         segment(raw, Path("masks"), small.fusion)
         prepare(raw, Path("masks"), Path("prepared"), small.fusion)
+
+
+@pytest.mark.parametrize("words", [("none", "partial", "complete"), ("unknown", "stable", "progression"), ("-", "x", "y")])
+def test_a_class_that_is_named_like_a_missing_value(raw, small, table, words):
+    write(raw, table.assign(outcome=np.resize(words, len(table))))
+    with pytest.raises(InputError, match=f"outcome is '{words[0]}' in .* rows: a class, or missing"):
+        tables(raw, small)
+
+
+def test_plus_and_minus_are_values(raw, small, table):
+    write(raw, table.assign(outcome=table["outcome"].map({"stable": "-", "progression": "+"}), marker=np.resize(["+", "-"], 30)))
+    found, _ = tables(raw, small)
+    assert set(found.table["label"]) == {"+", "-"}
+    assert [c.values for c in found.encoder.columns if c.name == "marker"] == [["+", "-"]]
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ([-999, -888, *range(40, 60)], "-999 is far from the others|-888 is far from the others"),
+        ([-1, *range(30, 60)], "-1 is the only negative value: a code for missing"),
+        (["61,5", "70,25", *range(30, 60)], "has a decimal comma; write a point"),
+    ],
+)
+def test_codes_that_hide_each_other_and_decimal_commas(raw, small, table, given, message):
+    table["age_at_scan"] = np.resize(np.array(given, object), len(table))
+    write(raw, table)
+    with pytest.raises(InputError, match=message):
+        tables(raw, small)
+
+
+@pytest.mark.parametrize(
+    ("column", "given", "message"),
+    [
+        (Category("sex", ["f", "m"]), ["F", "M", ""], "column 'sex': 'F' and all others are unknown; in training: 'f', 'm'"),
+        (Numeric("age", 60, 10), ["68,0", "70,5"], "column 'age': '68,0' is no number"),
+    ],
+)
+def test_prediction_refuses_a_column_of_which_nothing_is_known(column, given, message):
+    table = pd.DataFrame({column.name: given})
+    with pytest.raises(InputError, match=message):
+        _reject_foreign_values(table, Encoder([column]), Path("clinical_data.csv"))
+    table.loc[0] = "f" if isinstance(column, Category) else "61"
+    _reject_foreign_values(table, Encoder([column]), Path("clinical_data.csv"))  # single cells are notes
+
+
+def test_prediction_says_that_a_column_has_another_scale(raw, table, trained, tmp_path, capsys):
+    numbers = pd.to_numeric(table["age"], errors="coerce")
+    write(raw, table.assign(age=(numbers - 60).astype(str).replace("nan", "")))
+    predict(trained, raw, tmp_path / "out.csv")
+    assert "warning: clinical column 'age': the median" in capsys.readouterr().out
+
+
+def test_one_image_in_two_places(raw, small):
+    """The same file as two modalities of a patient, and a copy saved anew under another person."""
+    both = [p for p in sorted(raw.iterdir()) if p.is_dir() and len(list(p.glob("*t1c*"))) and len(list(p.glob("*f*.nii.gz")))]
+    t1ce, flair = (
+        next(p for p in both[0].iterdir() if any(k in p.name.lower() for k in keys)) for keys in (("t1c",), ("t2f", "fla"))
+    )
+    shutil.copy(t1ce, flair)
+    source = next(p for p in both[1].iterdir() if "t1c" in p.name.lower())
+    target = next(p for p in both[2].iterdir() if "t1c" in p.name.lower())
+    image = nib.load(source)
+    nib.save(nib.Nifti1Image(np.asarray(image.dataobj, np.float64), image.affine), target)
+    problems = check(raw, small.fusion)
+    assert any("hold one image; is one of them misnamed?" in p and both[0].name in p for p in problems)
+    assert any(f"{both[2].name}: an image is one of {both[1].name}, another person, saved anew" in p for p in problems)

@@ -78,3 +78,17 @@ def test_a_link_to_nowhere_and_a_folder_are_no_pictures(tmp_path):
     for name in ("a", "b"):
         with pytest.raises(InputError, match=f"{name}.png: no such file"):
             read_rgb(tmp_path / f"{name}.png")
+
+
+def test_a_greyscale_picture_stored_in_colour_is_no_stained_slide(tmp_path):
+    grey = np.random.default_rng(0).integers(0, 255, (20, 20), dtype=np.uint8)
+    Image.fromarray(np.stack([grey] * 3, -1)).save(tmp_path / "x.png")
+    with pytest.raises(InputError, match="a greyscale picture stored in colour"):
+        read_rgb(tmp_path / "x.png")
+    assert np.allclose(read_grey(tmp_path / "x.png") * 255, grey, atol=0.5)
+
+
+def test_a_picture_that_is_too_large_is_not_called_corrupt(tmp_path):
+    Image.new("1", (20_000, 20_000)).save(tmp_path / "x.png")
+    with pytest.raises(InputError, match="more than 179 megapixels"):
+        read_grey(tmp_path / "x.png")

@@ -58,7 +58,7 @@ def test_every_wrong_row_is_named(folder, make_params, kind):
 @pytest.mark.parametrize("scale", [0.75, 0.8])
 def test_a_slightly_smaller_copy_shows_in_the_mean_alone(folder, make_params, scale):
     rewrite(folder, lambda p: p * scale)
-    assert any("on average the landmarks' centre" in p for p in check(folder, make_params().landmarks))
+    assert any("the landmarks' centre is on average at" in p for p in check(folder, make_params().landmarks))
 
 
 def test_evaluate_is_as_strict_as_check(folder, make_params, tmp_path):
@@ -75,12 +75,13 @@ def test_evaluate_is_as_strict_as_check(folder, make_params, tmp_path):
 def test_real_annotations_raise_no_false_alarm(real_landmarks):
     rows, problems = read_annotations(real_landmarks)
     assert not problems
-    fractions = []
+    fractions, sizes = [], []
     for row in rows:
         width, height = Image.open(row.file).size
         assert not problem(row.points_px, width, height), row.stem
         fractions.append(row.points_px / [width, height])
-    assert not problem_of_all(np.stack(fractions))
+        sizes.append((width, height))
+    assert not problem_of_all(np.stack(fractions), sizes)
 
 
 @pytest.mark.parametrize("orientation", [2, 3, 5, 6, 8])
@@ -101,3 +102,43 @@ def test_hidden_files_are_left_out_and_other_files_counted(tmp_path, capsys):
         (tmp_path / name).write_bytes(b"x")
     assert _pictures(tmp_path) == [tmp_path / "a.png", tmp_path / "b/c.JPG"]
     assert "1 without suffix, 1 .tif (such as IM0001)" in capsys.readouterr().out
+
+
+def test_landmarks_that_were_not_annotated_are_named(folder, make_params):
+    """Written as 0, 0: a corner of the image, which a mean hides."""
+
+    def without(landmark):
+        def change(points):
+            points = points.copy()
+            points[landmark] = 0
+            return points
+
+        return change
+
+    for row, landmark in ((1, 8), (2, 9), (4, 13), (6, 4)):
+        rewrite(folder, without(landmark), slice(row, row + 1))
+    problems = check(folder, make_params().landmarks)
+    assert len(problems) == 4
+    for landmark, problem_text in zip((8, 9, 13, 4), problems, strict=True):
+        assert f"landmark {landmark}" in problem_text or "is not left of" in problem_text
+
+
+@pytest.mark.parametrize("order", [[6, 7, 4, 5, 2, 3], [4, 5, 2, 3, 6, 7]])
+def test_pairs_whose_levels_are_exchanged(folder, make_params, order):
+    def exchange(points):
+        points = points.copy()
+        points[[2, 3, 4, 5, 6, 7]] = points[order]
+        return points
+
+    rewrite(folder, exchange)
+    problems = check(folder, make_params().landmarks)
+    assert len(problems) >= len(read_annotations(folder)[0])
+    assert all("away from its place in the scheme" in p for p in problems)
+
+
+def test_images_of_which_some_were_enlarged(folder, make_params):
+    for row in read_annotations(folder)[0][:15]:
+        image = Image.open(row.file)
+        image.resize((image.width * 3 // 2, image.height * 3 // 2)).save(row.file)
+    (found,) = [p for p in check(folder, make_params().landmarks) if "on average" in p]
+    assert "in 15 images of" in found

@@ -102,6 +102,7 @@ def test_a_third_channel_and_cases_without_visits(broken, tmp_path, small):
     path.write_text(json.dumps(described | {"channel_names": {"0": "LICA", "1": "RICA", "2": "T1w"}}))
     for image in sorted((broken / "imagesTr").glob("*_0000*")):
         shutil.copy(image, str(image).replace("_0000", "_0002"))
+        change(image.with_name(image.name.replace("_0000", "_0002")), lambda a: 100 - a)
     for folder in ("imagesTr", "labelsTr"):
         for file in sorted((broken / folder).glob("PerfTerr004-v1*")):
             file.rename(str(file).replace("PerfTerr004-v1", "alone"))

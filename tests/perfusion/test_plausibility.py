@@ -7,12 +7,12 @@ import numpy as np
 import pytest
 
 from quintet.errors import InputError
-from quintet.imaging.volumes import Grid
+from quintet.imaging.volumes import Grid, read_nifti
 from quintet.params import parse
 from quintet.perfusion.analysis import analyze
 from quintet.perfusion.data.nnunet import read_case, read_dataset
 from quintet.perfusion.data.plausibility import image_doubts, label_doubts
-from quintet.perfusion.data.prepare import check
+from quintet.perfusion.data.prepare import check, prepare
 
 GRIDS = {"RAS": np.diag([3.0, 3, 3, 1]), "LPS": np.diag([-3.0, -3, 3, 1]), "SAL": np.eye(4)[[2, 1, 0, 3]] * [-1, 1, 1, 1] * 3}
 
@@ -140,3 +140,37 @@ def test_doubts_are_on_the_data_page(broken, small, tmp_path, capsys):
     assert printed
     assert f"{len(printed)} doubts" in page
     assert "maps must be 0 outside the brain" in page
+
+
+def test_a_negated_map_is_doubtful():
+    images, _, _ = case(GRIDS["RAS"])
+    images[1] *= -1
+    (doubt,) = image_doubts(images)
+    assert "most voxels of channel 1 are below 0; was the map negated?" in doubt
+
+
+def test_one_map_twice_and_a_case_saved_anew(broken, small, tmp_path):
+    first, second = sorted((broken / "imagesTr").glob("PerfTerr001-v1*"))
+    second.write_bytes(first.read_bytes())
+    for path in sorted(broken.glob("*/PerfTerr002-v1*")):
+        image = nib.load(path)
+        other = path.with_name(path.name.replace("002", "003"))
+        nib.save(nib.Nifti1Image(np.asarray(image.dataobj, np.float32), image.affine), other)
+    problems = check(broken, small.perfusion)
+    assert any(f"{first} and {second} hold one image" in p for p in problems)
+    assert any("PerfTerr003-v1: an image is one of PerfTerr002-v1, another person, saved anew" in p for p in problems)
+    with pytest.raises(InputError, match="saved anew"):
+        prepare(broken, tmp_path / "out", small.perfusion)
+
+
+@pytest.mark.parametrize("scale", [0.5, 1.1])
+def test_two_voxel_sizes_in_one_header(broken, scale):
+    """Programs differ in which of them they read: volumes would be wrong by scale^3."""
+    path = sorted((broken / "imagesTr").iterdir())[0]
+    image = nib.load(path)
+    changed = nib.Nifti1Image(np.asarray(image.dataobj), None, image.header)
+    changed.set_qform(image.affine, code=1)
+    changed.set_sform(image.affine @ np.diag([scale, scale, scale, 1]), code=1)
+    nib.save(changed, path)
+    with pytest.raises(InputError, match="sform and qform disagree about the voxel size"):
+        read_nifti(path)

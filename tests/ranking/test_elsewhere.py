@@ -1,6 +1,7 @@
 """Results from elsewhere: what is read, what is refused, and that the ranking is the one that the pipeline would give."""
 
 import json
+import math
 import os
 import subprocess
 import sys
@@ -10,7 +11,9 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+from typer.testing import CliRunner
 
+from quintet.cli import app
 from quintet.errors import InputError, InputProblemsError
 from quintet.ranking import plan, rank
 from quintet.ranking.elsewhere import Settings, load_ranking, rank_elsewhere, write_ranking
@@ -247,14 +250,23 @@ def test_files_as_spreadsheets_write_them(tmp_path: Path) -> None:
         read_results(["x=none.csv"], "Dice", subject=SUBJECT)
 
 
-def test_fractions_beside_percent_are_refused_without_a_range(tmp_path: Path) -> None:
+def test_fractions_beside_percent_are_refused_whatever_the_range(tmp_path: Path) -> None:
     rows = scores()
     write_csv(tmp_path / "a.csv", rows)
     write_csv(tmp_path / "b.csv", rows | {"score": [100 * float(str(v)) for v in rows["score"]]})
     files = [str(tmp_path / "a.csv"), str(tmp_path / "b.csv")]
-    with pytest.raises(InputProblemsError, match="a has fractions, but b seems to have percent"):
-        read_results(files, "DSC", subject=SUBJECT)
-    assert len(read_results(files, "DSC", subject=SUBJECT, bounds=(0, 100))) == 24
+    for bounds in (None, (0, 100), (0, math.inf)):
+        with pytest.raises(InputProblemsError, match="a has fractions, but b seems to have percent"):
+            read_results(files, "DSC", subject=SUBJECT, bounds=bounds)
+
+
+@pytest.mark.parametrize("metric", ["HD95", "ASSD", "mae", "Brier score", "distance_mm", "loss"])
+def test_an_error_is_not_ranked_as_if_higher_were_better(tmp_path: Path, metric: str) -> None:
+    write_csv(tmp_path / "a.csv", scores())
+    with pytest.raises(InputError, match="its name is that of an error; add --lower-is-better"):
+        CliRunner().invoke(
+            app, ["rank", str(tmp_path / "a.csv"), "--metric", metric, "--output", str(tmp_path / "o")], catch_exceptions=False
+        )
 
 
 def test_undefined_scores_get_the_value_that_is_asked_for(tmp_path: Path) -> None:

@@ -71,6 +71,8 @@ def evaluate_folder(runs: Sequence[Path], raw: Path, out: Path, params: Ct, devi
         labels = read_labels(raw, models[0].findings)
         names, embeddings = _embed_labelled(models, raw, labels)
         record = Record.load(runs[0])
+    if not labels.table[labels.findings].to_numpy().any():
+        raise InputError(f"{raw}: no scan has any finding, so there is nothing to retrieve; give scans with findings")
     return evaluate(
         cosine(embeddings.vectors),
         _scans(labels, names),

@@ -91,6 +91,8 @@ def evaluate_folder(runs: Sequence[Path], raw: Path, out: Path, params: Fusion, 
     target, unlabelled = targets(clinical, list(patients), preparation)
     if unlabelled:
         raise InputProblemsError(str(raw), problems + unlabelled)
+    if "label" in target and target["label"].nunique() < 2:
+        raise InputError(f"{raw}: every patient is {target['label'].iloc[0]!r}; scores need patients of two classes")
     problems.clear()  # reading the folder again finds the same ones
     names, used, values, spread = [], [], [], []
     for name, cubes, vectors, present in read_new(raw, preparation, first.encoder, first.vector_encoders, problems):

@@ -37,6 +37,9 @@ def read_rgb(path: Path) -> Image.Image:
     image: Image.Image = _read_or_raise(Path(path), _read_rgb)
     if min(image.size) < 8:
         raise InputError(f"{path}: expected a picture of at least 8 x 8 pixels, got {image.size[0]} x {image.size[1]}")
+    red, green, blue = (channel.tobytes() for channel in image.split())
+    if red == green == blue and not image.getcolors(1):
+        raise InputError(f"{path}: a greyscale picture stored in colour, expected a stained slide in RGB")
     if image.getcolors(1):
         raise InputError(f"{path}: every pixel has the same colour; remove the blank picture")
     return image
@@ -51,6 +54,8 @@ def _read_or_raise(path: Path, read: Callable[[Path], Any]) -> Any:
         return read(path)
     except InputError:
         raise
+    except Image.DecompressionBombError:
+        raise InputError(f"{path}: more than 179 megapixels; cut out or shrink what is of interest") from None
     except Exception as error:  # decoders raise many kinds of exceptions for damaged files
         raise InputError(f"{path} cannot be read: the file is corrupt or truncated ({error}); copy it again") from None
 

@@ -20,6 +20,7 @@ from quintet.errors import InputError
 NIFTI = (".nii", ".nii.gz")  # file name suffixes
 HEADER_STARTS = {struct.pack(order, size) for order in ("<i", ">i") for size in (348, 540)}  # a NIfTI file's first four bytes
 GRID_TOLERANCE_MM = 1e-2  # grids whose corners differ by less are the same
+SIZE_TOLERANCE = 0.01  # relative difference of a voxel's edge between sform and qform
 SPACING_RANGE_MM = (0.1, 50.0)  # values outside this range are probably in another unit
 
 
@@ -148,6 +149,11 @@ def _affine(path: Path, image: Any) -> NDArray[np.float64]:
             raise InputError(
                 f"{path}: sform and qform disagree about the axes ({axes}), so some programs will swap sides; correct one"
             )
+        if qform is not None and sform is not None:
+            sizes = [np.linalg.norm(a[:3, :3], axis=0) for a in (sform, qform)]
+            if np.abs(sizes[0] / sizes[1] - 1).max() > SIZE_TOLERANCE:
+                shown = " and ".join(" x ".join(f"{mm:.4g}" for mm in size) for size in sizes)
+                raise InputError(f"{path}: sform and qform disagree about the voxel size ({shown} mm); correct one")
     return affine
 
 

@@ -80,12 +80,24 @@ def parse(values: dict[str, Any]) -> Params:
         raise InputError("params.yaml has errors:\n" + "\n".join(lines)) from None
 
 
+class _UniqueKeys(yaml.SafeLoader):
+    """Refuses a mapping that has a key twice, of which YAML would take the last one without a word."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        lines: dict[Any, int] = {}
+        for key, _ in node.value:
+            line = key.start_mark.line + 1
+            if lines.setdefault(key.value, line) != line:
+                raise yaml.YAMLError(f"the key {key.value} is in line {lines[key.value]} and in line {line}; delete one")
+        return super().construct_mapping(node, deep)
+
+
 def load(path: str | Path = "params.yaml") -> Params:
     """Read and validate a params file. Numbers such as 1e-3, which YAML reads as text, are accepted."""
     if not Path(path).is_file():
         raise InputError(f"{path}: no such file; run from the root of the repository")
     try:
-        values = yaml.safe_load(Path(path).read_text(encoding="utf-8-sig"))
+        values = yaml.load(Path(path).read_text(encoding="utf-8-sig"), Loader=_UniqueKeys)
     except UnicodeDecodeError:
         raise InputError(f"{path}: not UTF-8 (perhaps Windows-1252 or Latin-1); save the file as UTF-8") from None
     except yaml.YAMLError as error:

@@ -5,6 +5,7 @@ import shutil
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import asdict
+from itertools import combinations
 from pathlib import Path
 
 import numpy as np
@@ -15,12 +16,13 @@ from joblib import Parallel, delayed
 from quintet import splits
 from quintet.arrays import new_array
 from quintet.ct.data.prepared import ABOUT, TRUTH, VOLUMES, CubeFormat, Prepared, load
-from quintet.ct.data.raw import Labels, find_scans, fingerprint, hash_of, match, read_cube, read_labels
+from quintet.ct.data.raw import LABELS, Labels, find_scans, fingerprint, hash_of, match, read_cube, read_labels
 from quintet.errors import InputError, InputProblemsError
 from quintet.files import atomic_folder, reject_overlap, repository_root, write_json
 from quintet.imaging.cubes import Cube
 from quintet.params import Ct
 from quintet.params.ct import CtData
+from quintet.subjects import digest_of, same_contents
 
 FACTS = ("format", "columns", "rows", "slices", "spacing_mm")
 MIN_PATIENTS = 6  # of a split into three parts
@@ -33,11 +35,14 @@ def check(raw: Path, params: Ct) -> list[str]:
     scans, labels = find_scans(raw), read_labels(raw, params.data.chosen_findings)
     names, problems = match(scans, labels)
     cubes = cube_format(params.data)
+    digests = {}
     for name in names:
         try:
-            read_cube(scans[name], cubes)
+            digests[name] = [digest_of(read_cube(scans[name], cubes)[0])]
         except InputError as error:
             problems.append(f"scan {name}: {error}")
+    problems += same_contents(digests, labels.table["patient"].to_dict())
+    problems += constant_findings(labels, raw)
     try:
         make_split(labels.table.loc[names].reset_index(), params.data)
     except InputProblemsError as error:
@@ -66,6 +71,11 @@ def prepare(raw: Path, out: Path, params: Ct, *, workers: int = 1) -> tuple[Prep
     with FileLock(work.with_suffix(".lock")):
         facts, errors = _write_cubes([(name, scans[name]) for name in names], work, cubes, workers)
         problems += errors
+        volumes = np.load(work / VOLUMES, mmap_mode="r")
+        digests = {name: [digest_of(volumes[names.index(name)])] for name in facts}
+        shared = same_contents(digests, labels.table["patient"].to_dict())  # a leak, whatever is skipped
+        if unusable := shared + constant_findings(labels, raw):
+            raise InputProblemsError(str(raw), problems + unusable)
         if problems and (data.on_error == "raise" or not facts):
             hint = " (ct.data.on_error=skip would leave these scans out)" if data.on_error == "raise" else ""
             raise InputProblemsError(f"{raw}{hint}", problems)
@@ -82,6 +92,19 @@ def prepare(raw: Path, out: Path, params: Ct, *, workers: int = 1) -> tuple[Prep
         shutil.rmtree(work)
     work.with_suffix(".lock").unlink(missing_ok=True)
     return load(out), problems
+
+
+def constant_findings(labels: Labels, raw: Path) -> list[str]:
+    """A problem for each finding from which nothing can be learnt: every scan has it, none has it, or it equals another one."""
+    table, where = labels.table, Path(raw) / LABELS
+    always = [name for name in labels.findings if table[name].nunique() < 2]
+    problems = [f"{where}: {name} is {table[name].iloc[0]} in every scan; leave it out (ct.data.findings)" for name in always]
+    rest = [name for name in labels.findings if name not in always]
+    return problems + [
+        f"{where}: {a} and {b} are equal in every scan; leave one out (ct.data.findings)"
+        for a, b in combinations(rest, 2)
+        if (table[a] == table[b]).all()
+    ]
 
 
 def cube_format(data: CtData) -> CubeFormat:

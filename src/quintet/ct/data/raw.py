@@ -19,13 +19,15 @@ from quintet.imaging.dicom import dicom_files, read_series
 from quintet.imaging.folders import files_below, is_hidden, print_passed_over, with_suffix
 from quintet.imaging.volumes import NIFTI, read_nifti
 from quintet.subjects import same_files
-from quintet.tables import read_text_table, spelled_alike
+from quintet.tables import folded, read_text_table, spelled_alike
 
 LABELS = "labels.csv"
+UNKNOWN = ("unknown", "na", "n/a", "nan", "none", "null", "-", "?", "anonymous", "anon")  # no names of patients
 TABLES = (".csv", ".tsv", ".txt", ".json", ".md")  # files beside the scans that are no scans
 NOT_FINDINGS = ("study", "patient")
 MAX_TOP = 0.2  # share of voxels above the window; of 250 crops around nodules at most 0.04
 WHOLE_CHEST_MM, SOFT_TISSUE_HU, MIN_SOFT = 150.0, (-200.0, 300.0), 0.02  # scans of this extent have more soft tissue
+MAX_WATER = 0.25  # share of voxels of one value: of phantoms and real scans at most 0.05
 FINEST_MM = 0.25  # no CT scanner has voxels of a chest that are finer along all axes
 MAX_SHOWN = 20  # problems of labels.csv in one message
 
@@ -105,9 +107,13 @@ def _row_problems(table: pd.DataFrame, findings: list[str]) -> list[str]:
     if "patient" in table:
         spelling: dict[str, str] = {}
         for patient in table["patient"].unique():
-            first = spelling.setdefault(patient.casefold(), patient)
+            first = spelling.setdefault(folded(patient), patient)
             if first != patient:
-                problems.append(f"the patients {first} and {patient} differ in capitals only; write one person alike")
+                problems.append(f"the patients {first} and {patient} look like one person; write one person alike")
+        unknown = table["patient"].str.lower().isin(UNKNOWN)
+        if unknown.any():
+            named = f"{table['patient'][unknown].iloc[0]!r} in {int(unknown.sum())} rows"
+            problems.append(f"patient is {named}, which would be one person; write each person's own name")
         problems += [f"row {i + 2}: patient of {names[i]} is empty" for i in table.index[table["patient"] == ""]]
     return problems
 
@@ -171,6 +177,9 @@ def _check_tissue(cube: Cube, scan: Scan, cubes: CubeFormat) -> None:
     top = float((cube == 255).mean())
     if top > MAX_TOP:
         raise InputError(f"{top:.0%} of its voxels are above {high:g} HU, which is bone or metal; were its values negated?")
+    water = round(-low / (high - low) * 255)
+    if low < 0 < high and (share := float((cube == water).mean())) > MAX_WATER:
+        raise InputError(f"{share:.0%} of its voxels are 0 HU, which is water; was it masked? Outside, write -1000 (air)")
     extent_mm = min(spacing * count for spacing, count in zip(scan.grid.spacing_mm, reversed(scan.grid.shape), strict=True))
     bounds = [(hu - low) / (high - low) * 255 for hu in SOFT_TISSUE_HU]
     soft = float(((cube >= bounds[0]) & (cube <= bounds[1])).mean())

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from quintet.arrays import new_array
 from quintet.errors import InputError, InputProblemsError
 from quintet.files import atomic_folder, reject_overlap, write_json
-from quintet.fusion.data.clinical import Encoder, Numeric
+from quintet.fusion.data.clinical import Category, Encoder, Numeric
 from quintet.fusion.data.preparation import Preparation
 from quintet.fusion.data.prepared import TRUTH, VECTORS, VOLUMES, Prepared, load
 from quintet.fusion.data.raw import (
@@ -32,10 +32,11 @@ from quintet.fusion.data.vectors import VectorEncoder, encode
 from quintet.imaging.boxes import bounds_mm, sample_cube
 from quintet.params import Fusion
 from quintet.params.fusion import CLINICAL
-from quintet.subjects import describe, same_files
+from quintet.subjects import describe, digest_of, same_contents, same_files
 from quintet.tables import read_text_table, spelled_alike
 
 CHECKED_SIZE = 4  # of the cubes that `check` makes
+FAR_SD = 4.0  # how far the median of new patients may be from the training mean without a warning
 MAX_SD = 20.0  # from the training mean: what is farther is an error, or a code such as -999
 MIN_OVERLAP = 0.3  # of the smaller one of two images' boxes
 MAX_INTENSITY = 4.0  # times the upper percentile: lesions may be brighter than it, stray voxels are clipped
@@ -53,8 +54,11 @@ def check(raw: Path, params: Fusion) -> list[str]:
     small = preparation.model_copy(update={"size": CHECKED_SIZE})
     cache = cache_folder()  # of the current folder, which worker processes may not share
     checked = (delayed(_check_images)(name, files, small, cache) for name, files in patients.items() if files)
-    for wrong in Parallel(n_jobs=-1, batch_size=8)(checked):
+    digests = {}
+    for name, wrong, own in Parallel(n_jobs=-1, batch_size=8)(checked):
         problems += wrong
+        digests[name] = own
+    problems += same_contents(digests, people)
     problems += same_files({name: list(files.values()) for name, files in patients.items()}, people)
     try:
         problems += read_tables(raw, patients, tables, params)[1]
@@ -65,9 +69,10 @@ def check(raw: Path, params: Fusion) -> list[str]:
     return problems
 
 
-def _check_images(name: str, files: Files, preparation: Preparation, cache: Path) -> list[str]:
-    """What preparation would say of a patient's images; masks that only TotalSegmentator can make are taken as whole images."""
-    problems, masks = [], dict[str, Mask]()
+def _check_images(name: str, files: Files, preparation: Preparation, cache: Path) -> tuple[str, list[str], list[str]]:
+    """The patient, what preparation would say of the images, and hashes of their voxels. Masks that TotalSegmentator would make
+    are taken as whole images."""
+    problems, masks, digests = [], dict[str, Mask](), list[str]()
     for modality, path in files.items():
         segmenter = segmenter_for(preparation.segmentation, modality)
         try:
@@ -78,10 +83,10 @@ def _check_images(name: str, files: Files, preparation: Preparation, cache: Path
         except InputError as error:
             problems.append(f"patient {name}: {error}")
     try:
-        make_cubes(files, masks, preparation)
+        make_cubes(files, masks, preparation, digests)
     except InputError as error:
         problems.append(f"patient {name}: {error}")
-    return problems
+    return name, problems, digests
 
 
 def find_all_patients(
@@ -102,17 +107,23 @@ def find_new_patients(
     return patients, tables, problems
 
 
-def make_cubes(files: Files, masks: Mapping[str, Mask], preparation: Preparation) -> Cubes:
-    """One patient's images in one cube, each resampled from its own grid.
+def make_cubes(files: Files, masks: Mapping[str, Mask], preparation: Preparation, digests: list[str] | None = None) -> Cubes:
+    """One patient's images in one cube, each resampled from its own grid; adds a hash of each image's voxels to `digests`.
 
     The cube is centred on the box around all masks; its side is the longest edge of the box or, with a spacing, as long as its
     voxels make it: what is larger is cropped, what is smaller is padded. The two percentiles inside an
     image's mask become 0 and 1; brighter voxels stay brighter."""
     modalities, size = preparation.modalities, preparation.size
     images = {m: read_image(files[m]) for m in modalities if m in files and m in masks}
+    own = {m: digest_of(array) for m, (array, _) in images.items()}
+    if digests is not None:
+        digests += own.values()
     out = np.zeros((len(modalities), size, size, size), np.float16)
     if not images:
         return out
+    for a, b in combinations(images, 2):
+        if own[a] == own[b]:
+            raise InputError(f"{files[a]} and {files[b]} hold one image; is one of them misnamed? Remove it")
     corners = np.stack([bounds_mm(masks[m], grid) for m, (_, grid) in images.items()])
     _check_overlap(list(images), corners)
     low, high = corners[:, 0].min(0), corners[:, 1].max(0)
@@ -146,15 +157,18 @@ def _check_overlap(modalities: Sequence[str], corners: NDArray[np.float64]) -> N
             )
 
 
-def _prepare_patient(name: str, files: Files, masks: Path, preparation: Preparation) -> tuple[Cubes, list[bool], list[str]]:
-    """Cubes, which modalities they contain, problems."""
-    modalities, size = preparation.modalities, preparation.size
+def _prepare_patient(
+    name: str, files: Files, masks: Path, preparation: Preparation
+) -> tuple[Cubes, list[bool], list[str], list[str]]:
+    """Cubes, which modalities they contain, hashes of the images' voxels, problems."""
+    modalities, size, digests = preparation.modalities, preparation.size, list[str]()
     try:
         own_masks = stored_masks(masks, name, modalities)
-        return make_cubes(files, own_masks, preparation), [m in files and m in own_masks for m in modalities], []
+        cubes = make_cubes(files, own_masks, preparation, digests)
+        return cubes, [m in files and m in own_masks for m in modalities], digests, []
     except InputError as error:
         empty = np.zeros((len(modalities), size, size, size), np.float16)
-        return empty, [False] * len(modalities), [f"patient {name}: {error}"]
+        return empty, [False] * len(modalities), [], [f"patient {name}: {error}"]
 
 
 def prepare(raw: Path, masks: Path, out: Path, params: Fusion, *, workers: int = 1) -> tuple[Prepared, list[str]]:
@@ -182,9 +196,13 @@ def prepare(raw: Path, masks: Path, out: Path, params: Fusion, *, workers: int =
         prepared = Parallel(n_jobs=workers, return_as="generator", pre_dispatch="2*n_jobs")(
             delayed(_prepare_patient)(name, patients[name], masks, preparation) for name in table["patient"]
         )
-        for row, (cubes, contained, wrong) in enumerate(prepared):
+        digests = {}
+        for row, (cubes, contained, own, wrong) in enumerate(prepared):
             volumes[row], has[row] = cubes, contained
+            digests[table["patient"].iloc[row]] = own
             problems += wrong
+        if shared := same_contents(digests, people):  # a leak, whatever is skipped
+            raise InputProblemsError(str(raw), problems + shared)
         volumes.flush()
         if problems and params.data.on_error == "raise":
             raise InputProblemsError(f"{raw} (fusion.data.on_error=skip would leave these out)", problems)
@@ -217,6 +235,28 @@ def _copy_truth(source: Path, target: Path, patients: list[str]) -> None:
     if missing := [name for name in patients if name not in truth.index]:
         raise InputError(f"{source}: no row for {missing[0]}; only drawn data has this file, remove it")
     truth.loc[patients].to_csv(target)
+
+
+def _reject_foreign_values(table: pd.DataFrame, encoder: Encoder, path: Path) -> None:
+    """Raise InputError for a column of which no value could be used: other spellings, other units. Prints which columns have
+    another scale than in training."""
+    for column in encoder.columns:
+        texts = table[column.name][table[column.name] != ""]
+        if not len(texts):
+            continue
+        if isinstance(column, Category):
+            if not texts.isin(column.values).any():
+                seen = ", ".join(map(repr, column.values[:5]))
+                raise InputError(
+                    f"{path}: column {column.name!r}: {texts.iloc[0]!r} and all others are unknown; in training: {seen}"
+                )
+            continue
+        numbers = pd.to_numeric(texts, errors="coerce")
+        if numbers.isna().all():
+            raise InputError(f"{path}: column {column.name!r}: {texts.iloc[0]!r} is no number, and neither is any other value")
+        if (distance := abs(numbers.median() - column.mean) / column.sd) > FAR_SD and len(numbers) > 1:
+            usual = f"the median {numbers.median():g} is {distance:.0f} SD from the training mean {column.mean:.4g}"
+            print(f"warning: clinical column {column.name!r}: {usual}; is it another scale or unit?")
 
 
 def _without_outliers(table: pd.DataFrame, encoder: Encoder) -> pd.DataFrame:
@@ -265,6 +305,7 @@ def read_new(
             name, alike = absent_columns[0], spelled_alike(absent_columns[0], list(clinical.table))
             meant = f"; is it {alike!r}? Rename it" if alike else "; add it, empty where nothing is known"
             raise InputError(f"{clinical.path}: no column {name!r}, which the model was trained with{meant}")
+        _reject_foreign_values(clinical.table.reindex(list(patients)).fillna(""), encoder, clinical.path)
     features, known, notes = encoder(_without_outliers(clinical.table.reindex(list(patients)).fillna(""), encoder))
     for note in notes:
         print(f"note: {note}")

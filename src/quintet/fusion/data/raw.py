@@ -26,7 +26,18 @@ from quintet.tables import read_text_table, spelled_alike
 
 FEATURES = "features"  # the folder with tables of numbers
 SPREADSHEET_ERRORS = ("#n/a", "#na", "#null!", "#value!", "#ref!", "#div/0!", "#num!", "#name?")
-MISSING = ("", "na", "nan", "n/a", "n.a.", "none", "null", "nil", "?", "-", "--", ".", "unknown", "missing", *SPREADSHEET_ERRORS)
+SURELY_MISSING = ("", "na", "nan", "n/a", "n.a.", "null", *SPREADSHEET_ERRORS)
+MISSING = (
+    *SURELY_MISSING,
+    "none",
+    "nil",
+    "?",
+    "-",
+    "--",
+    ".",
+    "unknown",
+    "missing",
+)  # in a feature; a class may have such a name
 DOCUMENTS = (".csv", ".tsv", ".xlsx", ".txt", ".json", ".md", ".pdf")  # a folder of these is no patient
 MASKS = {"seg", "segmentation", "mask", "label", "labels", "roi"}  # words in a file's name
 NATIVE, CONTRAST = ("mri_t1",), {"gd", "gad", "ce", "contrast", "post", "km"}
@@ -122,11 +133,21 @@ def read_table(raw: Path, tables: Sequence[str], columns: FusionColumns) -> Clin
     if patient not in table:
         raise InputError(f"{path}: no column {patient!r} (fusion.data.columns.patient); its columns: {', '.join(table.columns)}")
     problems = [f"row {i + 2}: no patient" for i in table.index[table[patient] == ""]]
-    problems += [f"row {i + 2}: patient {table[patient][i]} is listed twice" for i in table.index[table[patient].duplicated()]]
+    twice = table.index[table[patient].duplicated() & (table[patient] != "")]
+    problems += [f"row {i + 2}: patient {table[patient][i]} is listed twice" for i in twice]
     if problems:
-        raise InputError(f"{path}: {'; '.join(problems[:20])}")
+        named = f"column {patient!r}, taken as the patient (fusion.data.columns.patient): "
+        raise InputError(f"{path}: {named}{'; '.join(problems[:5])}" + (", ..." if len(problems) > 5 else ""))
     table = table.set_index(patient).rename_axis("patient")
-    return Clinical(table.mask(table.apply(lambda column: column.str.lower().isin(MISSING)), ""), path)
+    return Clinical(table.apply(lambda column: _without_missing(column, columns.label)), path)
+
+
+def _without_missing(column: pd.Series, label: str) -> pd.Series:
+    """A column with empty cells where a word says that the value is missing. In the label only words that are no class's name;
+    `-` is a value beside `+`."""
+    lower = column.str.lower()
+    words = set(SURELY_MISSING if column.name == label else MISSING) - ({"-"} if (column == "+").any() else set())
+    return column.mask(lower.isin(words), "")
 
 
 def read_vectors(raw: Path, names: Sequence[str]) -> dict[str, pd.DataFrame]:
@@ -173,8 +194,8 @@ def targets(
     table, columns = clinical.table.reindex(list(patients)).fillna(""), preparation.columns
     classification = preparation.task == "classification"
     needed = [columns.label] if classification else [c for c in (columns.time, columns.event) if c]
+    where = clinical.path or f"no table ({', '.join(preparation.tables)})"
     if missing := [c for c in needed if c not in table]:
-        where = clinical.path or f"no table ({', '.join(preparation.tables)})"
         alike = spelled_alike(missing[0], list(clinical.table))
         meant = f"; is it {alike!r}?" if alike else ""
         raise InputError(f"{where}: no column {', '.join(missing)} (fusion.data.columns); training and evaluation need it{meant}")
@@ -182,6 +203,12 @@ def targets(
     asked = ~(without_target(clinical, patients, preparation) & unlabelled)
     if classification:
         result["label"] = table[columns.label]
+        unclear = result["label"][result["label"].str.lower().isin(MISSING) & (result["label"] != "")]
+        if len(unclear) and not ({*result["label"]} >= {"+", "-"}):
+            raise InputError(
+                f"{where}: {columns.label} is {unclear.iloc[0]!r} in {len(unclear)} rows: a class, or missing? Give the class "
+                "another name, or leave the cells empty"
+            )
         file = clinical.path.name if clinical.path else "the table"
         problems = [
             f"patient {p}: no {columns.label} in {file}{other_spelling(p, clinical, patients)}"
@@ -190,6 +217,10 @@ def targets(
     else:
         result["time"] = pd.to_numeric(table[columns.time], errors="coerce")
         result["event"] = pd.to_numeric(table[columns.event], errors="coerce") if columns.event else 1.0
+        given = table[columns.event][asked] if columns.event else pd.Series(dtype=str)
+        if len(given) and not pd.to_numeric(given, errors="coerce").isin([0, 1]).any():
+            words = ", ".join(map(repr, sorted(set(given))[:3]))
+            raise InputError(f"{where}: column {columns.event!r} holds {words}; write 0 (censored) or 1 (event)")
         for p in table.index[asked & (~(result["time"] > 0) | ~np.isfinite(result["time"]))]:
             given = f"{columns.time} is {table[columns.time][p]!r}, expected days above 0"
             problems.append(f"patient {p}: {given}{other_spelling(p, clinical, patients)}")

@@ -19,8 +19,11 @@ from quintet.fusion.data.vectors import VectorEncoder, encode
 from quintet.params import Fusion
 from quintet.params.fusion import CLINICAL, FusionData
 from quintet.subjects import subject_of
+from quintet.tables import DECIMAL_COMMA
 
-CODES = (-9, -99, -999, -9999, 99, 999, 9999, 99999)  # for missing values, in many tables
+# for missing values, in many tables
+CODES = (-9, -99, -999, -9999, -8, -88, -888, -8888, 88, 888, 8888, 99, 999, 9999, 99999)
+NEGATIVE_CODES, MIN_OTHERS = (-1, -2, -7, -8, -9), 10  # in a column of at least so many other values, none of them negative
 LARGEST = 1e12  # number of a clinical column
 QUANTITY = re.compile(
     r"[<>~]?\s*[+-]?\d[\d.,]*\s*(%|years?|yrs?|y|months?|days?|mm|cm|ml|mg|kg)|\d{1,3}(,\d{3})+"
@@ -163,13 +166,18 @@ def _wrong_values(column: pd.Series) -> str:
     numbers = pd.to_numeric(texts, errors="coerce")
     if len(infinite := numbers.index[np.abs(numbers) > LARGEST]):
         return f"patient {infinite[0]} has {texts[infinite[0]]!r}; correct it, or leave it empty"
-    for code in CODES:
-        others = numbers[numbers != code].dropna()
-        width = others.max() - others.min() if len(others) else 0.0
-        if (numbers == code).any() and width and not others.min() - width <= code <= others.max() + width:
-            return f"{code} is far from the others ({others.min():g} to {others.max():g}): a code for missing? Leave it empty"
+    others = numbers[~numbers.isin(CODES)].dropna()
+    width = others.max() - others.min() if len(others) else 0.0
+    for code in numbers[numbers.isin(CODES)].unique():
+        if width and not others.min() - width <= code <= others.max() + width:
+            return f"{code:g} is far from the others ({others.min():g} to {others.max():g}): a code for missing? Leave it empty"
+    negative = numbers[numbers < 0].unique()
+    if len(negative) == 1 and negative[0] in NEGATIVE_CODES and (numbers >= 0).sum() >= MIN_OTHERS:
+        return f"{negative[0]:g} is the only negative value: a code for missing? Leave it empty"
     if len(texts) and numbers.isna().all() and texts.map(lambda text: bool(QUANTITY.fullmatch(text))).all():
         return f"{texts.iloc[0]!r} is a number or a date written as text; write plain numbers"
+    if len(texts) and numbers.isna().any() and texts[numbers.isna()].map(lambda text: bool(DECIMAL_COMMA.fullmatch(text))).all():
+        return f"{texts[numbers.isna()].iloc[0]!r} has a decimal comma; write a point, or separate the columns with semicolons"
     return ""
 
 

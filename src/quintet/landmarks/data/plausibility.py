@@ -4,14 +4,17 @@ The bounds leave a margin around what 813 annotated X-rays and 400 phantoms have
 landmark at least 16 % of the width left of its partner, the cloud's centre between 36 and 65 % of the width, 50 % on average.
 """
 
+from collections.abc import Sequence
+
 import numpy as np
 from numpy.typing import NDArray
 
-from quintet.landmarks.data.anatomy import PAIRS
+from quintet.landmarks.data.anatomy import PAIRS, project_on_template
 
 MAX_TILT_DEG = 45.0
 CENTRE, MEAN_CENTRE = (0.25, 0.75), (0.42, 0.58)  # of the width: of one annotation, of many on average
 MIN_FOR_MEAN = 10
+MAX_AWAY = 0.2  # from the template, as a fraction of the axis; of 813 annotated X-rays and 400 phantoms at most 0.05
 Points = NDArray[np.float64]
 
 
@@ -33,6 +36,14 @@ def problem(points_px: Points, width: int, height: int) -> str:
     if crossed := [pair for pair in PAIRS if points_px[pair[0], 0] >= points_px[pair[1], 0]]:
         left, right = crossed[0]
         return f"landmark {left} is not left of landmark {right}, as seen in the image; exchange the pairs"
+    away = np.linalg.norm(points_px - project_on_template(points_px), axis=-1) / np.linalg.norm(points_px[1] - points_px[0])
+    if away.max() > MAX_AWAY:
+        landmark = int(away.argmax())
+        missing = "; an annotation that is missing? Leave the row out" if not points_px[landmark].any() else ""
+        return (
+            f"landmark {landmark} at {points_px[landmark].tolist()} is {away.max():.0%} of the axis away from its place in the "
+            f"scheme: 8, 9, 10 and the pairs lie at quarters of the axis, from above{missing}"
+        )
     centre = points_px[:, 0].mean() / width
     if not CENTRE[0] < centre < CENTRE[1]:
         return (
@@ -41,12 +52,15 @@ def problem(points_px: Points, width: int, height: int) -> str:
     return ""
 
 
-def problem_of_all(fractions: Points) -> str:
-    """The same for the annotations `[N, 15, 2]` of a whole folder, as fractions of the image: what one alone does not show."""
-    centre = float(fractions[..., 0].mean()) if len(fractions) >= MIN_FOR_MEAN else 0.5
-    if MEAN_CENTRE[0] < centre < MEAN_CENTRE[1]:
-        return ""
-    return (
-        f"annotations.csv: on average the landmarks' centre is at {centre:.0%} of the width, expected 50 %; "
-        "write pixels of the images in images/, not of smaller or larger copies"
-    )
+def problem_of_all(fractions: Points, sizes: Sequence[tuple[int, int]]) -> str:
+    """The same for the annotations `[N, 15, 2]` of a whole folder, as fractions of images of these (width, height): what one
+    alone does not show. Images of each size are one group, as copies of another size often are only some of them."""
+    for size in sorted(set(sizes)):
+        own = fractions[[s == size for s in sizes]]
+        centre = float(own[..., 0].mean()) if len(own) >= MIN_FOR_MEAN else 0.5
+        if not MEAN_CENTRE[0] < centre < MEAN_CENTRE[1]:
+            return (
+                f"annotations.csv: in {len(own)} images of {size[0]} x {size[1]} pixels the landmarks' centre is on average at "
+                f"{centre:.0%} of the width, expected 50 %; write pixels of these images, not of smaller or larger copies"
+            )
+    return ""

@@ -130,7 +130,7 @@ def _parse(number: int, cells: list[str], files: dict[str, list[Path]]) -> Row:
 def read_images(rows: list[Row], use: Callable[[Row, NDArray[np.float32]], T]) -> tuple[list[T], list[str]]:
     """What `use` makes of each row and its image `[H, W]`, and one sentence for each row whose image cannot be read or does not
     fit its landmarks, and for a whole folder that is not plausible."""
-    found, fractions, problems = [], [], []
+    found, fractions, sizes, problems = [], [], list[tuple[int, int]](), []
     for row in rows:
         try:
             grey = read_grey(row.file)
@@ -143,7 +143,8 @@ def read_images(rows: list[Row], use: Callable[[Row, NDArray[np.float32]], T]) -
             continue
         found.append(use(row, grey))
         fractions.append(row.points_px / [width, height])
-    if fractions and (wrong := problem_of_all(np.stack(fractions))):
+        sizes.append((width, height))
+    if fractions and (wrong := problem_of_all(np.stack(fractions), sizes)):
         problems.append(wrong)
     return found, problems
 

@@ -8,6 +8,7 @@ import re
 import unicodedata
 from collections import defaultdict
 from dataclasses import dataclass
+from itertools import combinations
 from pathlib import Path
 from typing import Any
 
@@ -200,7 +201,14 @@ def read_images(case: Case) -> tuple[NDArray[np.float32], Grid]:
             inside = array[array != 0]
             if not len(inside) or inside.min() == inside.max():
                 what = "all voxels are 0" if not len(inside) else f"all voxels that are not 0 are {inside[0]:g}"
-                problems.append(f"{path}: {what}; the map was not computed, or this is the wrong file")
+                problems.append(
+                    f"{path}: {what}; the map was not computed, or this is the wrong file; an occluded artery needs a map too"
+                )
+    problems += [
+        f"{case.images[a]} and {case.images[b]} hold one image; is one of them misnamed? Remove it"
+        for a, b in combinations(range(len(channels)), 2)
+        if len(channels) == len(case.images) and np.array_equal(channels[a], channels[b])
+    ]
     if problems:
         raise InputProblemsError(case.name, problems)
     return np.stack(channels), grids[0]
@@ -251,9 +259,9 @@ def _difference(grid: Grid, other: Grid, name: str, remedy: str) -> str:
     if grid.shape != other.shape:
         return f"another shape {grid.shape} than {name} (expected {other.shape}); {remedy}"
     axes, others = ("".join(nib.aff2axcodes(g.affine)) for g in (grid, other))
-    if axes != others:
-        return f"its axes run {axes}, those of {name} {others}; {remedy}"
+    turned = (
+        f"its axes run {axes}, those of {name} {others}" if axes != others else f"another affine (position, spacing) than {name}"
+    )
     return (
-        f"another affine (position, spacing or orientation) than {name}, with equal shapes; compare both in a viewer: if only "
-        f"the header was lost, copy the affine, otherwise {remedy}"
+        f"{turned}, with equal shapes; compare both in a viewer: if only the header was lost, copy the affine, otherwise {remedy}"
     )

@@ -20,6 +20,8 @@ def image_doubts(images: NDArray[np.float32]) -> list[str]:
     if (background := float((images == 0).all(0).mean())) < MIN_BACKGROUND:
         doubts.append(f"{background:.1%} of the voxels are 0 in every map; maps must be 0 outside the brain: mask them")
     for channel, image in enumerate(images[:2]):
+        if not doubts and (image != 0).any() and np.median(image[image != 0]) < 0:
+            doubts.append(f"most voxels of channel {channel} are below 0; was the map negated?")
         size = np.abs(image[image != 0])
         usual = float(np.percentile(size, 99)) if size.size else 0.0
         if usual and size.max() > OUTLIER * usual:

@@ -11,8 +11,10 @@ import pandas as pd
 from quintet.errors import InputError, InputProblemsError
 from quintet.ranking.elsewhere import csv_files, nnunet
 from quintet.results import COLUMNS
+from quintet.tables import folded
 
 RANGES = {"dice": (0.0, 1.0), "iou": (0.0, 1.0)}
+ERRORS = re.compile(r"(hd|hausdorff|assd?|asd|msd|dist|err|mae|m?rmse|mse|brier|loss|nll|ece)", re.IGNORECASE)  # names begin so
 EXAMPLES = 3  # names in a message
 
 
@@ -91,7 +93,7 @@ def _problems(table: pd.DataFrame, bounds: tuple[float, float] | None) -> list[s
             f"case {several.index[0]} belongs to several patients: {_some(several.iloc[0])}; if these are different cases, put "
             "the patient into the case's name"
         )
-    alike = table.groupby(table["group"].map(_plain))["group"].agg(lambda names: sorted(set(names)))
+    alike = table.groupby(table["group"].map(folded))["group"].agg(lambda names: sorted(set(names)))
     if len(several := alike[alike.map(len) > 1]):
         problems.append(
             f"patients {' and '.join(map(repr, several.iloc[0][:2]))} look like one person; write each patient in one way only"
@@ -106,12 +108,13 @@ def _problems(table: pd.DataFrame, bounds: tuple[float, float] | None) -> list[s
     return problems or _missing_cases(table)
 
 
-def _plain(name: str) -> str:
-    """A name without what people write differently: letter case, spaces, leading zeros."""
-    return re.sub(r"(?<!\d)0+(?=\d)", "", re.sub(r"\s+", "", name).lower())
-
-
 def _range_problems(table: pd.DataFrame, bounds: tuple[float, float] | None) -> list[str]:
+    by_config = table.groupby("config")["value"]
+    fractions, percents = by_config.max() <= 1, by_config.median() > 10
+    mixed = bool(fractions.any() and percents.any() and (table["value"] >= 0).all())
+    if mixed and (not bounds or bounds[1] > 1):
+        fraction, percent = fractions.idxmax(), percents.idxmax()
+        return [f"{fraction} has fractions, but {percent} seems to have percent; write both alike"]
     if bounds:
         outside = table[(table["value"] < bounds[0]) | (table["value"] > bounds[1])]
         if outside.empty:
@@ -121,11 +124,6 @@ def _range_problems(table: pd.DataFrame, bounds: tuple[float, float] | None) -> 
             f"{row['config']}: {len(outside)} score(s) are outside {bounds[0]:g} to {bounds[1]:g}, the first of case "
             f"{row['case']} ({row['value']:g}); correct them, or set --range"
         ]
-    by_config = table.groupby("config")["value"]
-    fractions, percents = by_config.max() <= 1, by_config.median() > 10
-    if fractions.any() and percents.any() and (table["value"] >= 0).all():
-        fraction, percent = fractions.idxmax(), percents.idxmax()
-        return [f"{fraction} has fractions, but {percent} seems to have percent; if both are right, set --range"]
     return []
 
 
