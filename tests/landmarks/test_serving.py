@@ -2,6 +2,7 @@
 
 import io
 import json
+from pathlib import Path
 
 import mlflow
 import numpy as np
@@ -63,6 +64,15 @@ def test_an_uploaded_run_is_a_model_of_mlflow(trained, phantoms, tmp_path):
     assert {"model/MLmodel", "model/model.pt", "model/quintet.zip", "model/input_example.json"} <= files
 
 
+def test_a_run_that_was_uploaded_without_its_model_gets_it(trained):
+    run_id = tracking.upload(trained)
+    client = tracking.store.create_client(tracking.tracking_uri())
+    (Path(client.download_artifacts(run_id, "model")) / "MLmodel").unlink()  # a local store returns its own folder
+    assert "model/MLmodel" not in {file.path for file in client.list_artifacts(run_id, "model")}
+    assert tracking.run_id_of(trained, write_model) == run_id
+    assert "model/MLmodel" in {file.path for file in client.list_artifacts(run_id, "model")}
+
+
 def test_pictures_over_rest_and_requests_that_make_no_sense(trained, phantoms, tmp_path):
     png = phantoms[0].read_bytes()
     jpeg = io.BytesIO()
@@ -86,8 +96,10 @@ def table_of(groups):
 class Verdict:
     label, floor, verdict = "error", "ridge", "The verdict."
 
-    def __init__(self, groups):
+    def __init__(self, groups, better=()):
         self.table = table_of(groups)
+        questions = [f"Is {config} better than ridge?" for config in better]
+        self.answers = pd.DataFrame({"question": questions, "significant": True, "gain": 1.0})
 
 
 @pytest.mark.parametrize(
@@ -103,6 +115,13 @@ class Verdict:
 def test_what_the_verdict_says_against_a_choice(groups, config, says):
     assert says in doubt(config, Verdict(groups))
     assert bool(says) == bool(doubt(config, Verdict(groups)))
+
+
+def test_a_planned_comparison_with_the_trivial_method_counts():
+    groups = {"heatmap": "a", "baseline": "a", "ridge": "a"}
+    assert "not significantly better than ridge" in doubt("heatmap", Verdict(groups))
+    assert not doubt("heatmap", Verdict(groups, better=["heatmap"]))
+    assert doubt("baseline", Verdict(groups, better=["heatmap"]))
 
 
 def test_promote_registers_a_run_that_the_verdict_supports(trained, checkout, monkeypatch, make_params):

@@ -34,7 +34,9 @@ def doubt(config: str, ranking: Ranking) -> str:
     if not group & set(table.loc[best, "group"]):
         means = f"{table.loc[best, 'mean']:.4g} against {table.loc[config, 'mean']:.4g}"
         return f"{best} is significantly better ({ranking.label} {means})"
-    if ranking.floor and group & set(table.loc[ranking.floor, "group"]):
+    asked = ranking.answers[ranking.answers["question"] == f"Is {config} better than {ranking.floor}?"]
+    planned = bool((asked["significant"] & (asked["gain"] > 0)).any())  # corrected for fewer comparisons than the pairs
+    if ranking.floor and not planned and group & set(table.loc[ranking.floor, "group"]):
         return f"it is not significantly better than {ranking.floor}, a trivial method"
     return ""
 

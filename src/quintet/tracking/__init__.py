@@ -125,7 +125,11 @@ def run_id_of(folder: Path, write_model: ModelWriter) -> str:
     store cannot be used."""
     record = load_evaluated(folder)
     try:
-        return Store(record.study, ignore_cooldown=True).upload(record, folder, Path.cwd(), write_model)
+        store = Store(record.study, ignore_cooldown=True)
+        run = store.upload(record, folder, Path.cwd(), write_model)
+        if not any(file.path == "model/MLmodel" for file in store.call("list_artifacts", run, "model")):
+            store.log_model(run, folder, write_model)  # it was uploaded by a version that did not
+        return run
     except InputError:
         raise
     except Exception as error:
