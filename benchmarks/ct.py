@@ -1,13 +1,14 @@
 """The CT study compared with its peers, side by side in one run.
 
     pip install -c constraints.txt torchio SimpleITK
-    python benchmarks/ct.py [--part dicom|metrics|input|memory] [--rounds 3]
+    python benchmarks/ct.py [--part dicom|metrics|input|memory|growth] [--rounds 3]
 
 dicom: convert one series of 300 slices of 512 x 512 to 270^3 uint8 with our code, a MONAI pipeline (pydicom reader) and a
 SimpleITK one; reports the mean absolute difference from our result in grey levels, and the peak memory above that after the
 imports, in multiples of the int16 volume. metrics: all retrieval metrics of 2,156 queries x 2,156 scans, compared with a loop
 over queries. input: stored voxels per second through the training input path (read, rotate and scale, resize, add noise),
-compared with torchio transforms on each sample. memory: one training step of both networks at full scale, batch size 1. Each
+compared with torchio transforms on each sample. memory: one training step of both networks at full scale, batch size 1. growth:
+preparation and index of up to 2,156 small scans. Each
 variant runs in its own process; the variants alternate, and medians over the rounds are compared. Expected: about 8 minutes.
 """
 
@@ -39,6 +40,7 @@ PARTS = {
     "metrics": ("ours", "loop"),
     "input": ("ours", "torchio"),
     "memory": ("adaptive", "legacy"),
+    "growth": ("270", "540", "1078", "2156"),
 }
 
 
@@ -233,7 +235,32 @@ def memory(variant: str, options: argparse.Namespace) -> dict[str, float]:
     }
 
 
-MEASURES = {"dicom": dicom, "metrics": metrics, "input": input_path, "memory": memory}
+def growth(variant: str, options: argparse.Namespace) -> dict[str, float]:
+    """Preparation of so many small scans, and an index of them by the selected run, where there is one; one core."""
+    from quintet.ct.data.prepare import prepare
+    from quintet.ct.search import build
+    from quintet.ct.synthetic import synthesize
+
+    ct = load(Path("params.yaml")).ct
+    synthetic = ct.synthetic.model_copy(update={"scans": int(variant), "matrix": 32})
+    small = ct.model_copy(update={"synthetic": synthetic, "data": ct.data.model_copy(update={"size": 24})})
+    found: dict[str, float] = {}
+    with tempfile.TemporaryDirectory() as folder:
+        raw, run = Path(folder) / "raw", Path("runs/ct/selected")
+        synthesize(raw, synthetic, workers=1)
+        before, started = peak_memory_mb(), time.perf_counter()
+        prepare(raw, Path(folder) / "prepared", small)
+        found["prepare_ms_a_scan"] = 1000 * (time.perf_counter() - started) / int(variant)
+        found["prepare_more_mib"] = peak_memory_mb() - before
+        if (run / "model").is_dir():
+            before, started = peak_memory_mb(), time.perf_counter()
+            build([run], raw, Path(folder) / "index", kind="exact", device="cpu", skip=False)
+            found["index_ms_a_scan"] = 1000 * (time.perf_counter() - started) / int(variant)
+            found["index_more_mib"] = peak_memory_mb() - before
+    return found
+
+
+MEASURES = {"growth": growth, "dicom": dicom, "metrics": metrics, "input": input_path, "memory": memory}
 
 
 def show(part: str, found: dict[str, dict[str, float]]) -> None:
@@ -272,7 +299,7 @@ def main() -> None:
             )
         print(f"{torch.get_num_threads()} threads")
         for part in parts:
-            rounds = 1 if part == "memory" else options.rounds
+            rounds = 1 if part in ("memory", "growth") else options.rounds
             shared = {"part": part, "folder": folder, "seconds": options.seconds, "full": options.full}
             show(part, take_turns(__file__, PARTS[part], shared, rounds=rounds))
 

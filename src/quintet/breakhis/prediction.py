@@ -49,8 +49,12 @@ def find_patients(source: Path) -> dict[str, dict[str, list[Path]]]:
             found.append((folder.name if owners[0] in folder.name else owners[0], folder, files))
             continue
         if "" in owners:
+            foreign = next(path.name for paths in files.values() for path in paths if not _owner(path))
             some = ", ".join(filter(None, owners[:3]))
-            raise InputError(f"{folder}: pictures of several patients ({some}) beside others; make one folder per patient")
+            raise InputError(
+                f"{folder}: pictures of {some} beside others, such as {foreign}; rename it if it is a copy, or make one folder per "
+                "patient"
+            )
         for owner in owners:
             own = {m: [path for path in paths if _owner(path) == owner] for m, paths in files.items()}
             found.append((owner, folder / owner, {m: paths for m, paths in own.items() if paths}))
