@@ -51,10 +51,8 @@ def find_patients(source: Path) -> dict[str, dict[str, list[Path]]]:
         if "" in owners:
             foreign = next(path.name for paths in files.values() for path in paths if not _owner(path))
             some = ", ".join(filter(None, owners[:3]))
-            raise InputError(
-                f"{folder}: pictures of {some} beside others, such as {foreign}; rename it if it is a copy, or make one folder per "
-                "patient"
-            )
+            remedy = "rename it if it is a copy, or make one folder per patient"
+            raise InputError(f"{folder}: pictures of {some} beside others, such as {foreign}; {remedy}")
         for owner in owners:
             own = {m: [path for path in paths if _owner(path) == owner] for m, paths in files.items()}
             found.append((owner, folder / owner, {m: paths for m, paths in own.items() if paths}))
