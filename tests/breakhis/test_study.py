@@ -16,7 +16,9 @@ from quintet.breakhis.data.prepared import load
 from quintet.breakhis.evaluation.inference import Model, read_patients
 from quintet.breakhis.model.module import MagnificationModule, inverse_frequency
 from quintet.breakhis.model.networks import MagnificationNet
-from quintet.errors import InputError
+from quintet.errors import InputError, InputProblemsError
+from quintet.imaging.folders import files_below, with_suffix
+from quintet.imaging.pictures import PICTURES
 from quintet.params import parse
 from tests.breakhis.conftest import SMALL
 from tests.conftest import state_of, with_changes
@@ -237,6 +239,18 @@ def test_evaluate_folder_repeats_the_runs_own_metrics(trained, slides, slide_arr
     again = experiment.evaluate_folder("breakhis", [run], raw, tmp_path / "out", small, device="cpu")
     for name in ("balanced_accuracy", "auc", "brier", "patient_recognition_rate/400X", "balanced_accuracy/40X+100X"):
         assert again[name] == pytest.approx(metrics[name], abs=1e-5), name
+
+
+def test_evaluation_lists_every_broken_picture_at_once(trained, slides, small, tmp_path):
+    raw = shutil.copytree(slides, tmp_path / "raw")
+    pictures = with_suffix(files_below(raw), PICTURES)[0]
+    broken = [pictures[0], pictures[-1]]  # of two patients
+    for path in broken:
+        path.write_bytes(path.read_bytes()[:200])
+    with pytest.raises(InputProblemsError) as caught:
+        experiment.evaluate_folder("breakhis", [trained[0]], raw, tmp_path / "out", small, device="cpu")
+    assert len(caught.value.problems) == 2
+    assert all(any(str(path) in problem for problem in caught.value.problems) for path in broken)
 
 
 def test_real_patients_are_predicted(trained, real_slides, tmp_path):

@@ -8,7 +8,7 @@ import pandas as pd
 import pytest
 
 from quintet import experiment
-from quintet.errors import InputError
+from quintet.errors import InputError, InputProblemsError
 from quintet.perfusion.data.prepared import load
 from quintet.perfusion.evaluation.inference import Model
 
@@ -90,3 +90,18 @@ def test_evaluating_a_folder_gives_the_scores_of_the_stage(trained, flow_maps, f
     again = experiment.evaluate_folder("perfusion", [run], raw, tmp_path / "out", small, device="cpu")
     assert again["dice"] == pytest.approx(metrics["dice"], abs=1e-6)
     assert again["cases"] == len(held_out)
+
+
+def test_evaluation_lists_every_broken_case_at_once(trained, flow_maps, tmp_path, small):
+    raw = shutil.copytree(flow_maps, tmp_path / "raw")
+    first, second, third = (sorted((raw / "imagesTr").glob(f"PerfTerr00{n}*"))[0] for n in (1, 2, 3))
+    first.write_bytes(first.read_bytes()[:-200])
+    second.write_bytes(b"")
+    label = raw / "labelsTr" / third.name.replace("_0000", "")
+    label.write_bytes(b"no image")
+    with pytest.raises(InputProblemsError) as caught:
+        experiment.evaluate_folder("perfusion", [trained[0]], raw, tmp_path / "out", small, device="cpu")
+    assert len(caught.value.problems) == 3
+    for path, problem in zip((first, second, label), caught.value.problems, strict=True):
+        assert str(path) in problem
+    assert not (tmp_path / "out").exists()

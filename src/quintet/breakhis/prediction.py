@@ -144,9 +144,11 @@ def evaluate_folder(runs: Sequence[Path], raw: Path, out: Path, device: str) -> 
     for name in names:  # one patient in memory at a time
         files = [[image.path for image in images_of[name] if image.magnification == m] for m in order]
         images, errors = _read_patient(files, [model.size for model in models])
-        if errors:
-            raise InputProblemsError(str(raw), errors)
-        predicted.append(_predict_patient(models, name, images))
+        problems += errors
+        if not problems:  # after one, patients are read only to find further ones
+            predicted.append(_predict_patient(models, name, images))
+    if problems:
+        raise InputProblemsError(str(raw), problems)
     joined = Predicted(
         names,
         order,

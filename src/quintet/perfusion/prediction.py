@@ -11,7 +11,7 @@ from quintet.errors import InputError, InputProblemsError, sentences
 from quintet.imaging.volumes import Grid, write_nifti
 from quintet.params import Perfusion
 from quintet.perfusion.data.geometry import on_file_grid
-from quintet.perfusion.data.nnunet import Case, Dataset, find_images, read_dataset, read_images, read_label
+from quintet.perfusion.data.nnunet import Case, Dataset, find_images, read_case, read_dataset, read_images, read_label
 from quintet.perfusion.data.prepare import print_doubts, resample
 from quintet.perfusion.data.prepared import SIDES
 from quintet.perfusion.evaluation.figures import fullest_slice, overlay
@@ -77,6 +77,14 @@ def evaluate_folder(runs: Sequence[Path], raw: Path, out: Path, params: Perfusio
         raise InputProblemsError(str(raw), problems)
     if len(dataset.channels) != len(models[0].build["channels"]):
         raise InputError(f"{raw}: {len(dataset.channels)} channels, the run was trained on {len(models[0].build['channels'])}")
+
+    for case in dataset.cases:  # every problem before the first prediction, which takes longer than reading
+        try:
+            read_case(case, dataset)
+        except InputError as error:
+            problems += sentences(error)
+    if problems:
+        raise InputProblemsError(str(raw), problems)
 
     def predicted(chosen: Dataset) -> Iterator[Predicted]:
         for case in chosen.cases:
