@@ -32,7 +32,7 @@ def command_of(printed: str, folder: Path) -> str:
 
 
 def answer_of(printed: str) -> str:
-    return next((line for line in printed.splitlines() if line.lower().startswith("right:")), "right: (not said)")
+    return next((line for line in printed.splitlines() if line.lower().startswith("right:")), "right: (not stated)")
 
 
 def checkout_with(checkout: Path, folder: Path, printed: str) -> Path:
@@ -51,7 +51,7 @@ def checkout_with(checkout: Path, folder: Path, printed: str) -> Path:
 
 
 def run_case(generator: Path, checkout: Path, folder: Path) -> tuple[str, str, list[str]]:
-    """What was asked, what was said, and what is wrong with it."""
+    """The right answer, the output of the command, and what is wrong with it."""
     environment = os.environ | {"SRC": "data/synthetic", "PYTHONPATH": str(checkout / "src")}
     made = subprocess.run(
         [sys.executable, str(generator), str(folder / "input")],
@@ -68,11 +68,11 @@ def run_case(generator: Path, checkout: Path, folder: Path) -> tuple[str, str, l
     done = subprocess.run(
         ["bash", "-c", command], cwd=place, env=environment, capture_output=True, text=True, timeout=SECONDS, check=False
     )
-    said = (done.stderr + done.stdout).replace(str(folder), "")
-    wrong = ["a traceback"] if "Traceback" in said else []
+    output = (done.stderr + done.stdout).replace(str(folder), "")
+    wrong = ["a traceback"] if "Traceback" in output else []
     wrong += [f"exit status {done.returncode}"] if done.returncode not in (0, 2) else []
     wrong += [f"{path.name} is left" for path in (folder / "results").rglob(".*.part*")]
-    return answer_of(made.stdout), said, wrong
+    return answer_of(made.stdout), output, wrong
 
 
 def main() -> int:
@@ -86,8 +86,8 @@ def main() -> int:
         if generator.stem in ("base", "common") or options.only not in generator.stem:
             continue
         with tempfile.TemporaryDirectory() as folder:
-            right, said, wrong = run_case(generator, options.checkout.resolve(), Path(folder))
-        shown = [line for line in said.splitlines() if line.strip()]
+            right, output, wrong = run_case(generator, options.checkout.resolve(), Path(folder))
+        shown = [line for line in output.splitlines() if line.strip()]
         print(f"{generator.stem}: {'; '.join(wrong) or 'ok'}\n  {right}", *shown[:SHOWN], sep="\n    ", flush=True)
         failed += [generator.stem] if wrong else []
     print(f"failed: {', '.join(failed) or 'none'}")
