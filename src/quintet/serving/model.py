@@ -13,7 +13,7 @@ NEEDED = ("numpy", "pandas", "torch", "lightning", "monai", "kornia", "mlflow", 
 
 
 def write_model(run: Path, out: Path) -> None:
-    """Write the files that stand beside the run's model.pt in MLflow to the new folder `out`. Raises InputError if the run has no
+    """Write the files that MLflow needs beside the run's model.pt to the new folder `out`. Raises InputError if the run has no
     model, or was not evaluated where its study sets values in the evaluation that prediction needs."""
     import mlflow
     from mlflow.models import Model, ModelSignature

@@ -63,7 +63,7 @@ def promote(run: str, folder: Path, params: Params, ranking: Ranking, *, name: s
         client.get_registered_model(name)
     except MlflowException:
         client.create_registered_model(name, description=f"Quintet, {record.study}")
-    said = f"{ranking.verdict}\n\nAgainst this choice: {against}." if against else ranking.verdict
-    version = client.create_model_version(name, f"runs:/{run_id}/model", run_id, description=said)
+    description = f"{ranking.verdict}\n\nAgainst this choice: {against}." if against else ranking.verdict
+    version = client.create_model_version(name, f"runs:/{run_id}/model", run_id, description=description)
     client.set_registered_model_alias(name, ALIAS, version.version)
     return str(version.version), against
