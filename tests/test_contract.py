@@ -2,15 +2,18 @@
 
 import importlib.util
 import json
+import re
 import shutil
 import signal
 import subprocess
 import sys
+from collections.abc import Iterator
 from contextlib import redirect_stdout
 from io import StringIO
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import yaml
@@ -36,6 +39,28 @@ RESUMED = {  # schedules, early stopping and moving averages must survive a kill
     },
     "fusion": {"training": {"epochs": 4, "diffusion": {"target": "teacher"}}},
 }
+
+# names as laboratories give them; every table and file system can hold them
+ODD = (
+    *(
+        "P1",
+        "P1_0000",
+        "P10",
+        "p.1.2.3",
+        "Müller",
+        "MÜNCHEN 3",
+        "Łódź",
+        "日本",
+        "Ærø (2)",
+        "a b  c",
+        "x+y",
+        "50%",
+        "#7",
+        "O'Brien",
+    ),
+    *("007", "1e5", "+1", "TRUE", "-v1", "_", "ROI_seg", "t1.mean", "final_FINAL2", "Σ&Δ", "~tmp", "name.nii", "[1]", "$HOME"),
+)
+BREAKHIS = ("1-1", "14-00001", "99-9A", "14-4659", "14-46590", "08-22549AB", "08-22550CD", "2024-1Z")
 
 
 @pytest.fixture(scope="session")
@@ -216,3 +241,73 @@ def test_the_ranking_reads_the_baselines_of_every_fold(prepared, params, tmp_pat
         assert {run.name: Record.load(run).fold for run in runs[name]} == section.sweep.untrained_runs
         for run in runs[name]:
             assert set(results.read([run / "evaluation" / "cases.csv"])["fold"]) == {Record.load(run).fold}
+
+
+def people_of(study: str, raw: Path) -> list[str]:
+    """Names that the raw folder gives its people, or its cases where a person has one."""
+    if study == "perfusion":
+        cases = sorted(path.name.removesuffix(".nii.gz") for path in (raw / "labelsTr").iterdir())
+        people = sorted({case.partition("-v")[0] for case in cases})
+        return [p if f"{p}-v2" in cases else f"{p}-v1" for p in people]
+    if study == "breakhis":
+        return sorted({path.parent.name.rpartition("_")[2] for path in raw.glob("*/SOB/*/*/40X")})
+    if study == "landmarks":
+        return sorted(path.stem.rpartition("-")[2] for path in raw.glob("images/Normal/*"))
+    return sorted(path.name.removesuffix(".nii.gz") for path in raw.iterdir() if path.suffix != ".csv")
+
+
+def renamed(text: str, names: dict[str, str], study: str) -> str:
+    before = "Normal-" if study == "landmarks" else ""
+    pattern = before + "(" + "|".join(sorted(map(re.escape, names), key=len, reverse=True)) + r")(?!\d)"
+    return re.sub(pattern, lambda found: before + names[found[1]], text)
+
+
+def copy_renamed(raw: Path, out: Path, names: dict[str, str], study: str) -> None:
+    for path in sorted(raw.rglob("*")):
+        if path.is_file():
+            target = out / renamed(str(path.relative_to(raw)), names, study)
+            target.parent.mkdir(parents=True, exist_ok=True)
+            if path.suffix in (".csv", ".json"):
+                target.write_text(renamed(path.read_text(encoding="utf-8"), names, study), encoding="utf-8")
+            else:
+                shutil.copyfile(path, target)
+
+
+def predictions(path: Path) -> Iterator[tuple[str, object]]:
+    if path.is_dir():
+        for file in path.iterdir():
+            yield from predictions(file) if file.suffix == ".csv" else [(file.name, file.read_bytes())]
+    elif path.suffix == ".npz":
+        with np.load(path) as file:
+            yield from zip(file["id"].tolist(), file["vector"].tolist(), strict=True)
+    else:
+        for line in path.read_text(encoding="utf-8").splitlines():
+            yield re.sub(r"^\d+,(?=\d)", "", line), None  # the first cell of a landmark row is its number
+
+
+def test_odd_names_raise_no_alarm_and_change_no_prediction(prepared, swept, params, tmp_path, capsys):
+    study, data = prepared
+    raw, odd = data.parent / "raw", tmp_path / "Ärzte & Söhne v1.2 (Kopie)" / "raw.d"
+    people = people_of(study, raw)
+    names = dict(zip(people, BREAKHIS if study == "breakhis" else ODD, strict=False))
+    assert len(names) >= 8
+    copy_renamed(raw, odd, names, study)
+    lines = []
+    for folder in (raw, odd):
+        capsys.readouterr()
+        assert load_study(study).check(folder, params.of(study)) == []
+        lines.append(capsys.readouterr().out.splitlines())
+    assert len(lines[0]) == len(lines[1]), lines
+    further = {}
+    if study == "fusion":
+        further = {"masks": tmp_path / "masks"}
+        run_stage_main("fusion_segment", params, raw=odd, out=tmp_path / "masks")
+    run_stage_main(f"{study}_prepare", params, raw=odd, out=tmp_path / "data", page=tmp_path / "data.html", **further)
+    suffix, below = {"perfusion": ("", "imagesTr"), "ct": (".npz", "."), "landmarks": (".csv", "images")}.get(
+        study, (".csv", ".")
+    )
+    found = []
+    for folder, output in ((raw, tmp_path / f"plain{suffix}"), (odd, tmp_path / f"odd{suffix}")):
+        experiment.predict_folder(study, [swept], folder / below, output, overlays=None, device="cpu", skip=False)
+        found.append(dict(predictions(output)))
+    assert {renamed(name, names, study): value for name, value in found[0].items()} == found[1]

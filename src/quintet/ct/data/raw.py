@@ -61,9 +61,10 @@ def find_scans(raw: Path) -> dict[str, Path]:
         if not (path.is_dir() or suffix):
             passed += [path] if path.suffix.lower() not in TABLES else []
             continue
-        name = normalize("NFC", path.name[: -len(suffix)] if suffix else path.name)
+        name = path.name
         if path.is_dir() and len(inside := files_below(path)) == 1 and with_suffix(inside, NIFTI)[0]:
             path = inside[0]
+        name = normalize("NFC", name[: -len(suffix)] if suffix and path.is_file() else name)
         if name in found:
             raise InputError(f"{path} and {found[name]} are both scan {name}; keep one")
         found[name] = path
@@ -128,8 +129,8 @@ def match(scans: dict[str, Path], labels: Labels) -> tuple[list[str], list[str]]
         + (f"it has {meant!r}: write both alike" if meant else "add a row for it")
         for name, meant in alike.items()
     ]
-    told = set(alike.values())
-    problems += [f"{LABELS}: scan {n} has neither a folder nor a NIfTI file of that name" for n in without_scan if n not in told]
+    named = set(alike.values())
+    problems += [f"{LABELS}: scan {n} has neither a folder nor a NIfTI file of that name" for n in without_scan if n not in named]
     known = [name for name in sorted(scans) if name in labelled]
     files = {name: dicom_files(scans[name]) if scans[name].is_dir() else [scans[name]] for name in known}
     problems += same_files({name: paths[:1] for name, paths in files.items()}, labels.table["patient"].to_dict())

@@ -110,8 +110,12 @@ def _images(folder: Path) -> list[Path]:
 
 
 def _modalities_of(path: Path, names: Mapping[str, Sequence[str]]) -> list[str]:
-    """The modalities whose patterns a file's name matches. A mask is no image, and an image with contrast no native one."""
-    stem = path.name.lower().removesuffix(".gz").removesuffix(".nii")
+    """The modalities whose patterns a file's name matches, without the patient's own name (`ROI-7_t1`, `CE_03-pet`). A mask is no
+    image, and an image with contrast no native one."""
+    stem, patient = (normalize("NFC", text).lower() for text in (path.name, path.parent.name))
+    stem = stem.removesuffix(".gz").removesuffix(".nii")
+    rest = stem.removeprefix(patient)
+    stem = rest if rest and not rest[0].isalnum() else stem
     words = set(re.split(r"[^a-z0-9]+", stem))
     if words & MASKS:
         return []

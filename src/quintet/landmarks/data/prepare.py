@@ -43,7 +43,7 @@ class Row:
 
     @property
     def category(self) -> str:
-        return self.stem.rsplit("-", 1)[0]
+        return next(category for category in CATEGORIES if self.stem.startswith(f"{category}-"))
 
 
 def read_annotations(raw: Path) -> tuple[list[Row], list[str]]:
@@ -117,7 +117,7 @@ def _parse(number: int, cells: list[str], files: dict[str, list[Path]]) -> Row:
     if (points < 0).any():
         landmark = int(np.argwhere(points < 0)[0][0])
         raise InputError(f"{stem}: landmark {landmark} has a negative coordinate {points[landmark].tolist()}")
-    if stem.rsplit("-", 1)[0] not in CATEGORIES:
+    if not stem.startswith(tuple(f"{category}-" for category in CATEGORIES)):
         raise InputError(f"{stem}: its category (the stem's prefix) is not one of {', '.join(f'{c}-' for c in CATEGORIES)}")
     found = files.get(stem, [])
     if not found:

@@ -60,7 +60,7 @@ def read_dataset(raw: Path, subject_pattern: str) -> tuple[Dataset | None, list[
     images, problems = find_images(raw / "imagesTr", len(channels))
     labels, more = find_labels(raw / "labelsTr")
     problems += more
-    if numbered := [name for name in labels if name[:-5] in images and re.fullmatch(r".+_\d{4}", name)]:
+    if numbered := [n for n in labels if n not in images and n[:-5] in images and re.fullmatch(r".+_\d{4}", n)]:
         others = f" (and {len(numbered) - 1} others)" if len(numbered) > 1 else ""
         return None, [
             *problems,
