@@ -1,5 +1,6 @@
 """`quintet repro` on small DVC projects of shell commands: order, failures, restored outputs, locks, Ctrl-C."""
 
+import json
 import os
 import signal
 import subprocess
@@ -14,6 +15,7 @@ import yaml
 from quintet.errors import InputError
 from quintet.pipeline import Local, reproduce, summary
 from quintet.pipeline.engines import run_job
+from quintet.pipeline.preloaded import script_of
 
 RUN = "sleep 0.1 && mkdir -p out && cp ready out/${item}"
 
@@ -159,8 +161,14 @@ def test_ctrl_c_kills_running_stages_and_keeps_finished_ones(project):
     assert set(stages) == {"prepare", "sweep@a"}
 
 
-def test_commands_are_killed_with_the_process_that_started_them(project):
-    root = project({"prepare": stage("echo $$ > pid; sleep 60", ["raw"], ["ready"])})
+SLOW = "import os, time; from pathlib import Path; Path('pid').write_text(str(os.getpid())); time.sleep(60)"
+
+
+@pytest.mark.parametrize("command", ["echo $$ > pid; sleep 60", "python stages/slow.py"])
+def test_commands_are_killed_with_the_process_that_started_them(project, command):
+    root = project({"prepare": stage(command, ["raw"], ["ready"])})
+    (root / "stages").mkdir()
+    (root / "stages" / "slow.py").write_text(SLOW)
     code = (
         "from pathlib import Path; from quintet.pipeline import Local, reproduce\n"
         "reproduce(Path('.'), Local(1), jobs=1, threads=1)"
@@ -176,6 +184,61 @@ def test_commands_are_killed_with_the_process_that_started_them(project):
             break
         time.sleep(0.1)
     assert not _alive(pid)
+
+
+SCRIPT = """
+import json, os, sys
+sys.stderr.write("a warning" + chr(10))
+print("the output", sys.stdin.read(), flush=True)
+place = [__name__, sys.argv, os.getcwd(), sys.path[0], os.environ["DVC_STAGE"]]
+with open(sys.argv[2], "w") as file:
+    json.dump([place, "torch" in sys.modules], file)
+sys.exit(sys.argv[3] if len(sys.argv) > 3 else None)
+"""
+
+
+def test_scripts_run_as_by_dvc_in_processes_that_have_their_packages(project):
+    """One fork for each script; the interpreter's state is that of a fresh one but for the packages."""
+    out, bad = "python stages/write.py --out ready", "python stages/write.py --out bad 'no such file'"
+    root = project({"prepare": stage(out, ["raw"], ["ready"]), "fails": stage(bad, ["raw"], ["bad"])})
+    (root / "stages").mkdir()
+    (root / "stages" / "write.py").write_text(SCRIPT)
+    outcome = run(root, jobs=1)
+    assert outcome.ran == ["prepare"]
+    assert "exit status 1" in outcome.failed["fails"]
+    assert outcome.failed["fails"].endswith("no such file")
+    log = (root / "logs" / "repro" / "prepare.log").read_text()
+    assert sorted(log.split()) == sorted(["a", "warning", "the", "output"])
+    place, loaded = json.loads((root / "ready").read_text())
+    assert loaded
+    (root / "ready").unlink()
+    subprocess.run(out, shell=True, check=True, env=os.environ | {"DVC_STAGE": "prepare"}, cwd=root)
+    assert json.loads((root / "ready").read_text()) == [place, False]
+
+
+def test_a_lost_process_fails_its_stage_alone(project):
+    kill = "import os, signal; os.kill(os.getppid(), signal.SIGKILL); __import__('time').sleep(60)"
+    root = project(
+        {"a": stage("python stages/kill.py", ["raw"], ["x"]), "b": stage("python stages/write.py x ready", ["raw"], ["ready"])}
+    )
+    (root / "stages").mkdir()
+    (root / "stages" / "write.py").write_text(SCRIPT)
+    (root / "stages" / "kill.py").write_text(kill)
+    outcome = run(root, jobs=1)
+    assert outcome.ran == ["b"]
+    assert "exit status -9" in outcome.failed["a"]
+
+
+@pytest.mark.parametrize(
+    "command",
+    ["", "python", "python -m stages.write", "python stages/write.py > x", "sh stages/write.py", "python other/write.py",
+     "python stages/write.py $HOME", "python stages/write.py a b*", "python stages/none.py", "X=1 python stages/write.py"],
+)  # fmt: skip
+def test_other_commands_go_to_the_shell(tmp_path, command):
+    (tmp_path / "stages").mkdir()
+    (tmp_path / "stages" / "write.py").write_text(SCRIPT)
+    assert script_of(command, str(tmp_path)) is None
+    assert script_of("python stages/write.py 'a b' --c", str(tmp_path)) == ["stages/write.py", "a b", "--c"]
 
 
 def test_a_stage_that_another_dvc_is_running_is_left_alone(project):

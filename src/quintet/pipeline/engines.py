@@ -4,15 +4,15 @@ An engine has `submit(job) -> Future[exit status]` and `stop()`, which kills the
 they resume from their checkpoints and never leave half-written outputs.
 """
 
-import ctypes
 import logging
 import os
 import shutil
 import signal
 import socket
 import subprocess
-import sys
+import threading
 import time
+from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
@@ -20,12 +20,11 @@ from pathlib import Path
 from typing import Any
 
 from quintet.errors import InputError
+from quintet.pipeline.preloaded import Preloaded, die_with_parent, script_of
 
 KILLED_STATUSES = (-signal.SIGKILL, -signal.SIGTERM, 128 + signal.SIGKILL, 128 + signal.SIGTERM)
 STAGE_BYTES = 2 * 2**30  # of a stage at the default scale, with a margin
 MAX_RETRIES = 3  # of a stage whose node or process was lost
-_LIBC = ctypes.CDLL(None) if sys.platform == "linux" else None
-_PR_SET_PDEATHSIG = 1
 
 
 class StageKilledError(Exception):
@@ -41,34 +40,34 @@ class Job:
     environment: dict[str, str]  # in addition to the process's own
 
 
-def run_job(job: Job, processes: list["subprocess.Popen[bytes]"] | None = None) -> int:
+def run_job(job: Job, started: Callable[[int], None] = lambda _: None, preloaded: Callable[[], Preloaded] | None = None) -> int:
     """Run the commands, append their output to `job.log` and return the exit status.
 
-    The commands are killed with this process. Each started process is appended to `processes`.
+    The commands are killed with this thread. `started` gets the process id of each, which is also its group's. `preloaded`: gives
+    a process for the commands that are scripts of the project.
     """
     status = 0
-    with job.log.open("ab") as log:
-        for command in job.commands:
-            process = subprocess.Popen(
-                command,
-                cwd=job.folder,
-                env=os.environ | job.environment,
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=subprocess.STDOUT,
-                start_new_session=True,
-                preexec_fn=_die_with_parent,
-            )
-            if processes is not None:
-                processes.append(process)
-            if status := process.wait():
-                break
+    for command in job.commands:
+        script = script_of(command[-1], job.folder) if preloaded else None
+        if preloaded and script:
+            status = preloaded().run(script, job.folder, job.environment, job.log, started)
+        else:
+            with job.log.open("ab") as log:
+                process = subprocess.Popen(
+                    command,
+                    cwd=job.folder,
+                    env=os.environ | job.environment,
+                    stdin=subprocess.DEVNULL,
+                    stdout=log,
+                    stderr=subprocess.STDOUT,
+                    start_new_session=True,
+                    preexec_fn=die_with_parent,
+                )
+            started(process.pid)
+            status = process.wait()
+        if status:
+            break
     return status
-
-
-def _die_with_parent() -> None:
-    if _LIBC is not None:
-        _LIBC.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
 def free_jobs() -> int:
@@ -84,28 +83,46 @@ def free_jobs() -> int:
 
 
 class Local:
-    """Runs at most `jobs` processes on this machine."""
+    """Runs at most `jobs` processes on this machine. Each of its threads has a process with the packages of the stages, unless
+    there is a GPU: CUDA does not survive a fork."""
 
     description = "this machine"
 
     def __init__(self, jobs: int) -> None:
         self._pool = ThreadPoolExecutor(jobs)
-        self._processes: list[subprocess.Popen[bytes]] = []
+        self._groups: dict[int, int] = {}  # thread -> process group of its command
+        self._preloaded: dict[int, Preloaded] = {}  # by thread
         self._futures: list[Future[int]] = []
 
     def submit(self, job: Job) -> "Future[int]":
-        self._futures.append(self._pool.submit(run_job, job, self._processes))
+        self._futures.append(self._pool.submit(self._run, job))
         return self._futures[-1]
+
+    def _run(self, job: Job) -> int:
+        thread = threading.get_ident()
+
+        def preloaded() -> Preloaded:
+            if thread not in self._preloaded or not self._preloaded[thread].is_alive():
+                self._preloaded[thread] = Preloaded(job.environment)
+            return self._preloaded[thread]
+
+        try:
+            return run_job(
+                job, lambda group: self._groups.update({thread: group}), None if shutil.which("nvidia-smi") else preloaded
+            )
+        finally:
+            self._groups.pop(thread, None)
 
     def stop(self) -> None:
         self._pool.shutdown(wait=False, cancel_futures=True)
         while not all(future.done() for future in self._futures):  # repeated, because a thread may just be starting a process
-            for process in list(self._processes):
+            for group in list(self._groups.values()):
                 with suppress(ProcessLookupError):
-                    if process.returncode is None:
-                        os.killpg(process.pid, signal.SIGKILL)
+                    os.killpg(group, signal.SIGKILL)
             time.sleep(0.05)
         self._pool.shutdown()
+        for preloaded in self._preloaded.values():
+            preloaded.stop()
 
 
 class Ray:
