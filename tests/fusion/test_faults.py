@@ -164,16 +164,64 @@ def test_harmless_columns_pass(raw, small, table):
     assert np.abs(found.vectors[-1]).max() < 10
 
 
-@pytest.mark.parametrize("column", ["months", "follow_up_rank"])
+@pytest.mark.parametrize(
+    ("label", "feature", "refused"),
+    [
+        ("os", "dose", False),
+        ("os", "position", False),
+        ("age_class", "dosage", False),
+        ("pfs", "pfs_2", True),
+        ("ki67", "ki67_", True),
+    ],
+)
+def test_letters_of_the_target_in_another_word_are_no_leak(raw, small, table, label, feature, refused):
+    answer = table["outcome"].map({"stable": "1", "progression": "2"})
+    write(
+        raw, table.rename(columns={"outcome": label}).assign(**{feature: answer if refused else np.resize(["1", "2", "3"], 30)})
+    )
+    columns = small.fusion.data.columns.model_copy(update={"label": label})
+    if refused:
+        with pytest.raises(InputError, match=f"'{feature}' is named like the target"):
+            tables(raw, small, columns=columns)
+    else:
+        assert not tables(raw, small, columns=columns)[1]
+
+
+SURVIVAL = {
+    "months": lambda days: days / 30.4,
+    "weeks": lambda days: (days / 7).round(),
+    "follow_up_rank": lambda days: days.rank(),
+    "years_left": lambda days: 10 - days / 365.25,
+    "hazard": lambda days: 100 / days,
+    "log_time": np.log,
+}
+
+
+@pytest.mark.parametrize("column", SURVIVAL)
 def test_the_answer_of_survival_is_no_feature(raw, small, table, column):
     days = table["survival_days"].astype(float)
-    values = days / 30.4 if column == "months" else days.rank()
-    write(raw, table.assign(**{column: values.round(3).astype(str)}))
+    write(raw, table.assign(**{column: SURVIVAL[column](days).round(3).astype(str)}))
     with pytest.raises(InputError, match="has the order of survival_days"):
         tables(raw, small, task="survival")
-    write(raw, table.assign(status=table["event"].map({"1.0": "dead", "0.0": "alive"})))
-    with pytest.raises(InputError, match="'status' has one value in each class"):
+
+
+@pytest.mark.parametrize("words", [("dead", "alive"), ("1", "0"), ("Deceased", "Living"), ("x", "")])
+def test_the_event_is_no_feature(raw, small, table, words):
+    event = table["event"].map({"1.0": words[0], "0.0": words[1]})
+    write(raw, table.assign(status=event))
+    with pytest.raises(InputError, match=r"'status' (has one value in each class|is missing in some classes)"):
         tables(raw, small, task="survival")
+
+
+@pytest.mark.parametrize("part", ["train", "valid", "test", "all"])
+def test_a_part_without_an_event_is_refused(raw, small, table, part):
+    """Concordance is undefined there, and a hazard cannot be learnt."""
+    parts = np.resize(["train", "train", "train", "valid", "test"], len(table))
+    quiet = np.full(len(table), True) if part == "all" else parts == part
+    write(raw, table.assign(event=np.where(quiet, "0", np.resize(["1", "1", "0"], len(table)))))
+    pd.DataFrame({"patient": table["patient"], "split": parts}).to_csv("mine.csv", index=False)
+    with pytest.raises(InputError, match=r"no event|without (an )?event|nobody"):
+        tables(raw, small, task="survival", split="mine.csv")
 
 
 @pytest.mark.parametrize("given", ["TRUE", "2020-01-01", ""])
@@ -231,18 +279,27 @@ def test_a_table_of_another_kind_is_pointed_at(raw, trained, tmp_path, capsys):
     assert "save clinical_data.xlsx as clinical_data.csv" in capsys.readouterr().out
 
 
-def test_labels_in_two_spellings(raw, small, table):
-    table.loc[0, "outcome"] = table["outcome"][0].capitalize()
-    write(raw, pd.concat([table, table.iloc[:0]]))
-    with pytest.raises(InputError, match=r"differ in spelling only|needs 4"):
+@pytest.mark.parametrize(("first", "second"), [("Stable", "stable"), ("PD", "Pd"), ("no change", "no  change"), ("yes", "YES")])
+def test_labels_in_two_spellings(raw, small, table, first, second):
+    labels = table["outcome"].replace("stable", first)
+    labels[table.index[labels == first][::2]] = second
+    write(raw, table.assign(outcome=labels))
+    with pytest.raises(InputError, match="differ in spelling only"):
         tables(raw, small)
 
 
-def test_a_part_of_one_class_is_refused(raw, small, table):
+@pytest.mark.parametrize(
+    "parts",
+    [
+        ["test"] * 5 + ["train"] * 21 + ["valid"] * 4,
+        ["valid"] * 5 + ["train"] * 20 + ["test"] * 5,
+        ["train"] * 10 + ["valid", "test"] * 10,
+    ],
+)
+def test_a_part_of_one_class_is_refused(raw, small, table, parts):
     by_class = table.sort_values("outcome")["patient"].tolist()
-    parts = ["test"] * 5 + ["train"] * (len(by_class) - 9) + ["valid"] * 4
     pd.DataFrame({"patient": by_class, "split": parts}).to_csv("mine.csv", index=False)
-    with pytest.raises(InputError, match=r"the (valid|test) part has \d+ patient\(s\) of 1 class"):
+    with pytest.raises(InputError, match=r"the (valid|test|train) part has \d+ patient\(s\) of 1 class"):
         tables(raw, small, split="mine.csv")
 
 

@@ -89,9 +89,7 @@ def evaluate_folder(runs: Sequence[Path], raw: Path, out: Path, params: Fusion, 
     patients, _, problems = find_new_patients(raw, preparation)
     clinical = read_table(raw, preparation.tables, preparation.columns)
     target, unlabelled = targets(clinical, list(patients), preparation)
-    if unlabelled:
-        raise InputProblemsError(str(raw), problems + unlabelled)
-    if "label" in target and target["label"].nunique() < 2:
+    if "label" in target and not unlabelled and target["label"].nunique() < 2:
         raise InputError(f"{raw}: every patient is {target['label'].iloc[0]!r}; scores need patients of two classes")
     problems.clear()  # reading the folder again finds the same ones
     names, used, values, spread = [], [], [], []
@@ -101,8 +99,8 @@ def evaluate_folder(runs: Sequence[Path], raw: Path, out: Path, params: Fusion, 
         used.append(_used(first, present))
         values.append(prediction)
         spread.append(own_spread)
-    if problems:
-        raise InputProblemsError(str(raw), problems)
+    if problems or unlabelled:
+        raise InputProblemsError(str(raw), problems + unlabelled)
     target = target.loc[names]
     if classes:
         if unknown := sorted(set(target["label"]) - set(classes)):

@@ -102,7 +102,9 @@ def _load(path: Path, extract: Callable[[Any], Any], *, whole: bool = True) -> t
         raise
     except MemoryError:
         raise InputError(f"{path}: too large for the memory of this machine; crop or resample it") from None
-    except Exception as error:  # damaged files raise EOFError, OSError, zlib.error, ImageFileError and more
+    except Exception as error:  # damaged files raise EOFError, OSError without a number, zlib.error, ImageFileError and more
+        if isinstance(error, OSError) and error.errno:
+            raise InputError(f"{path} cannot be read: {error.strerror}; check the disk, the share and its permissions") from None
         raise InputError(f"{path} cannot be read: the file is corrupt or truncated ({error}); copy it again") from None
 
 

@@ -120,8 +120,8 @@ def reject_spellings(values: pd.Series, where: str) -> None:
 
 def reject_leaks(table: pd.DataFrame, labels: pd.Series, target: str, times: pd.Series | None = None) -> None:
     """Raise InputError for a feature that reveals the answer: its name has the target's words, it has one value per class of
-    `labels` (of survival: events), its numbers separate two classes without error, or they have the order of the survival
-    `times`."""
+    `labels` (of survival: events) or is missing in whole classes, its numbers separate two classes without error, or they have
+    the order of the survival `times`."""
     words = _words(target)
     for name in table:
         known = table[name] != ""
@@ -133,6 +133,8 @@ def reject_leaks(table: pd.DataFrame, labels: pd.Series, target: str, times: pd.
             reason = f"is named like the target {target}"
         elif one_per_class and classes.nunique() > 1 and known.mean() > 0.5:
             reason = f"has one value in each class of {target} and never in another"
+        elif len(known) >= MIN_FOR_LEAK and known.nunique() == 2 and (known.groupby(labels).nunique() == 1).all():
+            reason = f"is missing in some classes of {target} and never in the others"
         elif known.sum() >= MIN_FOR_LEAK and known.mean() > 0.5:
             numbers = pd.to_numeric(values, errors="coerce")
             if numbers.notna().all() and numbers.nunique() > 2:

@@ -30,6 +30,7 @@ from quintet.fusion.data.segmentation import TABLE, Mask, cache_folder, mask_of,
 from quintet.fusion.data.tabular import Files, read_tables, subjects_of
 from quintet.fusion.data.vectors import VectorEncoder, encode
 from quintet.imaging.boxes import bounds_mm, sample_cube
+from quintet.imaging.volumes import Grid
 from quintet.params import Fusion
 from quintet.params.fusion import CLINICAL
 from quintet.subjects import describe, digest_of, same_contents, same_files
@@ -125,7 +126,7 @@ def make_cubes(files: Files, masks: Mapping[str, Mask], preparation: Preparation
         if own[a] == own[b]:
             raise InputError(f"{files[a]} and {files[b]} hold one image; is one of them misnamed? Remove it")
     corners = np.stack([bounds_mm(masks[m], grid) for m, (_, grid) in images.items()])
-    _check_overlap(list(images), corners)
+    _check_places({m: grid for m, (_, grid) in images.items()}, corners)
     low, high = corners[:, 0].min(0), corners[:, 1].max(0)
     side = size * preparation.spacing_mm or float((high - low).max())
     for modality, (array, grid) in images.items():
@@ -144,8 +145,13 @@ def make_cubes(files: Files, masks: Mapping[str, Mask], preparation: Preparation
     return out
 
 
-def _check_overlap(modalities: Sequence[str], corners: NDArray[np.float64]) -> None:
-    """Raise InputError if what two images show (`[M, 2, 3]`, lowest and highest corner in mm) is at different places."""
+def _check_places(grids: Mapping[str, Grid], corners: NDArray[np.float64]) -> None:
+    """Raise InputError if an image has lost its affine, or if what two images show (`[M, 2, 3]`, lowest and highest corner in mm)
+    is at different places."""
+    modalities = list(grids)
+    lost = [m for m in modalities if np.array_equal(grids[m].affine, np.eye(4))]
+    if lost and len(lost) < len(modalities):
+        raise InputError(f"{lost[0]} has lost its place: its affine is the identity, the others' are not; export it again")
     sizes = (corners[:, 1] - corners[:, 0]).prod(1)
     for a, b in combinations(range(len(modalities)), 2):
         shared = np.clip(np.minimum(corners[a, 1], corners[b, 1]) - np.maximum(corners[a, 0], corners[b, 0]), 0, None).prod()
