@@ -1,3 +1,4 @@
+import shutil
 import subprocess
 import sys
 
@@ -6,7 +7,7 @@ import yaml
 
 from quintet.errors import InputError
 from quintet.params import load, parse
-from tests.conftest import ROOT
+from tests.conftest import ROOT, with_changes
 
 
 def test_shipped_file_is_valid(make_params):
@@ -176,3 +177,42 @@ def test_a_key_that_is_given_twice_is_refused(tmp_path):
     )
     with pytest.raises(InputError, match=r"the key raw is in line \d+ and in line \d+; delete one"):
         load(tmp_path / "params.yaml")
+
+
+@pytest.mark.parametrize("encoding", ["cp1252", "latin-1", "utf-16", "utf-16-be", "utf-32"])
+def test_another_encoding_is_named_and_a_byte_order_mark_read(tmp_path, encoding):
+    text = "# Größe der Bilder\n" + (ROOT / "params.yaml").read_text(encoding="utf-8")
+    path = tmp_path / "params.yaml"
+    path.write_bytes(text.encode("utf-8-sig"))
+    assert load(path) == load(ROOT / "params.yaml")
+    path.write_bytes(text.encode(encoding, errors="replace"))
+    with pytest.raises(InputError, match=r"params\.yaml: not UTF-8 .*; save the file as UTF-8"):
+        load(path)
+
+
+def _lists(values, above=()):
+    for key, value in values.items():
+        if isinstance(value, dict):
+            yield from _lists(value, (*above, key))
+        elif isinstance(value, list):
+            yield ".".join((*above, key))
+
+
+def test_every_list_can_be_overridden_with_an_empty_one(tmp_path, values):
+    """As by `dvc exp run -S KEY=[]`: a comment beside a list's key would end up inside the value."""
+    from dvc.utils.hydra import apply_overrides
+
+    keys, path = list(_lists(values)), tmp_path / "params.yaml"
+    assert len(keys) > 50
+    shutil.copy(ROOT / "params.yaml", path)
+    apply_overrides(path, [f"{key}=[]" for key in keys])
+    assert yaml.safe_load(path.read_text(encoding="utf-8")) == with_changes(values, {key: [] for key in keys})
+    for key, given in {
+        "breakhis.attention": "[branch]",
+        "fusion.data.modalities": "[pet]",
+        "ct.training.units": "[16,8]",
+    }.items():
+        apply_overrides(path, [f"{key}={given}"])
+    changed = yaml.safe_load(path.read_text(encoding="utf-8"))
+    assert (changed["breakhis"]["attention"], changed["fusion"]["data"]["modalities"]) == (["branch"], ["pet"])
+    assert changed["ct"]["training"]["units"] == [16, 8]

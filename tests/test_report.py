@@ -82,6 +82,23 @@ def test_has_every_ranking_and_is_self_contained(ranked, make_params):
     assert all(address.startswith("data:") or re.fullmatch(r"\w+/[\w/]+\.html", address) for address in parsed.found)
 
 
+@pytest.mark.parametrize(
+    ("reports", "page", "link"),
+    [
+        ("{here}/reports", "reports/index.html", "ct/ranking/ranking.html"),
+        ("reports", "{here}/reports/index.html", "ct/ranking/ranking.html"),
+        ("reports", "pages/of/index.html", "../../reports/ct/ranking/ranking.html"),
+        ("{here}/reports", "index.html", "reports/ct/ranking/ranking.html"),
+    ],
+)
+def test_its_links_hold_wherever_it_is(ranked, make_params, tmp_path, reports, page, link):
+    page = Path(page.format(here=tmp_path))
+    page.parent.mkdir(parents=True, exist_ok=True)
+    write_report(make_params(), Path("runs"), Path(reports.format(here=tmp_path)), page)
+    assert f'href="{link}"' in page.read_text(encoding="utf-8")
+    assert (page.parent / link).is_file()
+
+
 def test_counts_the_configurations_that_are_not_significantly_different_from_the_first(ranked, make_params):
     write_report(make_params(), Path("runs"), Path("reports"), Path("index.html"))
     groups = list(ranked[StudyName.ct].table["group"])

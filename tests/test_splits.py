@@ -64,13 +64,14 @@ def test_bad_split_files(tmp_path, text, message):
     assert message in str(caught.value)
 
 
-def test_a_file_that_git_does_not_know_is_missing_in_an_experiment(tmp_path, monkeypatch):
+@pytest.mark.parametrize("name", ["splits/mine.csv", "splits/breakhis/folds of 2024.csv", "mine.csv"])
+def test_a_file_that_git_does_not_know_is_missing_in_an_experiment(tmp_path, monkeypatch, name):
     """A queued experiment runs in a copy of the repository, where untracked files are absent."""
     for folder, hint in ((tmp_path, ""), (tmp_path / ".dvc/tmp/exps/tmp123", "git add it")):
         folder.mkdir(parents=True, exist_ok=True)
         monkeypatch.chdir(folder)
         with pytest.raises(InputError, match="no such split file") as caught:
-            splits.read_split(Path("splits/mine.csv"), ["a"])
+            splits.read_split(Path(name), ["a"])
         assert ("git add it" in str(caught.value)) == bool(hint)
 
 

@@ -1,5 +1,6 @@
 """MLflow mirrors run folders completely, never appends to a run and never stops a training run."""
 
+import ctypes
 import multiprocessing
 import os
 import re
@@ -425,15 +426,20 @@ def test_a_run_id_of_a_copied_checkout_is_refused(repo: Path, tmp_path: Path, mo
         tracking.resolve_run(run)
 
 
-def _outdate(database: Path) -> None:
+def _set_version(database: Path, version: str) -> None:
     with sqlite3.connect(database) as connection:
-        connection.execute("update alembic_version set version_num = '7f2a7d5fae7d'")
+        connection.execute(f"update alembic_version set version_num = '{version}'")
+
+
+def _outdate(database: Path) -> None:
+    _set_version(database, "7f2a7d5fae7d")
 
 
 @pytest.mark.parametrize(
     ("damage", "remedy"),
     [
         (_outdate, r"mlflow db upgrade 'sqlite:///.+/mlflow\.db'"),
+        (lambda path: _set_version(path, "0000c0ffee00"), r"newer|other version|mlflow db upgrade"),
         (lambda path: path.write_text("no database"), "The file is damaged: delete it and mlartifacts"),
         (lambda path: path.write_bytes(path.read_bytes()[:5000]), "The file is damaged: delete it and mlartifacts"),
     ],
@@ -456,3 +462,25 @@ def test_a_folder_is_no_store(repo: Path, monkeypatch: pytest.MonkeyPatch, place
         tracking.sync(repo)
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "sqlite:///x/y.db")
     assert "chmod u+w x/y.db" in tracking._remedy(OSError("attempt to write a readonly database"))
+
+
+def _obey_permissions() -> None:
+    """Root without CAP_DAC_OVERRIDE: a file's mode counts as for everybody."""
+    ctypes.CDLL(None).prctl(24, 1)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="capabilities are Linux's")
+@pytest.mark.parametrize("protected", ["mlflow.db", "."])
+def test_a_store_that_is_only_read_gets_its_remedy(repo: Path, protected: str) -> None:
+    tracking.upload(make_run(repo / "runs/toy/selected", make_record()))
+    make_run(repo / "runs/toy/later", make_record(config="later"))
+    mode = (repo / protected).stat().st_mode
+    (repo / protected).chmod(0o555)
+    sync = [sys.executable, "-c", "from quintet.cli import main; main()", "sync"]
+    try:
+        done = subprocess.run(sync, capture_output=True, text=True, check=False, preexec_fn=_obey_permissions)
+    finally:
+        (repo / protected).chmod(mode)
+    assert done.returncode == 2
+    assert "chmod u+w" in done.stderr, done.stderr
+    assert len(done.stderr.splitlines()) == 1

@@ -1,6 +1,7 @@
 """One page about all studies for readers who do not know the code: rankings with verdicts, figures, data, parameters."""
 
 import json
+import os
 import shutil
 import subprocess
 import time
@@ -131,7 +132,7 @@ def _study(
         "full ranking": reports / "ranking" / "ranking.html",
         "data": reports / "data.html",
     }
-    addresses = {text: path.relative_to(page_folder).as_posix() for text, path in links.items() if path.is_file()}
+    addresses = {text: Path(os.path.relpath(path, page_folder)).as_posix() for text, path in links.items() if path.is_file()}
     for text, run in (("ranking in MLflow", record), ("selected run in MLflow", trained)):
         if address := tracking.run_url(run):
             addresses[text] = address

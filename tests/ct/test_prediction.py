@@ -1,5 +1,7 @@
 """Trained runs applied to a folder of scans, by the driver."""
 
+import shutil
+import unicodedata
 from pathlib import Path
 
 import numpy as np
@@ -7,7 +9,8 @@ import pandas as pd
 import pytest
 
 from quintet import experiment
-from quintet.errors import InputError
+from quintet.ct.data.prepare import check
+from quintet.errors import InputError, InputProblemsError
 from tests.ct.conftest import train
 
 
@@ -67,3 +70,72 @@ def test_labels_without_the_run_s_findings_are_refused_and_further_ones_ignored(
         experiment.evaluate_folder("ct", [trained[0]], raw, tmp_path / "out", small, device="cpu")
     labels.assign(oedema="0").to_csv(raw / "labels.csv", index=False)
     assert experiment.evaluate_folder("ct", [trained[0]], raw, tmp_path / "out", small, device="cpu")["queries"] == 40
+
+
+def _link(path):
+    path.unlink()
+    path.symlink_to("../.git/annex/objects/x")
+
+
+def _folder(path):
+    path.unlink()
+    path.mkdir()
+
+
+BROKEN = {  # of NIfTI files
+    "a link to nowhere": (_link, "which does not exist"),
+    "an empty folder": (_folder, "has no files"),
+    "a pointer": (lambda p: p.write_bytes(b"version https://git-lfs.github.com/spec/v1"), "git lfs pull"),
+    "half": (lambda p: p.write_bytes(p.read_bytes()[: p.stat().st_size // 2]), "corrupt or truncated"),
+    "empty": (lambda p: p.write_bytes(b""), "0 bytes"),
+}
+
+
+def test_every_broken_scan_is_listed_with_its_cause(trained, scans, small, tmp_path):
+    """In prediction and evaluation; with --skip, the others are predicted."""
+    raw = shutil.copytree(scans, tmp_path / "raw")
+    files = sorted(raw.glob("*.nii.gz"))
+    for path, (damage, _) in zip(files, BROKEN.values(), strict=False):
+        damage(path)
+    series = next(path for path in sorted(raw.iterdir()) if path.is_dir() and path not in files)
+    next(series.iterdir()).write_bytes(b"no DICOM")
+    expected = [(path, message) for path, (_, message) in zip(files, BROKEN.values(), strict=False)]
+    expected.append((series, "not a DICOM file"))
+    for run in (
+        lambda: predict([trained[0]], raw, tmp_path / "v.npz"),
+        lambda: experiment.evaluate_folder("ct", [trained[0]], raw, tmp_path / "scores", small, device="cpu"),
+    ):
+        with pytest.raises(InputProblemsError) as caught:
+            run()
+        assert len(caught.value.problems) == len(expected)
+        for path, message in expected:
+            assert [p for p in caught.value.problems if str(path) in p and message in p], (path, caught.value.problems)
+    assert not (tmp_path / "v.npz").exists()
+    assert not (tmp_path / "scores").exists()
+    assert predict([trained[0]], raw, tmp_path / "v.npz", skip=True) == 40 - len(expected)
+
+
+@pytest.mark.parametrize("form", ["NFC", "NFD"])
+def test_accents_of_another_file_system(trained, scans, small, tmp_path, form):
+    raw = shutil.copytree(scans, tmp_path / "raw")
+    other = {"NFC": "NFD", "NFD": "NFC"}[form]
+    for number, name in enumerate(("Zoë", "Ångström", "José-2")):
+        path = next(raw.glob(f"study-000{number}*"))
+        path.rename(raw / path.name.replace(f"study-000{number}", unicodedata.normalize(form, name)))
+        table = (raw / "labels.csv").read_text(encoding="utf-8")
+        (raw / "labels.csv").write_text(table.replace(f"study-000{number}", unicodedata.normalize(other, name)), encoding="utf-8")
+    metrics = experiment.evaluate_folder("ct", [trained[0]], raw, tmp_path / "scores", small, device="cpu")
+    assert metrics["queries"] == 40
+    assert not check(raw, small.ct)
+
+
+def test_scans_without_any_finding_cannot_be_evaluated(trained, scans, small, tmp_path):
+    raw = shutil.copytree(scans, tmp_path / "raw")
+    table = pd.read_csv(raw / "labels.csv", dtype=str)
+    table.assign(nodules="0", cysts="0", consolidation="0").to_csv(raw / "labels.csv", index=False)
+    for source in (trained[0], tmp_path / "v.npz"):
+        if source.suffix:
+            predict([trained[0]], raw, source)
+        with pytest.raises(InputError, match="no scan has any finding, so there is nothing to retrieve"):
+            experiment.evaluate_folder("ct", [source], raw, tmp_path / "scores", small, device="cpu")
+    assert not (tmp_path / "scores").exists()

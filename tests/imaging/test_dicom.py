@@ -138,7 +138,7 @@ FAULTS = {
     "multi-frame": (lambda f: change(nth(f, 1), NumberOfFrames=5), "a multi-frame file"),
     "truncated": (_truncated, "truncated, 190 of 240 bytes"),
     "header cut": (_header_cut, "copy it again if it was cut off"),
-    "two phases": (_second_phase, "every place holds 2 slices, so these are 2 acquisitions (phases)"),
+    "two phases": (_second_phase, "every place holds 2 slices: 2 acquisitions (phases)"),
     "no DICOM": (lambda f: (f / "readme.txt").write_text("hello"), "not a DICOM file"),
     "empty": (lambda f: [p.unlink() for p in f.iterdir()], "has no files"),
     "too few": (lambda f: [p.unlink() for p in sorted(f.iterdir())[2:]], "2 slice(s), at least 3"),
@@ -192,7 +192,28 @@ def _shifted_up(pixels, dataset):
     return (pixels + 1024).astype("<u2") << 3 | 0x8005
 
 
-@pytest.mark.parametrize("store", [_overlay, _twelve_signed_bits, _shifted_up])
+def _fourteen_signed_bits_under_an_overlay(pixels, dataset):
+    dataset.PixelRepresentation, dataset.BitsStored, dataset.HighBit = 1, 14, 13
+    return (pixels.astype("<i2").view("<u2") & 0x3FFF) | 0x8000
+
+
+def _signed_bits_shifted_up(pixels, dataset):
+    dataset.PixelRepresentation, dataset.BitsStored, dataset.HighBit = 1, 12, 13
+    return (pixels.astype("<i2").view("<u2") & 0x0FFF) << 2 | 0x4001
+
+
+def _eleven_bits(pixels, dataset):
+    dataset.PixelRepresentation, dataset.BitsStored, dataset.HighBit, dataset.RescaleIntercept = 0, 11, 10, -1024
+    return (pixels + 1024).astype("<u2") | 0xF800
+
+
+@pytest.mark.parametrize(
+    "store",
+    [
+        *(_overlay, _twelve_signed_bits, _shifted_up),
+        *(_fourteen_signed_bits_under_an_overlay, _signed_bits_shifted_up, _eleven_bits),
+    ],
+)
 def test_only_the_stored_bits_count(series, store):
     before = rewrite(series, store)
     assert np.array_equal(values(read_series(series)), before)
@@ -255,23 +276,83 @@ def test_a_wrongly_declared_or_absent_syntax_is_found(series, implicit):
     assert np.array_equal(values(read_series(series)), before)
 
 
-def test_zeros_after_the_pixels_are_padding(series):
-    before = rewrite(series, lambda hu, _: np.concatenate([hu.ravel(), np.zeros(37, hu.dtype)]))
+def test_files_without_a_header_are_read_in_either_encoding(series):
+    """The data alone, as some archives store it: explicit or implicit, with or without the group that names the encoding."""
+    before = values(read_series(series))
+    for number, path in enumerate(sorted(series.iterdir())):
+        dataset = pydicom.dcmread(path)
+        explicit = number % 2 == 0
+        dataset.file_meta.TransferSyntaxUID = (
+            pydicom.uid.ExplicitVRLittleEndian if explicit else pydicom.uid.ImplicitVRLittleEndian
+        )
+        buffer = io.BytesIO()
+        dataset.save_as(buffer, implicit_vr=not explicit, little_endian=True)
+        written = buffer.getvalue()
+        start = 132 if number % 3 == 0 else 144 + int.from_bytes(written[140:144], "little")
+        path.write_bytes(written[start:])
     assert np.array_equal(values(read_series(series)), before)
 
 
-def test_rounded_positions_and_jitter_are_no_fault(series):
-    """0.63 mm between slices, rounded to 0.1 mm; directions that differ in the seventh digit."""
+@pytest.mark.parametrize("extra", [2, 37 * 2, 512])
+@pytest.mark.parametrize("filler", [0, 0xFF])
+def test_what_follows_the_pixels_is_padding(series, extra, filler):
+    rest = np.full(extra // 2, filler * 257, np.uint16).view(np.int16)
+    before = rewrite(series, lambda hu, _: np.concatenate([hu.ravel(), rest]))
+    if filler:  # more pixels than the header counts: not padding
+        with pytest.raises(InputError, match="bytes of pixels"):
+            read_series(series)
+    else:
+        assert np.array_equal(values(read_series(series)), before)
+
+
+@pytest.mark.parametrize(("apart", "rounded_to"), [(0.63, 0.1), (1.25, 0.1), (0.625, 0.01), (3.75, 0.1), (1.0 / 3, 0.1)])
+def test_rounded_positions_are_no_fault(series, apart, rounded_to):
     for number, path in enumerate(sorted(series.iterdir())):
-        jitter = 2e-7 * (-1) ** number
+        place = round(round(apart * number / rounded_to) * rounded_to, 6)
+        change(path, ImagePositionPatient=[7, 11, place])
+    found = read_series(series)
+    assert found.grid.spacing_mm[0] == pytest.approx(apart, abs=rounded_to / 4)
+    assert len(found.slices) == 6
+
+
+@pytest.mark.parametrize("size", [2e-7, 1e-6, 5e-6])
+@pytest.mark.parametrize("tilt", [0.0, 0.3])
+def test_jitter_is_no_fault(series, size, tilt):
+    """Of the directions and pixel sizes, also where the slices are oblique."""
+    rows, columns = np.array([1.0, 0, 0]), np.array([0, np.cos(tilt), np.sin(tilt)])
+    across = np.cross(rows, columns)
+    for number, path in enumerate(sorted(series.iterdir())):
+        jitter = size * (-1) ** number
         change(
             path,
-            ImagePositionPatient=[7, 11, round(0.63 * number, 1)],
-            ImageOrientationPatient=[1, jitter, 0, -jitter, 1, 0],
+            ImagePositionPatient=[round(v, 5) for v in 5 * number * across + [7, 11, 13]],
+            ImageOrientationPatient=[*(rows + np.array([0, jitter, 0])), *(columns - np.array([jitter, 0, 0]))],
+            PixelSpacing=[2.0 + jitter, 1.5 - jitter],
         )
     found = read_series(series)
-    assert found.grid.spacing_mm[0] == pytest.approx(0.63, abs=0.02)
-    assert len(found.slices) == 6
+    assert found.grid.spacing_mm == pytest.approx((5.0, 2.0, 1.5), abs=1e-4)
+
+
+@pytest.mark.parametrize("phases", [2, 3])
+@pytest.mark.parametrize("tag", ["AcquisitionNumber", "AcquisitionTime", "ContentTime"])
+def test_phases_are_to_be_put_into_folders_of_their_own(series, phases, tag):
+    for number, path in enumerate(sorted(series.iterdir())):
+        for phase in range(1, phases):
+            other = series / f"phase{phase}-{number}.dcm"
+            other.write_bytes(path.read_bytes())
+            change(
+                other, **{tag: phase if tag == "AcquisitionNumber" else f"12000{phase}"}, SOPInstanceUID=f"1.2.3.{phase}.{number}"
+            )
+    with pytest.raises(InputError, match=f"every place holds {phases} slices: {phases} acquisitions") as caught:
+        read_series(series)
+    assert "folder" in str(caught.value)
+
+
+def test_a_phase_that_lacks_a_slice_is_no_duplicate(series):
+    _second_phase(series)
+    (series / "venous-0.dcm").unlink()
+    with pytest.raises(InputError, match="most places hold 2 slices: 2 acquisitions"):
+        read_series(series)
 
 
 def test_a_real_series_equals_its_shuffled_copy(tmp_path):

@@ -92,3 +92,22 @@ def test_a_picture_that_is_too_large_is_not_called_corrupt(tmp_path):
     Image.new("1", (20_000, 20_000)).save(tmp_path / "x.png")
     with pytest.raises(InputError, match="more than 179 megapixels"):
         read_grey(tmp_path / "x.png")
+
+
+@pytest.mark.parametrize("orientation", range(2, 9))
+@pytest.mark.parametrize("suffix", ["jpg", "png"])
+def test_photographs_are_read_upright(tmp_path, orientation, suffix):
+    """Slides and X-rays: as viewers show them, and as they were annotated."""
+    upright = np.kron(np.random.default_rng(0).integers(0, 256, (4, 6, 3)), np.ones((16, 16, 1))).astype(np.uint8)
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    turned = Image.fromarray(upright)
+    for step in {5: ["TRANSPOSE"], 7: ["TRANSVERSE"], 3: ["ROTATE_180"], 2: ["FLIP_LEFT_RIGHT"], 4: ["FLIP_TOP_BOTTOM"]}.get(
+        orientation, ["ROTATE_90" if orientation == 6 else "ROTATE_270"]
+    ):
+        turned = turned.transpose(Image.Transpose[step])
+    turned.save(tmp_path / f"x.{suffix}", exif=exif, **({"quality": 100, "subsampling": 0} if suffix == "jpg" else {}))
+    found = read_rgb(tmp_path / f"x.{suffix}")
+    assert found.size == (96, 64)
+    assert np.abs(np.asarray(found, float) - upright).max() < 20
+    assert read_grey(tmp_path / f"x.{suffix}").shape == upright.shape[:2]

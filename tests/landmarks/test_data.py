@@ -1,6 +1,7 @@
 """From the raw folder to arrays, and every kind of bad input that is reported."""
 
 import shutil
+import unicodedata
 
 import numpy as np
 import pandas as pd
@@ -125,6 +126,17 @@ def test_all_problems_are_listed_at_once(broken, make_params):
     damage_number(broken, rows)
     damage_missing(broken, rows)
     assert len(check(broken, make_params().landmarks)) == 3
+
+
+@pytest.mark.parametrize("form", ["NFC", "NFD"])
+@pytest.mark.parametrize("name", ["Normal-Zoë", "COVID-Łódź 2", "Viral Pneumonia-Ångström"])
+def test_accents_of_another_file_system(broken, make_params, form, name):
+    rows, other = rows_of(broken), {"NFC": "NFD", "NFD": "NFC"}[form]
+    image = image_of(broken, rows[3][-1])
+    image.rename(image.with_stem(unicodedata.normalize(form, name)))
+    rows[3][-1] = unicodedata.normalize(other, name)
+    write_rows(broken, rows)
+    assert not check(broken, make_params(SMALL).landmarks)
 
 
 @pytest.mark.parametrize("missing", ["annotations.csv", "."])

@@ -77,6 +77,55 @@ def test_an_unreadable_case_stops_prediction_or_is_skipped(trained, new_cases, t
     assert len(pd.read_csv(tmp_path / "out" / "volumes.csv")) == 3
 
 
+def _link(path):
+    path.unlink()
+    path.symlink_to("/nowhere")
+
+
+def _folder(path):
+    path.unlink()
+    path.mkdir()
+
+
+def test_every_broken_case_is_listed_with_its_cause(trained, new_cases, tmp_path):
+    broken = {_link: "which does not exist", _folder: "a folder, expected", lambda p: p.write_bytes(b""): "0 bytes"}
+    files = sorted(new_cases.glob("*_0001*"))[:3]
+    for path, damage in zip(files, broken, strict=True):
+        damage(path)
+    with pytest.raises(InputProblemsError) as caught:
+        experiment.predict_folder("perfusion", [trained[0]], new_cases, tmp_path / "o", overlays=None, device="cpu", skip=False)
+    assert len(caught.value.problems) == 3
+    for path, cause in zip(files, broken.values(), strict=True):
+        assert [p for p in caught.value.problems if str(path) in p and cause in p]
+    assert not (tmp_path / "o").exists()
+
+
+DOUBTS = {
+    "not masked": (lambda a: np.where(a == 0, np.random.default_rng(0).normal(0, 3, a.shape), a), "mask them"),
+    "a background": (lambda a: np.where(a == 0, -1000, a), "mask them"),
+    "stray voxels": (
+        lambda a: np.where(np.arange(a.size).reshape(a.shape) == a.argmax(), 1e5, a),
+        "voxel(s) of channel 0 reach 1e+05",
+    ),
+    "negated": (lambda a: -a, "was the map negated?"),
+}
+
+
+@pytest.mark.parametrize("kind", DOUBTS)
+def test_doubts_are_printed_in_prediction(trained, new_cases, tmp_path, capsys, kind):
+    """With the case's name; sound cases raise none."""
+    change, message = DOUBTS[kind]
+    name = sorted(new_cases.glob("*_0000*"))[1].name.removesuffix("_0000.nii.gz")
+    for path in new_cases.glob(f"{name}_*"):
+        image = nib.load(path)
+        nib.save(nib.Nifti1Image(change(np.asarray(image.dataobj, np.float32)).astype(np.float32), image.affine), path)
+    experiment.predict_folder("perfusion", [trained[0]], new_cases, tmp_path / "o", overlays=None, device="cpu", skip=False)
+    warnings = [line for line in capsys.readouterr().out.splitlines() if line.startswith("warning: ")]
+    assert warnings
+    assert all(line.startswith(f"warning: {name}") for line in warnings)
+    assert any(message in line for line in warnings), warnings
+
+
 def test_evaluating_a_folder_gives_the_scores_of_the_stage(trained, flow_maps, flow_arrays, tmp_path, small):
     """A raw folder with only the held-out cases: the same scores as those of the run's own evaluation."""
     run, metrics = trained

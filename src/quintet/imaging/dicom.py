@@ -296,10 +296,10 @@ def _slice_step(folder: Path, slices: list[Slice], normal: NDArray[np.float64]) 
     gaps = np.diff(places)
     usual = float(np.median(gaps))
     groups = np.split(np.arange(len(places)), np.flatnonzero(gaps >= SAME_PLACE_MM) + 1)
-    if len(sizes := {len(group) for group in groups}) == 1 and (held := sizes.pop()) > 1:
-        raise InputError(
-            f"{folder}: every place holds {held} slices, so these are {held} acquisitions (phases); put each in its own folder"
-        )
+    sizes = [len(group) for group in groups]
+    if (held := round(np.median(sizes))) > 1:
+        places_that = "every place holds" if min(sizes) == max(sizes) else "most places hold"
+        raise InputError(f"{folder}: {places_that} {held} slices: {held} acquisitions (phases); put each in its own folder")
     for i, gap in enumerate(gaps):
         pair = f"{slices[i].path.name} and {slices[i + 1].path.name}"
         if gap < SAME_PLACE_MM:

@@ -85,17 +85,19 @@ def segment(f: Frame, start: tuple[float, float], end: tuple[float, float], bow:
 
 @cache
 def interpolator(size: int, cells: int) -> Array:
-    """Smooth upsampling matrix [size, cells]; field = M @ grid @ M.T."""
+    """Smooth upsampling matrix [size, cells]; field = M @ grid @ M.T. In double precision: the last digit of a product differs
+    between processors, and must not reach the stored pixels."""
     position = np.linspace(0, cells - 1, size)[:, None] - np.arange(cells)
     weight: Array = np.exp(-((position / 0.6) ** 2)) * (np.abs(position) < 2)  # without tails: denormal numbers are slow
     weight /= weight.sum(1, keepdims=True)
-    return weight.astype(np.float32)
+    return weight
 
 
 def clouds(rng: Generator, size: int, cells: int) -> Array:
     """Smooth random field [S, S] of about unit variance, with `cells` grains per side."""
     matrix = interpolator(size, cells)
-    return np.asarray(matrix @ rng.standard_normal((cells, cells), dtype=np.float32) @ matrix.T) * 1.6
+    field = matrix @ rng.standard_normal((cells, cells), dtype=np.float32) @ matrix.T
+    return field.astype(np.float32) * np.float32(1.6)
 
 
 def chest_frame(person: Person, size: int) -> Frame:

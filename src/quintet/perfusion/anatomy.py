@@ -39,8 +39,7 @@ class Waves:
 
     def __call__(self, at: Floats) -> Floats:
         """`[..., 3]` mm -> `[...]`, SD about 1."""
-        turns = at.astype(np.float32) @ self.direction.T.astype(np.float32) + self.phase.astype(np.float32)
-        values: Floats = np.cos(turns).sum(-1) * np.sqrt(2 / len(self.phase))
+        values: Floats = np.cos(at @ self.direction.T + self.phase).sum(-1) * np.sqrt(2 / len(self.phase))
         return values
 
 

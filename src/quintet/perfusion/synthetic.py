@@ -25,6 +25,7 @@ from quintet.perfusion.anatomy import Floats, Person, Waves
 SLICES, MATRIX = 14, (80, 64)  # slices, rows, columns; the brain fills about 71 x 55
 SPACING_MM = (6.6, 2.625, 2.625)
 MAX_VISITS = 2
+STEP = 2**-6  # of the stored maps, ml/100 g/min: coarser than the last digits, which differ between processors
 MIN_SUPPLY = 0.3  # of a voxel's flow: an artery that supplies as much has it in its territory, so territories overlap
 
 ASSUMED_EFFICIENCY = 0.85  # of labelling, in the quantification of flow (Alsop et al. 2015, doi:10.1002/mrm.25197)
@@ -168,7 +169,8 @@ def _write_person(folder: Path, number: int, seed: int) -> int:
         seen = visit(person, grid, rng)
         name = f"PerfTerr{number:03d}-v{index}"
         for channel, array in enumerate(seen.maps):
-            write_nifti(folder / "imagesTr" / f"{name}_{channel:04d}.nii.gz", array.astype(np.float32), grid)
+            stored = np.round(array / STEP) * STEP
+            write_nifti(folder / "imagesTr" / f"{name}_{channel:04d}.nii.gz", stored.astype(np.float32), grid)
         for part, masks in (("labelsTr", seen.label), ("truth", seen.truth)):
             write_nifti(folder / part / f"{name}.nii.gz", masks, grid)
     return visits

@@ -61,10 +61,11 @@ def find_scans(raw: Path) -> dict[str, Path]:
         if not (path.is_dir() or suffix):
             passed += [path] if path.suffix.lower() not in TABLES else []
             continue
-        name = path.name
-        if path.is_dir() and len(inside := files_below(path)) == 1 and with_suffix(inside, NIFTI)[0]:
-            path = inside[0]
-        name = normalize("NFC", name[: -len(suffix)] if suffix and path.is_file() else name)
+        inside = files_below(path) if path.is_dir() else []
+        images = with_suffix(inside, NIFTI)[0]
+        is_series = bool(inside) and not images  # whose folder may be called x.nii
+        name = normalize("NFC", path.name[: -len(suffix)] if suffix and not is_series else path.name)
+        path = images[0] if len(inside) == len(images) == 1 else path
         if name in found:
             raise InputError(f"{path} and {found[name]} are both scan {name}; keep one")
         found[name] = path
