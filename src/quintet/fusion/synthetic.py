@@ -231,7 +231,7 @@ def draw_image(
     lesion = np.sqrt(sum((axis - centre) ** 2 for axis, centre in zip((x, y, z), patient.centre_mm, strict=True)))
     brain, skull = _inside(0.88 - head, 0.04), _inside(1 - head, 0.03) * _inside(head - 0.92, 0.03)
     image = {"mri_t1ce": _t1ce, "mri_flair": _flair, "pet": _pet}[modality](patient, brain, skull, lesion)
-    image = gaussian_filter(image, 0.5)
+    image = gaussian_filter(np.asarray(image, float), 0.5)  # in float32, powers differ between processors
     image = 100 * np.clip(image / 100, 0, None) ** scanner.gamma
     shading = 1 + 0.12 * scanner.shading * (rng.normal() * x / a + rng.normal() * y / b + rng.normal() * z / c)
     image = image * shading * rng.uniform(300, 900) / 100 + rng.normal(0, 16 * scanner.noise, image.shape)

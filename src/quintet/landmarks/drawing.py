@@ -67,6 +67,12 @@ def bump(z: Array) -> Array:
     return hill * hill
 
 
+def exact(function: Callable[..., Any], *values: Array) -> Array:
+    """A function in double precision, float32: in single precision its last digit differs between processors and reaches the
+    stored pixels."""
+    return np.asarray(function(*(value.astype(np.float64) for value in values)), np.float32)
+
+
 def lookup(table: NDArray[np.floating], position: Array) -> Array:
     """Values of `table` at the integer part of `position`, clipped to its ends, float32."""
     return np.take(table.astype(np.float32), position.astype(np.intp, copy=False), mode="clip")
@@ -85,8 +91,7 @@ def segment(f: Frame, start: tuple[float, float], end: tuple[float, float], bow:
 
 @cache
 def interpolator(size: int, cells: int) -> Array:
-    """Smooth upsampling matrix [size, cells]; field = M @ grid @ M.T. In double precision: the last digit of a product differs
-    between processors, and must not reach the stored pixels."""
+    """Smooth upsampling matrix [size, cells], float64 for the reason of `exact`; field = M @ grid @ M.T."""
     position = np.linspace(0, cells - 1, size)[:, None] - np.arange(cells)
     weight: Array = np.exp(-((position / 0.6) ** 2)) * (np.abs(position) < 2)  # without tails: denormal numbers are slow
     weight /= weight.sum(1, keepdims=True)
@@ -168,7 +173,7 @@ def draw_bones(f: Frame, person: Person) -> Array:
     collar = ramp(5 - clavicle, 3) * (0.6 + 0.07 * np.minimum(clavicle, 6))
     blade = segment(f, (out - 18, high + 14), (float(person.offsets_px[:, 2].mean()) + 8, 0.5 * length))
     head = segment(f, (out + 16, high + 18), (out + 18, high + 20))
-    vertebra = 0.5 + 0.5 * np.cos(f.t * (2 * np.pi * (ribs + 1)) + 6 * b[8])
+    vertebra = 0.5 + 0.5 * exact(np.cos, f.t * (2 * np.pi * (ribs + 1)) + 6 * b[8])
     spine = ramp(14 - f.beside, 5) * (0.5 + 0.5 * np.sqrt(vertebra)) + 0.3 * bump((f.beside - 14) * 0.5)
     spine += 0.35 * bump(f.x * 0.25) * vertebra * vertebra
     shoulder = 0.22 * ramp(7 - blade, 9) + 0.3 * ramp(14 - head, 4) + 0.15 * ramp(11 - head, 3)
@@ -203,7 +208,7 @@ def draw_vessels(f: Frame, person: Person, rng: Generator) -> Array:
     radius = np.sqrt(side * side + down * down)
     noise = gaussian_filter1d(rng.standard_normal((2, 512)), 2.5, mode="wrap")
     table = np.clip(1 - np.abs(noise / noise.std() - 0.7) * 1.8, 0, 1)
-    turn = np.arctan2(down, side) * (256 / np.pi) + (f.x > 0) * np.float32(512)
+    turn = exact(np.arctan2, down, side) * (256 / np.pi) + (f.x > 0) * np.float32(512)
     lines = lookup(table.ravel(), turn + 256 + clouds(rng, len(f.x), 14) * 13)
     hilum: Array = bump(side * (1 / 13)) * bump(down * (1 / 26))
     return (0.9 + 0.3 * lines) * hilum + lines * bump(radius * (1 / 60)) * (0.5 + 0.6 * rng.random())
