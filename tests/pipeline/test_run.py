@@ -161,6 +161,37 @@ def test_ctrl_c_kills_running_stages_and_keeps_finished_ones(project):
     assert set(stages) == {"prepare", "sweep@a"}
 
 
+def test_the_lock_file_is_as_dvc_writes_it(project):
+    """Also with folded commands, names that YAML quotes, and stages that are replaced or added."""
+    from dvc.repo import Repo
+
+    long = "cp raw 'x 1' && " + " && ".join(f"echo a{'long' * number} > /dev/null" for number in range(12))
+    stages = {"2024": stage(long, ["raw"], ["x 1"]), "yes": stage("cp 'x 1' y; : \"quoted: #text\"", ["x 1"], ["y"])}
+    root = project(stages | STAGES)
+    run(root, "prepare", "yes")
+    run(root)
+    (root / "raw").write_text("2\n")
+    outcome = run(root)
+    assert set(outcome.ran) == {"2024", "yes", "prepare", "sweep@a", "sweep@b", "sweep@c", "rank"}
+    written = (root / "dvc.lock").read_bytes()
+    assert list(yaml.safe_load(written)["stages"])[-1] == "rank"
+    for recorded in Repo(str(root)).index.stages:
+        recorded.dump(update_pipeline=False)
+    assert (root / "dvc.lock").read_bytes() == written
+    assert dvc_status(root) == {}
+
+
+def test_a_lock_file_of_another_shape_is_left_to_dvc(project):
+    root, more = project(STAGES), "datasets: []\n"
+    run(root)
+    text = (root / "dvc.lock").read_text()
+    (root / "dvc.lock").write_text(text + more)
+    (root / "raw").write_text("2\n")
+    assert "prepare" in run(root).ran
+    assert more in (root / "dvc.lock").read_text()
+    assert dvc_status(root) == {}
+
+
 SLOW = "import os, time; from pathlib import Path; Path('pid').write_text(str(os.getpid())); time.sleep(60)"
 
 
