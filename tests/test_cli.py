@@ -12,6 +12,7 @@ from quintet.stage import append_time
 from tests.conftest import ROOT
 
 run = CliRunner().invoke
+STUDIES = ("landmarks", "breakhis", "fusion", "perfusion")
 
 
 def test_check_finds_nothing_wrong_with_phantoms_and_lists_what_is(checkout, raw):
@@ -44,7 +45,10 @@ def test_errors_have_no_traceback_and_exit_with_2(checkout):
     assert not (checkout / "x.csv").exists()
 
 
-@pytest.mark.parametrize("command", ["predict landmarks", "evaluate landmarks", "index ct"])
+@pytest.mark.parametrize(
+    "command",
+    [*(f"{name} {study}" for name in ("predict", "evaluate") for study in STUDIES), "index ct"],
+)
 def test_results_inside_the_input_are_refused(checkout, raw, command):
     """Overlays and tables there would be taken for input by the next run."""
     option = "--data" if command.startswith("evaluate") else "--input"
@@ -53,6 +57,15 @@ def test_results_inside_the_input_are_refused(checkout, raw, command):
     done = run(app, [*command.split(), "--model", "runs/x", option, str(raw), "--output", str(output), *more])
     assert isinstance(done.exception, InputError)
     assert f"is inside {raw}, where it would be taken for input later" in str(done.exception)
+
+
+def test_results_inside_the_input_by_another_path_are_refused(checkout, raw):
+    (checkout / "link").symlink_to(raw)
+    for place in ("link/points.csv", f"{raw}/../{raw.name}/points.csv"):
+        done = run(app, ["predict", "landmarks", "--model", "runs/x", "--input", str(raw), "--output", place])
+        assert "would be taken for input later" in str(done.exception)
+    done = run(app, ["predict", "landmarks", "--model", "runs/x", "--input", "link", "--output", str(raw / "points.csv")])
+    assert "would be taken for input later" in str(done.exception)
 
 
 def test_analyze_writes_a_page(checkout, raw):

@@ -49,7 +49,7 @@ DRAWN = {  # md5 of what each study draws at the smallest scale
     "ct": "ee091c8c9defe9d2cb40d98c6b985cad",
     "fusion": "be20cf59b84405ef08c803085cafdc5a",
 }
-# names as laboratories give them; every table and file system can hold them
+# names that laboratories use; every table and file system can hold them
 ODD = (
     *(
         "P1",

@@ -179,3 +179,14 @@ def test_patients_of_folders_as_people_have_them(tmp_path, capsys):
     put(tmp_path / "fold1" / "train" / "40X" / "unknown.png")
     with pytest.raises(InputError, match=r"beside others, such as .*; rename it if it is a copy"):
         find_patients(tmp_path)
+
+
+@pytest.mark.parametrize("magnification", ["40X", "200X", "400X"])
+def test_one_file_of_two_patients_is_refused_whatever_their_parts(tree, small, magnification):
+    pictures = [next(folder.glob("*.png")) for folder in sorted(tree.glob(f"benign/SOB/*/*/{magnification}"))]
+    assert len(pictures) > 4
+    for other in pictures[1:]:
+        shutil.copy(pictures[0], other)
+    problems = [p for p in check(tree, small.breakhis) if "picture" in p or "same file" in p]
+    for other in pictures[1:]:
+        assert any(str(other.name) in problem for problem in problems)

@@ -10,9 +10,11 @@ import pytest
 
 from quintet.errors import InputError
 from quintet.perfusion.analysis import analyze, write_data_page
-from quintet.perfusion.data.prepare import check, prepare
+from quintet.perfusion.data.nnunet import read_dataset
+from quintet.perfusion.data.prepare import check, make_folds, prepare
 from quintet.perfusion.data.prepared import centred, load
 from quintet.perfusion.evaluation.scores import dice_score
+from quintet.perfusion.synthetic import description
 from tests.perfusion.conftest import SMALL
 from tests.perfusion.raw_files import change, image_path, label_path, set_value
 
@@ -207,3 +209,33 @@ def test_skip_with_no_usable_case_is_an_error(broken, tmp_path, small):
 
 def skipping(params):
     return params.model_copy(update={"data": params.data.model_copy(update={"on_error": "skip"})})
+
+
+SCHEMES = [
+    "sub-{:02d}_ses-{}",
+    "P{}_V{}",
+    "patient {}-visit{}",
+    "ASL.{}_scan-{}",
+    "BraTS-GLI-{:05d}-10{}",
+    "{:03d}-tp{}",
+    "Ö{}_time{}",
+]
+
+
+@pytest.mark.parametrize("scheme", SCHEMES)
+def test_visits_of_one_person_are_in_one_fold(tmp_path, small, scheme, capsys):
+    """Names alone are read."""
+    for folder in ("imagesTr", "labelsTr"):
+        (tmp_path / folder).mkdir()
+    (tmp_path / "dataset.json").write_text(json.dumps(description(12)))
+    for number in range(12):
+        name = scheme.format(number // 2 + 1, number % 2 + 1)
+        for path in (f"labelsTr/{name}", f"imagesTr/{name}_0000", f"imagesTr/{name}_0001"):
+            (tmp_path / f"{path}.nii.gz").write_bytes(path.encode())
+    dataset, problems = read_dataset(tmp_path, small.perfusion.data.subject_pattern)
+    assert not problems
+    assert len({case.subject for case in dataset.cases}) == 6
+    for fold in make_folds(tmp_path, dataset.cases, small.perfusion.data):
+        people = [{case.subject for case in dataset.cases if case.name in fold[part]} for part in ("train", "val")]
+        assert not people[0] & people[1]
+        assert people[1]

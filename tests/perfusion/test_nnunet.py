@@ -186,10 +186,21 @@ def test_labels_that_make_no_sense_are_refused(broken, small, labels, message):
     assert message in problems[0]
 
 
-def test_exchanged_channels_are_refused(broken, small):
+@pytest.mark.parametrize(
+    ("names", "message"),
+    [
+        (("RICA", "LICA"), "channel 0 must be the left"),
+        (("right ICA", "left ICA"), "channel 0 must be the left"),
+        (("T1w", "LICA", "RICA"), "must be the left and the right artery's map, got 'T1w'"),
+        (("M0", "LICA", "RICA"), "must be the left and the right artery's map, got 'M0'"),
+        (("LICA", "FLAIR", "RICA"), "must be the left and the right artery's map, got 'FLAIR'"),
+    ],
+)
+def test_channels_in_another_order_are_refused(broken, small, names, message):
     path = broken / "dataset.json"
-    path.write_text(json.dumps(json.loads(path.read_text()) | {"channel_names": {"0": "RICA", "1": "LICA"}}))
-    assert "channel 0 must be the left" in check(broken, small.perfusion)[0]
+    names = {str(number): name for number, name in enumerate(names)}
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"channel_names": names}))
+    assert message in check(broken, small.perfusion)[0]
 
 
 def save_as(path, array, *, sform=None, qform=None):

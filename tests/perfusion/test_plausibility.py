@@ -65,9 +65,25 @@ def test_stray_voxels(value):
     assert doubt.startswith("3 voxel(s) of channel 1")
 
 
-def test_a_label_beside_the_brain():
+LABELS = {
+    "shifted": lambda label: np.roll(label, 8, 2),
+    "shifted sideways": lambda label: np.roll(label, 7, 3),
+    "half its slices above the brain": lambda label: np.where(np.arange(20) > 9, np.flip(label, 3) | np.roll(label, 9, 3), label),
+    "of a larger head": lambda label: label.repeat(2, 1).repeat(2, 2)[:, 10:30, 10:30],
+}
+
+
+@pytest.mark.parametrize("kind", LABELS)
+def test_a_label_beside_the_brain(kind):
     images, grid, label = case(GRIDS["RAS"])
-    assert any("lie outside the brain" in d for d in label_doubts(images, grid, np.roll(label, 8, 2)))
+    assert any("lie outside the brain" in d for d in label_doubts(images, grid, LABELS[kind](label)))
+
+
+@pytest.mark.parametrize("orientation", GRIDS)
+def test_a_label_that_was_flipped_alone(orientation):
+    images, grid, label = case(GRIDS[orientation])
+    axis = int(np.flatnonzero(grid.orientation[:, 0] == 0)[0])
+    assert label_doubts(images, grid, np.flip(label, axis + 1))
 
 
 def test_phantoms_raise_no_doubt_and_check_prints_those_of_a_case(broken, values, capsys):

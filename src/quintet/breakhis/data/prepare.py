@@ -73,7 +73,8 @@ def _patient_table(images: Sequence[Image]) -> pd.DataFrame:
 
 
 def reject_duplicates(images: Sequence[Image], hashes: NDArray[np.bool_], folds: pd.DataFrame, max_distance: int) -> None:
-    """Raise InputProblemsError, naming both files, if patients in different parts of a fold share a picture.
+    """Raise InputProblemsError, naming both files, if patients in different parts of a fold share a picture, or any two patients
+    share a file.
 
     `max_distance`: the largest Hamming distance between the hashes `[N, 64]` of one picture.
     """
@@ -88,6 +89,8 @@ def reject_duplicates(images: Sequence[Image], hashes: NDArray[np.bool_], folds:
             fold = different[0]
             where = f"{parts.loc[a.patient, fold]} and {parts.loc[b.patient, fold]} in fold {fold}"
             problems.append(f"{a.path} and {b.path} are nearly the same picture ({where}); delete the misplaced one")
+        elif a.path.read_bytes() == b.path.read_bytes():
+            problems.append(f"{a.path} and {b.path}, of two patients, are the same file; delete the misplaced one")
     if problems:
         raise InputProblemsError(
             "patients in different parts share pictures (breakhis.data.near_duplicate_distance=0: equal hashes only)", problems

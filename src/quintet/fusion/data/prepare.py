@@ -26,7 +26,7 @@ from quintet.fusion.data.raw import (
     read_table,
     read_vectors,
 )
-from quintet.fusion.data.segmentation import TABLE, Mask, cache_folder, mask_of, segmenter_for, stored_masks
+from quintet.fusion.data.segmentation import TABLE, Mask, make_mask, mask_of, segmenter_for, stored_masks
 from quintet.fusion.data.tabular import Files, read_tables, subjects_of
 from quintet.fusion.data.vectors import VectorEncoder, encode
 from quintet.imaging.boxes import bounds_mm, sample_cube
@@ -42,6 +42,7 @@ MAX_SD = 20.0  # from the training mean: what is farther is an error, or a code 
 MIN_OVERLAP = 0.3  # of the smaller one of two images' boxes
 MAX_INTENSITY = 4.0  # times the upper percentile: lesions may be brighter than it, stray voxels are clipped
 Cubes = NDArray[np.float16]  # [M, S, S, S]
+Image = tuple[NDArray[np.float32], Grid]  # one modality [X, Y, Z]
 
 
 def check(raw: Path, params: Fusion) -> list[str]:
@@ -53,10 +54,9 @@ def check(raw: Path, params: Fusion) -> list[str]:
     people = dict(zip(patients, subjects_of(list(patients), params.data), strict=True))
     print(describe(list(people), list(people.values()), "fusion.data.subject_pattern"))
     small = preparation.model_copy(update={"size": CHECKED_SIZE})
-    cache = cache_folder()  # of the current folder, which worker processes may not share
-    checked = (delayed(_check_images)(name, files, small, cache) for name, files in patients.items() if files)
+    checked = (delayed(_check_images)(name, files, small) for name, files in patients.items() if files)
     digests = {}
-    for name, wrong, own in Parallel(n_jobs=-1, batch_size=8)(checked):
+    for name, wrong, own in Parallel(n_jobs=-1, batch_size=16, backend="multiprocessing")(checked):  # forks: no imports
         problems += wrong
         digests[name] = own
     problems += same_contents(digests, people)
@@ -70,21 +70,20 @@ def check(raw: Path, params: Fusion) -> list[str]:
     return problems
 
 
-def _check_images(name: str, files: Files, preparation: Preparation, cache: Path) -> tuple[str, list[str], list[str]]:
-    """The patient, what preparation would say of the images, and hashes of their voxels. Masks that TotalSegmentator would make
-    are taken as whole images."""
-    problems, masks, digests = [], dict[str, Mask](), list[str]()
+def _check_images(name: str, files: Files, preparation: Preparation) -> tuple[str, list[str], list[str]]:
+    """The patient, what preparation would say of the images, which are read once, and hashes of their voxels. Masks that
+    TotalSegmentator would make are taken as whole images."""
+    problems, images, masks, digests = [], dict[str, Image](), dict[str, Mask](), list[str]()
     for modality, path in files.items():
         segmenter = segmenter_for(preparation.segmentation, modality)
         try:
-            if segmenter.kind == "totalsegmentator":
-                masks[modality] = np.ones(read_image(path)[0].shape, bool)
-            else:
-                masks[modality] = mask_of(path, segmenter, cache)[0]
+            images[modality] = array, _ = read_image(path)
+            whole = segmenter.kind == "totalsegmentator"
+            masks[modality] = np.ones(array.shape, bool) if whole else make_mask(path, array, segmenter)
         except InputError as error:
             problems.append(f"patient {name}: {error}")
     try:
-        make_cubes(files, masks, preparation, digests)
+        make_cubes(files, masks, preparation, digests, images)
     except InputError as error:
         problems.append(f"patient {name}: {error}")
     return name, problems, digests
@@ -108,14 +107,21 @@ def find_new_patients(
     return patients, tables, problems
 
 
-def make_cubes(files: Files, masks: Mapping[str, Mask], preparation: Preparation, digests: list[str] | None = None) -> Cubes:
+def make_cubes(
+    files: Files,
+    masks: Mapping[str, Mask],
+    preparation: Preparation,
+    digests: list[str] | None = None,
+    images: Mapping[str, Image] | None = None,
+) -> Cubes:
     """One patient's images in one cube, each resampled from its own grid; adds a hash of each image's voxels to `digests`.
+    `images`: those that were read already; None: read the files.
 
     The cube is centred on the box around all masks; its side is the longest edge of the box or, with a spacing, as long as its
     voxels make it: what is larger is cropped, what is smaller is padded. The two percentiles inside an
     image's mask become 0 and 1; brighter voxels stay brighter."""
     modalities, size = preparation.modalities, preparation.size
-    images = {m: read_image(files[m]) for m in modalities if m in files and m in masks}
+    images = {m: images[m] if images else read_image(files[m]) for m in modalities if m in files and m in masks}
     own = {m: digest_of(array) for m, (array, _) in images.items()}
     if digests is not None:
         digests += own.values()

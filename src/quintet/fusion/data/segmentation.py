@@ -89,7 +89,14 @@ def mask_of(path: Path, segmenter: Segmenter, cache: Path | None = None) -> tupl
         raise
     if (cached := _load(entry)) is not None:
         return cached, True
-    array, grid = read_image(path)
+    mask = make_mask(path, read_image(path)[0], segmenter)
+    with atomic_file(entry) as temporary:
+        temporary.write_bytes(_pack(mask))
+    return mask, False
+
+
+def make_mask(path: Path, array: NDArray[np.float32], segmenter: Segmenter) -> Mask:
+    """The mask of the image `array` of the file `path`. Raises InputError, naming the file."""
     mask: Mask
     if segmenter.kind == "none":
         mask = np.ones(array.shape, bool)
@@ -97,15 +104,13 @@ def mask_of(path: Path, segmenter: Segmenter, cache: Path | None = None) -> tupl
         mask = _threshold(array)
     else:
         mask = _totalsegmentator(path, segmenter)
-        if mask.shape != grid.shape:
-            raise InputError(f"{path}: {segmenter.program} made a mask of {mask.shape}, the image has {grid.shape}")
+        if mask.shape != array.shape:
+            raise InputError(f"{path}: {segmenter.program} made a mask of {mask.shape}, the image has {array.shape}")
     if mask.sum() < MIN_VOXELS:
         raise InputError(
             f"{path}: {segmenter.kind} found only {mask.sum()} voxels in it; remove the image, or choose another segmenter"
         )
-    with atomic_file(entry) as temporary:
-        temporary.write_bytes(_pack(mask))
-    return mask, False
+    return mask
 
 
 def _pack(mask: Mask) -> bytes:
