@@ -15,7 +15,7 @@ from quintet.imaging.dicom import read_series
 from quintet.serving.dicom import write_reports, write_segmentations
 from tests.imaging.test_pictures import write
 
-PERSONAL = {"PatientName": "Doe^Jane", "PatientID": "4711", "PatientAddress": "1 Main St", "ReferringPhysicianName": "House^G"}
+PERSONAL = {"PatientName": "Doe^Jane", "PatientID": "MRN-4711", "PatientAddress": "1 Main St", "ReferringPhysicianName": "House^G"}
 UIDS = {"StudyInstanceUID": "1.2.9", "SeriesInstanceUID": "1.2.8", "Modality": "DX"}
 
 
@@ -60,7 +60,7 @@ def test_person_tags_are_copied_on_request(x_rays):
     folder, _ = x_rays
     write_reports(folder / "p.csv", folder / "in", folder / "out", person=True)
     report = pydicom.dcmread(folder / "out" / "a.dcm")
-    assert (report.PatientName, report.PatientID) == ("Doe^Jane", "4711")
+    assert (report.PatientName, report.PatientID) == ("Doe^Jane", "MRN-4711")
 
 
 def test_a_row_without_image_is_named(x_rays):
