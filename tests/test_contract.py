@@ -236,6 +236,14 @@ def test_a_model_of_another_study_is_refused(prepared, swept, tmp_path):
                 load_study(other).load_models([swept], "cpu")
 
 
+@pytest.mark.parametrize("name", ["x.xlsx", "x.XLS", "x.ods"])
+def test_results_are_not_written_under_a_spreadsheet_s_name(prepared, swept, tmp_path, name):
+    study, data = prepared
+    with pytest.raises(InputError, match=r"choose a \.csv file"):
+        experiment.predict_folder(study, [swept], data.parent / "raw", tmp_path / name, overlays=None, device="cpu", skip=False)
+    assert not list(tmp_path.iterdir())
+
+
 def test_automatic_precision_is_part_of_the_run_s_identity(prepared, params, monkeypatch):
     study, _ = prepared
     section = params.of(study)

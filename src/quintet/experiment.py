@@ -23,6 +23,7 @@ from quintet.runs import Record, new_record
 from quintet.study import Metrics, Runs, load_ensemble_study, load_study
 
 P = TypeVar("P", bound=StudyParams)
+SPREADSHEETS = (".xlsx", ".xls", ".ods")
 
 
 @dataclass(frozen=True)
@@ -246,6 +247,8 @@ def predict_folder(
     Cases that cannot be read are all listed at once; with `skip` they are left out instead.
     """
     study, problems = load_study(name), list[str]()
+    if output.suffix.lower() in SPREADSHEETS:
+        raise InputError(f"{output}: results are not written as spreadsheets; choose a .csv file")
     models = study.load_models(runs, device)
     with ExitStack() as stack:
         atomic = atomic_folder if study.PREDICTS_FOLDER else atomic_file

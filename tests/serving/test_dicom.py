@@ -15,7 +15,12 @@ from quintet.imaging.dicom import read_series
 from quintet.serving.dicom import write_reports, write_segmentations
 from tests.imaging.test_pictures import write
 
-PERSONAL = {"PatientName": "Doe^Jane", "PatientID": "MRN-4711", "PatientAddress": "1 Main St", "ReferringPhysicianName": "House^G"}
+PERSONAL = {
+    "PatientName": "Doe^Jane",
+    "PatientID": "MRN-4711",
+    "PatientAddress": "1 Main St",
+    "ReferringPhysicianName": "House^G",
+}
 UIDS = {"StudyInstanceUID": "1.2.9", "SeriesInstanceUID": "1.2.8", "Modality": "DX"}
 
 

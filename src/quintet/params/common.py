@@ -35,6 +35,13 @@ def _with_subject(pattern: str) -> str:
     return pattern
 
 
+def _without_home(folder: str) -> str:
+    if folder.startswith("~") or "$" in folder:
+        raise ValueError("write the whole path: DVC, which reads it too, replaces neither ~ nor variables")
+    return folder
+
+
+RawFolder = Annotated[str, AfterValidator(_without_home)]
 SubjectPattern = Annotated[str, AfterValidator(_with_subject)]  # finds the person in a case's name
 
 
@@ -151,7 +158,7 @@ class Ensembles(Section):
 class StudyParams(Section):
     """What the driver (experiment.py) reads of any study's parameters."""
 
-    raw: str
+    raw: RawFolder
     training: Optimisation
     sweep: Seeds
     configs: Mapping[str, Configuration]
