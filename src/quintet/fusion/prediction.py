@@ -9,7 +9,8 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from quintet.errors import InputError, InputProblemsError
-from quintet.fusion.data.prepare import Cubes, find_new_patients, read_new
+from quintet.fusion.data.cubes import Cubes
+from quintet.fusion.data.prepare import find_new_patients, read_new
 from quintet.fusion.data.raw import read_table, targets
 from quintet.fusion.evaluation.figures import montage
 from quintet.fusion.evaluation.inference import Model, Values, load_models
