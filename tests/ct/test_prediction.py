@@ -12,6 +12,7 @@ from quintet import experiment
 from quintet.ct.data.prepare import check
 from quintet.errors import InputError, InputProblemsError
 from tests.ct.conftest import train
+from tests.damage import become_folder, link_to_nowhere
 
 
 def predict(runs, source, output, *, overlays=None, skip=False):
@@ -72,19 +73,9 @@ def test_labels_without_the_run_s_findings_are_refused_and_further_ones_ignored(
     assert experiment.evaluate_folder("ct", [trained[0]], raw, tmp_path / "out", small, device="cpu")["queries"] == 40
 
 
-def _link(path):
-    path.unlink()
-    path.symlink_to("../.git/annex/objects/x")
-
-
-def _folder(path):
-    path.unlink()
-    path.mkdir()
-
-
 BROKEN = {  # of NIfTI files
-    "a link to nowhere": (_link, "which does not exist"),
-    "an empty folder": (_folder, "has no files"),
+    "a link to nowhere": (link_to_nowhere, "which does not exist"),
+    "an empty folder": (become_folder, "has no files"),
     "a pointer": (lambda p: p.write_bytes(b"version https://git-lfs.github.com/spec/v1"), "git lfs pull"),
     "half": (lambda p: p.write_bytes(p.read_bytes()[: p.stat().st_size // 2]), "corrupt or truncated"),
     "empty": (lambda p: p.write_bytes(b""), "0 bytes"),

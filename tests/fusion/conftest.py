@@ -83,6 +83,11 @@ def raw(heads, tmp_path):
     return tmp_path / "raw"
 
 
+@pytest.fixture
+def table(raw):
+    return pd.read_csv(raw / "clinical_data.csv", dtype=str, keep_default_na=False)
+
+
 @pytest.fixture(scope="session")
 def prepared(heads, values, tmp_path_factory) -> Path:
     params = parse(with_changes(values, SMALL)).fusion

@@ -19,11 +19,7 @@ from quintet.fusion.data.prepare import _reject_foreign_values, check, find_all_
 from quintet.fusion.data.segmentation import mask_of, segment, segmenter_for
 from quintet.fusion.data.tabular import read_tables
 from quintet.imaging.volumes import read_nifti
-
-
-@pytest.fixture
-def table(raw):
-    return pd.read_csv(raw / "clinical_data.csv", dtype=str, keep_default_na=False)
+from tests.damage import become_folder, link_to_nowhere
 
 
 def tables(raw, small, **changes):
@@ -386,11 +382,6 @@ def _colour(path):
     nib.save(nib.Nifti1Image(array, np.eye(4)), path)
 
 
-def _link(path):
-    path.unlink()
-    path.symlink_to("../.git/annex/objects/x")
-
-
 def _flip(path):
     """One bit in the middle: the stream can still be unpacked, to other values."""
     data = bytearray(path.read_bytes())
@@ -398,14 +389,9 @@ def _flip(path):
     path.write_bytes(data)
 
 
-def _folder(path):
-    path.unlink()
-    path.mkdir()
-
-
 FILES = {
-    "a link to nowhere": (_link, "a link to ../.git/annex/objects/x, which does not exist"),
-    "a folder": (_folder, "a folder, expected a NIfTI file"),
+    "a link to nowhere": (link_to_nowhere, "a link to ../.git/annex/objects/x, which does not exist"),
+    "a folder": (become_folder, "a folder, expected a NIfTI file"),
     "a pointer": (lambda p: p.write_bytes(b"version https://git-lfs.github.com/spec/v1\noid x\n"), "git lfs pull"),
     "colours": (_colour, "colours"),
     "complex": (lambda p: nib.save(nib.Nifti1Image(np.zeros((4, 4, 4), np.complex64), np.eye(4)), p), "complex numbers"),

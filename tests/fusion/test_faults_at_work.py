@@ -10,7 +10,7 @@ import pytest
 from quintet import experiment
 from quintet.errors import InputError, InputProblemsError
 from quintet.fusion.data.prepare import check
-from tests.fusion.test_faults import FILES, predict, rename, table, tables, write  # noqa: F401
+from tests.fusion.test_faults import FILES, predict, rename, tables, write
 
 
 def evaluate(trained, raw, small, out):
@@ -61,7 +61,7 @@ def test_what_the_system_refuses_is_a_problem_of_its_file(raw, trained, tmp_path
     assert [p for p in caught.value.problems if str(path) in p and message in p and "corrupt" not in p]
 
 
-def test_other_formats_beside_the_images_are_counted(raw, small, table, trained, tmp_path, capsys):  # noqa: F811
+def test_other_formats_beside_the_images_are_counted(raw, small, table, trained, tmp_path, capsys):
     names = ("flair.hdr", "flair.img", "t1c.nrrd", "IM0001", "pet.tif", "notes.docx")
     for patient in table["patient"][:4]:
         for name in names:
@@ -76,7 +76,7 @@ def test_other_formats_beside_the_images_are_counted(raw, small, table, trained,
 
 
 @pytest.mark.parametrize("kind", ["lost zeros", "patient column", "encoder column"])
-def test_evaluation_joins_the_table_as_training_does(raw, small, table, trained, tmp_path, kind):  # noqa: F811
+def test_evaluation_joins_the_table_as_training_does(raw, small, table, trained, tmp_path, kind):
     if kind == "lost zeros":
         for number, name in enumerate(table["patient"]):
             rename(raw, name, f"{number + 1:03d}")
@@ -97,7 +97,7 @@ def test_evaluation_joins_the_table_as_training_does(raw, small, table, trained,
     assert not (tmp_path / "scores").exists()
 
 
-def test_evaluation_lists_every_broken_image_and_missing_outcome(raw, small, table, trained, tmp_path):  # noqa: F811
+def test_evaluation_lists_every_broken_image_and_missing_outcome(raw, small, table, trained, tmp_path):
     paths = sorted(raw.glob("*/*.nii.gz"))[3:40:12]
     for path, kind in zip(paths, FILES, strict=False):
         FILES[kind][0](path)
@@ -129,7 +129,7 @@ def test_a_header_that_places_an_image_elsewhere(raw, small, trained, tmp_path, 
         predict(trained, raw, tmp_path / "p.csv")
 
 
-def test_a_constant_column_has_no_weight_for_a_new_value(raw, small, table, tmp_path):  # noqa: F811
+def test_a_constant_column_has_no_weight_for_a_new_value(raw, small, table, tmp_path):
     """Constants such as 1/3 have a standard deviation of about 1e-17 in floating point."""
     for value in ("12.5", "0.1", str(1 / 3), "98.6"):
         write(raw, table.assign(dose=value))

@@ -11,6 +11,7 @@ from quintet import experiment
 from quintet.errors import InputError, InputProblemsError
 from quintet.perfusion.data.prepared import load
 from quintet.perfusion.evaluation.inference import Model
+from tests.damage import become_folder, link_to_nowhere
 
 
 def test_a_mirrored_case_gives_the_mirrored_prediction(trained):
@@ -77,18 +78,12 @@ def test_an_unreadable_case_stops_prediction_or_is_skipped(trained, new_cases, t
     assert len(pd.read_csv(tmp_path / "out" / "volumes.csv")) == 3
 
 
-def _link(path):
-    path.unlink()
-    path.symlink_to("/nowhere")
-
-
-def _folder(path):
-    path.unlink()
-    path.mkdir()
-
-
 def test_every_broken_case_is_listed_with_its_cause(trained, new_cases, tmp_path):
-    broken = {_link: "which does not exist", _folder: "a folder, expected", lambda p: p.write_bytes(b""): "0 bytes"}
+    broken = {
+        link_to_nowhere: "which does not exist",
+        become_folder: "a folder, expected",
+        lambda p: p.write_bytes(b""): "0 bytes",
+    }
     files = sorted(new_cases.glob("*_0001*"))[:3]
     for path, damage in zip(files, broken, strict=True):
         damage(path)

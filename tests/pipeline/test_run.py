@@ -262,9 +262,19 @@ def test_a_lost_process_fails_its_stage_alone(project):
 
 @pytest.mark.parametrize(
     "command",
-    ["", "python", "python -m stages.write", "python stages/write.py > x", "sh stages/write.py", "python other/write.py",
-     "python stages/write.py $HOME", "python stages/write.py a b*", "python stages/none.py", "X=1 python stages/write.py"],
-)  # fmt: skip
+    [
+        "",
+        "python",
+        "python -m stages.write",
+        "python stages/write.py > x",
+        "sh stages/write.py",
+        "python other/write.py",
+        "python stages/write.py $HOME",
+        "python stages/write.py a b*",
+        "python stages/none.py",
+        "X=1 python stages/write.py",
+    ],
+)
 def test_other_commands_go_to_the_shell(tmp_path, command):
     (tmp_path / "stages").mkdir()
     (tmp_path / "stages" / "write.py").write_text(SCRIPT)
