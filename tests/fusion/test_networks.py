@@ -20,12 +20,9 @@ def make(method="diffusion", *, target="mean", predicts="sample", schedule="cosi
     torch.manual_seed(0)
     return FusionNet(
         method=method,
-        images=images,
-        vectors=[5],
+        images=[{"encoder": "small", "width": 8}] * images,
+        vectors=[[5, 8]],
         outputs=outputs,
-        encoder="small",
-        width=8,
-        clinical_units=[8],
         hidden=hidden,
         heads=2,
         predictor_units=[8],

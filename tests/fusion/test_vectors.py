@@ -14,6 +14,7 @@ from quintet.fusion.data.prepared import load
 from quintet.fusion.data.raw import read_vectors
 from quintet.fusion.data.segmentation import segment
 from quintet.fusion.data.vectors import CLIP_SD, VectorEncoder
+from quintet.training.models import load_model
 
 from .conftest import SMALL
 
@@ -100,7 +101,9 @@ def test_vectors_with_and_without_images(with_features, make_params, tmp_path, m
     """Prepare, train, evaluate on every subset, predict; a model is the same with a table's rows in another order."""
     monkeypatch.chdir(tmp_path)
     changes = {"fusion.data.modalities": images, "fusion.data.vectors": ["dsc", "dti"], "fusion.data.components": 3}
-    params = make_params(SMALL | changes | {"fusion.method": method, "fusion.training.epochs": 1})
+    own = {"dti": {"clinical_units": [4]}} | {name: {"width": 16} for name in images}
+    changes |= {"fusion.training.own_encoders": own, "fusion.method": method, "fusion.training.epochs": 1}
+    params = make_params(SMALL | changes)
     assert not check(with_features, params.fusion)
     segment(with_features, tmp_path / "masks", params.fusion)
     data, _ = prepare(with_features, tmp_path / "masks", tmp_path / "data", params.fusion)
@@ -110,6 +113,9 @@ def test_vectors_with_and_without_images(with_features, make_params, tmp_path, m
     assert "table_only" in set(data.table["patient"])
     assert [v.shape[1] for v in load(tmp_path / "data").vectors[:2]] == [3, 3]
     experiment.train_selected("fusion", params, tmp_path / "data", tmp_path / "run")
+    encoders = load_model(tmp_path / "run" / "model" / "model.pt")[1]
+    assert [encoder["width"] for encoder in encoders["images"]] == [16] * len(images)
+    assert [units for _, *units in encoders["vectors"]] == [[8, 16], [4], [8, 16]]
     metrics = experiment.evaluate_selected("fusion", params, tmp_path / "data", tmp_path / "run", tmp_path / "scores.json")
     assert {"auc/dsc+dti", "auc/recorded"} <= metrics.keys()
     if method == "attention":

@@ -1,7 +1,7 @@
 """Parameters of the multimodal fusion study."""
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
@@ -30,6 +30,9 @@ SWEEP = Path("runs/fusion/sweep")
 ADAPTATION_STEPS = "ttt/steps"  # the metric of an evaluation with the number that it chose
 TTT = "-ttt"  # suffix of a configuration with test-time training: the same trained weights
 Task = Literal["total", "total_mr", "brain_structures", "none"]
+Encoder = Literal["small", "resnet10", "resnet18", "resnet34", "resnet50"]
+Width = Annotated[int, Field(ge=8, le=128, multiple_of=8)]
+Units = Annotated[list[PositiveInt], Field(min_length=1)]
 
 
 class FusionScanner(Section):
@@ -199,11 +202,20 @@ class FusionConfig(Configuration):
         return SWEEP / LATE / f"seed{seed}" if self.encoders == "frozen" else None
 
 
+class FusionOwnEncoder(Section):
+    """What the encoder of a modality has of its own: images an encoder and a width, tables units; None: as for the others."""
+
+    encoder: Encoder | None = None
+    width: Width | None = None
+    clinical_units: Units | None = None
+
+
 class FusionTraining(AdamCosine):
     survival_loss: Literal["cox", "mse"]
-    encoder: Literal["small", "resnet10", "resnet18", "resnet34", "resnet50"]
-    width: Annotated[int, Field(ge=8, le=128, multiple_of=8)]
-    clinical_units: Annotated[list[PositiveInt], Field(min_length=1)]
+    encoder: Encoder
+    width: Width
+    clinical_units: Units
+    own_encoders: dict[str, FusionOwnEncoder]
     hidden: Annotated[int, Field(ge=8)]
     heads: PositiveInt
     predictor_units: list[PositiveInt]
@@ -227,6 +239,11 @@ class FusionTraining(AdamCosine):
         if self.sampling_steps > self.diffusion.steps:
             raise ValueError(f"sampling_steps={self.sampling_steps}: the diffusion has {self.diffusion.steps} steps")
         return self
+
+    def encoder_of(self, modality: str, *keys: str) -> dict[str, Any]:
+        """The values of `keys` (fields of FusionOwnEncoder) for a modality: its own, or those of all."""
+        own = self.own_encoders.get(modality, FusionOwnEncoder())
+        return {key: getattr(self, key) if getattr(own, key) is None else getattr(own, key) for key in keys}
 
     def on_tokens(self) -> "FusionTraining":
         """The values for training on frozen tokens."""
@@ -273,6 +290,15 @@ class Fusion(FusionConfig, StudyParams):
             if self.segmentation.fast and (slow := [m for m in modalities if tasks[m] == "brain_structures"]):
                 raise ValueError(
                     f"segmentation.segmenter_tasks: brain_structures of {', '.join(slow)} has no fast mode; set fast: false"
+                )
+        images, tables = {"encoder", "width"}, {"clinical_units"}
+        kinds = dict.fromkeys(modalities, images) | dict.fromkeys([*self.data.vectors, CLINICAL], tables)
+        for name, own in self.training.own_encoders.items():
+            if name not in kinds:
+                raise ValueError(f"training.own_encoders: {name}: no such modality; choose from {', '.join(kinds)}")
+            if wrong := own.model_fields_set - kinds[name]:
+                raise ValueError(
+                    f"training.own_encoders.{name}: {', '.join(sorted(wrong))}: it takes {', '.join(sorted(kinds[name]))} only"
                 )
         self.sweep.check(self.configs)
         if LATE not in self.configs or self.configs[LATE].method != LATE:

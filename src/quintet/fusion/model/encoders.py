@@ -5,6 +5,7 @@ import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from itertools import pairwise
+from typing import Any
 
 import torch
 from monai.networks.nets import ResNet
@@ -62,11 +63,11 @@ class ImageEncoder(nn.Module):
     """3D ResNet (He et al. 2016) with running norm; `[B, 1, S, S, S]` -> `[B, F]`. `small`: one block per stage, without the
     pooling after the first convolution."""
 
-    def __init__(self, name: str, width: int) -> None:
+    def __init__(self, encoder: str, width: int) -> None:
         super().__init__()
-        block, layers = ENCODERS[name]
+        block, layers = ENCODERS[encoder]
         planes = [width * 2**i for i in range(4)]
-        small = name == "small"
+        small = encoder == "small"
         self.net = ResNet(
             block,
             layers,
@@ -116,26 +117,24 @@ def mlp(sizes: Sequence[int], dropout: float, *, last: bool) -> nn.Sequential:
 
 
 class Encoders(nn.Module):
-    """One encoder and one projection to `hidden` per modality. Features and tokens of missing modalities are zeros."""
+    """One encoder and one projection to `hidden` per modality: `images` have the arguments of their ImageEncoder, `vectors` the
+    widths of their layers, the first of which is that of the table. Features and tokens of missing modalities are zeros."""
 
     def __init__(
         self,
         *,
-        images: int,
-        vectors: Sequence[int],
-        encoder: str,
-        width: int,
-        clinical_units: Sequence[int],
+        images: Sequence[dict[str, Any]],
+        vectors: Sequence[Sequence[int]],
         hidden: int,
         dropout: float,
         recompute: bool,
     ) -> None:
         super().__init__()
-        image_encoders = [ImageEncoder(encoder, width) for _ in range(images)]
+        image_encoders = [ImageEncoder(**values) for values in images]
         self.images = nn.ModuleList(image_encoders)
         # a modality exists even without any usable column, but then no patient has it
-        self.vectors = nn.ModuleList([mlp([max(size, 1), *clinical_units], dropout, last=False) for size in vectors])
-        self.widths = [net.features for net in image_encoders] + [clinical_units[-1]] * len(vectors)
+        self.vectors = nn.ModuleList([mlp([max(size, 1), *units], dropout, last=False) for size, *units in vectors])
+        self.widths = [net.features for net in image_encoders] + [units[-1] for units in vectors]
         self.standard = nn.ModuleList([RunningNorm(width) for width in self.widths])
         self.project = nn.ModuleList([nn.Linear(width, hidden) for width in self.widths])
         self.recompute = recompute

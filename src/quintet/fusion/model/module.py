@@ -231,15 +231,17 @@ def train(data: Prepared, config: FusionConfig, training: FusionTraining, comput
 
 def network_values(data: Prepared, config: FusionConfig, training: FusionTraining) -> dict[str, Any]:
     """The arguments of a configuration's FusionNet."""
+    images = data.preparation.modalities
     return {
-        **training.model_dump(
-            include={"encoder", "width", "clinical_units", "hidden", "heads", "predictor_units", "dropout", "recompute"}
-        ),
+        **training.model_dump(include={"hidden", "heads", "predictor_units", "dropout", "recompute"}),
         "diffusion": training.diffusion.model_dump(include={"steps", "schedule", "predicts", "layers", "target"}),
         "flow": training.flow.model_dump(exclude={"steps"}),
         "method": config.method,
-        "images": len(data.preparation.modalities),
-        "vectors": [v.shape[1] for v in data.vectors],
+        "images": [training.encoder_of(name, "encoder", "width") for name in images],
+        "vectors": [
+            [v.shape[1], *training.encoder_of(name, "clinical_units")["clinical_units"]]
+            for name, v in zip(data.modalities[len(images) :], data.vectors, strict=True)
+        ],
         "outputs": len(data.classes) or 1,
         "token_size": training.tokens.size if config.encoders == "frozen" else 0,
     }

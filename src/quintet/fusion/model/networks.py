@@ -31,12 +31,9 @@ class FusionNet(nn.Module):
         self,
         *,
         method: str,
-        images: int,
-        vectors: Sequence[int],
+        images: Sequence[dict[str, Any]],
+        vectors: Sequence[Sequence[int]],
         outputs: int,
-        encoder: str,
-        width: int,
-        clinical_units: Sequence[int],
         hidden: int,
         heads: int,
         predictor_units: Sequence[int],
@@ -47,14 +44,11 @@ class FusionNet(nn.Module):
         token_size: int,
     ) -> None:
         super().__init__()
-        self.method, self.outputs, count = method, outputs, images + len(vectors)
+        self.method, self.outputs, count = method, outputs, len(images) + len(vectors)
         self.register_buffer("sharpness", torch.ones(()))  # factor of the scores, set on validation patients
         self.encoders = Encoders(
             images=images,
             vectors=vectors,
-            encoder=encoder,
-            width=width,
-            clinical_units=clinical_units,
             hidden=hidden,
             dropout=dropout,
             recompute=recompute,
