@@ -1,6 +1,6 @@
 """Training at the published scale of all five studies: seconds per iteration, peak memory, and the share of waiting for input.
 
-python benchmarks/gpu.py [--scale published|smoke] [--study NAME ...] [--out gpu.csv]
+python benchmarks/gpu.py [--scale published|smoke] [--study NAME ...] [--compile MODE] [--out gpu.csv]
 
 Draws a few phantoms per study, prepares them with the published parameters (`quintet preset paper`, random weights), and trains
 the selected configuration for some iterations, each study in a process of its own. `smoke`: the same at a tiny scale, to see
@@ -98,7 +98,7 @@ def measure(study: str) -> dict[str, Any]:
     }
 
 
-def set_up(folder: Path, scale: str, study: str) -> None:
+def set_up(folder: Path, scale: str, study: str, compiled: str) -> None:
     """params.yaml and what the stages need beside it."""
     shutil.copy(ROOT / "params.yaml", folder)
     shutil.copy(ROOT / "dvc.yaml", folder)
@@ -107,6 +107,7 @@ def set_up(folder: Path, scale: str, study: str) -> None:
     values = yaml.safe_load((folder / "params.yaml").read_text(encoding="utf-8"))
     if scale == "published":
         merge(values[study], FEW[study])
+    values["compute"]["compile"] = compiled
     (folder / "params.yaml").write_text(yaml.safe_dump(values), encoding="utf-8")
 
 
@@ -122,6 +123,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--scale", choices=["published", "smoke"], default="published")
     parser.add_argument("--study", nargs="+", choices=[s.value for s in StudyName], default=[s.value for s in StudyName])
+    parser.add_argument("--compile", default="none", help="compute.compile (landmarks, perfusion)")
     parser.add_argument("--out", type=Path, default=Path("gpu.csv"))
     parser.add_argument("--inside", action="store_true", help=argparse.SUPPRESS)  # measures in the current folder
     options = parser.parse_args()
@@ -133,7 +135,7 @@ def main() -> None:
     rows = []
     for study in options.study:
         with tempfile.TemporaryDirectory() as folder:
-            set_up(Path(folder), options.scale, study)
+            set_up(Path(folder), options.scale, study, options.compile)
             row = Path(folder) / "row.csv"
             command = [sys.executable, __file__, "--inside", "--study", study, "--out", str(row)]
             done = subprocess.run(

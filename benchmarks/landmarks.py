@@ -25,7 +25,7 @@ from quintet.landmarks.data.anatomy import SWAPPED
 from quintet.landmarks.data.prepare import Row, prepare, read_annotations
 from quintet.landmarks.data.prepared import Prepared, load
 from quintet.landmarks.model.augmentation import augment
-from quintet.landmarks.model.module import Batches, LandmarkModule
+from quintet.landmarks.model.module import LandmarkModule, Rows, images_and_points
 from quintet.landmarks.model.networks import LandmarkNet
 from quintet.params import Landmarks
 from quintet.params import load as load_params
@@ -112,11 +112,13 @@ def stream(
             yield from loader
     apply = with_kornia(params) if variant == "kornia" else lambda images, points: augment(images, points, params)
     index = np.arange(len(prepared.images))
-    loader = batch_loader(Batches(prepared, index), index, batch_size, seed=0, shuffle=True)
+    loader = batch_loader(Rows(prepared), index, batch_size, seed=0, shuffle=True)
+    cases = images_and_points(prepared)
     while True:
         for item in loader:
-            if len(item["images"]) == batch_size:
-                yield apply(item["images"].float() / 255, item["points"])
+            if len(item["rows"]) == batch_size:
+                images, points = cases[item["rows"]]
+                yield apply(images.float() / 255, points)
 
 
 def measure(options: argparse.Namespace) -> dict[str, float]:
@@ -149,7 +151,7 @@ def training_step(
     )
     layout = torch.contiguous_format if plain else torch.channels_last
     net = net.to(memory_format=layout)  # type: ignore[call-overload]
-    module = LandmarkModule(net, config, training)
+    module = LandmarkModule(net, config, training, images_and_points(load(Path(options.prepared))))
     bf16 = options.variant == "ours-bf16" or (not plain and resolve_precision(training.precision, "cpu") == "bf16")
     optimizer = torch.optim.Adam(net.parameters(), lr=1e-4, fused=None if plain else True)  # as training/fit.py does
 

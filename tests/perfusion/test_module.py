@@ -1,5 +1,7 @@
 """Training: batches, the loss of a batch, and what a trained run holds."""
 
+import shutil
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -27,6 +29,17 @@ def test_every_architecture_trains_with_every_loss(small, make_params, flow_arra
     history = pd.read_csv(tmp_path / "run" / "model" / "history.csv")
     assert np.isfinite(history[["train_loss", "valid_loss", "valid_dice"]]).all().all()
     assert (record.params["arch"], record.params["losses"]) == (arch, losses)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not shutil.which("g++"), reason="no C++ compiler")
+def test_a_compiled_network_trains_alike(small, make_params, flow_arrays, tmp_path):
+    histories = []
+    for mode in ("none", "default"):
+        params = make_params(SMALL | {"compute.compile": mode})
+        experiment.train_selected("perfusion", params, flow_arrays, tmp_path / mode)
+        histories.append(pd.read_csv(tmp_path / mode / "model" / "history.csv")[["train_loss", "valid_loss"]])
+    np.testing.assert_allclose(*histories, rtol=1e-3)
 
 
 def test_last_weights_are_kept_not_the_best_on_the_reported_cases(small, flow_arrays, tmp_path, monkeypatch):

@@ -114,6 +114,31 @@ def test_float16_on_a_cpu_is_refused():
         hardware.resolve_precision(16, "cpu")
 
 
+def test_compiling_keeps_the_state_dict_and_needs_a_compiler(make_params, monkeypatch):
+    net = torch.nn.Sequential(torch.nn.Linear(2, 3))
+    names = list(net.state_dict())
+    compiled = make_params({"compute.compile": "default", "compute.device": "cpu"}).compute
+    monkeypatch.setattr(hardware.shutil, "which", lambda _: None)
+    hardware.compile_network(net, make_params().compute)
+    with pytest.raises(InputError, match=r"compute\.compile=default needs a C\+\+ compiler"):
+        hardware.compile_network(net, compiled)
+    assert net._compiled_call_impl is None
+    monkeypatch.setattr(hardware.shutil, "which", lambda _: "/usr/bin/g++")
+    hardware.compile_network(net, compiled)
+    assert net._compiled_call_impl is not None
+    assert list(net.state_dict()) == names
+
+
+def test_rows_of_arrays_on_a_device():
+    images, labels = torch.arange(12).view(4, 3), torch.arange(4)
+    arrays = batching.DeviceArrays(images, labels)
+    arrays.move_to(torch.device("cpu"))
+    rows = torch.tensor([2, 0, 2])
+    found = arrays[rows]
+    assert torch.equal(found[0], images[rows])
+    assert torch.equal(found[1], labels[rows])
+
+
 def history(train: list[float], valid: list[float]) -> pd.DataFrame:
     return pd.DataFrame({"epoch": range(len(train)), "train_loss": train, "valid_loss": valid, "score": valid})
 

@@ -53,6 +53,7 @@ class Compute(Section):
     device: Literal["auto", "cpu", "cuda", "mps"]
     threads: NonNegativeInt
     workers: Literal["auto"] | NonNegativeInt
+    compile: Literal["none", "default", "reduce-overhead"]
     tensorboard: bool
     debug: bool
 

@@ -52,6 +52,27 @@ def gather_rows(module: L.LightningModule, rows: Tensor) -> Tensor:
     return gathered.gather(0, gathered.abs().sum(2, keepdim=True).argmax(0, keepdim=True).expand(1, *rows.shape))[0]
 
 
+class DeviceArrays:
+    """Arrays from which batches take rows. `move_to` moves them to a device, if they need less than a third of its free memory;
+    larger ones stay where they are, and their rows are copied.
+
+    They are not buffers of a module, because DDP would broadcast them.
+    """
+
+    def __init__(self, *arrays: Tensor) -> None:
+        self.arrays, self.device = arrays, torch.device("cpu")
+
+    def move_to(self, device: torch.device) -> None:
+        self.device = device
+        free = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else math.inf
+        if sum(array.nbytes for array in self.arrays) < free / 3:
+            self.arrays = tuple(array.to(device) for array in self.arrays)
+
+    def __getitem__(self, rows: Tensor) -> tuple[Tensor, ...]:
+        rows = rows.to(self.arrays[0].device)
+        return tuple(array[rows].to(self.device) for array in self.arrays)
+
+
 def batch_loader(data: Dataset[Any], rows: NDArray[np.int64], batch_size: int, *, seed: int, shuffle: bool) -> DataLoader[Any]:
     """A loader that passes `data` the indices of a whole batch at once: one tensor operation, no workers, no collation."""
     return DataLoader(data, sampler=EpochBatchSampler(rows, batch_size, seed=seed, shuffle=shuffle), batch_size=None)

@@ -1,13 +1,16 @@
 """Device, precision, workers and memory of this machine."""
 
+import os
 import resource
+import shutil
 import sys
 from pathlib import Path
 
 import torch
+from torch import nn
 
 from quintet.errors import InputError
-from quintet.params.common import Precision
+from quintet.params.common import Compute, Precision
 
 LIGHTNING_PRECISION = {"bf16": "bf16-mixed", "16": "16-mixed", "32": "32-true"}
 
@@ -43,6 +46,16 @@ def resolve_workers(workers: str | int, device: str) -> int:
 def cpu_computes_bf16() -> bool:
     capability = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}
     return any(capability.get(name, False) for name in ("avx512_bf16", "amx_bf16", "bf16", "amx_tile"))
+
+
+def compile_network(net: nn.Module, compute: Compute) -> None:
+    """Let torch compile the network if `compute.compile` asks for it; its state dict stays the same. Raises InputError on a CPU
+    without a C++ compiler, which torch would only miss in the first step."""
+    if compute.compile == "none":
+        return
+    if resolve_device(compute.device) == "cpu" and not shutil.which(os.environ.get("CXX", "g++")):
+        raise InputError(f"compute.compile={compute.compile} needs a C++ compiler: install g++, or set compute.compile to none")
+    net.compile(mode=compute.compile)
 
 
 def peak_memory_mb() -> float:

@@ -5,7 +5,6 @@ from typing import Any
 import lightning as L
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import Dataset
 
@@ -18,40 +17,48 @@ from quintet.landmarks.model.weights import initialize
 from quintet.params import Compute, Landmarks, LandmarksConfig
 from quintet.params.landmarks import LandmarksTraining
 from quintet.runs import Record
-from quintet.training.batches import batch_loader
+from quintet.training.batches import DeviceArrays, batch_loader
 from quintet.training.fit import Monitor, adam_optimizer, cosine_with_warmup, fit, set_threads_and_seed, with_step_schedule
+from quintet.training.hardware import compile_network
 from quintet.training.models import TrainedModel
 
 PERFECT_PX = 0.5  # below the rounding error of the labels
 VALIDATION_BATCH = 64
 
 
-class Batches(Dataset[dict[str, Any]]):
-    """Batches of a prepared data set; an index is a list of row numbers."""
+class Rows(Dataset[dict[str, Any]]):
+    """The row numbers of a batch's images; LandmarkModule holds their pixels."""
 
-    def __init__(self, data: Prepared, rows: NDArray[np.int64]) -> None:
-        self.position = {int(row): i for i, row in enumerate(rows)}
-        self.images = torch.from_numpy(np.array(data.images[rows]))[:, None]  # in memory: size^2 bytes per image
-        self.points = torch.from_numpy(data.points[rows]).float()
-        self.cases = data.table["stem"].to_numpy()[rows]
+    def __init__(self, data: Prepared) -> None:
+        self.cases = data.table["stem"].to_numpy()
 
     def __len__(self) -> int:
-        return len(self.images)
+        return len(self.cases)
 
     def __getitem__(self, rows: list[int]) -> dict[str, Any]:
-        positions = [self.position[row] for row in rows]
-        return {"images": self.images[positions], "points": self.points[positions], "case": list(self.cases[positions])}
+        return {"rows": torch.tensor(rows), "case": list(self.cases[rows])}
+
+
+def images_and_points(data: Prepared) -> DeviceArrays:
+    """Images `[N, 1, S, S]` uint8, in memory, and points `[N, 15, 2]`."""
+    return DeviceArrays(torch.from_numpy(np.array(data.images))[:, None], torch.from_numpy(data.points).float())
 
 
 class LandmarkModule(L.LightningModule):
     """Augments on the device, predicts fractions, and computes the loss in pixels at 224 (or in fractions)."""
 
-    def __init__(self, net: LandmarkNet, config: LandmarksConfig, training: LandmarksTraining, *, debug: bool = False) -> None:
+    def __init__(
+        self, net: LandmarkNet, config: LandmarksConfig, training: LandmarksTraining, cases: DeviceArrays, *, debug: bool = False
+    ) -> None:
         super().__init__()
+        self.cases = cases
         self.net, self.config, self.training_params, self.debug = net, config, training, debug
         self.unit = PIXELS if training.units == "pixels" else 1.0
         if config.trains == "head":  # batch norm still updates its statistics, as in the reference
             self.net.backbone.requires_grad_(False)
+
+    def on_fit_start(self) -> None:
+        self.cases.move_to(self.device)
 
     def loss(self, found: Located, true: Tensor) -> Tensor:
         training = self.training_params
@@ -70,7 +77,8 @@ class LandmarkModule(L.LightningModule):
 
     def training_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor:
         self.last_batch = batch
-        images, points = batch["images"].float() / 255, batch["points"]
+        images, points = self.cases[batch["rows"]]
+        images = images.float() / 255
         if not self.debug:
             images, points = augment(images, points, self.training_params.augment)
         loss = self.loss(self.net(images.contiguous(memory_format=torch.channels_last)), points)
@@ -78,10 +86,11 @@ class LandmarkModule(L.LightningModule):
         return loss
 
     def validation_step(self, batch: dict[str, Any], batch_idx: int) -> None:
-        found: Located = self.net((batch["images"].float() / 255).contiguous(memory_format=torch.channels_last))
+        images, points = self.cases[batch["rows"]]
+        found: Located = self.net((images.float() / 255).contiguous(memory_format=torch.channels_last))
         count = len(found.points)
-        error = (found.points - batch["points"]).norm(dim=-1).mean() * PIXELS
-        self.log("valid_loss", self.loss(found, batch["points"]), batch_size=count, sync_dist=True)
+        error = (found.points - points).norm(dim=-1).mean() * PIXELS
+        self.log("valid_loss", self.loss(found, points), batch_size=count, sync_dist=True)
         self.log("valid_error_px", error, prog_bar=True, batch_size=count, sync_dist=True)
 
     def configure_optimizers(self) -> Any:
@@ -97,15 +106,15 @@ def train(data: Prepared, config: LandmarksConfig, params: Landmarks, compute: C
     """Train one configuration. Adds the final metrics and the origin of the initial weights to the record."""
     training = params.training
     set_threads_and_seed(compute, record.seed)
-    rows, valid = data.rows("train"), data.rows("valid")
     net = LandmarkNet(
         arch=config.arch, head=config.head, attention=config.attention, width=training.width, dropout=training.dropout
     ).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     record.tags["weights"] = initialize(net, config, training.weights, record.seed)
+    compile_network(net, compute)
     fitted = fit(
-        LandmarkModule(net, config, training, debug=compute.debug),
-        batch_loader(Batches(data, rows), rows, training.batch_size, seed=record.seed, shuffle=True),
-        batch_loader(Batches(data, valid), valid, VALIDATION_BATCH, seed=0, shuffle=False),
+        LandmarkModule(net, config, training, images_and_points(data), debug=compute.debug),
+        batch_loader(Rows(data), data.rows("train"), training.batch_size, seed=record.seed, shuffle=True),
+        batch_loader(Rows(data), data.rows("valid"), VALIDATION_BATCH, seed=0, shuffle=False),
         epochs=config.epochs,
         seed=record.seed,
         training=training,

@@ -18,8 +18,9 @@ from quintet.perfusion.model import augmentation
 from quintet.perfusion.model.losses import LOSSES, base, weight_at
 from quintet.perfusion.model.networks import TerritoryNet, build_net, divisor, plan_stages
 from quintet.runs import Record
-from quintet.training.batches import batch_loader, rank_and_world_size
+from quintet.training.batches import DeviceArrays, batch_loader, rank_and_world_size
 from quintet.training.fit import Monitor, fit, set_threads_and_seed, with_step_schedule
+from quintet.training.hardware import compile_network
 from quintet.training.models import TrainedModel
 
 POWER = 0.9  # of the polynomial decay
@@ -83,19 +84,12 @@ class TerritoryModule(L.LightningModule):
         if wrong := [p for p, m in zip(training.patch, self.size_divisor, strict=True) if p % m]:
             larger = [p + -p % m for p, m in zip(training.patch, self.size_divisor, strict=True)]
             raise InputError(f"perfusion.training.patch: {wrong[0]} cannot be halved as often as the network needs; use {larger}")
-        # not buffers, which DDP would broadcast; memory-mapped, so read only when a batch needs them
-        self.images, self.masks, self.sizes = data.tensors()
+        self.slices = DeviceArrays(*data.tensors())  # images, masks, sizes
         self.counts = torch.zeros(3)
 
     def on_fit_start(self) -> None:
         self.counts = self.counts.to(self.device)
-        free = torch.cuda.mem_get_info()[0] if self.device.type == "cuda" else 0
-        if self.device.type != "cuda" or self.images.nbytes < free / 3:  # larger sets stay in host memory
-            self.images, self.masks, self.sizes = (x.to(self.device) for x in (self.images, self.masks, self.sizes))
-
-    def slices(self, rows: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        rows = rows.to(self.images.device)
-        return tuple(x[rows].to(self.device) for x in (self.images, self.masks, self.sizes))  # type: ignore[return-value]
+        self.slices.move_to(self.device)
 
     def loss(self, scales: list[Tensor], masks: Tensor, progress: float) -> Tensor:
         """Mean over the images: the base loss at every scale (nnU-Net's weights 1, 1/2, 1/4, ... normalised), added terms at full
@@ -113,7 +107,7 @@ class TerritoryModule(L.LightningModule):
 
     def training_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor:
         self.last_batch = batch
-        images, masks, sizes = self.slices(batch["rows"])
+        images, masks, sizes = self.slices[batch["rows"]]
         shift = augmentation.sample_offsets(masks, sizes, self.patch, batch["foreground"].to(self.device))
         drawn = augmentation.draw_params(shift, images.shape[1], self.patch, self.augment)
         images, masks = augmentation.transform(images, masks, drawn, self.patch)
@@ -122,7 +116,7 @@ class TerritoryModule(L.LightningModule):
         return loss
 
     def validation_step(self, batch: dict[str, Any], batch_idx: int) -> None:
-        images, masks, _ = self.slices(batch["rows"])
+        images, masks, _ = self.slices[batch["rows"]]
         images, masks = pad_to(images, self.size_divisor), pad_to(masks, self.size_divisor).float()
         logits = self.net(images.contiguous(memory_format=torch.channels_last))
         self.log("valid_loss", self.loss(logits, masks, self.global_step / self.steps), batch_size=len(images), sync_dist=True)
@@ -187,6 +181,7 @@ def train(
         "mirrors": {axis: getattr(training.augment, f"mirror_{axis}") > 0 for axis in ("left_right", "front_back")},
     }
     net = build_net(build).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    compile_network(net, compute)
     fitted = fit(
         TerritoryModule(net, config, training, data, debug=compute.debug),
         DataLoader(Rows(data), sampler=sampler, batch_size=None),
