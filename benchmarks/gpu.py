@@ -79,8 +79,8 @@ def measure(study: str) -> dict[str, Any]:
     timer, callbacks = Timer(), fit._callbacks
 
     def with_timer(*args: Any, **options: Any) -> Any:
-        found, best, history = callbacks(*args, **options)
-        return [*found, timer], best, history
+        found, history = callbacks(*args, **options)
+        return [*found, timer], history
 
     fit._callbacks = with_timer
     record = experiment.train_selected(study, loaded, data, Path("run"))

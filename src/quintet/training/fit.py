@@ -25,7 +25,7 @@ from quintet.errors import InputError
 from quintet.files import repository_root
 from quintet.params import AdamCosine, Compute, Optimisation
 from quintet.runs import Record
-from quintet.training.callbacks import FiniteLoss, History, Reseed, ResumableEarlyStopping, moving_average
+from quintet.training.callbacks import FiniteLoss, History, Reseed, ResumableEarlyStopping, ResumePoint, moving_average
 from quintet.training.hardware import LIGHTNING_PRECISION, peak_memory_mb, resolve_device
 
 DRIFT_EPOCHS = 5
@@ -131,9 +131,9 @@ def fit(
     record.tags |= {"device": device, "precision": precision}
     folder = repository_root() / ".checkpoints" / f"{record.stage}-{record.config}-{record.seed}-{record.key}"
     with _exclusive(folder):
-        callbacks, best, history = _callbacks(folder, record, seed=seed, monitor=monitor, weight_averaging=weight_averaging)
+        last, best = folder / "last.ckpt", folder / "best.ckpt"
+        callbacks, history = _callbacks(last, best, record, seed=seed, monitor=monitor, weight_averaging=weight_averaging)
         trainer = _trainer(callbacks, device, precision, epochs=epochs, training=training, compute=compute, folder=folder)
-        last = folder / "last.ckpt"
         if last.is_file():
             print(f"resuming from {last}", flush=True)
         with warnings.catch_warnings():
@@ -142,7 +142,7 @@ def fit(
         if not trainer.is_global_zero:
             raise SystemExit(0)  # under DDP only the first process evaluates and writes
         final = _weights(last)
-        state = _weights(Path(best.best_model_path)) if monitor.keep == "best" else final
+        state = _weights(best) if monitor.keep == "best" else final
         record.epochs = history.memory
         table = pd.DataFrame(history.rows)
         metrics = summarize(table, monitor) | {
@@ -189,21 +189,24 @@ def _exclusive(folder: Path) -> Iterator[None]:
 
 
 def _callbacks(
-    folder: Path, record: Record, *, seed: int, monitor: Monitor, weight_averaging: float
-) -> tuple[list[Callback], ModelCheckpoint, History]:
+    last: Path, best: Path, record: Record, *, seed: int, monitor: Monitor, weight_averaging: float
+) -> tuple[list[Callback], History]:
     mode = "min" if monitor.lower_is_better else "max"
-    best = ModelCheckpoint(
-        folder,
-        "best",
-        monitor=monitor.metric,
-        mode=mode,
-        save_weights_only=not weight_averaging,  # Lightning puts averaged weights into whole checkpoints only
-        save_on_train_epoch_end=True,
-        enable_version_counter=False,
-    )
-    last = ModelCheckpoint(folder, "last", save_top_k=1, save_on_train_epoch_end=True, enable_version_counter=False)
     history = History(record)
-    callbacks: list[Callback] = [Reseed(seed), FiniteLoss(), history, best, last]
+    callbacks: list[Callback] = [Reseed(seed), FiniteLoss(), history]
+    if monitor.keep == "best":
+        callbacks.append(
+            ModelCheckpoint(
+                best.parent,
+                best.stem,
+                monitor=monitor.metric,
+                mode=mode,
+                save_weights_only=not weight_averaging,  # Lightning puts averaged weights into whole checkpoints only
+                save_on_train_epoch_end=True,
+                enable_version_counter=False,
+            )
+        )
+    callbacks.append(ResumePoint(last))
     if weight_averaging:
         callbacks.append(moving_average(weight_averaging))
     if sys.stderr.isatty():
@@ -212,7 +215,7 @@ def _callbacks(
         callbacks.append(
             ResumableEarlyStopping(monitor.metric, mode=mode, patience=monitor.patience, check_on_train_epoch_end=True)
         )
-    return callbacks, best, history
+    return callbacks, history
 
 
 def _trainer(
