@@ -8,7 +8,7 @@ import torch
 from monai.networks.nets import DynUNet
 
 from quintet.params import PerfusionConfig
-from quintet.perfusion.model.networks import ARCHITECTURES, CrossAttention, TerritoryNet, divisor, plan_stages
+from quintet.perfusion.model.networks import ARCHITECTURES, CrossAttention, InstanceNorm, TerritoryNet, divisor, plan_stages
 
 PLAN = plan_stages([32, 32], (2.6, 2.6), 8)
 
@@ -133,3 +133,13 @@ def test_attentions_memory_grows_linearly_with_the_pixels():
     for side in (64, 128, 256):
         assert used[side] <= 4.1 * used[side // 2], used
     assert used[256] < 256 * 256 * 8 * 4 * 20  # far from the 256^4 entries of a full attention matrix
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-5), (torch.bfloat16, 2e-2)])
+def test_instance_norm_in_both_precisions(dtype, tolerance):
+    torch.manual_seed(0)
+    ours, reference = InstanceNorm(3, 3), torch.nn.InstanceNorm2d(3, affine=True)
+    torch.nn.init.normal_(ours.weight)
+    reference.load_state_dict(ours.state_dict())
+    x = 5 + 2 * torch.randn(2, 3, 9, 7)
+    torch.testing.assert_close(ours(x.to(dtype)).float(), reference(x), atol=tolerance, rtol=tolerance)

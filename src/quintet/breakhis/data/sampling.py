@@ -8,6 +8,7 @@ import math
 import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 from numpy.typing import NDArray
@@ -56,14 +57,20 @@ def epoch_quadruples(patients: PatientRows, base: int, *, seed: int, epoch: int)
         for m, available in enumerate(rows):
             if len(available):
                 rounds, places = np.divmod(epoch * count + np.arange(count), len(available))
-                orders = {k: _generator(seed, name, m, int(k)).permutation(available) for k in np.unique(rounds)}
-                quadruples[:, m] = [orders[k][i] for k, i in zip(rounds, places, strict=True)]
+                quadruples[:, m] = [
+                    available[_order(len(available), seed, name, m, int(k))[i]] for k, i in zip(rounds, places, strict=True)
+                ]
         per_patient.append(quadruples)
     return _concatenate(per_patient)
 
 
 def _generator(seed: int, name: str, *numbers: int) -> np.random.Generator:
     return np.random.default_rng([seed, zlib.crc32(name.encode()), *numbers])
+
+
+@lru_cache(maxsize=1 << 16)  # an order is needed in several epochs, and for the utilisation of all of them
+def _order(count: int, seed: int, name: str, *numbers: int) -> NDArray[np.int64]:
+    return _generator(seed, name, *numbers).permutation(count)
 
 
 def _concatenate(per_patient: list[NDArray[np.int64]]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:

@@ -195,7 +195,7 @@ class MagnificationNet(nn.Module):
         """uint8 `[N, H, W, 3]` -> `[N, 3, H, W]` (channels last in memory), standardised as the backbone's weights expect."""
         expected = (LITE0_MEAN, LITE0_SD) if self.lite0 else (IMAGENET_MEAN, IMAGENET_SD)
         mean, sd = (torch.tensor(v, device=images.device) * 255 for v in expected)
-        return ((images.float() - mean) / sd).permute(0, 3, 1, 2)
+        return images.float().sub_(mean).div_(sd).permute(0, 3, 1, 2)
 
     def encode(self, magnification: str, images: Tensor) -> Tensor:
         """Normalised images of one magnification `[N, 3, S, S]` -> vectors `[N, C]`."""

@@ -2,8 +2,8 @@
 gradient descent make them agree; then comes the prediction.
 
 What adapts is a shift of each modality's features, the bias of their normalisation (adapting normalisation layers: Wang et al.
-2021, arXiv 2006.10726). Every patient has its own shift (torch.func maps over patients). The network itself never changes, and
-results depend neither on the order of patients nor on the other patients in a batch.
+2021, arXiv 2006.10726). Every patient has its own shift. The network itself never changes, and results depend neither on the
+order of patients nor on the other patients in a batch.
 
 A patient keeps the trained weights unless the loss falls on noise that was not adapted to, and the prediction does not become
 more certain. Modalities that were made to agree say the same thing twice, so that certainty rises where nothing was learnt
@@ -15,8 +15,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor, nn
-from torch.func import functional_call, grad, vmap
+from torch import Tensor
 
 from quintet.fusion.model.losses import standardised
 from quintet.fusion.model.networks import FusionNet
@@ -28,29 +27,6 @@ NOISES = 4  # noise vectors per patient, the same in every step of gradient desc
 class Adapted:
     scores: Tensor  # [P, N, outputs]
     adapted: Tensor  # [P] bool
-
-
-class _Patient(nn.Module):
-    """The module that torch.func calls with each patient's own shift."""
-
-    def __init__(self, net: FusionNet, *, steps: int) -> None:
-        super().__init__()
-        self.net, self.steps = net, steps
-        self.shift = nn.ParameterList([nn.Parameter(torch.zeros(width)) for width in net.encoders.widths])
-
-    def forward(self, features: Sequence[Tensor], present: Tensor, noise: Tensor, start: Tensor | None) -> Tensor:
-        """Features `[F_k]`, `present` `[K]`, noise `[M, D]` -> the loss or, with `start` (noise `[N, D]`), the scores `[N,
-        outputs]`."""
-        net, count = self.net, len(present)
-        shifted = [((f + shift) * present[k])[None] for k, (f, shift) in enumerate(zip(features, self.shift, strict=True))]
-        tokens = net.tokens(shifted, present[None])
-        if start is not None:
-            return net(tokens, present[None], start[None], steps=self.steps)[:, 0]
-        others = present & ~torch.eye(count, dtype=torch.bool, device=present.device)
-        fused = net.first_estimate(tokens.expand(count, -1, -1), others, noise)  # [M, K, D]
-        errors = [(decode(fused[:, k]) - standardised(shifted[k])).square().mean() for k, decode in enumerate(net.decode)]
-        usable = (present & others.any(1)).float()
-        return (torch.stack(errors) * usable).sum() / usable.sum().clamp_min(1)
 
 
 def adapt(
@@ -66,30 +42,41 @@ def adapt(
 ) -> Adapted:
     """Adapt to each of P patients and predict. `features`: of each modality `[P, F_k]`; `present` `[P, K]`; `start`: noise
     `[P, N, D]`; `seeds`: one per patient. A network with one output, a risk, has no certainty to guard."""
-    patient = _Patient(net.eval(), steps=sampling_steps).to(start.device)
-    tensors = dict(patient.named_parameters()) | dict(patient.named_buffers())
-    fixed = {name: value.detach() for name, value in tensors.items() if not name.startswith("shift.")}
-    count, inputs = len(present), (tuple(features), present)
     noise, unseen = (_noise(seeds, stream, start) for stream in (0, 1))
-
-    def call(state: dict[str, Tensor], *args: Tensor | tuple[Tensor, ...] | None) -> Tensor:
-        out: Tensor = functional_call(patient, (fixed, state), args)
-        return out
-
-    def loss(state: dict[str, Tensor], *args: Tensor | tuple[Tensor, ...]) -> Tensor:
-        return call(state, *args, None)
-
-    before = {name: v.detach().expand(count, *v.shape).clone() for name, v in tensors.items() if name not in fixed}
-    state = before
+    before = [torch.zeros_like(f) for f in features]
+    shift = before
     for _ in range(steps):
-        gradient = vmap(grad(loss))(state, *inputs, noise)
-        state = {name: value - rate * gradient[name] for name, value in state.items()}
+        shift = [s.detach().requires_grad_() for s in shift]
+        # a patient's shift has no effect on the others' losses, so that the gradient of their sum is that of its own
+        loss = _losses(net, _shifted(features, shift, present), present, noise).sum()
+        shift = [s - rate * g for s, g in zip(shift, torch.autograd.grad(loss, shift), strict=True)]
     with torch.no_grad():
-        plain, scores = (vmap(call)(s, *inputs, noise, start) for s in (before, state))
-        better = vmap(loss)(state, *inputs, unseen) < vmap(loss)(before, *inputs, unseen)  # False for NaN
+        moved = [_shifted(features, s, present) for s in (before, shift)]
+        plain, scores = (net(net.tokens(f, present), present, start, steps=sampling_steps).transpose(0, 1) for f in moved)
+        losses = [_losses(net, f, present, unseen) for f in moved]
+        better = losses[1] < losses[0]  # False for NaN
         if net.outputs > 1:
             better &= _entropy(scores) >= _entropy(plain)
     return Adapted(torch.where(better[:, None, None], scores, plain), better)
+
+
+def _shifted(features: Sequence[Tensor], shift: Sequence[Tensor], present: Tensor) -> list[Tensor]:
+    return [(f + s) * present[:, k, None] for k, (f, s) in enumerate(zip(features, shift, strict=True))]
+
+
+def _losses(net: FusionNet, features: Sequence[Tensor], present: Tensor, noise: Tensor) -> Tensor:
+    """The mean error of a patient's modalities, each reconstructed from its others, `[P]`; 0 for a patient with a single one.
+    `noise` `[P, M, D]`."""
+    patient, withheld = (present & (present.sum(1, keepdim=True) > 1)).nonzero(as_tuple=True)
+    others = present[patient].clone()
+    others[torch.arange(len(patient)), withheld] = False
+    fused = net.first_estimate(net.tokens(features, present)[patient], others, noise[patient].transpose(0, 1))  # [M, R, D]
+    errors = torch.zeros_like(present, dtype=fused.dtype)
+    for k, decode in enumerate(net.decode):
+        rows = withheld == k
+        error = (decode(fused[:, rows]) - standardised(features[k][patient[rows]])).square().mean((0, 2))
+        errors = errors.index_put((patient[rows], withheld[rows]), error)
+    return errors.sum(1) / present.sum(1).clamp_min(1)
 
 
 def _entropy(scores: Tensor) -> Tensor:

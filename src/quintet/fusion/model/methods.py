@@ -22,7 +22,7 @@ def masked_mean(tokens: Tensor, present: Tensor) -> Tensor:
 
 
 class Attention(nn.Module):
-    """Multi-head attention in plain operations, so that torch.func can map it over patients that each have their own weights."""
+    """Multi-head attention over a few tokens."""
 
     def __init__(self, hidden: int, heads: int) -> None:
         super().__init__()

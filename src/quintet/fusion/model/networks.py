@@ -117,10 +117,9 @@ class FusionNet(nn.Module):
 
     def first_estimate(self, tokens: Tensor, kept: Tensor, noise: Tensor) -> Tensor:
         """Attention or diffusion: fused vectors `[M, B, D]` as the decoders know them, from the `kept` modalities of tokens `[B,
-        K, D]`; for diffusion the estimates from pure `noise` `[M, D]` at the first step of sampling (M = 1 without noise)."""
+        K, D]`; for diffusion the estimates from pure `noise` `[M, B, D]` at the first step of sampling (M = 1 without noise)."""
         if self.method != "diffusion":
             return self.fuse(tokens * kept[..., None], kept)[None]
-        count, size = len(noise), len(tokens)
-        start = self.fuse.last(noise.repeat_interleave(size, 0))
+        count, start = len(noise), self.fuse.last(noise.flatten(0, 1))
         estimate, _ = self.fuse.one_step(tokens.repeat(count, 1, 1), kept.repeat(count, 1), torch.zeros_like(start.noise), start)
-        return estimate.unflatten(0, (count, size))
+        return estimate.unflatten(0, (count, len(tokens)))

