@@ -98,16 +98,17 @@ class DvcPipeline:
         self.stages = {stage.addressing: stage for stage in self.graph}
 
     def execution_order(self, targets: Sequence[str]) -> list[str]:
-        """The targets (default: every stage) and their dependencies, dependencies first. A frozen stage has none."""
+        """The targets (default: every stage) and their dependencies: first those for which most others wait, so that as many as
+        possible can run side by side. That puts dependencies first, too. A frozen stage has none."""
         import networkx
         from dvc.repo.reproduce import get_active_graph
 
         active = get_active_graph(self.graph)
         selected = [self.stages[name] for target in targets for name in self._matching(target)] or list(self.graph)
         needed = set(selected).union(*(networkx.descendants(active, stage) for stage in selected))
-        position = {name: index for index, name in enumerate(self.stages)}  # dvc.yaml's order where the graph allows several
-        sort = networkx.lexicographical_topological_sort
-        return [s.addressing for s in sort(self.graph.subgraph(needed).reverse(), key=lambda s: position[s.addressing])]
+        graph, position = self.graph.subgraph(needed), list(self.stages)  # dvc.yaml's order where equally many wait
+        order = {s.addressing: (-len(networkx.ancestors(graph, s)), position.index(s.addressing)) for s in needed}
+        return sorted(order, key=order.__getitem__)
 
     def _matching(self, target: str) -> list[str]:
         """One stage, or all runs of a sweep."""
