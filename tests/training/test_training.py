@@ -1,5 +1,6 @@
 """Batches, schedule, precision and warnings of the shared training code."""
 
+import copy
 import math
 
 import lightning as L
@@ -137,6 +138,7 @@ def test_rows_of_arrays_on_a_device():
     found = arrays[rows]
     assert torch.equal(found[0], images[rows])
     assert torch.equal(found[1], labels[rows])
+    assert copy.deepcopy(arrays).arrays[0] is images  # as a moving average of a module copies it
 
 
 def history(train: list[float], valid: list[float]) -> pd.DataFrame:

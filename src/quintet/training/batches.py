@@ -62,6 +62,9 @@ class DeviceArrays:
     def __init__(self, *arrays: Tensor) -> None:
         self.arrays, self.device = arrays, torch.device("cpu")
 
+    def __deepcopy__(self, memo: dict[int, Any]) -> "DeviceArrays":
+        return self  # nothing writes to them, and a moving average starts with a copy of the whole module
+
     def move_to(self, device: torch.device) -> None:
         self.device = device
         free = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else math.inf
