@@ -179,10 +179,12 @@ def test_the_same_key_replaces_its_run_and_the_same_content_is_not_uploaded_agai
     folder = make_run(repo / "runs/toy/selected", make_record())
     first = tracking.upload(folder)
     assert tracking.upload(folder) == first
-    make_run(folder, make_record(), weights="trained again")
+    make_run(folder, make_record(metrics={"train_seconds": 90.0}), weights="trained again, for longer")
     second = tracking.upload(folder)
     assert second != first
-    assert [run.info.run_id for run in runs()] == [second]
+    (run,) = runs()
+    assert run.info.run_id == second
+    assert 90 <= (run.info.end_time - run.info.start_time) / 1000 < 150  # what the UI shows as its duration
 
 
 def test_changed_parameters_make_another_run(repo: Path) -> None:

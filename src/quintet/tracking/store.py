@@ -62,7 +62,7 @@ class Store:
             values = read_history(folder / "model" / "history.csv") + final + epoch_metrics(record.epochs)
         except ValueError as error:
             raise InputError(f"{folder}: model/history.csv or evaluation/metrics.json cannot be read ({error})") from error
-        run = self.create(record, "uploading")
+        run = self.create(record, "uploading", seconds=record.metrics.get("train_seconds", 0.0))
         try:
             self.log_metrics(run, values)
             self.log_files(run, folder, extra_artifacts(record, folder, root))
@@ -89,12 +89,13 @@ class Store:
         runs = self.search(f"tags.`{STATE}` = 'complete'{condition}", deleted=deleted)
         return {(run.data.tags.get("key", ""), run.data.tags.get(CONTENT, "")): run.info.run_id for run in runs}
 
-    def create(self, record: Record, state: str) -> str:
-        """Create a run with its tags and parameters; returns its id."""
+    def create(self, record: Record, state: str, *, seconds: float = 0.0) -> str:
+        """Create a run, begun `seconds` ago, with its tags and parameters; returns its id."""
         from mlflow.entities import Param
         from mlflow.utils.validation import MAX_PARAM_VAL_LENGTH, MAX_PARAMS_TAGS_PER_BATCH
 
-        created = self.call("create_run", self.experiment, now_ms(), tags_of(record) | {STATE: state}, record.name)
+        begun = now_ms() - round(1000 * seconds)  # the UI's "Duration" is the time of training
+        created = self.call("create_run", self.experiment, begun, tags_of(record) | {STATE: state}, record.name)
         params = [Param(valid_name(key), str(value)[:MAX_PARAM_VAL_LENGTH]) for key, value in flatten(record.params).items()]
         for batch in batches(params, MAX_PARAMS_TAGS_PER_BATCH):
             self.call("log_batch", created.info.run_id, params=batch)
@@ -145,10 +146,11 @@ class Store:
         Newer runs are kept, so that one run remains when two processes upload the same key at once.
         """
         others = {other.info.run_id: other for other in self.search(f"tags.key = '{key}'")}
-        start = others.pop(run).info.start_time
+        age = {run_id: (other.info.end_time or other.info.start_time, run_id) for run_id, other in others.items()}
+        del others[run]
         for run_id, other in others.items():
             live = other.data.tags.get(STATE) == "live"
-            older = (other.info.start_time, run_id) < (start, run)
+            older = age[run_id] < age[run]
             if (older and live) if only_live else (older or live):
                 self.discard(run_id)
 
