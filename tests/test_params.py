@@ -1,3 +1,5 @@
+import json
+import os
 import shutil
 import subprocess
 import sys
@@ -174,6 +176,21 @@ def test_a_wrong_number_of_threads_is_named(checkout, monkeypatch):
     done = subprocess.run(command, cwd=checkout, capture_output=True, text=True, check=False)
     assert done.returncode == 2
     assert done.stderr.startswith("error: QUINTET_THREADS=two: expected a number")
+
+
+def test_libraries_loaded_before_get_the_number_of_threads_too():
+    """The driver, which every script imports first, loads numpy and with it BLAS."""
+    code = (
+        "import quintet.experiment, threadpoolctl, torch\n"
+        "from quintet import params, stage\n"
+        "stage._with_threads(params.load())\n"
+        "print([pool['num_threads'] for pool in threadpoolctl.threadpool_info()])"
+    )
+    environment = {k: v for k, v in os.environ.items() if not k.endswith("_THREADS")} | {"QUINTET_THREADS": "1"}
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=environment, capture_output=True, text=True, check=True)
+    counts = json.loads(done.stdout)
+    assert counts
+    assert set(counts) == {1}
 
 
 def test_a_key_that_is_given_twice_is_refused(tmp_path):

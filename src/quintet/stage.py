@@ -13,6 +13,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import psutil
+from threadpoolctl import threadpool_limits
 
 from quintet import params as parameters
 from quintet.errors import InputError, exit_on_user_error
@@ -47,13 +48,15 @@ def run_stage(main: Callable[..., str], *, imports: str | tuple[str, ...]) -> No
 
 
 def _with_threads(params: parameters.Params) -> parameters.Params:
-    """`quintet repro` sets the number of threads per process; BLAS and OpenMP read it when they are imported."""
+    """Limit the threads of BLAS and OpenMP, whose results depend on them, as `quintet repro` or the parameters say: through the
+    environment for libraries that are yet to be loaded, and directly for those that a script's imports have loaded."""
     value = os.environ.get("QUINTET_THREADS", str(params.compute.threads))
     if not value.isdecimal():
         raise InputError(f"QUINTET_THREADS={value}: expected a number of threads (0: all cores); unset it to use compute.threads")
     threads = int(value)
     if threads:
         os.environ |= dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), str(threads))
+        threadpool_limits(threads)
     return params.model_copy(update={"compute": params.compute.model_copy(update={"threads": threads})})
 
 
