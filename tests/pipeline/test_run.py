@@ -8,13 +8,15 @@ import sys
 import time
 from concurrent.futures import Future
 from pathlib import Path
+from types import SimpleNamespace
 
+import psutil
 import pytest
 import yaml
 
 from quintet.errors import InputError
 from quintet.pipeline import Local, reproduce, summary
-from quintet.pipeline.engines import run_job
+from quintet.pipeline.engines import STAGE_BYTES, free_jobs, run_job
 from quintet.pipeline.preloaded import script_of
 
 RUN = "sleep 0.1 && mkdir -p out && cp ready out/${item}"
@@ -434,3 +436,23 @@ def test_a_finished_stage_stays_locked_until_dvc_is_locked(project, monkeypatch)
     run(root)
     assert stage_locked == [False, False, False, True]  # stale? remove, restore, record
     assert dvc_status(root) == {}
+
+
+@pytest.mark.parametrize(
+    ("cores", "busy_percent", "memory", "gpu", "jobs"),
+    [
+        (2, 0, 10, False, 2),
+        (2, 50, 10, False, 2),  # a busy process beside it
+        (2, 100, 10, False, 1),
+        (16, 50, 100, False, 9),
+        (16, 0, 3, False, 3),
+        (16, 0, 0, False, 1),
+        (16, 0, 100, True, 1),
+    ],
+)
+def test_jobs_by_free_cores_and_memory(monkeypatch, cores, busy_percent, memory, gpu, jobs):
+    monkeypatch.setattr(psutil.Process, "cpu_affinity", lambda self: list(range(cores)), raising=False)
+    monkeypatch.setattr(psutil, "cpu_percent", lambda interval: busy_percent)
+    monkeypatch.setattr(psutil, "virtual_memory", lambda: SimpleNamespace(available=memory * STAGE_BYTES))
+    monkeypatch.setattr("quintet.pipeline.engines.shutil.which", lambda name: "/bin/nvidia-smi" if gpu else None)
+    assert free_jobs() == jobs
