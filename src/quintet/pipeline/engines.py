@@ -71,8 +71,8 @@ def run_job(job: Job, started: Callable[[int], None] = lambda _: None, preloaded
 
 
 def free_jobs() -> int:
-    """How many stages this machine has room for: its cores, of which other processes use some now (all of these but one are left
-    to them), a share of the free memory for each, and a single one where a GPU would have to be shared.
+    """How many stages this machine has room for: one for each core that other processes leave free now, and one more if they use
+    any; no more than there is free memory for, and a single one where a GPU would have to be shared.
 
     Perfusion's 19 stages beside one busy process on 2 cores: two at a time take 1.34 times as long as without it, one at a time
     1.59 times.
