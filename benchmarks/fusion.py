@@ -1,17 +1,20 @@
-"""The fusion study: few sampling steps against all of them, and memory by number of patients.
+"""The fusion study: few sampling steps against all of them, memory by number of patients, and the memory format of the encoders.
 
-    python benchmarks/fusion.py [--part sampling|memory] [--run runs/fusion/selected] [--data data/processed/fusion]
+    python benchmarks/fusion.py [--part sampling|memory|encoders] [--run runs/fusion/selected] [--data data/processed/fusion]
 
 sampling: a trained and evaluated diffusion run predicts the test patients from all their modalities, by DDIM in 20 steps and by
 DDPM in all 1000. Prints the AUC (or concordance index) of both, the paired difference with its 95 % interval (bootstrap over
 patients), and the speed-up.
 memory: peak memory of the preparation (one worker) and of two epochs of training on 60 and 240 phantoms at the default scale,
-minus the memory after the imports, each in its own process. Takes about 3 minutes.
+minus the memory after the imports, each in its own process.
+encoders: median time of a forward and backward pass of an image encoder, channels last (ours) and channels first, in turns on one
+thread, at the default scale and for a ResNet-18. Takes about 4 minutes in all.
 """
 
 import argparse
 import json
 import os
+import statistics
 import tempfile
 import time
 from pathlib import Path
@@ -24,6 +27,8 @@ from quintet.params import Params, load
 from quintet.training.hardware import peak_memory_mb
 
 FEW_STEPS, ALL_STEPS = 20, 1000
+ENCODERS = [("small", 8, 24, 16), ("resnet18", 32, 64, 4)]  # encoder, width, voxels per side, patients
+PASSES = 15  # of each format
 
 
 def sampling(run: Path, data: Path) -> None:
@@ -98,9 +103,25 @@ def memory(patients: int, folder: Path) -> dict[str, float]:
     }
 
 
+def encoders() -> None:
+    from quintet.fusion.model.encoders import ImageEncoder
+
+    torch.set_num_threads(1)
+    for name, width, side, patients in ENCODERS:
+        nets = {"last": ImageEncoder(name, width), "first": ImageEncoder(name, width).to(memory_format=torch.contiguous_format)}  # type: ignore[call-overload]
+        volumes, seconds = torch.rand(patients, 1, side, side, side), {label: list[float]() for label in nets}
+        for _ in range(PASSES + 1):
+            for label, net in nets.items():
+                started = time.perf_counter()
+                net(volumes).square().mean().backward()
+                seconds[label].append(time.perf_counter() - started)
+        last, first = (1000 * statistics.median(seconds[label][1:]) for label in ("last", "first"))
+        print(f"{name}, width {width}, {patients} x {side}^3: {last:.0f} ms, channels first {first:.0f} ms, {first / last:.2f}x")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--part", choices=["sampling", "memory"])
+    parser.add_argument("--part", choices=["sampling", "memory", "encoders"])
     parser.add_argument("--run", type=Path, default=Path("runs/fusion/selected"))
     parser.add_argument("--data", type=Path, default=Path("data/processed/fusion"))
     parser.add_argument("--variant", help=argparse.SUPPRESS)
@@ -109,9 +130,11 @@ def main() -> None:
         with tempfile.TemporaryDirectory() as folder:
             print(json.dumps(memory(int(options.variant), Path(folder))))
         return
-    if options.part != "memory":
+    if options.part in (None, "encoders"):
+        encoders()
+    if options.part in (None, "sampling"):
         sampling(options.run, options.data)
-    if options.part != "sampling":
+    if options.part in (None, "memory"):
         for row in take_turns(__file__, ["60", "240"], {}, rounds=1).values():
             print("  ".join(f"{name} {value:.0f}" for name, value in row.items()))
 

@@ -67,6 +67,14 @@ def test_encoders_do_not_mix_patients(name):
     assert not any(isinstance(m, torch.nn.BatchNorm3d) for m in net.modules())
 
 
+def test_feature_maps_have_channels_last():
+    """Volumes with a single channel do not say which format they are in, so that the weights have to."""
+    net, inner = ImageEncoder("small", 8), []
+    net.net.layer1.register_forward_hook(lambda _module, _inputs, output: inner.append(output))
+    net(torch.rand(2, 1, 24, 24, 24))
+    assert inner[0].is_contiguous(memory_format=torch.channels_last_3d)
+
+
 def test_running_norm_equals_batch_norm_with_the_same_statistics():
     torch.manual_seed(0)
     ours, theirs = RunningNorm(3), torch.nn.BatchNorm3d(3, momentum=None)

@@ -34,6 +34,7 @@ def adapt(
     features: Sequence[Tensor],
     present: Tensor,
     start: Tensor,
+    plain: Tensor,
     *,
     steps: int,
     rate: float,
@@ -41,20 +42,21 @@ def adapt(
     seeds: Sequence[int],
 ) -> Adapted:
     """Adapt to each of P patients and predict. `features`: of each modality `[P, F_k]`; `present` `[P, K]`; `start`: noise
-    `[P, N, D]`; `seeds`: one per patient. A network with one output, a risk, has no certainty to guard."""
+    `[P, N, D]`; `plain`: scores of the trained weights `[P, N, outputs]`; `seeds`: one per patient. A network with one output, a
+    risk, has no certainty to guard."""
+    if not steps:
+        return Adapted(plain, torch.zeros(len(plain), dtype=torch.bool, device=plain.device))
     noise, unseen = (_noise(seeds, stream, start) for stream in (0, 1))
-    before = [torch.zeros_like(f) for f in features]
-    shift = before
+    shift = [torch.zeros_like(f) for f in features]
     for _ in range(steps):
         shift = [s.detach().requires_grad_() for s in shift]
         # a patient's shift has no effect on the others' losses, so that the gradient of their sum is that of its own
         loss = _losses(net, _shifted(features, shift, present), present, noise).sum()
         shift = [s - rate * g for s, g in zip(shift, torch.autograd.grad(loss, shift), strict=True)]
     with torch.no_grad():
-        moved = [_shifted(features, s, present) for s in (before, shift)]
-        plain, scores = (net(net.tokens(f, present), present, start, steps=sampling_steps).transpose(0, 1) for f in moved)
-        losses = [_losses(net, f, present, unseen) for f in moved]
-        better = losses[1] < losses[0]  # False for NaN
+        moved = _shifted(features, shift, present)
+        scores = net(net.tokens(moved, present), present, start, steps=sampling_steps).transpose(0, 1)
+        better = _losses(net, moved, present, unseen) < _losses(net, features, present, unseen)  # False for NaN
         if net.outputs > 1:
             better &= _entropy(scores) >= _entropy(plain)
     return Adapted(torch.where(better[:, None, None], scores, plain), better)

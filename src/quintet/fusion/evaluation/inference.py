@@ -117,6 +117,8 @@ class Model:
     def adapted(self, patients: Encoded, kept: Tensor, *, steps: int | None = None) -> tuple[Values, Values, NDArray[np.bool_]]:
         """The same after test-time training on each patient, and which patients kept what was learnt `[P]`."""
         start, seeds = self._start(patients), patient_seeds(patients.names)
+        with torch.no_grad():
+            plain = self.net(patients.tokens, kept, start, steps=self.sampling_steps).transpose(0, 1)
         parts = []
         for first in range(0, len(patients.names), BATCH):
             rows = slice(first, first + BATCH)
@@ -127,6 +129,7 @@ class Model:
                     [f[rows].clone() * present[:, k, None] for k, f in enumerate(patients.features)],
                     present,
                     start[rows],
+                    plain[rows],
                     steps=self.adaptation_steps if steps is None else steps,
                     rate=self.evaluation.ttt.rate,
                     sampling_steps=self.sampling_steps,
@@ -135,7 +138,7 @@ class Model:
             )
         values, spread = self._mean_and_spread(torch.cat([part.scores for part in parts]))
         adapted = torch.cat([part.adapted for part in parts]).cpu().numpy()
-        plain_values, plain_spread = self(patients, kept)  # to the last bit, so that nobody else counts as changed
+        plain_values, plain_spread = self._mean_and_spread(plain)  # to the last bit, so that nobody else counts as changed
         return np.where(adapted[:, None], values, plain_values), np.where(adapted, spread, plain_spread), adapted
 
     def choose_adaptation(self, patients: Encoded, loss: Callable[[Values], float]) -> "Model":
