@@ -54,6 +54,10 @@ def test_all_stages_are_there(stages, make_params):
     assert {script_of(name).name for name in stages} == {path.name for path in (ROOT / "stages").glob("*.py")}
 
 
+def test_every_stage_says_how_long_it_usually_takes(stages):
+    assert [name for name, stage in stages.items() if not stage.meta["seconds"] > 0] == []
+
+
 def test_scripts_sources_and_parameters_exist(stages, values):
     checked = 0
     for name, stage in stages.items():

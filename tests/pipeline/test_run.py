@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -73,6 +74,16 @@ def test_stale_stages_run_in_order_and_are_up_to_date_for_dvc(project):
     assert again.ran == again.restored == []
     assert len(again.unchanged) == 5
     assert summary(again) == "0 run, 0 restored from DVC's cache, 5 up to date"
+
+
+def test_the_time_left_follows_from_what_stages_usually_take(project):
+    prepare, rank = (STAGES[name] | {"meta": {"seconds": seconds}} for name, seconds in (("prepare", 1), ("rank", 1_000_000)))
+    root, lines = project({"prepare": prepare, "rank": rank | {"cmd": "cat ready > ranking", "deps": ["ready"]}}), list[str]()
+    started = time.monotonic()
+    reproduce(root, Local(2), jobs=2, threads=1, log=lines.append)
+    assert any(line.strip().startswith("rank: done") and "left" not in line for line in lines)
+    minutes = int(re.search(r"\(1 of 2 done, 0 running, 1 left, at most about (\d+) min\)", "\n".join(lines))[1])
+    assert 100 < minutes < (time.monotonic() - started) * 1_000_000 / 60
 
 
 def test_targets_run_with_their_dependencies_alone(project):

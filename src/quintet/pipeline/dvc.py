@@ -119,6 +119,10 @@ class DvcPipeline:
     def dependencies(self, name: str) -> set[str]:
         return {stage.addressing for stage in self.graph.successors(self.stages[name])}
 
+    def usual_seconds(self, name: str) -> float | None:
+        """What dvc.yaml says in the stage's `meta`."""
+        return (self.stages[name].meta or {}).get("seconds")
+
     def is_frozen(self, name: str) -> bool:
         return bool(self.stages[name].frozen)
 

@@ -12,6 +12,7 @@ from concurrent.futures import FIRST_COMPLETED, Future, wait
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
+from statistics import mean
 from typing import Protocol
 
 from quintet.pipeline.dvc import DvcPipeline
@@ -51,7 +52,7 @@ def reproduce(
     names = pipeline.execution_order(targets)
     log(f"{len(names)} stages, {jobs} at a time with {_count(threads, 'thread')} each, on {engine.description}")
     (root / LOG_FOLDER).mkdir(parents=True, exist_ok=True)
-    scheduler = _Scheduler(root, pipeline, engine, threads, log, len(names))
+    scheduler = _Scheduler(root, pipeline, engine, threads, log, names)
     waiting = dict.fromkeys(names)
     try:
         while waiting or scheduler.running:
@@ -76,9 +77,12 @@ class _RunningStage:
 
 class _Scheduler:
     def __init__(
-        self, root: Path, pipeline: DvcPipeline, engine: Engine, threads: int, log: Callable[[str], None], count: int
+        self, root: Path, pipeline: DvcPipeline, engine: Engine, threads: int, log: Callable[[str], None], names: Sequence[str]
     ) -> None:
-        self.root, self.pipeline, self.engine, self.log, self.count = root, pipeline, engine, log, count
+        self.root, self.pipeline, self.engine, self.log = root, pipeline, engine, log
+        usual = {name: pipeline.usual_seconds(name) for name in names}
+        known = [seconds for seconds in usual.values() if seconds]
+        self.usual = {name: seconds or (mean(known) if known else 1.0) for name, seconds in usual.items()}
         self.begun = time.monotonic()
         self.outcome = Outcome()
         self.running: dict[str, _RunningStage] = {}
@@ -139,16 +143,19 @@ class _Scheduler:
                 self.log(f"  {name}: FAILED after {seconds:.1f} s")
 
     def _progress(self) -> str:
-        """How many stages are done, running and left, and the time left if those left take as long as those that ran."""
-        outcome, running = self.outcome, len(self.running)
-        ended = len(outcome.ran) + len(outcome.restored) + len(outcome.unchanged) + len(outcome.failed) + len(outcome.skipped)
-        left = self.count - ended - running
-        minutes = (time.monotonic() - self.begun) / len(outcome.ran) * (left + running / 2) / 60
-        return (
-            f" ({ended} of {self.count} done, {running} running, {left} left, at most about {max(1, round(minutes))} min)"
-            if left + running
-            else ""
-        )
+        """How many stages are done, running and left, and the time left: as usual, times the factor by which the stages so far
+        were slower or faster. It is less if some of those that are left turn out to be up to date."""
+        outcome = self.outcome
+        ended = {*outcome.ran, *outcome.restored, *outcome.unchanged, *outcome.failed, *outcome.skipped}
+        left = self.usual.keys() - ended - self.running.keys()
+        if not (left or self.running):
+            return ""
+        half_done = sum(self.usual[name] for name in self.running) / 2
+        done = sum(self.usual[name] for name in outcome.ran) + half_done
+        to_do = sum(self.usual[name] for name in left) + half_done
+        minutes = max(1, round((time.monotonic() - self.begun) * to_do / done / 60))
+        counts = f"{len(ended)} of {len(self.usual)} done, {len(self.running)} running, {len(left)} left"
+        return f" ({counts}, at most about {minutes} min)"
 
     def _finish(self, name: str, stage: _RunningStage) -> str | None:
         """Record an ended stage and release its lock; the reason if it failed."""
