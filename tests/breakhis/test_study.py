@@ -210,6 +210,8 @@ def test_predict_any_magnifications(trained, slides, tmp_path):
     np.testing.assert_allclose(weights.sum(axis=1), 1, atol=1e-3)
     assert weights.loc[1, ["importance_40X", "importance_200X"]].tolist() == [0, 0]
     assert len(list((tmp_path / "cams").glob("*.png"))) == 2
+    predict([trained[0]], source, tmp_path / "plain.csv")  # pictures change no prediction
+    pd.testing.assert_frame_equal(pd.read_csv(tmp_path / "plain.csv"), table, rtol=0, atol=3e-4)
     # the folder of one patient, and two models
     assert predict([trained[0]] * 2, source / patients[0].name, tmp_path / "one.csv") == 1
     assert pd.read_csv(tmp_path / "one.csv")["probability_malignant"][0] == table["probability_malignant"][0]

@@ -30,7 +30,8 @@ def grad_cam(model: Model, images: list[NDArray[np.uint8] | None]) -> list[NDArr
         if image is None:
             maps.append(None)
             continue
-        cam = GradCAM(_SingleInput(model.net, inputs, present, m), f"net.backbones.{name}._bn1")
+        # MONAI gives the network back in the mode of its wrapper: in training mode, later predictions would be wrong
+        cam = GradCAM(_SingleInput(model.net, inputs, present, m).eval(), f"net.backbones.{name}._bn1")
         heat = cam(inputs[m].clone().requires_grad_(True), class_idx=CLASSES.index("malignant"))
         maps.append(1 - torch.as_tensor(heat)[0, 0].double().cpu().numpy())  # MONAI's default is 1 where it matters least
     return maps
