@@ -69,6 +69,8 @@ ODD = (
     ),
     *("007", "1e5", "+1", "TRUE", "-v1", "_", "ROI_seg", "t1.mean", "final_FINAL2", "Σ&Δ", "~tmp", "name.nii", "[1]", "$HOME"),
 )
+# what a study's prediction is called, and the folder of its cases below the raw one
+PREDICTED = {"perfusion": ("", "imagesTr"), "ct": (".npz", "."), "landmarks": (".csv", "images")}
 BREAKHIS = ("1-1", "14-00001", "99-9A", "14-4659", "14-46590", "08-22549AB", "08-22550CD", "2024-1Z")
 
 
@@ -330,11 +332,24 @@ def test_odd_names_raise_no_alarm_and_change_no_prediction(prepared, swept, para
         further = {"masks": tmp_path / "masks"}
         run_stage_main("fusion_segment", params, raw=odd, out=tmp_path / "masks")
     run_stage_main(f"{study}_prepare", params, raw=odd, out=tmp_path / "data", page=tmp_path / "data.html", **further)
-    suffix, below = {"perfusion": ("", "imagesTr"), "ct": (".npz", "."), "landmarks": (".csv", "images")}.get(
-        study, (".csv", ".")
-    )
+    suffix, below = PREDICTED.get(study, (".csv", "."))
     found = []
     for folder, output in ((raw, tmp_path / f"plain{suffix}"), (odd, tmp_path / f"odd{suffix}")):
         experiment.predict_folder(study, [swept], folder / below, output, overlays=None, device="cpu", skip=False)
         found.append(dict(predictions(output)))
     assert {renamed(name, names, study): value for name, value in found[0].items()} == found[1]
+
+
+def test_figures_and_a_run_given_twice_change_no_prediction(prepared, swept, tmp_path):
+    """A figure that leaves something behind in the network would change the cases after it."""
+    study, data = prepared
+    if study == "ct":
+        pytest.skip("its predictions have no figures, and several runs are joined instead of averaged")
+    suffix, below = PREDICTED.get(study, (".csv", "."))
+    found = []
+    for runs, figures in (([swept], None), ([swept, swept], tmp_path / "figures")):
+        output = tmp_path / f"by-{len(runs)}{suffix}"
+        experiment.predict_folder(study, runs, data.parent / "raw" / below, output, overlays=figures, device="cpu", skip=False)
+        found.append(dict(predictions(output)))
+    assert found[0] == found[1]
+    assert len(list((tmp_path / "figures").iterdir())) > 1

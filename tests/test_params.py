@@ -25,6 +25,8 @@ def test_shipped_file_is_valid(make_params):
         ("landmarks.raw", "~/data", ["landmarks.raw", "write the whole path"]),
         ("ct.raw", "$DATA/ct", ["ct.raw", "write the whole path"]),
         ("fusion.raw", "/data/${USER}", ["fusion.raw", "write the whole path"]),
+        ("fusion.data.channels", {"dti": 3}, ["channels: dti: no such modality", "mri_t1ce"]),
+        ("fusion.data.channels", {"pet": 0}, ["fusion.data.channels.pet", "greater than"]),
         ("fusion.training.own_encoders", {"xray": {"width": 16}}, ["own_encoders: xray: no such modality", "pet, clinical"]),
         ("fusion.training.own_encoders", {"clinical": {"width": 16}}, ["own_encoders.clinical: width", "clinical_units only"]),
         ("fusion.training.own_encoders", {"pet": {"width": 10}}, ["fusion.training.own_encoders.pet.width", "multiple of 8"]),

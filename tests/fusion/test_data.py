@@ -13,6 +13,7 @@ import pandas as pd
 import pytest
 import yaml
 
+from quintet import experiment
 from quintet.errors import InputError, InputProblemsError
 from quintet.fusion.analysis import analyze
 from quintet.fusion.data.prepare import check, prepare
@@ -118,6 +119,36 @@ def test_a_spacing_keeps_absolute_size(raw, small):
     assert share[True, 24, 0.0] == pytest.approx(share[False, 24, 0.0], rel=0.05)
     assert share[True, 24, 20.0] / share[False, 24, 20.0] == pytest.approx(8, rel=0.35)
     assert share[False, 12, 8.0] > 2 * share[False, 24, 0.0]
+
+
+def test_a_modality_may_have_several_channels(raw, make_params, monkeypatch, tmp_path):
+    """A cube for each channel, with intensities of its own, through training and prediction."""
+    monkeypatch.chdir(tmp_path)
+    changes = {"fusion.data.modalities": ["mri_flair", "pet"], "fusion.method": "attention", "fusion.training.epochs": 1}
+    one, two = make_params(SMALL | changes), make_params(SMALL | changes | {"fusion.data.channels": {"mri_flair": 2}})
+    alone, _ = run(raw, one)
+    single, has = np.array(alone.volumes[:, 0]), alone.present[:, 0]
+    for path in [*raw.glob("*/*flair.nii.gz"), *raw.glob("*/*-t2f.nii.gz")]:
+        change(lambda array: np.stack([array, 1000 - array], -1))(path)
+    assert all("2 volumes in one file, expected 1" in problem for problem in check(raw, one.fusion))
+    assert check(raw, two.fusion) == []
+    data, _ = run(raw, two)
+    assert data.volumes.shape == (PATIENTS, 3, 12, 12, 12)
+    assert np.array_equal(data.present, alone.present)
+    assert np.array_equal(data.volumes[:, 0], single)
+    assert np.array_equal(data.volumes[:, 2], alone.volumes[:, 1])
+    inside = (single > 0) & (single < 1)
+    assert inside[has].mean() > 0.2
+    assert data.volumes[:, 1][inside] == pytest.approx(1 - single[inside], abs=2e-3)
+    experiment.train_selected("fusion", two, Path("prepared"), Path("run"))
+    experiment.evaluate_selected("fusion", two, Path("prepared"), Path("run"), Path("scores.json"))
+    predict = {"device": "cpu", "skip": False}
+    experiment.predict_folder("fusion", [Path("run")], raw, Path("out.csv"), overlays=Path("pictures"), **predict)
+    assert len(pd.read_csv("out.csv")) == len(list(Path("pictures").iterdir())) == PATIENTS
+    path = next(raw.glob("*/*flair.nii.gz"))
+    change(lambda array: array[..., 0])(path)
+    with pytest.raises(InputProblemsError, match=r"1 volumes in one file, expected 2"):
+        experiment.predict_folder("fusion", [Path("run")], raw, Path("out2.csv"), overlays=None, **predict)
 
 
 def test_a_split_file_is_used(raw, small, tmp_path):

@@ -410,7 +410,7 @@ def test_the_cause_of_an_unreadable_image_is_named(raw, small, kind):
     with pytest.raises(InputError, match=message):
         read_nifti(path)
     with pytest.raises(InputError, match=message):
-        mask_of(path, segmenter_for(small.fusion.segmentation, "pet"), Path("cache"))
+        mask_of(path, segmenter_for(small.fusion.segmentation, "pet"), cache=Path("cache"))
     assert [p for p in check(raw, small.fusion) if str(path) in p and message.split(",")[0] in p]
 
 

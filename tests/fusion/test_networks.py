@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from quintet.fusion.model.encoders import ENCODERS, ImageEncoder, Reduction, RunningNorm
+from quintet.fusion.model.encoders import ENCODERS, Encoders, ImageEncoder, Reduction, RunningNorm
 from quintet.fusion.model.imputation import RIDGE
 from quintet.fusion.model.methods import METHODS, DiffusionNoise, masked_mean
 from quintet.fusion.model.networks import FusionNet
@@ -65,6 +65,21 @@ def test_encoders_do_not_mix_patients(name):
     net.eval()
     torch.testing.assert_close(net(x[1:2]), net(x)[1:2], atol=1e-3, rtol=5e-3)  # the same sums in another order
     assert not any(isinstance(m, torch.nn.BatchNorm3d) for m in net.modules())
+
+
+def test_each_encoder_sees_the_channels_of_its_modality():
+    """An image with two channels between two with one: its encoder has the weights of both, and no other sees them."""
+    widths = {"encoder": "small", "width": 8}
+    images = [widths, widths | {"channels": 2}, widths]
+    torch.manual_seed(0)
+    encoders = Encoders(images=images, vectors=[[5, 8]], hidden=16, dropout=0.0, recompute=False).eval()
+    volumes, clinical, present = torch.rand(2, 4, 10, 10, 10), torch.randn(2, 5), torch.ones(2, 4).bool()
+    before = encoders.features(volumes, [clinical], present)
+    for cube, modality in enumerate((0, 1, 1, 2)):
+        changed = volumes.clone()
+        changed[:, cube] = 0.5
+        after = encoders.features(changed, [clinical], present)
+        assert [not torch.equal(a, b) for a, b in zip(before, after, strict=True)] == [k == modality for k in range(4)]
 
 
 def test_feature_maps_have_channels_last():

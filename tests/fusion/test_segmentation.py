@@ -4,6 +4,7 @@ for TotalSegmentator."""
 import json
 import os
 import re
+import shutil
 import signal
 import stat
 import subprocess
@@ -123,10 +124,22 @@ def test_another_version_starts_again_and_statistics_are_off(raw, stand_in, monk
     assert all(call["args"][call["args"].index("--task") + 1] == "total_mr" for call in calls())
 
 
+def test_the_mask_of_several_channels_is_that_of_the_first(raw, stand_in):
+    params, calls = stand_in
+    path = raw / "a" / "mri_flair.nii.gz"
+    image = nib.load(path)
+    ball = np.asarray(image.dataobj)
+    nib.save(nib.Nifti1Image(np.stack([ball, ball[::-1], 2 * ball], -1), image.affine), path)
+    shutil.rmtree(raw / "b")
+    data = params.data.model_copy(update={"channels": {"mri_flair": 3}})
+    segment(raw, Path("masks"), params.model_copy(update={"data": data}))
+    assert len(calls()) == 1
+    for mask in (stored_masks(Path("masks"), "a", ["mri_flair"])["mri_flair"], mask_of(path, THRESHOLD, 3)[0]):
+        assert np.array_equal(mask, ball > 50)
+
+
 def test_options_are_those_of_the_real_program():
     """Where TotalSegmentator is installed, its --help documents the options that we use."""
-    import shutil
-
     if not (program := shutil.which("TotalSegmentator")):
         pytest.skip("TotalSegmentator is not installed")
     text = subprocess.run([program, "--help"], capture_output=True, text=True, check=True).stdout

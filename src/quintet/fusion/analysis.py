@@ -37,7 +37,7 @@ def write_data_page(page: Path, data: Prepared, skipped: list[str], params: Fusi
         rows = np.linspace(0, len(data.table) - 1, min(MAX_PATIENTS_SHOWN, len(data.table))).astype(int)
         images, vectors = data.preparation.modalities, data.preparation.vectors
         if images:
-            montage(cubes, [(str(data.table["patient"][r]), data.volumes[r], data.present[r]) for r in rows], images)
+            montage(cubes, [(str(data.table["patient"][r]), data.volumes[r], data.present[r]) for r in rows], data.preparation)
         segmenter = params.segmentation.segmenter
         sections = [
             Section("Split and target", "Each patient is in one part; the split is stratified by the target.", _targets(data)),

@@ -55,7 +55,7 @@ def predict_folder(
         row |= dict(zip(columns, values, strict=True))
         rows.append(row | {"spread": spread} | ({"adapted": adapted} if ttt else {}))
         if overlays:
-            montage(overlays / f"{name}.png", [(name, cubes, present)], first.preparation.modalities)
+            montage(overlays / f"{name}.png", [(name, cubes, present)], first.preparation)
     pd.DataFrame(rows).to_csv(out, index=False)
     return len(rows)
 

@@ -73,6 +73,7 @@ class FusionData(Section):
     on_error: OnError
     names: Annotated[dict[str, Annotated[list[str], Field(min_length=1)]], Field(min_length=1)]
     modalities: list[str]
+    channels: dict[str, PositiveInt]
     vectors: list[str]
     components: PositiveInt
     tables: Annotated[list[str], Field(min_length=1)]
@@ -95,6 +96,8 @@ class FusionData(Section):
     def consistent(self) -> "FusionData":
         if unknown := [name for name in self.modalities if name not in self.names]:
             raise ValueError(f"modalities: {', '.join(unknown)} without patterns in names; choose from {', '.join(self.names)}")
+        if unknown := [name for name in self.channels if name not in self.names]:
+            raise ValueError(f"channels: {', '.join(unknown)}: no such modality; choose from {', '.join(self.names)}")
         every = [*self.modalities, *self.vectors]
         if len(set(every)) < len(every):
             raise ValueError(f"modalities, vectors: an entry is listed twice in {every}")

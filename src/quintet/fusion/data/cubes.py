@@ -17,8 +17,8 @@ from quintet.subjects import digest_of
 
 MIN_OVERLAP = 0.3  # of the smaller one of two images' boxes
 MAX_INTENSITY = 4.0  # times the upper percentile: lesions may be brighter than it, stray voxels are clipped
-Cubes = NDArray[np.float16]  # [M, S, S, S]
-Image = tuple[NDArray[np.float32], Grid]  # one modality [X, Y, Z]
+Cubes = NDArray[np.float16]  # [M, S, S, S], in the order of Preparation.cubes
+Image = tuple[NDArray[np.float32], Grid]  # one modality [C, X, Y, Z]
 
 
 def make_cubes(
@@ -28,29 +28,33 @@ def make_cubes(
     digests: list[str] | None = None,
     images: Mapping[str, Image] | None = None,
 ) -> Cubes:
-    """One patient's images in one cube, each resampled from its own grid; adds a hash of each image's voxels to `digests`.
+    """One patient's images in one cube, each resampled from its own grid; adds a hash of each channel's voxels to `digests`.
     `images`: those that were read already; None: read the files.
 
     The cube is centred on the box around all masks; its side is the longest edge of the box or, with a spacing, as long as its
-    voxels make it: what is larger is cropped, what is smaller is padded. The two percentiles inside an
-    image's mask become 0 and 1; brighter voxels stay brighter."""
-    modalities, size = preparation.modalities, preparation.size
-    images = {m: images[m] if images else read_image(files[m]) for m in modalities if m in files and m in masks}
-    own = {m: digest_of(array) for m, (array, _) in images.items()}
+    voxels make it: what is larger is cropped, what is smaller is padded. In each channel, the two percentiles inside the image's
+    mask become 0 and 1; brighter voxels stay brighter."""
+    size, read = preparation.size, images or {}
+    own = [m for m in preparation.modalities if m in files and m in masks]
+    images = {m: read[m] if read else read_image(files[m], preparation.channels_of(m)) for m in own}
+    hashes = [(files[m], digest_of(channel)) for m, (array, _) in images.items() for channel in array]
     if digests is not None:
-        digests += own.values()
-    out = np.zeros((len(modalities), size, size, size), np.float16)
+        digests += [value for _, value in hashes]
+    out = np.zeros((len(preparation.cubes), size, size, size), np.float16)
     if not images:
         return out
-    for a, b in combinations(images, 2):
-        if own[a] == own[b]:
-            raise InputError(f"{files[a]} and {files[b]} hold one image; is one of them misnamed? Remove it")
+    for (a, first), (b, second) in combinations(hashes, 2):
+        if first == second:
+            twice = "holds one image twice" if a == b else f"and {b} hold one image; is one of them misnamed"
+            raise InputError(f"{a} {twice}? Remove it")
     corners = np.stack([bounds_mm(masks[m], grid) for m, (_, grid) in images.items()])
     _check_places({m: grid for m, (_, grid) in images.items()}, corners)
     low, high = corners[:, 0].min(0), corners[:, 1].max(0)
     side = size * preparation.spacing_mm or float((high - low).max())
-    for modality, (array, grid) in images.items():
-        mask = masks[modality]
+    for row, (modality, channel) in enumerate(preparation.cubes):
+        if modality not in images:
+            continue
+        array, grid, mask = images[modality][0][channel], images[modality][1], masks[modality]
         if mask.shape != array.shape:
             raise InputError(
                 f"{files[modality]}: {array.shape} voxels, but {mask.shape} in its mask; run `dvc repro fusion_segment`"
@@ -61,7 +65,7 @@ def make_cubes(
         if preparation.skull_strip:
             array = np.where(mask, array, np.float32(darkest))
         cube = sample_cube(array, grid, (low + high) / 2, side, size, fill=float(darkest))
-        out[modalities.index(modality)] = np.clip((cube - darkest) / (brightest - darkest), 0, MAX_INTENSITY)
+        out[row] = np.clip((cube - darkest) / (brightest - darkest), 0, MAX_INTENSITY)
     return out
 
 

@@ -2,6 +2,8 @@
 
 from typing import Any
 
+from pydantic import Field
+
 from quintet.params import Fusion
 from quintet.params.common import Section
 from quintet.params.fusion import FusionColumns, FusionSegmentation
@@ -12,6 +14,7 @@ class Preparation(Section):
 
     names: dict[str, list[str]]
     modalities: list[str]
+    channels: dict[str, int] = Field(default_factory=dict)  # absent from older runs, whose modalities have one
     vectors: list[str]
     tables: list[str]
     columns: FusionColumns
@@ -34,6 +37,14 @@ class Preparation(Section):
     def to_dict(self) -> dict[str, Any]:
         """Plain types, for a saved model or a JSON file; `Preparation(**values)` reads them."""
         return self.model_dump(mode="json")
+
+    @property
+    def cubes(self) -> list[tuple[str, int]]:
+        """What a patient's cubes hold, in their order: a modality and a channel of it."""
+        return [(name, channel) for name in self.modalities for channel in range(self.channels_of(name))]
+
+    def channels_of(self, modality: str) -> int:
+        return self.channels.get(modality, 1)
 
     @property
     def segmentation(self) -> FusionSegmentation:

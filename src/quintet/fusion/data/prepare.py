@@ -71,9 +71,9 @@ def _check_images(name: str, files: Files, preparation: Preparation) -> tuple[st
     for modality, path in files.items():
         segmenter = segmenter_for(preparation.segmentation, modality)
         try:
-            images[modality] = array, _ = read_image(path)
+            images[modality] = array, grid = read_image(path, preparation.channels_of(modality))
             whole = segmenter.kind == "totalsegmentator"
-            masks[modality] = np.ones(array.shape, bool) if whole else make_mask(path, array, segmenter)
+            masks[modality] = np.ones(grid.shape, bool) if whole else make_mask(path, array, segmenter)
         except InputError as error:
             problems.append(f"patient {name}: {error}")
     try:
@@ -105,14 +105,13 @@ def _prepare_patient(
     name: str, files: Files, masks: Path, preparation: Preparation
 ) -> tuple[Cubes, list[bool], list[str], list[str]]:
     """Cubes, which modalities they contain, hashes of the images' voxels, problems."""
-    modalities, size, digests = preparation.modalities, preparation.size, list[str]()
+    modalities, digests = preparation.modalities, list[str]()
     try:
         own_masks = stored_masks(masks, name, modalities)
         cubes = make_cubes(files, own_masks, preparation, digests)
         return cubes, [m in files and m in own_masks for m in modalities], digests, []
     except InputError as error:
-        empty = np.zeros((len(modalities), size, size, size), np.float16)
-        return empty, [False] * len(modalities), [], [f"patient {name}: {error}"]
+        return make_cubes({}, {}, preparation), [False] * len(modalities), [], [f"patient {name}: {error}"]
 
 
 def prepare(raw: Path, masks: Path, out: Path, params: Fusion, *, workers: int = 1) -> tuple[Prepared, list[str]]:
@@ -136,7 +135,7 @@ def prepare(raw: Path, masks: Path, out: Path, params: Fusion, *, workers: int =
         raise InputProblemsError(str(raw), problems)
     has = np.zeros((len(table), len(modalities)), int)
     with atomic_folder(out) as folder:
-        volumes = new_array(folder / VOLUMES, np.float16, (len(table), len(modalities), size, size, size))
+        volumes = new_array(folder / VOLUMES, np.float16, (len(table), len(preparation.cubes), size, size, size))
         prepared = Parallel(n_jobs=workers, return_as="generator", pre_dispatch="2*n_jobs")(
             delayed(_prepare_patient)(name, patients[name], masks, preparation) for name in table["patient"]
         )
@@ -257,7 +256,8 @@ def read_new(
         masks = {}
         for modality, path in files.items():
             try:
-                masks[modality] = mask_of(path, segmenter_for(preparation.segmentation, modality))[0]
+                segmenter = segmenter_for(preparation.segmentation, modality)
+                masks[modality] = mask_of(path, segmenter, preparation.channels_of(modality))[0]
             except InputError as error:
                 problems.append(f"patient {name}: {error}")
         present = np.array([*(m in masks for m in preparation.modalities), *has[row], known[row]], bool)

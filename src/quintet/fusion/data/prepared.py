@@ -1,9 +1,10 @@
 """The prepared data set: what training and evaluation read.
 
-A folder with volumes.npy `[N, M, S, S, S]` float16 (zeros for missing modalities), vectors.npz (`[N, W]` float32 for each
-modality that is a vector; the last one is clinical), patients.csv (one row per patient: patient, split, label or time and event,
-and has/MODALITY for each modality), about.json (modalities, classes, encoders, the parameters of the preparation) and, of drawn
-patients, truth.csv (the probability of the second class given each set of modalities, which only the oracle may see).
+A folder with volumes.npy `[N, M, S, S, S]` float16 (in the order of Preparation.cubes; zeros for missing modalities),
+vectors.npz (`[N, W]` float32 for each modality that is a vector; the last one is clinical), patients.csv (one row per patient:
+patient, split, label or time and event, and has/MODALITY for each modality), about.json (modalities, classes, encoders, the
+parameters of the preparation) and, of drawn patients, truth.csv (the probability of the second class given each set of
+modalities, which only the oracle may see).
 """
 
 import json

@@ -257,13 +257,19 @@ def check_join(clinical: Clinical, patients: Sequence[str]) -> None:
         print(f"note: {len(without)} rows of {clinical.path.name} have no patient here, such as {', '.join(without[:3])}")
 
 
-def read_image(path: Path) -> tuple[NDArray[np.float32], Grid]:
-    """One modality `[X, Y, Z]`. Raises InputError, naming the file, unless it is a single volume that is not constant."""
+def read_image(path: Path, channels: int = 1) -> tuple[NDArray[np.float32], Grid]:
+    """One modality `[C, X, Y, Z]`. Raises InputError, naming the file, unless it has so many channels, none of them constant."""
     array, grid = read_nifti(path)
-    if array.ndim != 3:
-        raise InputError(f"{path}: {array.shape[3]} volumes in one file, expected one; split them")
-    if min(array.shape) < 2:
-        raise InputError(f"{path}: {' x '.join(map(str, array.shape))} voxels are not a volume")
-    if array.min() == array.max():
-        raise InputError(f"{path}: every voxel is {array.min():g}; remove the empty image")
+    array = array[None] if array.ndim == 3 else np.moveaxis(array, -1, 0)
+    if len(array) != channels:
+        raise InputError(
+            f"{path}: {len(array)} volumes in one file, expected {channels}; split them, or set fusion.data.channels, the number "
+            "of channels of each modality"
+        )
+    if min(grid.shape) < 2:
+        raise InputError(f"{path}: {' x '.join(map(str, grid.shape))} voxels are not a volume")
+    for number, volume in enumerate(array):
+        if volume.min() == volume.max():
+            which = f"channel {number}: " if channels > 1 else ""
+            raise InputError(f"{path}: {which}every voxel is {volume.min():g}; remove the empty image")
     return array, grid

@@ -80,32 +80,33 @@ def cache_folder() -> Path:
     return repository_root() / ".cache" / "segmentation"
 
 
-def mask_of(path: Path, segmenter: Segmenter, cache: Path | None = None) -> tuple[Mask, bool]:
+def mask_of(path: Path, segmenter: Segmenter, channels: int = 1, *, cache: Path | None = None) -> tuple[Mask, bool]:
     """The mask of one image, read from the cache or made, and whether it was in the cache. Raises InputError, naming the file."""
     try:
         entry = (cache or cache_folder()) / segmenter.key(path)
     except OSError:
-        read_image(path)  # names the cause
+        read_image(path, channels)  # names the cause
         raise
     if (cached := _load(entry)) is not None:
         return cached, True
-    mask = make_mask(path, read_image(path)[0], segmenter)
+    mask = make_mask(path, read_image(path, channels)[0], segmenter)
     with atomic_file(entry) as temporary:
         temporary.write_bytes(_pack(mask))
     return mask, False
 
 
 def make_mask(path: Path, array: NDArray[np.float32], segmenter: Segmenter) -> Mask:
-    """The mask of the image `array` of the file `path`. Raises InputError, naming the file."""
+    """The mask of the first channel of the image `array` of the file `path`. Raises InputError, naming the file."""
     mask: Mask
+    shape = array.shape[1:]
     if segmenter.kind == "none":
-        mask = np.ones(array.shape, bool)
+        mask = np.ones(shape, bool)
     elif segmenter.kind == "threshold":
-        mask = _threshold(array)
+        mask = _threshold(array[0])
     else:
-        mask = _totalsegmentator(path, segmenter)
-        if mask.shape != array.shape:
-            raise InputError(f"{path}: {segmenter.program} made a mask of {mask.shape}, the image has {array.shape}")
+        mask = _totalsegmentator(path, segmenter, several=len(array) > 1)
+        if mask.shape != shape:
+            raise InputError(f"{path}: {segmenter.program} made a mask of {mask.shape}, the image has {shape}")
     if mask.sum() < MIN_VOXELS:
         raise InputError(
             f"{path}: {segmenter.kind} found only {mask.sum()} voxels in it; remove the image, or choose another segmenter"
@@ -143,11 +144,14 @@ def _threshold(array: NDArray[np.float32]) -> Mask:
     return np.asarray(binary_fill_holes(components == 1 + int(sizes[1:].argmax())))
 
 
-def _totalsegmentator(path: Path, segmenter: Segmenter) -> Mask:
+def _totalsegmentator(path: Path, segmenter: Segmenter, *, several: bool) -> Mask:
     """Run the program without usage statistics; every voxel that it labels belongs to the mask."""
     with tempfile.TemporaryDirectory() as folder:
-        target = Path(folder) / "labels.nii.gz"
-        command = [str(shutil.which(segmenter.program)), "-i", str(path), "-o", str(target), "--ml", "--task", segmenter.task]
+        source, target = path, Path(folder) / "labels.nii.gz"
+        if several:  # the program takes three axes
+            source = Path(folder) / "first.nii.gz"
+            nib.save(nib.load(path).slicer[..., 0], source)  # type: ignore[attr-defined]
+        command = [str(shutil.which(segmenter.program)), "-i", str(source), "-o", str(target), "--ml", "--task", segmenter.task]
         command += ["--fast"] if segmenter.fast else []
         done = subprocess.run(command, capture_output=True, text=True, check=False, env=_without_statistics(Path(folder)))
         if done.returncode or not target.is_file():
@@ -185,10 +189,12 @@ def segment(raw: Path, out: Path, params: Fusion, *, workers: int = 1) -> tuple[
     reject_overlap(raw, out)
     patients, problems = find_patients(raw, params.data.names, params.data.modalities) if params.data.modalities else ({}, [])
     jobs = [(p, m, path) for p, files in patients.items() for m, path in files.items()]
+    channels = params.data.channels
     segmenters = {m: segmenter_for(params.segmentation, m) for m in params.data.modalities}
     cache = cache_folder().resolve()
     cache.mkdir(parents=True, exist_ok=True)
-    results = Parallel(n_jobs=workers, return_as="generator")(delayed(_try)(path, segmenters[m], cache) for _, m, path in jobs)
+    tasks = (delayed(_try)(path, segmenters[m], channels.get(m, 1), cache) for _, m, path in jobs)
+    results = Parallel(n_jobs=workers, return_as="generator")(tasks)
     rows: list[tuple[object, ...]] = []
     made = 0
     with atomic_folder(out) as folder, zipfile.ZipFile(folder / MASKS, "w") as file:
@@ -209,11 +215,11 @@ def segment(raw: Path, out: Path, params: Fusion, *, workers: int = 1) -> tuple[
     return table, made
 
 
-def _try(path: Path, segmenter: Segmenter, cache: Path) -> tuple[str, str, bool]:
+def _try(path: Path, segmenter: Segmenter, channels: int, cache: Path) -> tuple[str, str, bool]:
     """Cache key, error message (or nothing), and whether the mask was in the cache. `cache` is given because worker processes
     outlive a call and may run in another folder."""
     try:
-        _, hit = mask_of(path, segmenter, cache)
+        _, hit = mask_of(path, segmenter, channels, cache=cache)
     except InputError as error:
         return "", str(error), False
     except Exception as error:  # one image must not affect the others

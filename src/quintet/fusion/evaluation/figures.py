@@ -11,6 +11,7 @@ from sklearn.calibration import calibration_curve
 from sklearn.metrics import roc_curve
 
 from quintet.figures import new_figure, plot_learning_curves, save_figure
+from quintet.fusion.data.preparation import Preparation
 from quintet.fusion.evaluation.patterns import RECORDED
 from quintet.fusion.metrics import auc_or_concordance_of
 
@@ -124,23 +125,23 @@ def _quality_by_steps(path: Path, curves: pd.DataFrame, score: str, title: str) 
     save_figure(figure, path)
 
 
-def montage(
-    path: Path, patients: Sequence[tuple[str, NDArray[np.float16], NDArray[np.bool_]]], modalities: Sequence[str]
-) -> None:
-    """One row per patient (name, cubes `[M, S, S, S]`, present modalities): the middle axial and coronal slice of each modality
-    as the network gets it. The patient's right is on the left."""
-    columns = 2 * len(modalities)
+def montage(path: Path, patients: Sequence[tuple[str, NDArray[np.float16], NDArray[np.bool_]]], preparation: Preparation) -> None:
+    """One row per patient (name, cubes `[M, S, S, S]`, present modalities): the middle axial and coronal slice of each cube as
+    the network gets it. The patient's right is on the left."""
+    columns = 2 * len(preparation.cubes)
     figure, axes = new_figure(1.5 * columns, 1.65 * len(patients) + 0.3, len(patients), columns)
     for row, (name, cubes, present) in zip(np.reshape(axes, (len(patients), columns)), patients, strict=True):
         middle = cubes.shape[-1] // 2
-        for k, modality in enumerate(modalities):
+        for k, (modality, channel) in enumerate(preparation.cubes):
+            has = present[preparation.modalities.index(modality)]
+            shown = f"{modality} {channel}" if preparation.channels_of(modality) > 1 else modality
             for axis, view, label in (
                 (row[2 * k], cubes[k, middle, ::-1, ::-1], "axial"),
                 (row[2 * k + 1], cubes[k, ::-1, middle, ::-1], "coronal"),
             ):
                 axis.set(xticks=[], yticks=[])
-                axis.set_title(f"{modality}, {label}" if present[k] else f"{modality}: missing", fontsize=6)
-                if present[k]:
+                axis.set_title(f"{shown}, {label}" if has else f"{shown}: missing", fontsize=6)
+                if has:
                     axis.imshow(view.astype(np.float32), cmap="gray", vmin=0, vmax=1)
         row[0].set_ylabel(name, fontsize=6)
     save_figure(figure, path)

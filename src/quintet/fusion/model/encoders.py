@@ -1,5 +1,6 @@
-"""Encoders of the modalities: volumes `[B, M, S, S, S]`, V vectors `[B, W]` (the last one: clinical features) and which of the
-K = M + V modalities are present `[B, K]` -> features of each modality `[B, F_k]` -> tokens `[B, K, D]`."""
+"""Encoders of the modalities: volumes `[B, M, S, S, S]` (the channels of I images, one after the other), V vectors `[B, W]` (the
+last one: clinical features) and which of the K = I + V modalities are present `[B, K]` -> features of each modality `[B, F_k]`
+-> tokens `[B, K, D]`."""
 
 import math
 from collections.abc import Iterator, Sequence
@@ -60,10 +61,10 @@ class RunningNorm(nn.Module):
 
 
 class ImageEncoder(nn.Module):
-    """3D ResNet (He et al. 2016) with running norm; `[B, 1, S, S, S]` -> `[B, F]`. `small`: one block per stage, without the
+    """3D ResNet (He et al. 2016) with running norm; `[B, C, S, S, S]` -> `[B, F]`. `small`: one block per stage, without the
     pooling after the first convolution."""
 
-    def __init__(self, encoder: str, width: int) -> None:
+    def __init__(self, encoder: str, width: int, channels: int = 1) -> None:
         super().__init__()
         block, layers = ENCODERS[encoder]
         planes = [width * 2**i for i in range(4)]
@@ -73,7 +74,7 @@ class ImageEncoder(nn.Module):
             layers,
             planes,
             spatial_dims=3,
-            n_input_channels=1,
+            n_input_channels=channels,
             conv1_t_size=3 if small else 7,
             conv1_t_stride=2,
             no_max_pool=small,
@@ -81,7 +82,7 @@ class ImageEncoder(nn.Module):
             feed_forward=False,
         )
         _use_running_norm(self.net)
-        # With few channels 1.5 times as fast on a CPU (benchmarks/fusion.py). The volumes do not decide: they have one channel.
+        # With few channels 1.5 times as fast on a CPU (benchmarks/fusion.py). The volumes do not decide: most have one channel.
         self.net.to(memory_format=torch.channels_last_3d)  # type: ignore[call-overload]
         self.features = planes[-1] * (4 if block == "bottleneck" else 1)
 
@@ -134,6 +135,7 @@ class Encoders(nn.Module):
         super().__init__()
         image_encoders = [ImageEncoder(**values) for values in images]
         self.images = nn.ModuleList(image_encoders)
+        self.channels = [values.get("channels", 1) for values in images]
         # a modality exists even without any usable column, but then no patient has it
         self.vectors = nn.ModuleList([mlp([max(size, 1), *units], dropout, last=False) for size, *units in vectors])
         self.widths = [net.features for net in image_encoders] + [units[-1] for units in vectors]
@@ -143,13 +145,13 @@ class Encoders(nn.Module):
 
     def features(self, volumes: Tensor, vectors: Sequence[Tensor], present: Tensor) -> list[Tensor]:
         """Standardised features `[B, F_k]` of each modality."""
-        features = []
+        features, images = [], volumes.split(self.channels, 1)
         for k, standard in enumerate(self.standard):
             rows = present[:, k].nonzero()[:, 0]
             out = torch.zeros(len(present), self.widths[k], device=present.device)
             if len(rows):
                 v = k - len(self.images)
-                x = self._image(k, volumes[rows, k : k + 1]) if v < 0 else self._vector(v, vectors[v][rows])
+                x = self._image(k, images[k][rows]) if v < 0 else self._vector(v, vectors[v][rows])
                 out = out.index_copy(0, rows, standard(x.float()))
             features.append(out)
         return features

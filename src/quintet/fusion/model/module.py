@@ -237,7 +237,9 @@ def network_values(data: Prepared, config: FusionConfig, training: FusionTrainin
         "diffusion": training.diffusion.model_dump(include={"steps", "schedule", "predicts", "layers", "target"}),
         "flow": training.flow.model_dump(exclude={"steps"}),
         "method": config.method,
-        "images": [training.encoder_of(name, "encoder", "width") for name in images],
+        "images": [
+            training.encoder_of(name, "encoder", "width") | {"channels": data.preparation.channels_of(name)} for name in images
+        ],
         "vectors": [
             [v.shape[1], *training.encoder_of(name, "clinical_units")["clinical_units"]]
             for name, v in zip(data.modalities[len(images) :], data.vectors, strict=True)
