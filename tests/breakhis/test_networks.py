@@ -9,6 +9,8 @@ from torch import nn
 
 from quintet.backbones import LITE0_MODULES, weights_path
 from quintet.breakhis.data.classes import MAGNIFICATIONS
+from quintet.breakhis.evaluation.cam import _evidence
+from quintet.breakhis.model.augmentation import Augmentation
 from quintet.breakhis.model.module import _build_net
 from quintet.breakhis.model.networks import (
     ChannelAttention,
@@ -20,6 +22,7 @@ from quintet.breakhis.model.networks import (
     build_backbone,
 )
 from quintet.errors import InputError
+from quintet.params import parse
 from quintet.training.models import load_pretrained_weights
 
 ALL = torch.ones(3, 4, dtype=torch.bool)
@@ -287,3 +290,59 @@ def test_the_real_lite0_where_it_is_installed():
     saved = torch.load(weights_path("package"), weights_only=True)
     assert all(torch.equal(value, saved[name]) for name, value in net.state_dict().items())
     assert (net._bn1.running_var != 1).all()  # trained
+
+
+def test_flips_and_the_other_changes_of_an_image_are_drawn_apart(values):
+    """Each combination of two flips in about a quarter of the images."""
+    augment = Augmentation(parse(values).breakhis.training.augment)
+    image = np.arange(8 * 8 * 3, dtype=np.uint8).reshape(8, 8, 3)
+    kinds = {"none": image, "horizontal": image[:, ::-1], "vertical": image[::-1], "both": image[::-1, ::-1]}
+    counts = dict.fromkeys(kinds, 0)
+    for seed in range(400):
+        augment.seed(seed)
+        found = augment(image)
+        (kind,) = [name for name, expected in kinds.items() if np.array_equal(found, expected)]
+        counts[kind] += 1
+    assert min(counts.values()) > 60, counts
+
+
+@pytest.mark.parametrize("attention", [[], MODULES])
+def test_grad_cam_is_monais_and_leaves_nothing_behind(attention):
+    from monai.visualize import GradCAM
+
+    net = build(attention=attention, magnifications=["40X", "400X"]).eval()
+    torch.manual_seed(1)
+    for module in net.modules():  # running statistics of another distribution, so that the map is not flat
+        if isinstance(module, nn.BatchNorm2d):
+            module.running_mean.normal_(0, 0.1)
+    present = torch.ones(1, 2, dtype=torch.bool)
+
+    class Single(nn.Module):
+        def __init__(self, other):
+            super().__init__()
+            self.net, self.other = net, other
+
+        def forward(self, x):
+            return self.net([self.other, x], present).classes
+
+    brightest = []
+    _evidence(net, [torch.randn(1, 3, 32, 32) for _ in range(2)], present, 1)
+    assert not any(len(module._forward_hooks) + len(module._backward_hooks) for module in net.modules())
+    assert all(parameter.grad is None for parameter in net.parameters())
+    for _ in range(6):
+        images = [torch.randn(1, 3, 32, 32) for _ in range(2)]
+        found = _evidence(net, images, present, 1)
+        monai_cam = GradCAM(Single(images[0]).eval(), "net.backbones.400X._bn1", postprocessing=lambda x: x)
+        raw = monai_cam(images[1].clone().requires_grad_(), class_idx=1)
+        raw = torch.as_tensor(raw).detach().numpy()[0, 0]
+        np.testing.assert_allclose(found, raw / max(raw.max(), 1e-30), atol=1e-4)
+        brightest.append(found.max())
+    assert max(brightest) == 1
+
+
+def test_where_nothing_is_evidence_the_map_is_zero():
+    net = build(attention=[], magnifications=["40X"]).eval()
+    for parameter in net.classes.parameters():
+        nn.init.zeros_(parameter)
+    found = _evidence(net, [torch.randn(1, 3, 32, 32)], torch.ones(1, 1, dtype=torch.bool), 0)
+    assert not found.any()

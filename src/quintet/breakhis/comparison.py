@@ -49,6 +49,7 @@ def rank(params: Params, runs: Runs) -> Ranking:
         bootstrap=params.ranking.bootstrap,
         bounds=(0, 1),
         questions=questions(params.breakhis),
+        deterministic=_baselines(params, runs),
         floor=FLOOR,
         ceiling=CEILING,
         note="Probabilities were calibrated by temperature scaling on the validation patients of each fold (Guo et al. 2017).",
@@ -66,9 +67,14 @@ def rank_balanced_accuracy(params: Params, runs: Runs) -> Ranking:
         published={CONFIG: PUBLISHED["balanced_accuracy"][0]},
         bounds=(0, 1),
         questions=questions(params.breakhis),
+        deterministic=_baselines(params, runs),
         floor=FLOOR,
         ceiling=CEILING,
     )
+
+
+def _baselines(params: Params, runs: Runs) -> list[str]:
+    return [name for name in runs if name not in params.breakhis.configs]
 
 
 def questions(params: BreakHis) -> list[Question]:

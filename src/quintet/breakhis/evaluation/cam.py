@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -20,33 +21,35 @@ TITLE = "Evidence for malignant (Grad-CAM, each map scaled to its own range)"
 
 def grad_cam(model: Model, images: list[NDArray[np.uint8] | None]) -> list[NDArray[np.float64] | None]:
     """The evidence for malignant in each image `[S, S, 3]` of a quadruple (None: absent), as maps `[S, S]` in [0, 1]."""
-    from monai.visualize import GradCAM
-
     present = torch.tensor([[image is not None for image in images]], device=model.device)
     blank = np.zeros((model.size, model.size, 3), np.uint8)
     inputs = [model.net.normalise(torch.from_numpy(np.array(blank if i is None else i))[None].to(model.device)) for i in images]
     maps: list[NDArray[np.float64] | None] = []
-    for m, (name, image) in enumerate(zip(model.magnifications, images, strict=True)):
+    for m, image in enumerate(images):
         if image is None:
             maps.append(None)
             continue
-        # MONAI gives the network back in the mode of its wrapper: in training mode, later predictions would be wrong
-        cam = GradCAM(_SingleInput(model.net, inputs, present, m).eval(), f"net.backbones.{name}._bn1")
-        heat = cam(inputs[m].clone().requires_grad_(True), class_idx=CLASSES.index("malignant"))
-        maps.append(1 - torch.as_tensor(heat)[0, 0].double().cpu().numpy())  # MONAI's default is 1 where it matters least
+        maps.append(_evidence(model.net, inputs, present, m))
     return maps
 
 
-class _SingleInput(torch.nn.Module):
-    """The class logits as a function of one of the images."""
+def _evidence(net: MagnificationNet, images: list[Tensor], present: Tensor, index: int) -> NDArray[np.float64]:
+    """The map of one of the images `[1, 3, S, S]` from its backbone's last feature maps; 0 everywhere where nothing is evidence.
 
-    def __init__(self, net: MagnificationNet, images: list[Tensor], present: Tensor, index: int) -> None:
-        super().__init__()
-        self.net, self.images, self.present, self.index = net, images, present, index
-
-    def forward(self, image: Tensor) -> Tensor:
-        images = [image if m == self.index else other for m, other in enumerate(self.images)]
-        return self.net(images, self.present).classes
+    MONAI's GradCAM leaves its hooks, and with them every image, in the network, and draws a map of zeros as one of ones."""
+    found: list[Tensor] = []
+    layer: Any = net.backbones[net.order[index]]._bn1
+    hook = layer.register_forward_hook(lambda _module, _inputs, output: found.append(output))
+    try:
+        with torch.enable_grad():
+            own = [image.clone().requires_grad_(m == index) for m, image in enumerate(images)]
+            logit = net(own, present).classes[0, CLASSES.index("malignant")]
+            gradient = torch.autograd.grad(logit, found[0])[0]
+    finally:
+        hook.remove()
+    heat = (gradient.mean((2, 3), keepdim=True) * found[0]).sum(1, keepdim=True).relu().detach().float()
+    heat = F.interpolate(heat, images[index].shape[2:], mode="bilinear", align_corners=False)[0, 0].double().cpu()
+    return np.asarray(heat / heat.max() if heat.max() > 0 else heat)
 
 
 def plot_patient_cam(path: Path, model: Model, images: Images, row: dict[str, Any]) -> None:

@@ -29,7 +29,10 @@ class Augmentation:
         self.transforms = A.Compose([transform for transform in transforms if transform.p > 0])  # each call costs time
 
     def seed(self, seed: int) -> None:
-        self.transforms.set_random_seed(seed)
+        # Compose would give each transform the same seed, hence the same numbers: both flips would come together or not at all
+        rng = np.random.default_rng(seed)
+        for transform in self.transforms.transforms:
+            transform.set_random_seed(int(rng.integers(2**31)))
 
     def __call__(self, image: NDArray[np.uint8]) -> NDArray[np.uint8]:
         return self.transforms(image=image)["image"]
