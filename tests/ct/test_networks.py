@@ -93,6 +93,16 @@ def test_centred_embeddings_differ_and_a_single_scan_gets_the_running_statistics
     assert all(torch.equal(before[name], value) for name, value in net.centre.state_dict().items())
 
 
+def test_a_new_network_with_chunks_is_frozen_before_anybody_sets_its_mode():
+    """Lightning keeps the mode of each module."""
+    net = small(chunk=4)
+    before = net.backbone.net.bn1.running_mean.clone()
+    net(torch.rand(2, 6, 65, 65))
+    assert torch.equal(before, net.backbone.net.bn1.running_mean)
+    assert net.training
+    assert not any(module.training for module in net.backbone.modules() if isinstance(module, torch.nn.BatchNorm2d))
+
+
 def test_without_chunks_batch_norm_learns():
     net = small()
     before = net.backbone.net.bn1.running_mean.clone()

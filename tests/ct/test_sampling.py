@@ -74,6 +74,14 @@ def test_ranks_share_the_batches(monkeypatch):
     assert [batch for pair in zip(*parts, strict=True) for batch in pair] == whole
 
 
+def test_every_label_set_that_can_start_a_batch_may_do_so():
+    """Three findings, all eight label sets: nobody, and each finding alone, are four sets without a common finding."""
+    sets = np.array([[a, b, c] for a in (0, 1) for b in (0, 1) for c in (0, 1)])
+    alone = [k for k, row in enumerate(sets) if row.sum() <= 1]
+    assert sampler(np.repeat(sets, 4, axis=0), classes=4).first_sets == alone
+    assert len(sampler(np.repeat(sets, 4, axis=0), classes=3).first_sets) == 7  # all but the one with every finding
+
+
 def test_more_classes_and_sets_without_a_disjoint_one():
     for batch in sampler(np.repeat(SETS, 4, axis=0), classes=4):
         sets = {tuple(row) for row in np.repeat(SETS, 4, axis=0)[np.array(batch) - 100]}

@@ -8,6 +8,7 @@ import pytest
 
 from quintet.ct.search import Index, build, search
 from quintet.errors import InputError, InputProblemsError
+from tests.ct.conftest import train
 
 
 @pytest.mark.parametrize("kind", ["exact", "hnsw", "ivf"])
@@ -38,6 +39,16 @@ def test_index_and_search(trained, scans, tmp_path, kind):
     assert again["similarity"][0] == pytest.approx(1, abs=1e-3)
     with pytest.raises(InputError, match="neither a scan in the index"):
         search(tmp_path / "index", "nobody", 3, picture=None, device="cpu")
+
+
+def test_a_query_by_path_has_the_models_in_the_order_of_the_index(trained, scans, small, cubes, tmp_path):
+    """Of eleven models, which text would sort as 0, 1, 10, 2."""
+    train(small, cubes, tmp_path / "other", seed=1)
+    build([*[trained[0]] * 2, *[tmp_path / "other"] * 9], scans, tmp_path / "index", kind="exact", device="cpu", skip=False)
+    copy = shutil.copytree(scans / "study-0005", tmp_path / "new scan")
+    found = search(tmp_path / "index", str(copy), 3, picture=None, device="cpu")
+    assert found["study"][0] == "study-0005"
+    assert found["similarity"][0] == pytest.approx(1, abs=1e-3)
 
 
 def test_an_index_without_labels_and_with_unreadable_scans(trained, scans, tmp_path):

@@ -113,6 +113,16 @@ def test_an_oblique_scan_gives_the_volume_of_the_straight_one(angles):
     assert np.abs(oblique[core].astype(int) - straight[core]).max() <= 6
 
 
+@pytest.mark.parametrize("angle", [0, 3])
+def test_noise_is_averaged_whatever_the_direction_of_the_scan(angle):
+    """Blocks of four voxels along each axis."""
+    rng, shape = np.random.default_rng(0), (96, 96, 96)
+    steps = 0.75 * Rotation.from_euler("z", angle, degrees=True).as_matrix()
+    noise = Volume(rng.normal(-300, 80, shape).astype(np.float32), Grid(shape, centred(shape, steps)))
+    grey = to_cube(noise, 24, WINDOW)[6:18, 6:18, 6:18].astype(float)
+    assert grey.std() * (WINDOW[1] - WINDOW[0]) / 255 < 80 / 64**0.5 * 1.2
+
+
 def test_another_spacing_gives_the_same_volume():
     finer = scan((100, 160, 128), centred((100, 160, 128), np.diag([2.0, 1.25, 1.5])))
     assert mean_difference(to_cube(finer, 64, WINDOW), to_cube(CLEAN, 64, WINDOW)) < 1

@@ -139,7 +139,7 @@ class Index:
         if not path.exists():
             examples = ", ".join(self.scans["study"][:3])
             raise InputError(f"{name}: neither a scan in the index (such as {examples}) nor a series folder or NIfTI file")
-        models = [Model.read(p, device) for p in sorted((self.folder / "models").glob("*.pt"))]
+        models = [Model.read(p, device) for p in sorted((self.folder / "models").glob("*.pt"), key=lambda p: int(p.stem))]
         cube, _ = read_cube(path, models[0].cubes, threads=2)
         return embed_with_all(models, cube[None]).vectors[0], middle_slices(cube), None
 

@@ -13,9 +13,9 @@ from typing import Any, Protocol
 import nibabel as nib
 import numpy as np
 from numpy.typing import NDArray
-from scipy.ndimage import affine_transform
 
 from quintet.errors import InputError
+from quintet.imaging.boxes import sample_cube
 from quintet.imaging.volumes import Grid
 
 Cube = NDArray[np.uint8]  # [Z, Y, X], indices increase towards Superior, Anterior and Right
@@ -189,12 +189,8 @@ def _fill_oblique(scan: Scan, cube: Cube, target_mm: float, window_hu: tuple[flo
     for k in range(len(volume)):
         stored, slope, intercept = scan.plane(k)
         volume[k] = stored * np.float32(slope) + np.float32(intercept)
-    to_file = np.linalg.inv(grid.affine)
     centre_mm = nib.affines.apply_affine(grid.affine, (np.array(grid.shape) - 1) / 2)
-    # cube index (z, y, x) -> RAS mm -> file index (x, y, z) -> (z, y, x)
-    matrix = (to_file[:3, :3] * target_mm)[::-1, ::-1]
-    offset = nib.affines.apply_affine(to_file, centre_mm - (size - 1) / 2 * target_mm)[::-1]
-    values = affine_transform(volume, matrix, offset, (size,) * 3, order=1, mode="constant", cval=window_hu[0])
+    values = sample_cube(volume.T, grid, centre_mm, size * target_mm, size, fill=window_hu[0])
     hu_range = _finite_range(volume)
     cube[:] = apply_window(values, window_hu)
     return hu_range

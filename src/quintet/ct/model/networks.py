@@ -95,6 +95,7 @@ class Proximity(nn.Module):
         # The head reads the vector that retrieval compares, scaled to unit variance per coordinate: similar vectors get similar
         # logits.
         self.head = nn.Linear(self.embed.out_features, findings) if findings else None
+        self.train()  # freezes: Lightning keeps the modes that it finds
 
     def forward(self, volumes: Tensor) -> Output:
         batch, depth = volumes.shape[:2]

@@ -29,7 +29,7 @@ class BalancedBatches(Sampler[list[int]]):
         self.overlap = overlap
         self.disjoint = [np.flatnonzero(~row) for row in sets @ sets.T > 0]
         self.disjoint = [others[others != k] for k, others in enumerate(self.disjoint)]
-        self.first_sets = [k for k in range(len(sets)) if self._draw_sets(k, classes, np.random.default_rng(0)) is not None]
+        self.first_sets = [k for k in range(len(sets)) if self._can_start(k, classes)]
         if not self.first_sets:
             which = "two of them with" if overlap else "with"
             raise InputError(
@@ -38,6 +38,17 @@ class BalancedBatches(Sampler[list[int]]):
             )
         self.classes, self.samples, self.seed, self.epoch = classes, samples, seed, 0
         self.count = math.ceil(len(rows) / (classes * samples))
+
+    def _can_start(self, first: int, classes: int) -> bool:
+        """Whether some draw of `_draw_sets` succeeds."""
+        if self.overlap:
+            return len(self.disjoint[first]) > 0 and len(self.members) >= classes
+        return self._has_disjoint(self.disjoint[first], classes - 1)
+
+    def _has_disjoint(self, candidates: NDArray[np.int64], count: int) -> bool:
+        """Whether `count` of the label sets `candidates` have no finding in common."""
+        rest = [np.intersect1d(candidates[candidates > k], self.disjoint[k]) for k in candidates] if count > 0 else []
+        return count == 0 or any(self._has_disjoint(own, count - 1) for own in rest)
 
     def _draw_sets(self, first: int, classes: int, rng: np.random.Generator) -> list[int] | None:
         """`first` and further sets in random order, see `overlap`; None if there are not enough."""
