@@ -189,6 +189,31 @@ def test_skip_leaves_out_broken_cases_and_prepares_the_rest(broken, tmp_path, sm
     assert all(html.escape(problem) in page for problem in skipped)
 
 
+def test_skipped_cases_leave_the_folds_of_a_file_too(broken, tmp_path, small):
+    names = sorted(path.name.removesuffix(".nii.gz") for path in (broken / "labelsTr").iterdir())
+    subject = [name.split("-")[0] for name in names]
+    people, count = sorted(set(subject)), small.perfusion.data.folds
+    folds = [
+        {
+            "train": [n for n, s in zip(names, subject, strict=True) if people.index(s) % count != k],
+            "val": [n for n, s in zip(names, subject, strict=True) if people.index(s) % count == k],
+        }
+        for k in range(count)
+    ]
+    (broken / "splits_final.json").write_text(json.dumps(folds))
+    damage_two_cases(broken)
+    prepared, skipped = prepare(broken, tmp_path / "out", skipping(small.perfusion))
+    assert len(skipped) == 2
+    left = set(names) - {"PerfTerr002-v1", "PerfTerr003-v1"}
+    assert set(prepared.table["case"]) == left
+    written = json.loads((tmp_path / "out" / "splits_final.json").read_text())
+    assert all(set(fold["train"]) | set(fold["val"]) == left for fold in written)
+    folds[0]["train"].append("nobody")
+    (broken / "splits_final.json").write_text(json.dumps(folds))
+    with pytest.raises(InputError, match="fold 0: nobody is not a case"):
+        prepare(broken, tmp_path / "again", skipping(small.perfusion))
+
+
 def test_raise_lists_all_broken_cases_and_analyze_describes_the_rest(broken, tmp_path, small):
     damage_two_cases(broken)
     with pytest.raises(InputError, match=r"perfusion\.data\.on_error=skip would leave these cases out") as error:

@@ -1,10 +1,15 @@
 """Open questions and recommendations, answered from score tables with a known truth."""
 
+from dataclasses import replace
+
+import numpy as np
 import pandas as pd
 import pytest
 
-from quintet.perfusion.open_questions import difference, open_questions, recommendations
+from quintet.perfusion.open_questions import difference, least_variable, open_questions, recommendations
 from quintet.perfusion.published import PUBLISHED
+from quintet.ranking import decide
+from tests.ranking.tables import draw
 
 
 def test_one_seed_is_about_trained_models_and_leaves_questions_open(simulated):
@@ -69,4 +74,23 @@ def test_a_run_sd_far_below_the_others_is_recommended(simulated):
     run_sd = {"shared": 0.02, "separate": 0.0005, "crossattention": 0.02}
     params, _, ranking = simulated({}, configs=list(run_sd), folds=range(5), seeds=range(4), run_sd=run_sd)
     costs = pd.DataFrame({"parameters": 100.0, "train_seconds": 9.0}, index=list(run_sd))
-    assert recommendations(ranking, costs, params.perfusion)[1].startswith("By run-to-run variation: separate, run SD 0.000")
+    assert recommendations(ranking, costs, params.perfusion)[1].startswith(
+        "By run-to-run variation: separate, SD between the means of its runs 0.000"
+    )
+
+
+@pytest.mark.parametrize("noise_sd", [0.0, 0.2, 6.0])
+def test_equal_configurations_are_rarely_told_apart_by_their_variation(noise_sd):
+    """At most 5 % under the null, whether the noise of people is small or hides the runs."""
+    rng = np.random.default_rng(0)
+    found = []
+    for _ in range(400):
+        decision = decide(draw(rng, configs=4, patients=20, folds=2, seeds=3, run_sd=1.0, noise_sd=noise_sd))
+        runs = pd.DataFrame({"square": decision.config_run_square, "df": decision.config_run_df}).sort_values("square")
+        found.append(least_variable(runs, 0.05))
+    assert np.mean(found) <= 0.05 + 2 * (0.05 * 0.95 / 400) ** 0.5
+
+
+def test_runs_that_differ_by_noise_alone_say_so(simulated):
+    params, _, ranking = simulated({}, folds=range(5), seeds=range(3))
+    assert "by no more than the noise" in open_questions(replace(ranking, run_sd=0.0), params.perfusion)[1]

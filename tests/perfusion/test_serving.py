@@ -40,7 +40,7 @@ def test_a_pair_of_volumes_gets_the_territories_that_predict_writes(trained, flo
         mask = nib.Nifti1Image.from_bytes(gzip.decompress(base64.b64decode(territories)))
         assert (np.asarray(mask.dataobj) == np.asarray(nib.load(tmp_path / "out" / f"{case}.nii.gz").dataobj)).all()
     assert refused.status_code == 400
-    assert "row-0000_0001.nii" in refused.json()["message"]
+    assert "row-0000000_0001.nii" in refused.json()["message"]
     assert "cannot be read" in refused.json()["message"]
     assert "/tmp" not in refused.json()["message"]
     assert again["left_ml"][0] == found["left_ml"][0]

@@ -52,8 +52,10 @@ def _anomaly(table: Ranking, order: list[str]) -> str:
         f"Is {LAST} (published last with {PUBLISHED[LAST][0]}, then {RERUN[LAST]} in a second run) an anomaly? Here it has rank "
         f"{order.index(LAST) + 1} of {len(order)}; {above} of the others are significantly better, {below} significantly worse."
     )
-    if not table.run_sd:
+    if table.run_sd is None:
         return f"{text} Two or more seeds are needed to see whether randomness in training could explain that."
+    if table.run_sd == 0:
+        return f"{text} Runs of one configuration differ by no more than the noise of their people's scores."
     jump, sd = abs(RERUN[LAST] - PUBLISHED[LAST][0]) / 100, np.sqrt(2) * table.run_sd
     chance = 100 * 2 * stats.norm.sf(jump / sd)
     return (
@@ -92,15 +94,23 @@ def recommendations(table: Ranking, costs: pd.DataFrame, params: Perfusion) -> l
 
 
 def _most_reproducible(table: Ranking, params: Perfusion) -> str:
-    df = len(params.sweep.folds) * (len(params.sweep.seeds) - 1)
-    if df < 1:
+    runs = table.run_squares.loc[trained(table, params)].dropna().sort_values("square")
+    if runs.empty:
         return "By run-to-run variation: unknown, because one seed cannot measure it."
-    sds = table.table.set_index("config")["run_sd"].loc[trained(table, params)].sort_values()
-    smallest, second = (*sds.iloc[:2], np.nan)[:2]
-    # the smallest of several SDs against the next: two-sided, Bonferroni over those it was chosen from
-    if second > 0 and 2 * stats.f.cdf((smallest / second) ** 2, df, df) <= table.alpha / (len(sds) - 1):
-        return f"By run-to-run variation: {sds.index[0]}, run SD {smallest:.4f}."
+    sds = np.sqrt(runs["square"])
+    if least_variable(runs, table.alpha):
+        return f"By run-to-run variation: {runs.index[0]}, SD between the means of its runs {sds.iloc[0]:.4f}."
     return (
-        f"By run-to-run variation: none. Run SDs range from {smallest:.4f} ({sds.index[0]}) to {sds.iloc[-1]:.4f} "
-        f"({sds.index[-1]}), each with {df} degrees of freedom: too few to distinguish the smallest from the next."
+        f"By run-to-run variation: none. SDs between the means of runs go from {sds.iloc[0]:.4f} ({runs.index[0]}) to "
+        f"{sds.iloc[-1]:.4f} ({runs.index[-1]}), with {runs['df'].min():.3g} degrees of freedom or more: too few to distinguish "
+        "the smallest from the next."
     )
+
+
+def least_variable(runs: pd.DataFrame, alpha: float) -> bool:
+    """Whether the first of some mean squares with their df, in ascending order, is significantly smaller than the second: an F
+    test, two-sided, Bonferroni over those it was chosen from. Variances that are corrected for noise have no F distribution."""
+    if len(runs) < 2 or runs["square"].iloc[1] == 0:
+        return False
+    (smallest, df), (second, second_df) = runs[["square", "df"]].iloc[:2].to_numpy()
+    return bool(2 * stats.f.cdf(smallest / second, df, second_df) <= alpha / (len(runs) - 1))

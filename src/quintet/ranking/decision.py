@@ -71,6 +71,8 @@ class Decision:
     half_width: Floats
     patient_variance: Floats  # within folds
     config_run_variance: Floats  # between repeated seeds; NaN for a configuration without any
+    config_run_square: Floats  # the mean square of its runs' means, with the noise that the variance above is free of
+    config_run_df: Floats
     run_variance: float | None  # pooled over configurations
     run_df: float
     pairs: Family
@@ -147,6 +149,8 @@ def decide(
         half_width=alone.half_width(alpha),
         patient_variance=alone.patient_variance,
         config_run_variance=np.maximum(seeds.own, 0),
+        config_run_square=seeds.own_square,
+        config_run_df=seeds.own_df,
         run_variance=max(seeds.pooled, 0) if seeds.pooled_df > 0 or deterministic.all() else None,
         run_df=seeds.pooled_df,
         pairs=compare(one[first] - one[second]),

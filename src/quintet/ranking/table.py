@@ -44,6 +44,7 @@ class Ranking:
     cases: int
     folds: int
     run_sd: float | None  # pooled over configurations; None: unknown because no seed was repeated
+    run_squares: pd.DataFrame  # index: config; mean square between runs and its df, which an F test may compare
     kendall_tau: float | None
     floor: str | None  # a trivial method, one of the configurations
     ceiling: str | None  # what the data allow at best; in no comparison, and not in `table`
@@ -132,6 +133,7 @@ def rank(
         cases=scores.cases,
         folds=scores.folds,
         run_sd=None if decision.run_variance is None else float(np.sqrt(decision.run_variance)),
+        run_squares=pd.DataFrame({"square": decision.config_run_square, "df": decision.config_run_df}, index=scores.configs),
         kendall_tau=_kendall_tau(summary, sign),
         floor=floor,
         ceiling=ceiling,

@@ -2,7 +2,7 @@
 
 import json
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -98,14 +98,15 @@ def print_doubts(
             found.append(f"{case}: {doubt}")
 
 
-def make_folds(raw: Path, cases: list[Case], params: PerfusionData) -> list[Fold]:
-    """Folds by person. A splits_final.json (in the raw folder, or the file that params name) takes precedence; it is refused if a
-    person is in both train and val of a fold."""
+def make_folds(raw: Path, cases: list[Case], params: PerfusionData, *, kept: Container[str] | None = None) -> list[Fold]:
+    """Folds by person of the cases that are `kept` (None: all). A splits_final.json (in the raw folder, or the file that params
+    name) takes precedence; it is refused if a person is in both train and val of a fold."""
     path = Path(raw) / "splits_final.json" if params.split == "auto" else Path(params.split)
     if params.split != "auto" and not path.is_file():
         raise InputError(f"perfusion.data.split: {path}: no such file; auto makes folds by person{splits.unknown_to_git()}")
     if path.is_file():
-        return _read_folds(path, cases, params.folds)
+        return _read_folds(path, cases, params.folds, kept, set(find_labels(Path(raw) / "labelsTr")[0]))
+    cases = [case for case in cases if kept is None or case.name in kept]
     subjects = [case.subject for case in cases]
     held_out = splits.grouped_folds(subjects, params.folds, seed=params.split_seed)
     names = np.array([case.name for case in cases])
@@ -115,7 +116,7 @@ def make_folds(raw: Path, cases: list[Case], params: PerfusionData) -> list[Fold
     ]
 
 
-def _read_folds(path: Path, cases: list[Case], count: int) -> list[Fold]:
+def _read_folds(path: Path, cases: list[Case], count: int, kept: Container[str] | None, labelled: set[str]) -> list[Fold]:
     try:
         folds = [
             {part: sorted(fold[part]) for part in ("train", "val")} for fold in json.loads(path.read_text(encoding="utf-8-sig"))
@@ -129,7 +130,8 @@ def _read_folds(path: Path, cases: list[Case], count: int) -> list[Fold]:
     subject = {case.name: case.subject for case in cases}
     problems = []
     for number, fold in enumerate(folds):
-        unknown = sorted(set(fold["train"] + fold["val"]) - set(subject))
+        left_out = labelled if kept is not None else set()
+        unknown = sorted(set(fold["train"] + fold["val"]) - set(subject) - left_out)
         problems += [f"fold {number}: {name} is not a case of this data set" for name in unknown]
         problems += [f"fold {number}: {part} is empty" for part in ("train", "val") if not fold[part]]
         problems += [f"fold {number}: {n} is listed twice in {p}" for p in fold for n, k in Counter(fold[p]).items() if k > 1]
@@ -139,8 +141,11 @@ def _read_folds(path: Path, cases: list[Case], count: int) -> list[Fold]:
             problems.append(f"fold {number}: subject {name} is in train and val: {', '.join(both)}; keep all visits together")
     held_out = Counter(name for fold in folds for name in fold["val"])
     problems += [f"{name} is held out in {k} folds, so it would be counted {k} times" for name, k in held_out.items() if k > 1]
+    if kept is not None:
+        folds = [{part: [name for name in names if name in kept] for part, names in fold.items()} for fold in folds]
+        problems += [f"fold {n}: no case of {part} is left" for n, fold in enumerate(folds) for part in fold if not fold[part]]
     if problems:
-        raise InputProblemsError(str(path), problems)
+        raise InputProblemsError(str(path), list(dict.fromkeys(problems)))
     return folds
 
 
@@ -166,7 +171,7 @@ def prepare(raw: Path, out: Path, params: Perfusion, *, doubts: list[str] | None
             hint = "" if skip else " (perfusion.data.on_error=skip would leave these cases out)"
             raise InputProblemsError(f"{raw}{hint}", problems)
         kept = set(table["case"])
-        folds = make_folds(raw, [case for case in dataset.cases if case.name in kept], params.data)
+        folds = make_folds(raw, dataset.cases, params.data, kept=kept)
         names = ["truth", *(["oracle"] if drawn else [])]
         _join_cases(folder, table, geometry, len(dataset.channels), params.training.patch, names)
         table.to_csv(folder / "cases.csv", index=False)
