@@ -10,11 +10,12 @@ from sklearn.metrics import roc_auc_score
 
 from quintet import results
 from quintet.fusion import comparison, sections
-from quintet.fusion.comparison import compared_pairs
+from quintet.fusion.comparison import compared_pairs, shared_runs
 from quintet.fusion.evaluation.patterns import MAR, MCAR, RECORDED
 from quintet.fusion.evaluation.scores import evaluate, predictions
 from quintet.fusion.sections import BootstrapScores
 from quintet.params import parse
+from quintet.resampling import percentile_interval
 from quintet.runs import Record
 from tests.conftest import with_changes
 from tests.fusion.conftest import SMALL
@@ -83,6 +84,29 @@ def test_the_true_order_is_found(evaluated):
     assert ranking.patients == PATIENTS
     pair = ranking.pairs.set_index(["first", "second"]).loc["late", "clinical-only"]
     assert pair["significant"]
+
+
+def test_visits_of_a_person_count_once(values):
+    """Each patient four times: the interval of the scores is that of the people, not of the visits."""
+    rng, tables = np.random.default_rng(0), {}
+    once = table_of("diffusion", rng, task="classification")
+    visits = [once.assign(patient=once["patient"] + f"-v{k}") for k in range(4)]
+    for name, table in (("once", once), ("four", pd.concat(visits, ignore_index=True))):
+        tables[name] = percentile_interval(BootstrapScores({"x": [table]}).score("x", RECORDED)[1])
+    assert tables["four"] == pytest.approx(tables["once"], abs=0.01)
+
+
+def test_people_are_the_groups_of_the_ranking(tmp_path, values):
+    table = table_of("late", np.random.default_rng(0), task="classification")
+    table["subject"] = table["patient"].str[:2]
+    evaluate({"late": table}, ["no", "yes"], record=Record("fusion", "s", "late", 0, {}, {}), out=tmp_path)
+    assert set(results.read([tmp_path / "cases.csv"])["group"]) == set(table["subject"])
+
+
+def test_rows_on_the_same_encoders_are_compared_run_by_run(values):
+    shared = shared_runs(parse(values).fusion)
+    assert shared["flow-complete"] == shared["concat"] == "late" == shared["late"]
+    assert (shared["attention"], shared["attention-ttt"], shared["diffusion"]) == ("attention", "attention", "diffusion")
 
 
 def test_report_sections(evaluated):

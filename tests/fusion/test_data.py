@@ -15,7 +15,7 @@ import yaml
 
 from quintet import experiment
 from quintet.errors import InputError, InputProblemsError
-from quintet.fusion.analysis import analyze
+from quintet.fusion.analysis import analyze, write_data_page
 from quintet.fusion.data.prepare import check, prepare
 from quintet.fusion.data.prepared import load
 from quintet.fusion.data.segmentation import segment
@@ -85,7 +85,9 @@ def test_patients_of_other_hospitals_are_only_tested(raw, small, capsys):
     own = table["patient"][:6].drop(3)
     assert sorted(data.table["patient"][data.table["split"] == "external"]) == sorted(own)
     assert table["patient"][3] not in set(data.table["patient"])
-    assert "1 patients of B, C (fusion.data.external) have no outcome yet" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert "1 patients of B, C (fusion.data.external) have no outcome yet" in printed
+    assert "5 patients of B, C (fusion.data.external) are only tested" in printed
     assert "hospital" not in [column.name for column in data.encoder.columns]
     before = data.encoder
     table.loc[:5, "age"] = "17"
@@ -243,6 +245,8 @@ def test_patients_without_a_target_are_kept_in_a_part_of_their_own(raw, small, t
     assert data.table.loc[data.table["split"] == "unlabelled", "patient"].tolist() == ["patient_003"]
     assert np.isnan(data.target[data.rows("unlabelled"), 0]).all()
     assert np.isfinite(data.target[data.table["split"] != "unlabelled"]).all()
+    write_data_page(Path("page.html"), data, [], small.fusion, masks=Path("masks"))
+    assert "unlabelled" in Path("page.html").read_text()
     edit(raw, lambda t: t.drop(index=3))
     with pytest.raises(InputProblemsError, match="patient_003"):
         run(raw, small, task=task)

@@ -9,8 +9,10 @@ from typer.testing import CliRunner
 
 from quintet.cli import app
 from quintet.errors import InputError, InputProblemsError
-from quintet.experiment import evaluate_folder, predict_folder, train_selected
+from quintet.experiment import evaluate_folder, evaluate_selected, predict_folder, train_selected
+from quintet.fusion.data.prepare import prepare
 from quintet.fusion.data.prepared import load
+from quintet.fusion.data.segmentation import segment
 from quintet.fusion.evaluation.patterns import RECORDED
 from tests.fusion.conftest import ELSEWHERE, HERE
 
@@ -50,6 +52,18 @@ def test_predict_with_test_time_training(trained, raw, tmp_path, small, prepared
     shutil.copytree(trained[0] / "evaluation", tmp_path / "late" / "evaluation")
     with pytest.raises(InputError, match="late has no losses for test-time training; give runs of attention or diffusion"):
         predict([tmp_path / "late"], source, tmp_path / "q.csv", ttt=True)
+
+
+def test_runs_of_another_split_are_not_averaged(trained, heads, raw, tmp_path, small):
+    """Their clinical features are encoded by other training patients."""
+    data = small.fusion.data.model_copy(update={"split_seed": 7})
+    other = small.model_copy(update={"fusion": small.fusion.model_copy(update={"data": data})})
+    segment(heads, tmp_path / "masks", other.fusion)
+    prepare(heads, tmp_path / "masks", tmp_path / "data", other.fusion)
+    train_selected("fusion", other, tmp_path / "data", tmp_path / "other")
+    evaluate_selected("fusion", other, tmp_path / "data", tmp_path / "other", tmp_path / "scores.json")
+    with pytest.raises(InputError, match="or split differently"):
+        predict([trained[0], tmp_path / "other"], raw[0], tmp_path / "p.csv")
 
 
 def test_a_patient_without_any_modality_is_named_or_skipped(trained, raw, tmp_path, small):

@@ -26,7 +26,7 @@ def test_a_row_of_the_clinical_table_gets_a_prediction(trained, raw, tmp_path):
     assert np.allclose(found.filter(like="probability_").sum(axis=1), 1)
     assert found.filter(like="probability_").nunique().max() == 3
     assert refused.status_code == empty.status_code == 400
-    assert "row-0000/pet.nii" in refused.json()["message"]
+    assert "row-0000000/pet.nii" in refused.json()["message"]
     assert "no modality" in empty.json()["message"]
 
 
@@ -40,8 +40,8 @@ def test_images_and_table_together_are_what_predict_reads(trained, raw, tmp_path
         key = next(key for key in names if path.name.removesuffix(".nii.gz").endswith(key))
         row[names[key]] = path.read_bytes()
     answer = model.predict(pd.DataFrame([row]))
-    shutil.copytree(patient, tmp_path / "in" / "row-0000")  # a patient's name seeds the draws
-    clinical.to_frame("row-0000").T.rename_axis("patient").to_csv(tmp_path / "in" / "clinical_data.csv")
+    shutil.copytree(patient, tmp_path / "in" / "row-0000000")  # a patient's name seeds the draws
+    clinical.to_frame("row-0000000").T.rename_axis("patient").to_csv(tmp_path / "in" / "clinical_data.csv")
     predict_folder("fusion", [trained[0]], tmp_path / "in", tmp_path / "out.csv", overlays=None, device="cpu", skip=False)
     expected = pd.read_csv(tmp_path / "out.csv")
     assert answer["modalities"][0] == expected["modalities"][0]

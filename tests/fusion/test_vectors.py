@@ -127,7 +127,8 @@ def _predict_new(raw: Path, work: Path, modalities: list[str]) -> None:
     (new / "features").mkdir(parents=True)
     table = pd.read_csv(raw / "features" / "dsc.csv", dtype={"patient": str})
     table.iloc[::-1].head(5).to_csv(new / "features" / "dsc.csv", index=False)
-    count = experiment.predict_folder("fusion", [work / "run"], new, work / "out.csv", overlays=None, device="cpu", skip=False)
+    options = {"overlays": work / "cubes", "device": "cpu", "skip": False}
+    count = experiment.predict_folder("fusion", [work / "run"], new, work / "out.csv", **options)
     predicted = pd.read_csv(work / "out.csv")
     assert (count, set(predicted["modalities"])) == (5, {"dsc"})
     table.drop(columns="c").to_csv(new / "features" / "dsc.csv", index=False)

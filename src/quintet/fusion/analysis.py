@@ -10,14 +10,14 @@ import pandas as pd
 from quintet.figures import new_figure, save_figure
 from quintet.fusion.data.clinical import Category, Numeric
 from quintet.fusion.data.prepare import prepare
-from quintet.fusion.data.prepared import Prepared
+from quintet.fusion.data.prepared import EXTERNAL, UNLABELLED, Prepared
 from quintet.fusion.data.segmentation import TABLE, segment
 from quintet.fusion.evaluation.figures import montage
 from quintet.pages import Section, write_page
 from quintet.params import Fusion
 
 MAX_PATIENTS_SHOWN = 6
-PARTS = ("train", "valid", "test")
+PARTS = ("train", "valid", "test", UNLABELLED, EXTERNAL)
 
 
 def analyze(raw: Path, page: Path, params: Fusion) -> None:
@@ -73,8 +73,9 @@ def _targets(data: Prepared) -> pd.DataFrame:
 
 
 def _modalities(data: Prepared) -> pd.DataFrame:
-    shares = [data.present[data.rows(part)].mean(0) for part in PARTS]
-    return pd.DataFrame(shares, columns=data.modalities).assign(part=PARTS)[["part", *data.modalities]]
+    parts = [part for part in PARTS if len(data.rows(part))]
+    shares = [data.present[data.rows(part)].mean(0) for part in parts]
+    return pd.DataFrame(shares, columns=data.modalities).assign(part=parts)[["part", *data.modalities]]
 
 
 VECTORS_TEXT = """Tables of numbers, fitted on the training patients: used columns (those without spread are left out), and the

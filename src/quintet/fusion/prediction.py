@@ -12,6 +12,7 @@ from quintet.errors import InputError, InputProblemsError
 from quintet.fusion.data.cubes import Cubes
 from quintet.fusion.data.prepare import find_new_patients, read_new
 from quintet.fusion.data.raw import read_table, targets
+from quintet.fusion.data.tabular import subjects_of
 from quintet.fusion.evaluation.figures import montage
 from quintet.fusion.evaluation.inference import Model, Values, load_models
 from quintet.fusion.evaluation.patterns import RECORDED
@@ -54,7 +55,7 @@ def predict_folder(
         columns = [f"probability_{label}" for label in first.classes] or ["risk"]
         row |= dict(zip(columns, values, strict=True))
         rows.append(row | {"spread": spread} | ({"adapted": adapted} if ttt else {}))
-        if overlays:
+        if overlays and first.preparation.cubes:
             montage(overlays / f"{name}.png", [(name, cubes, present)], first.preparation)
     pd.DataFrame(rows).to_csv(out, index=False)
     return len(rows)
@@ -110,5 +111,8 @@ def evaluate_folder(runs: Sequence[Path], raw: Path, out: Path, params: Fusion, 
     else:
         known = target[["time", "event"]].to_numpy(float)
     record = Record.load(runs[0])
-    table = predictions(record.config, RECORDED, np.array(names), used, np.stack(values), known, classes, spread=np.array(spread))
+    people = subjects_of(names, params.data)
+    table = predictions(
+        record.config, RECORDED, np.array(names), used, np.stack(values), known, classes, subjects=people, spread=np.array(spread)
+    )
     return evaluate({record.config: table}, classes, record=record, out=out)

@@ -4,6 +4,7 @@ completion, diffusion and test-time training change."""
 from collections.abc import Callable, Mapping
 from itertools import combinations
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -54,7 +55,9 @@ def report_sections(params: Fusion, table: Ranking, runs: Runs) -> list[Section]
 
 def _predictions(runs: list[Path], config: str, file: str = "predictions.csv") -> list[pd.DataFrame]:
     """The predictions of one ranked configuration, one table per run."""
-    tables = [pd.read_csv(run / "evaluation" / file, dtype={"patient": str}) for run in runs]
+    texts = {"patient": str, "subject": str}  # somebody may be called NA
+    options: dict[str, Any] = {"dtype": texts, "keep_default_na": False, "na_values": [""]}
+    tables = [pd.read_csv(run / "evaluation" / file, **options) for run in runs]
     return [table[table["config"] == config] for table in tables]
 
 
@@ -75,7 +78,7 @@ class BootstrapScores:
         recorded = first[first["pattern"] == RECORDED].set_index("patient")
         strata = recorded["target"] if len(self.columns) > 1 else recorded["event"]
         self.found: dict[tuple[str, str, bool], tuple[float, Floats]] = {}
-        self.weights = pd.DataFrame(bootstrap_weights(recorded.index, strata).T, index=recorded.index)
+        self.weights = pd.DataFrame(bootstrap_weights(recorded["subject"], strata).T, index=recorded.index)
 
     def score(self, config: str, pattern: str, *, complete: bool = False) -> tuple[float, Floats]:
         """The value and that of each draw, of all patients or of those with all modalities; NaN if no pair is comparable."""
@@ -214,7 +217,8 @@ def _adaptation(runs: Runs, params: Fusion) -> pd.DataFrame:
             change = adapted[metric] - plain[metric]
             worse = change if metric == "log_loss" else -change
             means = change.groupby("patient").mean()
-            draws = bootstrap_means(means.to_numpy(), bootstrap_weights(means.index))
+            people = plain.groupby("patient")["subject"].first()
+            draws = bootstrap_means(means.to_numpy(), bootstrap_weights(people))
             rows.append(
                 {
                     "config": name,

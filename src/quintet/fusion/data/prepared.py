@@ -57,7 +57,7 @@ class Prepared:
     def target(self) -> NDArray[np.float32]:
         """`[N, 2]`: time and event, or the class number and 1; NaN where it is not known."""
         if not self.classes:
-            return np.array(self.table[["time", "event"]].apply(pd.to_numeric, errors="coerce"), np.float32)
+            return self.table[["time", "event"]].to_numpy(np.float32)
         number = [self.classes.index(label) if label else np.nan for label in self.table["label"]]
         return np.stack([number, np.ones(len(number))], 1).astype(np.float32)
 
@@ -68,7 +68,9 @@ def load(folder: Path) -> Prepared:
     if not (folder / "patients.csv").is_file():
         raise InputError(f"{folder}: not prepared yet; run `dvc repro fusion_prepare`")
     about = json.loads((folder / "about.json").read_text(encoding="utf-8"))
-    table = pd.read_csv(folder / "patients.csv", dtype={"patient": str, "label": str}, keep_default_na=False)
+    table = pd.read_csv(folder / "patients.csv", dtype={"patient": str, "subject": str, "label": str}, keep_default_na=False)
+    for name in {"time", "event"} & {*table}:
+        table[name] = pd.to_numeric(table[name], errors="coerce")
     vectors, truth = np.load(folder / VECTORS), folder / TRUTH
     return Prepared(
         np.load(folder / VOLUMES, mmap_mode="r"),

@@ -37,7 +37,8 @@ Files = Mapping[str, Path]  # modality -> file
 @dataclass(frozen=True)
 class Tables:
     """What is known of the usable patients apart from their images. `vectors`: `[N, W]` of each modality that is a table, last of
-    the clinical features; `table`: patient, split, target, has/MODALITY for these."""
+    the clinical features; `table`: patient, subject (the person),
+    split, target, has/MODALITY for these."""
 
     table: pd.DataFrame
     vectors: list[NDArray[np.float32]]
@@ -92,10 +93,13 @@ def _read_tables(
     ]
     if left_out := int((elsewhere & waiting).sum()):
         print(f"note: {left_out} patients of {', '.join(data.external)} (fusion.data.external) have no outcome yet; not used")
+    if count := int((elsewhere & ~waiting).sum()):
+        print(f"note: {count} patients of {', '.join(data.external)} (fusion.data.external) are only tested")
     kept = [p for p in patients if usable[p] and p not in empty]
     table = target.loc[kept].reset_index()
+    table.insert(1, "subject", subjects_of(kept, data))
     with_target, external = labelled[kept].to_numpy(), elsewhere[kept].to_numpy()
-    table.insert(1, "split", UNLABELLED)
+    table.insert(2, "split", UNLABELLED)
     table.loc[external, "split"] = EXTERNAL
     with_target = with_target & ~external
     if data.task == "classification":

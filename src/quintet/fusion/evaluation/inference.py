@@ -267,10 +267,18 @@ def encode_prepared(model: Model, data: Prepared, rows: NDArray[np.int64]) -> En
 
 
 def load_models(runs: Sequence[Path], device: str) -> list[Model]:
-    """Load the runs whose predictions are averaged; they must have the same modalities, classes and preparation."""
+    """Load the runs whose predictions are averaged; they must have the same modalities, classes and preparation, and encode
+    clinical features and tables alike (which is fitted on the training patients)."""
     models = [Model.load(run, device) for run in runs]
-    first = models[0]
+
+    def encoding(model: Model) -> object:
+        tables = {name: encoder.to_dict() for name, encoder in model.vector_encoders.items()}
+        return model.modalities, model.classes, model.preparation, model.encoder.to_dicts(), tables
+
     for model, run in zip(models, runs, strict=True):
-        if (model.modalities, model.classes, model.preparation) != (first.modalities, first.classes, first.preparation):
-            raise InputError(f"{runs[0]} and {run} were trained on data prepared in different ways; give runs of one data set")
+        if encoding(model) != encoding(models[0]):
+            raise InputError(
+                f"{runs[0]} and {run} were trained on data prepared in different ways, or split differently; give runs of one "
+                "data set and split"
+            )
     return models

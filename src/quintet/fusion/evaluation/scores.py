@@ -76,12 +76,15 @@ def predictions(
     target: NDArray[np.floating[Any]],
     classes: Sequence[str],
     *,
+    subjects: Sequence[str] | None = None,
     spread: Floats | float = 0.0,
     adapted: NDArray[np.bool_] | bool = False,
 ) -> pd.DataFrame:
-    """One row per patient: the modalities `used`, probabilities `[P, classes]` or risk `[P, 1]`, their spread over samples,
-    whether the weights were adapted, target (class and 1, or time and event) and scores."""
-    table = pd.DataFrame({"config": config, "pattern": pattern, "patient": patients})
+    """One row per patient: the person (`subjects`; None: nobody has a second visit), the modalities `used`, probabilities
+    `[P, classes]` or risk `[P, 1]`, their spread over samples, whether the weights were adapted, target (class and 1, or time
+    and event) and scores."""
+    people = patients if subjects is None else subjects
+    table = pd.DataFrame({"config": config, "pattern": pattern, "patient": patients, "subject": people})
     table[prediction_columns(classes)] = values
     table = table.assign(modalities=used, target=target[:, 0], event=target[:, 1], spread=spread, adapted=np.int64(adapted))
     return pd.concat([table, patient_scores(values, target, classes=len(classes))], axis=1)
@@ -98,10 +101,12 @@ def prepared_predictions(
     adapted: NDArray[np.bool_] | bool = False,
 ) -> pd.DataFrame:
     """`predictions` of `rows` of a prepared data set, predicted from the modalities `kept` `[P, K]`."""
-    patients = data.table["patient"].to_numpy()[rows]
+    patients, subjects = data.table[["patient", "subject"]].to_numpy()[rows].T
     used = ["+".join(np.array(data.modalities)[own]) for own in kept]
     target = data.target[rows].astype(float)
-    return predictions(config, pattern, patients, used, values, target, data.classes, spread=spread, adapted=adapted)
+    return predictions(
+        config, pattern, patients, used, values, target, data.classes, subjects=subjects, spread=spread, adapted=adapted
+    )
 
 
 def prediction_columns(classes: Sequence[str]) -> list[str]:
@@ -132,8 +137,12 @@ def evaluate(
         if seconds:
             metrics[f"{prefix}seconds_per_prediction"] = seconds[config]
         values = brier_scores(table) if classes else concordance_scores(table)
-        names = values.index
-        tidy.append(results.to_tidy(values, record.study, config, fold=record.fold, seed=record.seed, cases=names, groups=names))
+        people = table.groupby("patient")["subject"].first()[values.index]
+        tidy.append(
+            results.to_tidy(
+                values, record.study, config, fold=record.fold, seed=record.seed, cases=values.index, groups=list(people)
+            )
+        )
     external = {config: details[EXTERNAL].query("config == @config") for config in tables} if EXTERNAL in details else {}
     for config, table in external.items():
         prefix = "ttt/external/" if config.endswith(TTT) else "external/"
