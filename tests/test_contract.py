@@ -259,6 +259,16 @@ def test_automatic_precision_is_part_of_the_run_s_identity(prepared, params, mon
     assert len(keys) == 2
 
 
+def test_debugging_is_part_of_the_run_s_identity(prepared, params, swept, tmp_path, monkeypatch):
+    """It trains without augmentation."""
+    study, data = prepared
+    monkeypatch.chdir(tmp_path)
+    compute = params.compute.model_copy(update={"debug": True})
+    debugged = params.model_copy(update={"compute": compute})
+    experiment.run_sweep_entry(study, debugged, data, tmp_path / "run", first_config(params, study), seed=0)
+    assert Record.load(tmp_path / "run").key != Record.load(swept).key
+
+
 def test_the_ranking_reads_the_baselines_of_every_fold(prepared, params, tmp_path, monkeypatch):
     study, data = prepared
     monkeypatch.chdir(tmp_path)

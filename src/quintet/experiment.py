@@ -99,6 +99,8 @@ def _train(name: str, params: Params, data: Path, out: Path, run: Run, *, previo
     if not 0 <= run.fold < prepared.fold_count:
         raise InputError(f"fold {run.fold}: {data} has {prepared.fold_count} folds, numbered from 0; run {name}_prepare again")
     values = run.config.configuration_values() | section.training_values()
+    if params.compute.debug:  # without augmentation this is another training
+        values |= {"debug": True}
     inputs = {"data": data} | study.training_inputs(run.config, section, run.seed)
     record = new_record(name, run.stage, run.name, fold=run.fold, seed=run.seed, params=values, inputs=inputs)
     record.tags["code_md5"] = code_md5()

@@ -222,6 +222,50 @@ def test_a_run_that_stopped_early_and_was_killed_stays_stopped(make_params, tmp_
     assert again.metrics["train_seconds"] > 0.9 * alone.metrics["train_seconds"]  # with the time of the first process
 
 
+class Epochs(EpochBatchSampler):
+    """Batches that consist of the epoch's number."""
+
+    def __iter__(self):
+        yield from ([self.epoch] for _ in range(3))
+
+
+class Listening(Worsening):
+    """Remembers the epochs that its batches came from."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen = []
+
+    def training_step(self, batch, batch_idx):
+        self.seen.append((self.current_epoch, int(batch[0])))
+        return super().training_step(torch.ones(1, 4), batch_idx)
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_resumed_run_has_the_batches_of_its_epoch(make_params, tmp_path, monkeypatch, workers):
+    """Processes that load data ahead have begun before Lightning tells the sampler the epoch."""
+    monkeypatch.chdir(tmp_path)
+    params = make_params({"compute.device": "cpu"})
+    sampler = Epochs(np.arange(3), 1, seed=0)
+    train = torch.utils.data.DataLoader(torch.arange(9), sampler=sampler, batch_size=None, num_workers=workers)
+    valid = torch.utils.data.DataLoader(torch.ones(2, 4))
+    for epochs in (2, 4):
+        module = Listening()
+        fit(
+            module,
+            train,
+            valid,
+            epochs=epochs,
+            seed=0,
+            training=params.landmarks.training,
+            compute=params.compute,
+            record=Record("toy", "train", "base", 0, {}, {}),
+            monitor=Monitor("score", lower_is_better=False, perfect=math.inf, keep="last"),
+        )
+        assert all(epoch == own for epoch, own in module.seen)
+    assert [epoch for epoch, _ in module.seen] == [2, 2, 2, 3, 3, 3]
+
+
 class Counting(L.LightningModule):
     """Its only weight equals the number of finished steps."""
 

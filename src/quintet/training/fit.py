@@ -136,6 +136,9 @@ def fit(
         trainer = _trainer(callbacks, device, precision, epochs=epochs, training=training, compute=compute, folder=folder)
         if last.is_file():
             print(f"resuming from {last}", flush=True)
+            # Lightning tells the sampler the epoch too late: processes that load data have begun with epoch 0 by then
+            if set_epoch := getattr(train.sampler, "set_epoch", None):
+                set_epoch(torch.load(last, map_location="cpu", weights_only=True)["epoch"] + 1)
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", module="lightning")
             trainer.fit(module, train, valid, ckpt_path=last if last.is_file() else None, weights_only=True)
