@@ -1,6 +1,7 @@
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -21,6 +22,28 @@ def test_a_folder_is_replaced_atomically(tmp_path):
         (folder / "new").write_text("3")
     assert [p.name for p in target.iterdir()] == ["new"]
     assert [p.name for p in tmp_path.iterdir()] == ["out"]
+
+
+def test_a_link_to_a_folder_gets_the_results_and_what_cannot_be_replaced_is_said_before(tmp_path):
+    (tmp_path / "disk").mkdir()
+    (tmp_path / "out").symlink_to(tmp_path / "disk")
+    with atomic_folder(tmp_path / "out") as folder:
+        (folder / "new").write_text("3")
+    assert (tmp_path / "out").is_symlink()
+    assert [p.name for p in (tmp_path / "disk").iterdir()] == ["new"]
+    with pytest.raises(InputError, match="mounted disk"), atomic_folder(Path("/proc")):
+        pass
+
+
+def test_results_stay_where_the_target_cannot_be_replaced(tmp_path, monkeypatch):
+    def refuse(*_):
+        raise OSError(1, "Operation not permitted")
+
+    monkeypatch.setattr(Path, "rename", refuse)
+    with pytest.raises(InputError, match="Operation not permitted") as caught, atomic_folder(tmp_path / "out") as folder:
+        (folder / "new").write_text("3")
+    assert (folder / "new").read_text() == "3"
+    assert str(folder) in str(caught.value)
 
 
 def test_leftovers_of_killed_processes_are_removed_and_those_of_running_ones_are_kept(tmp_path):

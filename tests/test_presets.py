@@ -144,6 +144,14 @@ def test_demo_works_in_a_subfolder_of_a_repository(committed):
     assert apply_preset(folder, "demo", None) == []
 
 
+def test_an_empty_mapping_replaces_and_a_study_without_values_is_named(committed):
+    (committed / "presets" / "mine.yaml").write_text("perfusion:\n  sweep: {ensembles: {}}\n")
+    assert apply_preset(committed, "mine", "perfusion") == ["perfusion.sweep.ensembles: {'ensemble': []} -> {}"]
+    assert yaml.safe_load((committed / "params.yaml").read_text())["perfusion"]["sweep"]["ensembles"] == {}
+    with pytest.raises(InputError, match=r"presets/mine\.yaml has no values of ct"):
+        apply_preset(committed, "mine", "ct")
+
+
 def test_an_invalid_result_is_not_written(committed):
     text, _ = read(committed)
     (committed / "presets" / "mine.yaml").write_text("perfusion: {training: {epochs: -1}}")

@@ -267,17 +267,19 @@ def promote(
     anyway: Annotated[bool, typer.Option("--anyway", help="Register it although the verdict does not support it.")] = False,
 ) -> None:
     """Register a trained run's model in MLflow, if no other configuration is significantly better."""
-    from quintet.experiment import rank_finished
+    from quintet.experiment import rank_finished, run_folders
     from quintet.runs import Record
     from quintet.serving import promote as promotion
     from quintet.tracking import resolve_run
 
+    folder = resolve_run(run).resolve()
+    known = None if (Path(run) / "record.json").is_file() else run
     os.chdir(repository_root())
-    folder, params = resolve_run(run), load_params()
-    study = Record.load(folder).study
+    params, study = load_params(), Record.load(folder).study
     name = name or f"quintet-{study}"
     ranking = rank_finished(study, params, Path("runs"))
-    version, against = promotion.promote(run, folder, params, ranking, name=name, anyway=anyway)
+    ranked = run_folders(params.of(study), Path("runs") / study / "sweep")
+    version, against = promotion.promote(run, folder, ranked, ranking, name=name, anyway=anyway, known=known)
     but = f"; but {against}" if against else ""
     print(f"registered: models:/{name}/{version}, also models:/{name}@{promotion.ALIAS}{but}")
 
@@ -365,7 +367,8 @@ def sync(
     os.chdir(root)
     uploaded, existing, deleted = tracking.sync(root, write_model, restore=restore)
     left_out = f", {deleted} deleted there and left out (--restore uploads them)" if deleted else ""
-    print(f"MLflow {tracking.tracking_uri()}: {uploaded} uploaded, {existing} already there{left_out}")
+    store = tracking.without_credentials(tracking.tracking_uri())
+    print(f"MLflow {store}: {uploaded} uploaded, {existing} already there{left_out}")
 
 
 @app.command()

@@ -33,7 +33,7 @@ def examine(root: Path) -> tuple[str, list[str]]:
     if device == "cuda":
         lines.append(f"  {torch.cuda.get_device_name()}, {torch.cuda.get_device_properties(0).total_memory / 2**30:.0f} GiB")
     lines.append(f"disk {shutil.disk_usage(root).free / 2**30:.0f} GiB free, {os.cpu_count()} cores")
-    lines.append(f"MLflow store {tracking.tracking_uri()}")
+    lines.append(f"MLflow store {tracking.without_credentials(tracking.tracking_uri())}")
     for command in ("dvc", "git"):
         if not shutil.which(command):
             missing.append(f"the command {command} (activate .venv, or use make, which puts the environment's programs on PATH)")

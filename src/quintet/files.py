@@ -19,9 +19,12 @@ from quintet.errors import InputError
 def atomic_folder(target: Path) -> Iterator[Path]:
     """Yield an empty temporary folder next to `target`; it replaces `target` only if the block ends without an error.
 
-    Raises InputError if `target` is a file, cannot be created, or contains the current folder.
+    Raises InputError if `target` is a file, cannot be created or replaced, or contains the current folder.
     """
     target = Path(target)
+    target = target.resolve() if target.is_symlink() else target
+    if os.path.ismount(target):
+        raise InputError(f"{target} is a mounted disk, which cannot be replaced; choose a folder inside it")
     if Path.cwd().is_relative_to(target.resolve()):
         raise InputError(f"{target}: the current folder is inside it and would be replaced; choose another folder for results")
     if target.is_file():
@@ -30,10 +33,14 @@ def atomic_folder(target: Path) -> Iterator[Path]:
     _create_folder(temporary)
     try:
         yield temporary
+    except BaseException:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise
+    try:
         shutil.rmtree(target, ignore_errors=True)
         temporary.rename(target)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+    except OSError as error:
+        raise InputError(f"{target} cannot be replaced ({error.strerror}); the results are in {temporary}") from None
 
 
 @contextmanager

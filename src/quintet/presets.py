@@ -25,7 +25,9 @@ def apply_preset(root: Path, name: str, study: str | None) -> list[str]:
     text = _committed(root, source) if name == COMMITTED else _read(root / source)
     target, values = _parse(editor, _read(path), path), _parse(editor, text, root / source)
     if study:
-        values = target | {study: values[study]} if study in values else target
+        if study not in values:
+            raise InputError(f"{source} has no values of {study}; params.yaml is unchanged")
+        values = target | {study: values[study]}
     changes = _merge(target, values, exact=name == COMMITTED)
     params.parse(target)
     if name == COMMITTED and not study:
@@ -81,7 +83,7 @@ def _merge(target: Any, values: Any, prefix: str = "", *, exact: bool) -> list[s
         changes.append(f"{prefix}{key}: {_format(target.pop(key))} -> removed")
     for key, value in values.items():
         old = target.get(key)
-        if isinstance(value, dict) and isinstance(old, dict):
+        if value and isinstance(value, dict) and isinstance(old, dict):  # {} replaces a mapping
             changes += _merge(old, value, f"{prefix}{key}.", exact=exact)
         elif old != value:
             changes.append(f"{prefix}{key}: {_format(old)} -> {_format(value)}")

@@ -2,6 +2,8 @@
 
 import io
 import json
+from dataclasses import replace
+from pathlib import Path
 
 import mlflow
 import numpy as np
@@ -83,9 +85,9 @@ def test_pictures_over_rest_and_requests_that_make_no_sense(trained, phantoms, t
     assert np.allclose(found[POINT_COLUMNS].head(1), expected_points(trained, phantoms[:1], tmp_path))
     assert np.abs(np.diff(found[POINT_COLUMNS], axis=0)).max() < 8
     assert [response.status_code for response in bad] == [400, 400, 400]
-    assert "row-0000.png cannot be read" in bad[0].json()["message"]
+    assert "row-0000000.png cannot be read" in bad[0].json()["message"]
     assert "image" in bad[1].json()["message"]
-    assert "row-0000: image is missing" in bad[2].json()["message"]
+    assert "row-0000000: image is missing" in bad[2].json()["message"]
 
 
 def table_of(groups):
@@ -124,10 +126,17 @@ def test_a_planned_comparison_with_the_trivial_method_counts():
 
 
 def test_promote_registers_a_run_that_the_verdict_supports(trained, checkout, monkeypatch, make_params):
-    record = experiment.Record.load(trained)
-    config = configuration_of(record, make_params(SMALL))
+    record, config = experiment.Record.load(trained), "heatmap"
+    ranked = {config: [trained]}
+    assert configuration_of(record, ranked) == config
+    for other in (
+        replace(record, inputs={"data": "of another hospital"}),
+        replace(record, params=record.params | {"epochs": 99}),
+    ):
+        assert configuration_of(other, ranked) == ""
     verdict = Verdict({"other": "a", config: "b", "ridge": "c"})
     monkeypatch.setattr("quintet.experiment.rank_finished", lambda *_: verdict)
+    monkeypatch.setattr("quintet.experiment.run_folders", lambda *_: ranked)
     refused = run(app, ["promote", "runs/x"])
     assert isinstance(refused.exception, InputError)
     assert "other is significantly better" in str(refused.exception)
@@ -139,6 +148,14 @@ def test_promote_registers_a_run_that_the_verdict_supports(trained, checkout, mo
     assert done.output.strip().endswith("registered: models:/chest/1, also models:/chest@champion")
     assert run(app, ["promote", "runs/x", "--name", "chest"]).output.count("models:/chest/2") == 1
     assert client.get_model_version_by_alias("chest", "champion").description == "The verdict."
+    # by its id: the same run is registered, and what replaces it later leaves it there
+    named = client.get_model_version_by_alias("chest", "champion").run_id
+    assert "models:/chest/3" in run(app, ["promote", named, "--name", "chest"]).output
+    assert client.get_model_version_by_alias("chest", "champion").run_id == named
+    (Path("runs/x") / "evaluation" / "notes.txt").write_text("evaluated again")
+    run(app, ["promote", "runs/x", "--name", "other"])
+    assert client.get_model_version_by_alias("other", "champion").run_id != named
+    assert client.get_run(named).info.lifecycle_stage == "active"
     mlflow.set_tracking_uri(tracking.tracking_uri())
     assert mlflow.pyfunc.load_model("models:/chest@champion").metadata.get_input_schema()
 

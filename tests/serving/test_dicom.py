@@ -68,6 +68,38 @@ def test_person_tags_are_copied_on_request(x_rays):
     assert (report.PatientName, report.PatientID) == ("Doe^Jane", "MRN-4711")
 
 
+@pytest.mark.parametrize(
+    ("files", "names"),
+    [
+        (["anna/IM1.dcm", "bert/IM1.dcm"], ["anna/IM1.dcm", "bert/IM1.dcm"]),  # one name in each person's folder
+        (["scan.dcm", "scan.2.dcm"], ["scan", "scan.2"]),
+        (["1.2.840.1.dcm", "1.2.840.2.dcm"], ["1.2.840.1", "1.2.840.2"]),
+    ],
+)
+def test_every_report_is_about_its_own_image(x_rays, files, names):
+    folder, points = x_rays
+    for old, new in zip(("a.dcm", "b.dcm"), files, strict=True):
+        (folder / "in" / new).parent.mkdir(exist_ok=True)
+        (folder / "in" / old).rename(folder / "in" / new)
+    pd.DataFrame(points).assign(stem=names).to_csv(folder / "p.csv", header=False)
+    assert write_reports(folder / "p.csv", folder / "in", folder / "out", person=False) == 2
+    for number, name in enumerate(files):
+        report = hd.sr.srread(folder / "out" / name)
+        (evidence,) = report.CurrentRequestedProcedureEvidenceSequence
+        assert evidence.ReferencedSeriesSequence[0].ReferencedSOPSequence[0].ReferencedSOPInstanceUID == f"1.2.3.{number + 1}"
+        found = [group.roi.value[0] for group in report.content.get_planar_roi_measurement_groups()]
+        assert np.allclose(found, points[number].reshape(15, 2), atol=1e-3)
+
+
+def test_a_name_of_two_images_is_refused(x_rays):
+    folder, _ = x_rays
+    (folder / "in" / "other").mkdir()
+    (folder / "in" / "b.dcm").rename(folder / "in" / "other" / "a.dcm")
+    with pytest.raises(InputProblemsError, match="a: 2 DICOM images below"):
+        write_reports(folder / "p.csv", folder / "in", folder / "out", person=False)
+    assert not (folder / "out").exists()
+
+
 def test_a_row_without_image_is_named(x_rays):
     folder, _ = x_rays
     (folder / "in" / "b.dcm").rename(folder / "in" / "c.png")
@@ -77,6 +109,33 @@ def test_a_row_without_image_is_named(x_rays):
     with pytest.raises(InputError, match=r"b\.dcm: not a readable DICOM file"):
         write_reports(folder / "p.csv", folder / "in", folder / "out", person=False)
     assert not (folder / "out").exists()
+
+
+def test_series_that_no_segmentation_can_refer_to_are_named(tmp_path):
+    """All of them at once."""
+    array = np.random.default_rng(0).integers(0, 500, (4, 10, 12)).astype(np.int16)
+    for case in ("two", "placeless", "empty"):
+        write_series(tmp_path / "in" / case, array, (5.0, 2.0, 2.0))
+    (tmp_path / "results").mkdir()
+    for case in ("two", "placeless", "empty"):
+        grid = read_series(tmp_path / "in" / case).grid
+        nib.save(nib.Nifti1Image(np.ones(grid.shape, np.uint8), grid.affine), tmp_path / "results" / f"{case}.nii.gz")
+    for path in (tmp_path / "in" / "empty").iterdir():
+        path.unlink()
+    for number, path in enumerate(sorted((tmp_path / "in" / "two").iterdir())):
+        image = pydicom.dcmread(path)
+        image.SeriesInstanceUID = f"1.2.{number % 2}"
+        image.save_as(path)
+    for path in (tmp_path / "in" / "placeless").iterdir():
+        image = pydicom.dcmread(path)
+        del image.FrameOfReferenceUID
+        image.save_as(path)
+    with pytest.raises(InputProblemsError) as caught:
+        write_segmentations(tmp_path / "results", tmp_path / "in", tmp_path / "out", person=False)
+    empty, placeless, two = caught.value.problems
+    assert "empty: no file in" in empty
+    assert "no FrameOfReferenceUID" in placeless
+    assert "two: 2 series in" in two
 
 
 @pytest.fixture(params=["HFS", "FFP"])

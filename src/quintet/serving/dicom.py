@@ -28,26 +28,35 @@ IDENTIFIERS = ("AccessionNumber", "StudyID", "InstitutionName", "InstitutionAddr
 NEEDED = ("PatientName", "PatientID", "PatientBirthDate", "PatientSex", "AccessionNumber", "StudyID", "StudyDate", "StudyTime")
 MAX_OUTSIDE = 0.5  # voxels: how far a slice may lie from the nearest one of the result
 SIDES = ("left", "right")
+PLACE = ("ImagePositionPatient", "ImageOrientationPatient", "PixelSpacing", "FrameOfReferenceUID")  # what a slice must have
 
 
 def write_reports(points: Path, source: Path, out: Path, *, person: bool) -> int:
     """One structured report per row of the CSV that `quintet predict landmarks` wrote, for the DICOM images below `source`;
-    returns their number. Raises InputProblemsError if a row has no DICOM image of that name."""
-    table = pd.read_csv(points, header=None, dtype={31: str})
+    returns their number. Raises InputProblemsError if a row has no DICOM image of that name, or several."""
+    table = pd.read_csv(points, header=None, dtype={31: str}, keep_default_na=False)
     if table.shape[1] < 4 or table.shape[1] % 2:
         raise InputError(f"{points}: not a table of points that `quintet predict landmarks` wrote")
-    images = {path.stem: path for path in files_below(source) if path.suffix.lower() in (".dcm", ".dicom")}
-    names = table.iloc[:, -1].astype(str)
-    if missing := [f"{name}: no DICOM image {name}.dcm below {source}" for name in names if Path(name).stem not in images]:
+    names, images = table.iloc[:, -1].astype(str), dict[str, list[Path]]()
+    for path in files_below(source):
+        if path.suffix.lower() in (".dcm", ".dicom"):  # a row has the stem or, where stems repeat, the path below the folder
+            for name in (path.stem, path.relative_to(source).as_posix()):
+                images.setdefault(name, []).append(path)
+    missing = [f"{name}: no DICOM image {name}.dcm below {source}" for name in names if name not in images]
+    several = {name: len(images[name]) for name in names if len(images.get(name, [])) > 1}
+    missing += [f"{name}: {n} DICOM images below {source} are called so; predict them again" for name, n in several.items()]
+    if missing:
         raise InputProblemsError(str(points), missing)
     uncertainty = Path(f"{points}.uncertainty.csv")
     expected = pd.read_csv(uncertainty).drop(columns="stem").to_numpy() if uncertainty.is_file() else None
     with _folder(out) as folder:
         for row, name in enumerate(names):
-            image = _read([images[Path(name).stem]], person=person)[0]
+            image = _read(images[name], person=person)[0]
             own = table.iloc[row, 1:-1].to_numpy(float).reshape(-1, 2)
             report = _report(image, own, None if expected is None else expected[row])
-            report.save_as(folder / f"{Path(name).stem}.dcm")
+            target = folder / f"{name.removesuffix('.dcm')}.dcm"
+            target.parent.mkdir(parents=True, exist_ok=True)
+            report.save_as(target)
     return len(names)
 
 
@@ -65,10 +74,12 @@ def write_segmentations(results: Path, source: Path, out: Path, *, person: bool)
                 problems.append(f"{case}: no folder {source / case} with the DICOM series that it was made from")
                 continue
             try:
-                series = _read(files_below(source / case), person=person)
+                series = _series(source / case, person=person)
                 _segmentation(series, _on_slices(path, series)).save_as(folder / f"{case}.dcm")
             except InputError as error:
                 problems.append(f"{case}: {error}")
+            except (ValueError, TypeError, AttributeError) as error:  # highdicom's, about a tag of the images
+                problems.append(f"{case}: no segmentation can refer to the series in {source / case}: {error}")
         if problems:
             raise InputProblemsError(str(results), problems)
     return len(masks)
@@ -80,8 +91,22 @@ def _folder(out: Path) -> Any:
     return atomic_folder(out)
 
 
+def _series(folder: Path, *, person: bool) -> list[pydicom.Dataset]:
+    """The slices of the only series in a folder, in the order of their positions."""
+    series = _read(files_below(folder), person=person)
+    if not series:
+        raise InputError(f"no file in {folder}; it must hold the DICOM series that the case was made from")
+    if loose := [i for i in series if any(tag not in i for tag in PLACE)]:
+        wanting = next(tag for tag in PLACE if tag not in loose[0])
+        raise InputError(f"{loose[0].filename}: no {wanting}; it is no slice of a series")
+    if (count := len({i.SeriesInstanceUID for i in series})) > 1:
+        raise InputError(f"{count} series in {folder}; leave the one that the case was made from")
+    normal = np.cross(*np.array(series[0].ImageOrientationPatient, float).reshape(2, 3))
+    return sorted(series, key=lambda image: float(np.array(image.ImagePositionPatient, float) @ normal))
+
+
 def _read(paths: Sequence[Path], *, person: bool) -> list[pydicom.Dataset]:
-    """The images, in order of their position along the series, with empty person tags unless they are asked for."""
+    """The images, with empty person tags unless they are asked for."""
     found: list[pydicom.Dataset] = []
     for path in paths:
         try:
@@ -96,11 +121,6 @@ def _read(paths: Sequence[Path], *, person: bool) -> list[pydicom.Dataset]:
         for name in NEEDED:
             if name not in image:
                 setattr(image, name, "")
-    if len(found) > 1:
-        if loose := [i for i in found if "ImagePositionPatient" not in i or "ImageOrientationPatient" not in i]:
-            raise InputError(f"{loose[0].filename}: no position or orientation; it is no slice of a series")
-        normal = np.cross(*np.array(found[0].ImageOrientationPatient, float).reshape(2, 3))
-        found.sort(key=lambda image: float(np.array(image.ImagePositionPatient, float) @ normal))
     return found
 
 

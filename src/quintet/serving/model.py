@@ -1,15 +1,24 @@
 """Write what makes a run folder's model one of MLflow: signature, input example, code, and the values that prediction needs."""
 
 import logging
+import re
 import shutil
 import zipfile
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 from quintet.runs import Record
 
 CODE = "quintet.zip"
-NEEDED = ("numpy", "pandas", "torch", "lightning", "monai", "kornia", "mlflow", "nibabel", "pydicom", "scikit-image", "scipy")
+
+
+def requirements(record: Record) -> list[str]:
+    """The packages of the code inside, with the versions that trained the run, and for the others those that are installed."""
+    declared = [line for line in metadata.requires("quintet") or [] if "extra ==" not in line]
+    names = [found[0] for line in declared if (found := re.match(r"[\w.-]+", line))]
+    versions = {name: record.tags.get(f"version.{name}") or metadata.version(name) for name in names}
+    return [f"{name}=={version.partition('+')[0]}" for name, version in versions.items()]  # 2.13.0+cpu is in no package index
 
 
 def write_model(run: Path, out: Path) -> None:
@@ -32,7 +41,7 @@ def write_model(run: Path, out: Path) -> None:
         loader_module="quintet.serving.loader",
         signature=ModelSignature(inputs=Schema(columns)),
         input_example=requests.example(models),
-        pip_requirements=[f"{name}=={record.tags[f'version.{name}']}" for name in NEEDED if f"version.{name}" in record.tags],
+        pip_requirements=requirements(record),
     )
     model = Model.load(str(out))
     model.flavors["python_function"] |= {"data": ".", "code": CODE}  # a run has its weights there already

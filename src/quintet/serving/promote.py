@@ -3,25 +3,21 @@
 from pathlib import Path
 from typing import Any
 
+from quintet.comparison import Runs
 from quintet.errors import InputError
-from quintet.params import Params
 from quintet.ranking import Ranking
 from quintet.runs import Record
 
 ALIAS = "champion"  # `models:/NAME@champion`
 
 
-def configuration_of(record: Record, params: Params) -> str:
-    """The configuration of the sweep that a run is of; the selected run has the values of one. Empty if there is none."""
-    configs = params.of(record.study).configs
-    if record.config in configs:
-        return record.config
-    found = [
-        name
-        for name, config in configs.items()
-        if all(record.params.get(key) == value for key, value in config.configuration_values().items())
-    ]
-    return found[0] if found else ""
+def configuration_of(record: Record, ranked: Runs) -> str:
+    """The ranked configuration that a run is of: one of its runs has the same values and data. Empty if there is none."""
+    for name, folders in ranked.items():
+        others = [Record.load(folder) for folder in folders if (folder / "record.json").is_file()]
+        if any((other.params, other.inputs["data"]) == (record.params, record.inputs.get("data")) for other in others):
+            return name
+    return ""
 
 
 def doubt(config: str, ranking: Ranking) -> str:
@@ -29,7 +25,7 @@ def doubt(config: str, ranking: Ranking) -> str:
     significantly better than the trivial method. Empty if it supports it."""
     table = ranking.table.set_index("config")
     if config not in table.index:
-        return "it is of no configuration that is ranked"
+        return "it is of no configuration that is ranked (no ranked run has its values and data)"
     best, group = table.index[0], set(table.loc[config, "group"])
     if not group & set(table.loc[best, "group"]):
         means = f"{table.loc[best, 'mean']:.4g} against {table.loc[config, 'mean']:.4g}"
@@ -41,9 +37,12 @@ def doubt(config: str, ranking: Ranking) -> str:
     return ""
 
 
-def promote(run: str, folder: Path, params: Params, ranking: Ranking, *, name: str, anyway: bool) -> tuple[str, str]:
+def promote(
+    run: str, folder: Path, ranked: Runs, ranking: Ranking, *, name: str, anyway: bool, known: str | None = None
+) -> tuple[str, str]:
     """Register a run's model as a new version of `name`, with the alias `champion`; returns the version, and what the verdict
-    says against the choice. `run`: as the user named it.
+    says against the choice. `run`: as the user named it; `ranked`: the sweep's run folders;
+    `known`: the MLflow run that `folder` was downloaded from.
 
     Raises InputError if the verdict does not support the choice (unless `anyway`), or MLflow lacks the run and cannot take it.
     """
@@ -54,10 +53,10 @@ def promote(run: str, folder: Path, params: Params, ranking: Ranking, *, name: s
     from quintet.tracking.store import create_client, tracking_uri
 
     record = Record.load(folder)
-    against = doubt(configuration_of(record, params), ranking)
+    against = doubt(configuration_of(record, ranked), ranking)
     if against and not anyway:
         raise InputError(f"{run}: the verdict does not support this choice: {against}. --anyway registers it all the same")
-    run_id = run_id_of(folder, write_model)
+    run_id = run_id_of(folder, write_model, known=known)
     client: Any = create_client(tracking_uri())
     try:
         client.get_registered_model(name)

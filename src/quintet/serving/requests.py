@@ -36,7 +36,7 @@ class Requests:
 
 
 def row_name(number: int) -> str:
-    return f"row-{number:04d}"
+    return f"row-{number:07d}"  # as text in the order of the rows
 
 
 def _bytes(row: Mapping[str, Any], column: str, number: int) -> bytes:
@@ -133,7 +133,8 @@ def _write_scans(table: pd.DataFrame, folder: Path, models: list[Any]) -> dict[s
 
 def _write_slides(table: pd.DataFrame, folder: Path, models: list[Any]) -> dict[str, Any]:
     for number, row in _rows(table):
-        data, patient = _bytes(row, "image", number), str(row.get("patient") or "patient")
+        data, patient = _bytes(row, "image", number), row.get("patient")
+        patient = "patient" if pd.isna(patient) or patient == "" else str(patient)
         if row["magnification"] not in models[0].magnifications:
             raise InputError(
                 f"{row_name(number)}: magnification {row['magnification']!r}, expected {' or '.join(models[0].magnifications)}"
@@ -200,8 +201,11 @@ def _write_patients(table: pd.DataFrame, folder: Path, models: list[Any]) -> dic
 
 
 def _read_table(files: Sequence[Path]) -> pd.DataFrame:
-    table = pd.read_csv(files[0])
-    return table.drop(columns=table.columns[0]) if str(table.iloc[0, 0]).startswith("row-") else table
+    """The answer without the first column, who it is about, if that is the number of the request's row."""
+    name = pd.read_csv(files[0], nrows=0).columns[0]
+    table = pd.read_csv(files[0], dtype={name: str}, keep_default_na=False, na_values=[""])  # patients 007 and NA
+    numbered = table[name].str.fullmatch(r"row-\d{7}").all()
+    return table.drop(columns=name) if numbered else table
 
 
 REQUESTS = {

@@ -32,7 +32,7 @@ from quintet.tracking.store import (
     transfer_timeout,
 )
 
-__all__ = ["LiveRun", "resolve_run", "run_id_of", "run_url", "sync", "tracking_uri", "upload"]
+__all__ = ["LiveRun", "resolve_run", "run_id_of", "run_url", "sync", "tracking_uri", "upload", "without_credentials"]
 
 reported_stores: set[str] = set()  # stores whose failure was reported already
 
@@ -101,7 +101,7 @@ def sync(root: Path, write_model: ModelWriter | None = None, *, restore: bool = 
         ) from error
     except Exception as error:
         raise InputError(
-            f"the MLflow store {_without_credentials(tracking_uri())} cannot be used: {_root_cause(error)}. {_remedy(error)}, "
+            f"the MLflow store {without_credentials(tracking_uri())} cannot be used: {_root_cause(error)}. {_remedy(error)}, "
             "then run `quintet sync` again"
         ) from error
     return uploaded, len(folders) - uploaded - left_out, left_out
@@ -116,24 +116,24 @@ def run_url(record: Record) -> str | None:
     base = uri if uri.startswith("http") else "http://127.0.0.1:5000"
     with _failures_reported():
         search = quote(f"tags.key = '{record.key}' AND tags.`{STATE}` = 'complete'")
-        return f"{_without_credentials(base)}/#/experiments/{Store(record.study).experiment}/runs?searchFilter={search}"
+        return f"{without_credentials(base)}/#/experiments/{Store(record.study).experiment}/runs?searchFilter={search}"
     return None
 
 
-def run_id_of(folder: Path, write_model: ModelWriter) -> str:
-    """The id of a finished run folder's complete run in MLflow, which is uploaded if it is missing. Raises InputError if the
-    store cannot be used."""
+def run_id_of(folder: Path, write_model: ModelWriter, *, known: str | None = None) -> str:
+    """The id of a finished run folder's complete run in MLflow, which is uploaded if it is missing. `known`: the run that the
+    folder was downloaded from. Raises InputError if the store cannot be used."""
     record = load_evaluated(folder)
     try:
         store = Store(record.study, ignore_cooldown=True)
-        run = store.upload(record, folder, Path.cwd(), write_model)
+        run = known or store.upload(record, folder, Path.cwd(), write_model)
         if not any(file.path == "model/MLmodel" for file in store.call("list_artifacts", run, "model")):
             store.log_model(run, folder, write_model)  # it was uploaded by a version that did not
         return run
     except InputError:
         raise
     except Exception as error:
-        where = _without_credentials(tracking_uri())
+        where = without_credentials(tracking_uri())
         raise InputError(f"the MLflow store {where} cannot be used: {_root_cause(error)}. {_remedy(error)}") from error
 
 
@@ -149,7 +149,7 @@ def resolve_run(run: str) -> Path:
     except InputError:
         raise
     except Exception as error:
-        raise InputError(f"{problem} in {_without_credentials(tracking_uri())}: {_root_cause(error)}") from error
+        raise InputError(f"{problem} in {without_credentials(tracking_uri())}: {_root_cause(error)}") from error
 
 
 def _download(run: str) -> Path:
@@ -192,7 +192,7 @@ def _remedy(error: Exception) -> str:
     """What the user can do about a store that cannot be used."""
     cause, uri = _root_cause(error).lower(), tracking_uri()
     if "schema" in cause or "can't locate revision" in cause:
-        return f"Run `mlflow db upgrade {shlex.quote(_without_credentials(uri))}`, or install the MLflow version that wrote it"
+        return f"Run `mlflow db upgrade {shlex.quote(without_credentials(uri))}`, or install the MLflow version that wrote it"
     if "://" not in uri or uri.startswith("file:"):
         return "Folders are no longer a store of MLflow: unset MLFLOW_TRACKING_URI, or set it to sqlite:///PATH.db"
     if not uri.startswith("sqlite:"):
@@ -212,13 +212,14 @@ def _report(error: Exception) -> None:
     if store not in reported_stores:
         reported_stores.add(store)
         print(
-            f"quintet: not mirrored in MLflow ({_without_credentials(store)}): {_root_cause(error)}; run `quintet sync` later",
+            f"quintet: not mirrored in MLflow ({without_credentials(store)}): {_root_cause(error)}; run `quintet sync` later",
             file=sys.stderr,
         )
 
 
-def _without_credentials(uri: str) -> str:
-    return re.sub(r"//[^/@]*@", "//", uri)
+def without_credentials(uri: str) -> str:
+    """The address without user and password (which may contain @)."""
+    return re.sub(r"//[^/]*@", "//", uri)
 
 
 def _root_cause(error: BaseException) -> str:

@@ -159,8 +159,10 @@ class Store:
             self.discard(other.info.run_id)
 
     def discard(self, run: str) -> None:
+        """Delete a run; one that a registered model refers to stays, because `mlflow gc` would delete the model with it."""
         self.call("set_tag", run, STATE, "replaced")  # distinguishes it from runs that the user deleted, see _restore
-        self.call("delete_run", run)
+        if not self.call("search_model_versions", f"run_id = '{run}'"):
+            self.call("delete_run", run)
 
     def search(self, condition: str, *, deleted: bool = False) -> list[Any]:
         from mlflow.entities import ViewType
