@@ -329,7 +329,9 @@ def test_grad_cam_is_monais_and_leaves_nothing_behind(attention):
     _evidence(net, [torch.randn(1, 3, 32, 32) for _ in range(2)], present, 1)
     assert not any(len(module._forward_hooks) + len(module._backward_hooks) for module in net.modules())
     assert all(parameter.grad is None for parameter in net.parameters())
+    last = [module for module in net.classes.modules() if isinstance(module, nn.Linear)][-1]
     for _ in range(6):
+        last.weight.data.neg_()  # evidence for becomes evidence against
         images = [torch.randn(1, 3, 32, 32) for _ in range(2)]
         found = _evidence(net, images, present, 1)
         monai_cam = GradCAM(Single(images[0]).eval(), "net.backbones.400X._bn1", postprocessing=lambda x: x)

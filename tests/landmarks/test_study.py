@@ -272,7 +272,8 @@ def test_mirrored_image_gives_mirrored_landmarks(small, prepared, tmp_path):
     train(small, prepared, tmp_path / "run")
     model = Model.load(tmp_path / "run", "cpu", mirror_average=True, template=False)
     images = load(prepared).images[:6]
-    one, other = model(images), model(images[..., ::-1])
+    sizes = np.full((6, 2), 96)
+    one, other = model(images, sizes), model(images[..., ::-1], sizes)
     np.testing.assert_allclose(other.points, mirror(one.points), atol=1e-5)
 
 

@@ -73,7 +73,8 @@ def _limits_section(data: Prepared) -> Section:
     rows = [("mean distance to the mean shape", np.linalg.norm(data.points - data.points.mean(0), axis=-1).mean() * PIXELS)]
     if grid and grid < int(sides.min()):
         rows.append((f"rounding of the labels to a grid of {grid} x {grid} (mean)", SQUARE_MEAN * PIXELS / grid))
-    residual = np.linalg.norm(project_on_template(data.points) - data.points, axis=-1)
+    sizes = data.table[["width", "height"]].to_numpy()
+    residual = np.linalg.norm(project_on_template(data.points, sizes) - data.points, axis=-1)
     rows.append(("distance of the labels from the annotation template (mean)", residual.mean() * PIXELS))
     spans = [np.linalg.norm(data.points[:, a] - data.points[:, b], axis=-1) for a, b in DISTANCES]
     rows.append(("SD of the distance from mediastinum top to bottom", spans[0].std() * PIXELS))

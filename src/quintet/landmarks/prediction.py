@@ -11,7 +11,7 @@ from quintet.errors import InputError, InputProblemsError
 from quintet.figures import new_figure, save_figure
 from quintet.imaging.folders import files_below, print_passed_over, with_suffix
 from quintet.imaging.pictures import DICOM, PICTURES, read_grey
-from quintet.landmarks.data.anatomy import LANDMARKS, PIXELS
+from quintet.landmarks.data.anatomy import LANDMARKS, PIXELS, to_fractions
 from quintet.landmarks.data.prepare import preprocess, read_annotations, read_images
 from quintet.landmarks.data.prepared import Prepared
 from quintet.landmarks.evaluation.figures import overlay
@@ -69,7 +69,8 @@ def _ensemble(models: Sequence[Model], originals: list[NDArray[np.float32]]) -> 
     points, expected = [], []
     for model in models:
         small = np.stack([preprocess(image, size=model.build["size"], clahe=model.build["clahe"]) for image in originals])
-        predicted = model(small)
+        sizes = np.array([(image.shape[1], image.shape[0]) for image in originals])
+        predicted = model(small, sizes)
         points.append(predicted.points)
         expected.append(model.calibration(predicted.uncertainty))
     return np.mean(points, axis=0), np.mean(expected, axis=0)
@@ -101,6 +102,6 @@ def evaluate_folder(runs: Sequence[Path], raw: Path, out: Path, device: str) -> 
         width=size[:, 0], height=size[:, 1]
     )
     cases["group"] = cases["stem"]
-    true = np.stack([row.points_px for row in rows]) / size[:, None, :]
+    true = to_fractions(np.stack([row.points_px for row in rows]), size)
     images = np.stack([preprocess(image, size=PIXELS, clahe=0) for image in originals])
     return evaluate(Prepared(images, true, cases), np.arange(len(rows)), points, expected, record=Record.load(runs[0]), out=out)

@@ -193,7 +193,8 @@ def _segmentation(series: Sequence[pydicom.Dataset], labels: NDArray[np.uint8]) 
 
 
 def _report(image: pydicom.Dataset, points: NDArray[np.float64], expected_px: NDArray[np.float64] | None) -> Any:
-    """`points` `[K, 2]`: x and y in pixels from the image's upper left corner; `expected_px` `[K]`: expected errors (at 224)."""
+    """`points` `[K, 2]`: x and y in pixels, (0, 0) in the middle of the upper left one; `expected_px` `[K]`: expected errors (at
+    224)."""
     import highdicom as hd
     from pydicom.sr.codedict import codes
 
@@ -208,7 +209,7 @@ def _report(image: pydicom.Dataset, points: NDArray[np.float64], expected_px: ND
         found.append(
             hd.sr.PlanarROIMeasurementsAndQualitativeEvaluations(
                 hd.sr.TrackingIdentifier(generate_uid(), f"landmark {number}"),
-                referenced_region=hd.sr.ImageRegion(hd.sr.GraphicTypeValues.POINT, point[None], where),
+                referenced_region=hd.sr.ImageRegion(hd.sr.GraphicTypeValues.POINT, point[None] + 0.5, where),
                 finding_type=hd.sr.CodedConcept(f"landmark-{number}", "99QUINTET", f"Landmark {number} of the chest X-ray"),
                 measurements=error,
             )

@@ -44,6 +44,17 @@ for _left, _right in PAIRS:
 LEVELS = np.array([0.0, 1.0, 0.25, 0.25, 0.5, 0.5, 0.75, 0.75, 0.25, 0.5, 0.75, 0.0, 0.0, 1.0, 1.0])
 
 
+def to_fractions(pixels: Points, sizes: NDArray[np.float64]) -> Points:
+    """Pixels, (0, 0) in the middle of the upper left one, as fractions of images of `sizes` `[N, 2]`, (width, height): so that
+    the mirror image of a label is the label of the mirror image."""
+    return (pixels + 0.5) / sizes[..., None, :]
+
+
+def to_pixels(fractions: Points, sizes: NDArray[np.float64]) -> Points:
+    """The inverse of `to_fractions`."""
+    return fractions * sizes[..., None, :] - 0.5
+
+
 def mirror(points: Points) -> Points:
     """The points of the mirror image: x is mirrored and the paired landmarks are exchanged. An involution."""
     mirrored = points[..., SWAPPED, :].copy()
@@ -58,11 +69,15 @@ def axis_frame(points: Points) -> tuple[Points, Points]:
     return along, np.stack([along[..., 1], -along[..., 0]], axis=-1)
 
 
-def project_on_template(points: Points) -> Points:
-    """The nearest consistent annotation: the axis by least squares through the levels of all landmarks, offsets kept.
+def project_on_template(points: Points, sizes: NDArray[np.int64] | None = None) -> Points:
+    """The nearest consistent annotation: the axis by least squares through the levels of all landmarks, offsets kept. `sizes`
+    `[N, 2]`: (width, height) of the images that the points are fractions of, where right angles are; None: points are pixels.
 
     Template: `p_k = a + level_k * (b - a) + offset_k * n`, n perpendicular to b - a, offset 0 on the midline.
     """
+    if sizes is not None:
+        aspect = (sizes / sizes.max(1, keepdims=True))[:, None]
+        return project_on_template(points * aspect) / aspect
     _, across = axis_frame(points)
     design = np.stack([1 - LEVELS, LEVELS], axis=1)  # [15, 2]
     weights = np.linalg.pinv(design)  # [2, 15], every landmark determines the position along the axis

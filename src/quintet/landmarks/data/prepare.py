@@ -23,7 +23,7 @@ from quintet.files import atomic_folder, reject_overlap
 from quintet.imaging.duplicates import near_groups, perceptual_hash
 from quintet.imaging.folders import files_below, print_passed_over, with_suffix
 from quintet.imaging.pictures import PICTURES, read_grey, resize
-from quintet.landmarks.data.anatomy import CATEGORIES, LANDMARKS
+from quintet.landmarks.data.anatomy import CATEGORIES, LANDMARKS, to_fractions
 from quintet.landmarks.data.plausibility import problem, problem_of_all
 from quintet.landmarks.data.prepared import POINT_COLUMNS, TRUTH, Prepared, load
 from quintet.params import Landmarks
@@ -142,7 +142,7 @@ def read_images(rows: list[Row], use: Callable[[Row, NDArray[np.float32]], T]) -
             problems.append(f"annotations.csv row {row.number}: {row.stem}: {wrong}")
             continue
         found.append(use(row, grey))
-        fractions.append(row.points_px / [width, height])
+        fractions.append(to_fractions(row.points_px, np.array([width, height])))
         sizes.append((width, height))
     if fractions and (wrong := problem_of_all(np.stack(fractions), sizes)):
         problems.append(wrong)

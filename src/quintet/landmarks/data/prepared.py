@@ -12,7 +12,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from quintet.errors import InputError
-from quintet.landmarks.data.anatomy import LANDMARKS, Points
+from quintet.landmarks.data.anatomy import LANDMARKS, Points, to_fractions
 
 POINT_COLUMNS = [f"{axis}{k}" for k in range(LANDMARKS) for axis in "xy"]
 TRUTH = "truth.csv"
@@ -49,6 +49,5 @@ def load(folder: Path) -> Prepared:
 
 def _fractions(points: pd.DataFrame, cases: pd.DataFrame) -> Points:
     """Points in original pixels as fractions `[N, 15, 2]` of the images' sizes."""
-    return (
-        points[POINT_COLUMNS].to_numpy(float).reshape(-1, LANDMARKS, 2) / cases[["width", "height"]].to_numpy(float)[:, None, :]
-    )
+    pixels = points[POINT_COLUMNS].to_numpy(float).reshape(-1, LANDMARKS, 2)
+    return to_fractions(pixels, cases[["width", "height"]].to_numpy(float))

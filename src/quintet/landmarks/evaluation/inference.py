@@ -58,12 +58,13 @@ class Model:
         return Model(net.to(device, memory_format=torch.channels_last), build, device, **chosen)  # type: ignore[call-overload]
 
     @torch.inference_mode()
-    def __call__(self, images: NDArray[np.uint8]) -> Predicted:
-        """Predict the landmarks of images `[N, size, size]`. With mirror_average, the mirror images are predicted too; the
-        disagreement between the two predictions is an uncertainty feature."""
+    def __call__(self, images: NDArray[np.uint8], sizes: NDArray[np.int64]) -> Predicted:
+        """Predict the landmarks of images `[N, size, size]`, whose originals have `sizes` `[N, 2]` (width, height): the right
+        angles of the template are theirs. With mirror_average, the mirror images are predicted too; the disagreement between the
+        two predictions is an uncertainty feature."""
         parts = [self._batch(images[i : i + BATCH]) for i in range(0, len(images), BATCH)]
         points, spread, disagreement = (np.concatenate(part) for part in zip(*parts, strict=True))
-        projected = project_on_template(points)
+        projected = project_on_template(points, sizes)
         residual = np.linalg.norm(projected - points, axis=-1)
         uncertainty = np.stack([spread.mean(1), disagreement.mean(1), residual.mean(1)], axis=1) * PIXELS
         return Predicted(projected if self.template else points, uncertainty)
@@ -103,8 +104,9 @@ def evaluate_runs(
     settings = evaluation.model_dump()
     models = [Model.load(run, compute.device, **settings) for run in runs]
     valid, test = data.rows("valid"), data.rows("test")
-    calibration = Calibration.fit(average([model(data.images[valid]) for model in models]), data.points[valid])
-    predicted = average([model(data.images[test]) for model in models])
+    sizes = data.table[["width", "height"]].to_numpy()
+    calibration = Calibration.fit(average([model(data.images[valid], sizes[valid]) for model in models]), data.points[valid])
+    predicted = average([model(data.images[test], sizes[test]) for model in models])
     metrics = evaluate(
         data,
         test,

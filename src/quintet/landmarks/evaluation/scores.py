@@ -17,6 +17,7 @@ from quintet.landmarks.data.anatomy import (
     PIXELS,
     Points,
     axis_frame,
+    to_pixels,
 )
 from quintet.landmarks.data.prepared import Prepared
 from quintet.landmarks.evaluation import figures
@@ -168,7 +169,7 @@ def risk_coverage(
 
 def write_predictions(path: Path, cases: pd.DataFrame, points: Points) -> None:
     """Write points in the format of annotations.csv: row, x1, ..., y15, stem in original pixels, without a header."""
-    pixels = points * cases[["width", "height"]].to_numpy(float)[:, None, :]
+    pixels = to_pixels(points, cases[["width", "height"]].to_numpy(float))
     table = pd.DataFrame(pixels.reshape(len(cases), -1).round(2))
     table.insert(0, "row", range(len(cases)))
     table["stem"] = list(cases["stem"])
