@@ -10,7 +10,7 @@ from sklearn.metrics import roc_auc_score
 
 from quintet import results
 from quintet.fusion import comparison, sections
-from quintet.fusion.comparison import compared_pairs, shared_runs
+from quintet.fusion.comparison import compared_pairs
 from quintet.fusion.evaluation.patterns import MAR, MCAR, RECORDED
 from quintet.fusion.evaluation.scores import evaluate, predictions
 from quintet.fusion.sections import BootstrapScores
@@ -101,12 +101,6 @@ def test_people_are_the_groups_of_the_ranking(tmp_path, values):
     table["subject"] = table["patient"].str[:2]
     evaluate({"late": table}, ["no", "yes"], record=Record("fusion", "s", "late", 0, {}, {}), out=tmp_path)
     assert set(results.read([tmp_path / "cases.csv"])["group"]) == set(table["subject"])
-
-
-def test_rows_on_the_same_encoders_are_compared_run_by_run(values):
-    shared = shared_runs(parse(values).fusion)
-    assert shared["flow-complete"] == shared["concat"] == "late" == shared["late"]
-    assert (shared["attention"], shared["attention-ttt"], shared["diffusion"]) == ("attention", "attention", "diffusion")
 
 
 def test_report_sections(evaluated):
