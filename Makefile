@@ -44,7 +44,7 @@ test-slow: $(VENV)/.slow ## run the slow tests: the whole pipeline at a tiny sca
 
 ui: $(VENV)/.done ## compare runs in the browser: http://127.0.0.1:5000
 	quintet sync
-	@echo "open http://127.0.0.1:5000/#/experiments, choose Model training at the top left, an experiment, then its runs (table or charts)"
+	@echo "open one of these addresses: a study's runs with their scores, best first"
 	mlflow ui --host 127.0.0.1 --backend-store-uri $${MLFLOW_TRACKING_URI:-sqlite:///mlflow.db}
 
 lint: $(VENV)/.done ## check the code with ruff and mypy

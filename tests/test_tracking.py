@@ -1,6 +1,7 @@
 """MLflow mirrors run folders completely, never appends to a run and never stops a training run."""
 
 import ctypes
+import json
 import multiprocessing
 import os
 import re
@@ -486,3 +487,17 @@ def test_a_store_that_is_only_read_gets_its_remedy(repo: Path, protected: str) -
     assert done.returncode == 2
     assert "chmod u+w" in done.stderr, done.stderr
     assert len(done.stderr.splitlines()) == 1
+
+
+def test_a_saved_view_shows_the_scores_of_complete_runs_best_first(repo: Path) -> None:
+    address = tracking.save_view("perfusion", ["dice", "train_seconds"], lower_is_better=False)
+    client = store.create_client(tracking.tracking_uri())
+    experiment = client.get_experiment_by_name("perfusion")
+    assert address == f"http://127.0.0.1:5000/#/experiments/{experiment.experiment_id}/runs?viewStateShareKey=quintet"
+    view = json.loads(experiment.tags["mlflow.sharedViewState.quintet"])
+    assert view["selectedColumns"] == ["metrics.`final/dice`", "metrics.`final/train_seconds`"]
+    assert (view["orderByKey"], view["orderByAsc"]) == ("metrics.`final/dice`", False)
+    make_run(repo / "runs/perfusion/selected", make_record(study="perfusion"))
+    tracking.sync(repo)
+    found = client.search_runs([experiment.experiment_id], view["searchFilter"], order_by=[f"{view['orderByKey']} DESC"])
+    assert [run.data.tags["quintet.state"] for run in found] == ["complete"]

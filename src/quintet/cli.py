@@ -361,6 +361,7 @@ def sync(
 ) -> None:
     """Upload the runs under runs/ that MLflow does not have yet, except those that were deleted there."""
     from quintet import tracking
+    from quintet.runs import finished_runs
     from quintet.serving.model import write_model
 
     root = repository_root()
@@ -369,6 +370,9 @@ def sync(
     left_out = f", {deleted} deleted there and left out (--restore uploads them)" if deleted else ""
     store = tracking.without_credentials(tracking.tracking_uri())
     print(f"MLflow {store}: {uploaded} uploaded, {existing} already there{left_out}")
+    for name in sorted({record.study for record, _ in finished_runs(root)}):
+        study = load_study(name)
+        print(f"{name}: {tracking.save_view(name, study.RUN_SCORES, lower_is_better=study.LOWER_IS_BETTER)}")
 
 
 @app.command()

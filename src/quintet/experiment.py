@@ -215,7 +215,7 @@ def rank_runs(
 ) -> Ranking:
     """Rank the runs that params name; writes the folder `report` and `out` = {record.json}. Sweep runs that params no longer name
     are removed first (DVC's cache keeps them); otherwise a fresh clone would rank different runs."""
-    from quintet.tracking import upload
+    from quintet.tracking import save_view, upload
 
     study, section = load_study(name), params.of(name)
     runs = run_folders(section, sweep, baselines, *([ensembles] if ensembles else []))
@@ -232,6 +232,7 @@ def rank_runs(
         sections=lambda folder: study.report_sections(params, ranking, runs, folder),
     )
     upload(out)
+    save_view(name, study.RUN_SCORES, lower_is_better=study.LOWER_IS_BETTER)
     return ranking
 
 

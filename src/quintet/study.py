@@ -38,6 +38,8 @@ class Study(Protocol):
     FIGURE: str  # the figure of the selected run's evaluation that the report page shows
     FIGURE_CAPTION: str
     PREDICTS_FOLDER: bool  # predictions are a folder of files, not one file
+    RUN_SCORES: list[str]  # metrics of a run that MLflow's table of runs shows; the first one sorts it
+    LOWER_IS_BETTER: bool  # of the first one
 
     def check(self, raw: Path, params: Any) -> list[str]:
         """One sentence per problem of a raw folder, each with the file's name and the remedy."""

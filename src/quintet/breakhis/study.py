@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 TITLE = "BreakHis"
 FIGURE, FIGURE_CAPTION = "grad_cam.png", "Which parts of the images are evidence of malignancy (Grad-CAM of MMNet)."
 PREDICTS_FOLDER = False
+RUN_SCORES, LOWER_IS_BETTER = ["brier", "auc", "balanced_accuracy", "train_seconds"], True
 
 
 def check(raw: Path, params: BreakHis) -> list[str]:

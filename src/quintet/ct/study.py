@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 TITLE = "Chest CT retrieval"
 FIGURE, FIGURE_CAPTION = "retrieval.png", "Scores by cut-off, similarity by shared findings, and a map of the test scans."
 PREDICTS_FOLDER = False
+RUN_SCORES, LOWER_IS_BETTER = ["ndcg_at_10", "map_at_5", "micro_f1", "train_seconds"], False
 
 
 def check(raw: Path, params: Ct) -> list[str]:

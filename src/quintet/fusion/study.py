@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 TITLE = "Multimodal fusion"
 FIGURE, FIGURE_CAPTION = "patterns.png", "Score by the modalities that are used."
 PREDICTS_FOLDER = False
+RUN_SCORES, LOWER_IS_BETTER = ["brier", "auc_mean_of_subsets", "concordance_mean_of_subsets", "train_seconds"], True
 
 
 def check(raw: Path, params: Fusion) -> list[str]:

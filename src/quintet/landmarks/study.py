@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 TITLE = "Chest X-ray landmarks"
 FIGURE, FIGURE_CAPTION = "overlays.png", "Test images: true and predicted landmarks."
 PREDICTS_FOLDER = False
+RUN_SCORES, LOWER_IS_BETTER = ["error_px", "error_px_median", "error_px_p95", "train_seconds"], True
 
 
 def check(raw: Path, params: Landmarks) -> list[str]:

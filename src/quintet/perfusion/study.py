@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 TITLE = "Perfusion territories"
 FIGURE, FIGURE_CAPTION = "overlays.png", "Held-out people: annotated and predicted territories."
 PREDICTS_FOLDER = True
+RUN_SCORES, LOWER_IS_BETTER = ["dice_of_subjects", "dice_left", "dice_right", "train_seconds"], False
 
 
 def check(raw: Path, params: Perfusion) -> list[str]:

@@ -7,11 +7,12 @@ deletes the old one. The tag quintet.state of a run is live, uploading, complete
 This is the only package that imports mlflow, and only inside functions, because the import takes 3 s.
 """
 
+import json
 import re
 import shlex
 import sys
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from urllib.parse import quote
@@ -32,8 +33,9 @@ from quintet.tracking.store import (
     transfer_timeout,
 )
 
-__all__ = ["LiveRun", "resolve_run", "run_id_of", "run_url", "sync", "tracking_uri", "upload", "without_credentials"]
+__all__ = ["LiveRun", "resolve_run", "run_id_of", "run_url", "save_view", "sync", "tracking_uri", "upload", "without_credentials"]
 
+VIEW = "quintet"  # of the runs of a study
 reported_stores: set[str] = set()  # stores whose failure was reported already
 
 
@@ -117,6 +119,25 @@ def run_url(record: Record) -> str | None:
     with _failures_reported():
         search = quote(f"tags.key = '{record.key}' AND tags.`{STATE}` = 'complete'")
         return f"{without_credentials(base)}/#/experiments/{Store(record.study).experiment}/runs?searchFilter={search}"
+    return None
+
+
+def save_view(study: str, scores: Sequence[str], *, lower_is_better: bool) -> str | None:
+    """Save a view of a study's complete runs in MLflow, with these final metrics, best first; returns its address, or None if the
+    store cannot be reached. MLflow's own "Share" saves a view like this: as JSON in a tag of the experiment."""
+    columns = [f"metrics.`final/{name}`" for name in scores]
+    view = {
+        "selectedColumns": columns,
+        "orderByKey": columns[0],
+        "orderByAsc": lower_is_better,
+        "searchFilter": f"tags.`{STATE}` = 'complete'",
+    }
+    uri = tracking_uri()
+    base = uri if uri.startswith("http") else "http://127.0.0.1:5000"
+    with _failures_reported():
+        store = Store(study)
+        store.call("set_experiment_tag", store.experiment, f"mlflow.sharedViewState.{VIEW}", json.dumps(view))
+        return f"{without_credentials(base)}/#/experiments/{store.experiment}/runs?viewStateShareKey={VIEW}"
     return None
 
 
