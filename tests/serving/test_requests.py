@@ -39,4 +39,4 @@ def test_requirements_name_every_package_with_a_version_that_an_index_has():
 @pytest.mark.parametrize("password", ["secret", "se@cret", "a:b@c"])
 def test_passwords_are_not_shown(password):
     assert without_credentials(f"http://anna:{password}@host:5000/mlflow") == "http://host:5000/mlflow"
-    assert without_credentials("sqlite:////tmp/a@b/mlflow.db") == "sqlite:////tmp/a@b/mlflow.db"
+    assert without_credentials("sqlite:////data/a@b/mlflow.db") == "sqlite:////data/a@b/mlflow.db"

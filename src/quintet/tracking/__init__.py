@@ -109,22 +109,26 @@ def sync(root: Path, write_model: ModelWriter | None = None, *, restore: bool = 
     return uploaded, len(folders) - uploaded - left_out, left_out
 
 
+def _ui() -> str:
+    """The address of the MLflow UI: that of the server, or of `make ui`."""
+    uri = tracking_uri()
+    return without_credentials(uri) if uri.startswith("http") else "http://127.0.0.1:5000"
+
+
 def run_url(record: Record) -> str | None:
     """The address of a record's run in the MLflow UI (`make ui` or the server), or None if the store cannot be reached.
 
     It searches for the key, so that it stays valid when the run is uploaded again.
     """
-    uri = tracking_uri()
-    base = uri if uri.startswith("http") else "http://127.0.0.1:5000"
     with _failures_reported():
         search = quote(f"tags.key = '{record.key}' AND tags.`{STATE}` = 'complete'")
-        return f"{without_credentials(base)}/#/experiments/{Store(record.study).experiment}/runs?searchFilter={search}"
+        return f"{_ui()}/#/experiments/{Store(record.study).experiment}/runs?searchFilter={search}"
     return None
 
 
 def save_view(study: str, scores: Sequence[str], *, lower_is_better: bool) -> str | None:
     """Save a view of a study's complete runs in MLflow, with these final metrics, best first; returns its address, or None if the
-    store cannot be reached. MLflow's own "Share" saves a view like this: as JSON in a tag of the experiment."""
+    store cannot be reached. MLflow's own "Share" does the same: it writes JSON into a tag of the experiment."""
     columns = [f"metrics.`final/{name}`" for name in scores]
     view = {
         "selectedColumns": columns,
@@ -132,12 +136,10 @@ def save_view(study: str, scores: Sequence[str], *, lower_is_better: bool) -> st
         "orderByAsc": lower_is_better,
         "searchFilter": f"tags.`{STATE}` = 'complete'",
     }
-    uri = tracking_uri()
-    base = uri if uri.startswith("http") else "http://127.0.0.1:5000"
     with _failures_reported():
         store = Store(study)
         store.call("set_experiment_tag", store.experiment, f"mlflow.sharedViewState.{VIEW}", json.dumps(view))
-        return f"{without_credentials(base)}/#/experiments/{store.experiment}/runs?viewStateShareKey={VIEW}"
+        return f"{_ui()}/#/experiments/{store.experiment}/runs?viewStateShareKey={VIEW}"
     return None
 
 
