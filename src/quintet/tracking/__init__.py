@@ -128,7 +128,8 @@ def run_url(record: Record) -> str | None:
 
 def save_view(study: str, scores: Sequence[str], *, lower_is_better: bool) -> str | None:
     """Save a view of a study's complete runs in MLflow, with these final metrics, best first; returns its address, or None if the
-    store cannot be reached. MLflow's own "Share" does the same: it writes JSON into a tag of the experiment."""
+    store cannot be reached. The Share button of MLflow saves views in the same way, as JSON in a tag of the
+    experiment."""
     columns = [f"metrics.`final/{name}`" for name in scores]
     view = {
         "selectedColumns": columns,
