@@ -6,7 +6,8 @@ import unicodedata
 import pandas as pd
 import pytest
 
-from quintet.errors import InputError
+from quintet import splits
+from quintet.errors import InputError, InputProblemsError
 from quintet.subjects import describe, same_files
 from quintet.tables import read_cells, read_text_table, spelled_alike
 
@@ -136,6 +137,13 @@ def test_files_of_two_people_that_are_the_same(tmp_path):
 
 def test_a_table_keeps_texts_that_look_like_numbers(tmp_path):
     (tmp_path / "t.csv").write_text("patient,code\n001,1e3\n002,NA\n")
-    pd.testing.assert_frame_equal(
-        read_text_table(tmp_path / "t.csv"), pd.DataFrame({"patient": ["001", "002"], "code": ["1e3", "NA"]}, dtype=str)
-    )
+    expected = pd.DataFrame({"patient": ["001", "002"], "code": ["1e3", "NA"]}, index=[2, 3], dtype=str)
+    pd.testing.assert_frame_equal(read_text_table(tmp_path / "t.csv"), expected)
+
+
+def test_rows_have_the_numbers_that_a_spreadsheet_shows(tmp_path):
+    (tmp_path / "table.csv").write_text('\npatient;note\n\nP;"two\nlines"\n\nQ;\n', encoding="utf-8")
+    assert read_text_table(tmp_path / "table.csv").index.tolist() == [4, 6]
+    (tmp_path / "splits.csv").write_text("patient,split\nP,train\n\nQ,testing\n", encoding="utf-8")
+    with pytest.raises(InputProblemsError, match="row 4: split 'testing'"):
+        splits.read_split(tmp_path / "splits.csv", ["P", "Q"], column="patient")

@@ -120,7 +120,7 @@ def read_split(path: Path, ids: Sequence[str], *, column: str = "stem") -> list[
     if not {column, "split"} <= set(table.columns):
         raise InputError(f"{path}: expected the columns {column},split, got {','.join(table.columns)}")
     known = ", ".join(PARTS)
-    problems = [f"{path} row {i + 2}: split {s!r} is not one of {known}" for i, s in enumerate(table["split"]) if s not in PARTS]
+    problems = [f"{path} row {i}: split {s!r} is not one of {known}" for i, s in table["split"].items() if s not in PARTS]
     problems += [f"{path}: {name} is listed twice" for name in table.loc[table[column].duplicated(), column]]
     others = sorted(set(table[column]) - set(ids))
     for name in sorted(set(ids) - set(table[column])):

@@ -40,8 +40,8 @@ def read_text(path: Path) -> str:
 
 def read_cells(path: Path) -> list[list[str]]:
     """The stripped cells of each row of a CSV file; commas, semicolons, tabs or bars separate them, whichever is most frequent
-    in the first row, or as a row `sep=;` says. Where it is not the comma, a decimal comma becomes a point. Empty rows at the end
-    are left out.
+    in the first row that is not empty, or as a row `sep=;` says. Where it is not the comma, a decimal comma becomes a point.
+    Empty rows at the end are left out.
 
     Raises InputError for a file that is not CSV in UTF-8 or UTF-16."""
     text = read_text(path)
@@ -49,7 +49,7 @@ def read_cells(path: Path) -> list[list[str]]:
     if named := re.fullmatch(r"\"?sep=(.)\"?", first.strip("\r ")):
         delimiter, text = named[1], rest
     else:
-        delimiter = max(DELIMITERS, key=first.count)
+        delimiter = max(DELIMITERS, key=text.lstrip("\n").partition("\n")[0].count)
     try:
         rows = [[cell.strip() for cell in row] for row in csv.reader(io.StringIO(text), delimiter=delimiter, strict=True)]
     except csv.Error as error:
@@ -62,11 +62,16 @@ def read_cells(path: Path) -> list[list[str]]:
 
 
 def read_text_table(path: Path) -> pd.DataFrame:
-    """Read a CSV file with a header (`read_cells`) with every cell as text; empty cells are empty strings.
+    """Read a CSV file with a header (`read_cells`) with every cell as text; empty cells are empty strings. The index has
+    the rows' numbers in a spreadsheet, where the header is usually row 1; empty rows are left out.
 
     Raises InputError if the file is not CSV, a row is longer than the header, or a column has no name or that of another one.
     """
-    rows = [row for row in read_cells(path) if row]
+    numbers, rows = [], []
+    for number, row in enumerate(read_cells(path), 1):
+        if row:
+            numbers.append(number)
+            rows.append(row)
     if not rows:
         raise InputError(f"{path}: the file is empty; expected a CSV file with a header")
     named, width = len(rows[0]), max(len(row) for row in rows)
@@ -75,13 +80,13 @@ def read_text_table(path: Path) -> pd.DataFrame:
         width -= 1
     header, *rows = [row[:width] for row in rows]
     if width > named:
-        number = next(n for n, row in enumerate(rows, 2) if any(row[named:]))
+        number = next(n for n, row in zip(numbers[1:], rows, strict=True) if any(row[named:]))
         raise InputError(f"{path}: row {number} has more fields than the header; quote text that contains commas")
     if "" in header:
         raise InputError(f"{path}: column {header.index('') + 1} has no name (an index saved by accident?); name or delete it")
     if repeated := [name for name, count in Counter(header).items() if count > 1]:
         raise InputError(f"{path}: the column {repeated[0]!r} is listed twice")
-    return pd.DataFrame(rows, columns=header, dtype=str)
+    return pd.DataFrame(rows, columns=header, index=numbers[1:], dtype=str)
 
 
 def spelled_alike(name: str, others: Collection[str]) -> str | None:

@@ -67,8 +67,8 @@ def _hand_made(path: Path, patients: pd.DataFrame, params: BreakHisData) -> NDAr
         raise InputError(f"{path}: expected the columns patient,fold, got {','.join(table.columns)}")
     legal = [str(fold) for fold in range(params.folds)]
     problems = [
-        f"row {i + 2}: fold {f!r} is not a whole number from 0 to {params.folds - 1}"
-        for i, f in enumerate(table["fold"])
+        f"row {i}: fold {f!r} is not a whole number from 0 to {params.folds - 1}"
+        for i, f in table["fold"].items()
         if f not in legal
     ]
     repeated = table["patient"][table["patient"].duplicated()]

@@ -101,11 +101,11 @@ def read_labels(raw: Path, wanted: Sequence[str] | None = None, *, file: str = L
 
 def _row_problems(table: pd.DataFrame, findings: list[str]) -> list[str]:
     names = table["study"]
-    problems = [f"row {i + 2}: study is empty" for i in table.index[names == ""]]
-    problems += [f"row {i + 2}: study {names[i]} is listed twice" for i in table.index[names.duplicated()]]
+    problems = [f"row {i}: study is empty" for i in table.index[names == ""]]
+    problems += [f"row {i}: study {names[i]} is listed twice" for i in table.index[names.duplicated()]]
     for finding in findings:
         wrong = table.index[~table[finding].isin(["0", "1"])]
-        problems += [f"row {i + 2}: {finding} of {names[i]} is {table[finding][i]!r}, expected 0 or 1" for i in wrong]
+        problems += [f"row {i}: {finding} of {names[i]} is {table[finding][i]!r}, expected 0 or 1" for i in wrong]
     if "patient" in table:
         spelling: dict[str, str] = {}
         for patient in table["patient"].unique():
@@ -116,7 +116,7 @@ def _row_problems(table: pd.DataFrame, findings: list[str]) -> list[str]:
         if unknown.any():
             named = f"{table['patient'][unknown].iloc[0]!r} in {int(unknown.sum())} rows"
             problems.append(f"patient is {named}, which would be one person; write each person's own name")
-        problems += [f"row {i + 2}: patient of {names[i]} is empty" for i in table.index[table["patient"] == ""]]
+        problems += [f"row {i}: patient of {names[i]} is empty" for i in table.index[table["patient"] == ""]]
     return problems
 
 

@@ -136,9 +136,9 @@ def read_table(raw: Path, tables: Sequence[str], columns: FusionColumns) -> Clin
     patient = table.columns[0] if columns.patient == "auto" else columns.patient
     if patient not in table:
         raise InputError(f"{path}: no column {patient!r} (fusion.data.columns.patient); its columns: {', '.join(table.columns)}")
-    problems = [f"row {i + 2}: no patient" for i in table.index[table[patient] == ""]]
+    problems = [f"row {i}: no patient" for i in table.index[table[patient] == ""]]
     twice = table.index[table[patient].duplicated() & (table[patient] != "")]
-    problems += [f"row {i + 2}: patient {table[patient][i]} is listed twice" for i in twice]
+    problems += [f"row {i}: patient {table[patient][i]} is listed twice" for i in twice]
     if problems:
         named = f"column {patient!r}, taken as the patient (fusion.data.columns.patient): "
         raise InputError(f"{path}: {named}{'; '.join(problems[:5])}" + (", ..." if len(problems) > 5 else ""))
@@ -168,14 +168,14 @@ def _read_numbers(path: Path) -> pd.DataFrame:
         raise InputError(f"{path}: no such file; fusion.data.vectors names it, so it must hold one row of numbers per patient")
     table = read_text_table(path)
     patient = table.columns[0]
-    problems = [f"row {i + 2}: no patient" for i in table.index[table[patient] == ""]]
-    problems += [f"row {i + 2}: patient {table[patient][i]} is listed twice" for i in table.index[table[patient].duplicated()]]
+    problems = [f"row {i}: no patient" for i in table.index[table[patient] == ""]]
+    problems += [f"row {i}: patient {table[patient][i]} is listed twice" for i in table.index[table[patient].duplicated()]]
     texts = table.set_index(patient).rename_axis("patient")
     numbers = texts.apply(pd.to_numeric, errors="coerce").astype(float).replace([np.inf, -np.inf], np.nan)
     missing = texts.apply(lambda column: column.str.lower().isin(MISSING))
     for row, column in np.argwhere((numbers.isna() & ~missing).to_numpy())[:20]:
         text, name = texts.iat[row, column], texts.columns[column]
-        problems.append(f"row {row + 2}: {name} is {text!r}, expected a number (leave missing ones empty)")
+        problems.append(f"row {table.index[row]}: {name} is {text!r}, expected a number (leave missing ones empty)")
     if problems:
         raise InputError(f"{path}: {'; '.join(problems[:20])}")
     if not len(texts.columns):
