@@ -131,6 +131,26 @@ def test_an_effect_of_the_training_set_is_rarely_a_false_positive() -> None:
     assert false_positives <= 9
 
 
+@pytest.mark.parametrize("configs", [2, 3])
+def test_two_folds_rarely_claim_a_difference(configs: int) -> None:
+    """By chance they often look alike: without a limit on the degrees of freedom, one in eight such studies claimed one."""
+    rng = np.random.default_rng(14)
+    found = sum(decide(draw(rng, configs=configs, folds=2, seeds=1, patients=200)).significant.any() for _ in range(200))
+    assert found <= 16
+
+
+@pytest.mark.parametrize("seeds", [1, 3])
+def test_intervals_of_means_cover_what_all_configurations_have_in_common(seeds: int) -> None:
+    """An easy or a hard training set is so for all of them."""
+    rng, covered = np.random.default_rng(15), []
+    for _ in range(200):
+        scores = draw(rng, configs=4, folds=5, seeds=seeds, patients=100, run_sd=0.4)
+        scores += np.repeat(rng.normal(0, 1.5, 5), seeds)[:, None]
+        decision = decide(scores)
+        covered.append(np.abs(decision.mean - 60) <= decision.half_width)
+    assert np.mean(covered) > 0.93
+
+
 @pytest.mark.parametrize("seeds", [1, 3, 5])
 def test_configurations_that_share_weights_are_compared_run_by_run(seeds: int) -> None:
     """The run effects of the pair are the same, so they cancel: the standard error is that of the patients alone."""

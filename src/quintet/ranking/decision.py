@@ -12,7 +12,8 @@ the squared weights before the v.
 
 v_c is the largest of these estimates, with that estimate's degrees of freedom: from repeated seeds, c's own and the pooled one;
 with several folds, also the pooled one from the differences between folds and, if c varies significantly more than the others,
-c's own. Seeds measure runs precisely, but only folds show the effect of the training set. With one fold this effect is the same
+c's own. An interval of a single mean takes what all configurations have in common into account, too. Seeds measure runs
+precisely, but only folds show the effect of the training set. With one fold this effect is the same
 in all runs: then the verdict is about models trained on this training set.
 
 Configurations that share weights or start from each other's are compared run by run: their runs are not independent, and the
@@ -124,7 +125,7 @@ def decide(
     shared = shared_variance(scores, by_patient, folds, seeds, deterministic)
     tolerance = ROUND_OFF * float(np.abs(by_patient).max())
 
-    def compare(weights: Floats) -> Family:
+    def compare(weights: Floats, shared: Shared) -> Family:
         values = weights @ by_patient
         difference = _zero_below(values.mean(-1), tolerance)
         variance = _sample_variance(values)
@@ -141,7 +142,7 @@ def decide(
 
     one = np.eye(configs)
     first, second = np.triu_indices(configs, 1)
-    alone = compare(one)
+    alone = compare(one, shared_variance(scores, by_patient, folds, seeds, deterministic, common=True))
     return Decision(
         patients=n,
         folds=int(folds.max()) + 1,
@@ -153,8 +154,8 @@ def decide(
         config_run_df=seeds.own_df,
         run_variance=max(seeds.pooled, 0) if seeds.pooled_df > 0 or deterministic.all() else None,
         run_df=seeds.pooled_df,
-        pairs=compare(one[first] - one[second]),
-        planned=compare(np.zeros((0, configs)) if planned is None else planned),
+        pairs=compare(one[first] - one[second], shared),
+        planned=compare(np.zeros((0, configs)) if planned is None else planned, shared),
     )
 
 
@@ -195,7 +196,7 @@ def _standard_errors(weights: Floats, variance: Floats, n: int, shared: Shared, 
     error = patients**2 / max(n - 1, 1) + np.where(part > 0, error, 0)
     undefined = (error == 0) | ~np.isfinite(error)
     df = np.where(undefined, max(n - 1, 1), np.divide(np.where(undefined, 1, se2) ** 2, np.where(undefined, 1, error)))
-    return _zero_below(np.sqrt(se2), tolerance), df
+    return _zero_below(np.sqrt(se2), tolerance), np.minimum(df, shared.most_df)
 
 
 def _squared_error(square: Floats, df: Floats) -> Floats:

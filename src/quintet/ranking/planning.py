@@ -17,7 +17,7 @@ from scipy import stats
 
 from quintet.errors import InputError
 from quintet.ranking.table import Ranking
-from quintet.ranking.variance import MORE_VARIABLE
+from quintet.ranking.variance import FEW_DF, MORE_VARIABLE
 from quintet.ranking.verdict import count
 
 SEEDS = (1, 2, 3, 5, 10)
@@ -58,19 +58,21 @@ def power_of(patients: int, difference: float, pair_sd: float, training: Trainin
     if pair_sd == 0 and shared == 0:
         return 1.0
     uniform, normal = _draws()
-    k = (n / folds - 1) / (n - 1)  # two patients are in the same fold
+    k = max(n / folds - 1, 0) / (n - 1)  # two patients are in the same fold
     patient = (pair_sd**2 + (1 - k) * shared) * stats.chi2.ppf(uniform[0], n - 1) / (n - 1) / n
     se2, error = patient, patient**2 / (n - 1)
     if shared > 0:
         part, part_error = _drawn_shared(uniform, n, pair_sd, training)
         se2, error = se2 + k * part, error + k**2 * part_error
+    between_folds = (max(training.configs, 2) - 1) * (folds - 1)
+    df = np.minimum(se2**2 / error, between_folds if 0 < between_folds < FEW_DF else np.inf)
     difference_drawn = difference + np.sqrt(pair_sd**2 / n + shared / folds) * normal
-    return float(np.mean(difference_drawn > stats.t.isf(level / 2, se2**2 / error) * np.sqrt(se2)))
+    return float(np.mean(difference_drawn > stats.t.isf(level / 2, df) * np.sqrt(se2)))
 
 
 def _drawn_shared(uniform: NDArray[np.float64], n: int, pair_sd: float, training: Training) -> tuple[NDArray[np.float64], ...]:
     """Draws of the estimate of `training.shared` and of its squared error, both [draws]: for each configuration of the pair, the
-    largest of its own and the pooled estimates, as in decision.py."""
+    largest of its own and the pooled estimates, as in decision.py; the error of one from folds is that of its mean square."""
     folds, df, shared = training.folds, training.folds * (training.seeds - 1), training.shared / 2
     # a single seed per fold: only the folds measure it
     own = np.stack([shared * stats.chi2.ppf(u, df) / df if df else np.zeros(DRAWS) for u in uniform[1:3]])
@@ -78,18 +80,22 @@ def _drawn_shared(uniform: NDArray[np.float64], n: int, pair_sd: float, training
     others = max(training.configs - 2, 0) * df
     pooled_df: NDArray[np.float64] | float = max(2 * df + others, 1)
     pooled = (df * own.sum(0) + (shared * stats.chi2.ppf(uniform[3], others) if others else 0)) / pooled_df
+    own_square, pooled_square = own, pooled
     if folds > 1:
         noise, size, rest_df = pair_sd**2 / 2, n / folds, max(training.configs - 2, 1) * (folds - 1)
         alone = np.stack([stats.chi2.ppf(u, folds - 1) / (folds - 1) for u in uniform[4:6]])
         rest = stats.chi2.ppf(uniform[6], rest_df) / rest_df
         scale = noise + size * shared
         by_fold = (scale * rest - noise) / size
+        pooled_square = np.where(by_fold > pooled, scale * rest / size, pooled)
         pooled, pooled_df = np.maximum(pooled, by_fold), np.where(by_fold > pooled, rest_df, pooled_df)
         larger = stats.f.sf(alone / rest, folds - 1, rest_df) < MORE_VARIABLE
         own_by_fold = np.where(larger, (scale * alone - noise) / size, 0)
+        own_square = np.where(own_by_fold > own, scale * alone / size, own)
         own, own_df = np.maximum(own, own_by_fold), np.where(own_by_fold > own, folds - 1, own_df)
     is_own = own > pooled
-    error = np.where(is_own, own**2 / own_df, 0).sum(0) + ((~is_own).sum(0) * pooled) ** 2 / pooled_df
+    pooled_square = np.where(pooled > 0, pooled_square, 0)
+    error = np.where(is_own, own_square**2 / own_df, 0).sum(0) + ((~is_own).sum(0) * pooled_square) ** 2 / pooled_df
     return np.maximum(own, pooled).sum(0), error
 
 

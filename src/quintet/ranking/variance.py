@@ -8,12 +8,13 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 from scipy import stats
-from scipy.sparse import csr_array
+from scipy.sparse import block_array, csr_array
 from scipy.sparse.csgraph import connected_components
 
 Floats = NDArray[np.float64]
 Bools = NDArray[np.bool_]
 MORE_VARIABLE = 0.05  # level of the F test that a configuration varies more between folds than the others
+FEW_DF = 3  # between folds
 ROUND_OFF = 1e-12  # relative to the largest score; smaller differences are rounding errors
 
 
@@ -33,12 +34,13 @@ class Estimates:
 @dataclass(frozen=True)
 class Shared:
     """The largest of the estimates as parts of each configuration's squared standard error, all [configs]. `source`: -1 the
-    configuration's own, 0 pooled over seeds, 1 pooled over folds."""
+    configuration's own, 0 pooled over seeds, 1 pooled over folds. `most_df`: of any comparison, because the folds are few."""
 
     part: Floats
     square: Floats
     df: Floats
     source: Floats
+    most_df: float
 
 
 def patient_means(scores: Floats) -> Floats:
@@ -50,15 +52,20 @@ def patient_means(scores: Floats) -> Floats:
 
 def fold_of_patients(scores: Floats) -> NDArray[np.int64]:
     """The fold of each patient, numbered from 0: patients whom one run tested are in the same fold."""
-    tested: Floats = (~np.isnan(scores)).any(0).astype(float)  # [runs, patients]
-    _, labels = connected_components(csr_array(tested.T @ tested), directed=False)
-    return np.asarray(labels, np.int64)
+    tested = csr_array((~np.isnan(scores)).any(0))  # [runs, patients]
+    _, labels = connected_components(block_array([[None, tested], [tested.T, None]]), directed=False)  # of runs and patients
+    return np.unique(labels[tested.shape[0] :], return_inverse=True)[1].astype(np.int64)
 
 
 def shared_variance(
-    scores: Floats, by_patient: Floats, folds: NDArray[np.int64], seeds: Estimates, deterministic: Bools
+    scores: Floats, by_patient: Floats, folds: NDArray[np.int64], seeds: Estimates, deterministic: Bools, *, common: bool = False
 ) -> Shared:
-    """The largest of the estimates from seeds and from folds, for each configuration."""
+    """The largest of the estimates from seeds and from folds, for each configuration. `common`: with what all configurations have
+    in common, which is part of a mean's error, but not of a difference's.
+
+    Two or three folds may by chance show no variance between them, and then nothing would be left of their few degrees of
+    freedom: where there are fewer than FEW_DF, they limit those of the comparison.
+    """
     configs, _, n = scores.shape
     one, pairs = np.ones(configs), max(n * (n - 1), 1)
     tested = ~np.isnan(scores)
@@ -66,7 +73,10 @@ def shared_variance(
     weight = tested / run_counts[:, None]
     k = ((weight.sum(-1) ** 2).sum(-1) - (weight**2).sum((1, 2))) / pairs
     sources = [(np.where(deterministic, 0, k), seeds)]
-    if by_fold := from_folds(by_patient, folds):
+    most_df = np.inf
+    if by_fold := from_folds(by_patient, folds, common=common):
+        between = by_fold.pooled_df or float(by_fold.own_df[0])
+        most_df = between if between < FEW_DF else np.inf
         sources.append((one * ((np.bincount(folds) ** 2).sum() - n) / pairs, by_fold))
     candidates = []
     for number, (k, e) in enumerate(sources):
@@ -75,7 +85,7 @@ def shared_variance(
     table = np.nan_to_num(np.array(candidates))  # [candidates, quantities, configs]
     best = np.maximum(table[:, 0], 0).argmax(0)
     part, square, df, source = table[best, :, np.arange(configs)].T
-    return Shared(np.maximum(part, 0), square, df, source)
+    return Shared(np.maximum(part, 0), square, df, source, most_df)
 
 
 def from_seeds(scores: Floats, by_patient: Floats, deterministic: Bools) -> Estimates:
@@ -121,21 +131,22 @@ def from_seeds(scores: Floats, by_patient: Floats, deterministic: Bools) -> Esti
     )
 
 
-def from_folds(by_patient: Floats, folds: NDArray[np.int64]) -> Estimates | None:
+def from_folds(by_patient: Floats, folds: NDArray[np.int64], *, common: bool = False) -> Estimates | None:
     """The variance of what a configuration's runs of a fold have in common (training set, and the mean of the fold's runs), from
     the differences between folds after the mean over all configurations is taken away from each patient; None for one fold.
 
     One-way analysis of variance by folds. The centred scores of one of C configurations have the component
     v_c (1 - 2 / C) + (mean of v) / C, which is solved for v_c. Own estimates have few degrees of freedom and would cost power,
     so they are used (not 0) only where an F test finds more variance than in the other configurations. A single row, the
-    difference of two configurations, is not centred.
+    difference of two configurations, is not centred. `common`: no row is, and the pooled estimate is the mean of the rows', whose
+    degrees of freedom are those of one, because they have the same training sets.
     """
     configs, n = by_patient.shape
     sizes = np.bincount(folds)
     count = len(sizes)
     if count == 1 or n == count:
         return None
-    centred = by_patient - by_patient.mean(0) if configs > 1 else by_patient
+    centred = by_patient if common or configs == 1 else by_patient - by_patient.mean(0)
     means = np.stack([np.bincount(folds, row) for row in centred]) / sizes
     between = (sizes * (means - centred.mean(1, keepdims=True)) ** 2).sum(1) / (count - 1)
     within = ((centred - means[:, folds]) ** 2).sum(1) / (n - count)
@@ -144,6 +155,8 @@ def from_folds(by_patient: Floats, folds: NDArray[np.int64]) -> Estimates | None
     df = np.full(configs, count - 1.0)
     if configs == 1:
         return Estimates(component, square, df, 0.0, 0.0, 0.0)
+    if common:
+        return Estimates(np.zeros(configs), square, df, float(component.mean()), float(square.mean()), count - 1.0)
     pooled, pooled_square = component.sum() / (configs - 1), square.sum() / (configs - 1)
     pooled_df = (configs - 1.0) * (count - 1)
     larger = np.zeros(configs, bool)
