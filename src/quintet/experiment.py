@@ -19,7 +19,7 @@ from quintet.files import atomic_file, atomic_folder, write_json
 from quintet.params import Compute, Configuration, Ensembles, Params, StudyParams
 from quintet.ranking import Ranking
 from quintet.results import write_scores
-from quintet.runs import Record, new_record
+from quintet.runs import CODE_TAGS, Record, new_record
 from quintet.study import Metrics, Runs, load_ensemble_study, load_study
 
 P = TypeVar("P", bound=StudyParams)
@@ -120,7 +120,7 @@ def _same_training(previous: Path, record: Record) -> Record | None:
     if not ((previous / "record.json").is_file() and (previous / "model" / "model.pt").is_file()):
         return None
     found = Record.load(previous)
-    same_code = all(found.tags.get(tag) == record.tags[tag] for tag in ("code_md5", "version.torch", "version.lightning"))
+    same_code = all(found.tags.get(tag) == record.tags[tag] for tag in CODE_TAGS)
     return found if found.key == record.key and same_code else None
 
 

@@ -25,6 +25,7 @@ from typing import Any
 from quintet.errors import InputError
 from quintet.files import atomic_file, is_temporary, md5
 
+CODE_TAGS = ("code_md5", "version.torch", "version.lightning")  # tags of a record: what trains, apart from parameters and inputs
 PACKAGES = ("torch", "lightning", "monai", "kornia", "scikit-learn", "numpy", "mlflow", "dvc")
 
 

@@ -14,7 +14,7 @@ from quintet.runs import Record
 from quintet.training import batches as batching
 from quintet.training import hardware
 from quintet.training.batches import EpochBatchSampler
-from quintet.training.fit import Monitor, adam_optimizer, cosine_with_warmup, fit, summarize
+from quintet.training.fit import Monitor, adam_optimizer, cosine_with_warmup, delete_resume_checkpoints, fit, summarize
 from quintet.training.hardware import resolve_device
 
 
@@ -264,6 +264,27 @@ def test_a_resumed_run_has_the_batches_of_its_epoch(make_params, tmp_path, monke
         )
         assert all(epoch == own for epoch, own in module.seen)
     assert [epoch for epoch, _ in module.seen] == [2, 2, 2, 3, 3, 3]
+
+
+def test_a_checkpoint_of_other_code_is_not_resumed(make_params, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    params, loader = make_params({"compute.device": "cpu"}), torch.utils.data.DataLoader(torch.ones(2, 4))
+    for code, resumes in (("a", False), ("a", True), ("b", False)):
+        record = Record("toy", "train", "base", 0, {}, {}, tags={"code_md5": code})
+        fit(
+            Listening(),
+            torch.utils.data.DataLoader(torch.arange(9), sampler=Epochs(np.arange(3), 1, seed=0), batch_size=None),
+            loader,
+            epochs=2,
+            seed=0,
+            training=params.landmarks.training,
+            compute=params.compute,
+            record=record,
+            monitor=Monitor("score", lower_is_better=False, perfect=math.inf, keep="last"),
+        )
+        assert ("resuming" in capsys.readouterr().out) == resumes
+    delete_resume_checkpoints(record)
+    assert [path.name for path in (tmp_path / ".checkpoints").iterdir()] == []
 
 
 class Counting(L.LightningModule):

@@ -1,5 +1,6 @@
 """`fit` trains a module. If it is killed at any moment and called again, the result is that of an uninterrupted call."""
 
+import hashlib
 import logging
 import math
 import os
@@ -24,7 +25,7 @@ from torch.utils.data import DataLoader
 from quintet.errors import InputError
 from quintet.files import repository_root
 from quintet.params import AdamCosine, Compute, Optimisation
-from quintet.runs import Record
+from quintet.runs import CODE_TAGS, Record
 from quintet.training.callbacks import FiniteLoss, History, Reseed, ResumableEarlyStopping, ResumePoint, moving_average
 from quintet.training.hardware import LIGHTNING_PRECISION, peak_memory_mb, resolve_device
 
@@ -119,7 +120,7 @@ def fit(
     monitor: Monitor,
     weight_averaging: float = 0.0,
 ) -> FitResult:
-    """Train `module`, whose network is `module.net`; resumes where a killed run with the same record stopped.
+    """Train `module`, whose network is `module.net`; resumes where a killed run with the same record and code stopped.
 
     `weight_averaging`: with a decay per step above 0, an exponential moving average of weights and batch statistics is what
     is validated and returned.
@@ -129,7 +130,8 @@ def fit(
     device = resolve_device(compute.device)
     precision = LIGHTNING_PRECISION[str(training.precision)]
     record.tags |= {"device": device, "precision": precision}
-    folder = repository_root() / ".checkpoints" / f"{record.stage}-{record.config}-{record.seed}-{record.key}"
+    code = hashlib.md5(repr([record.tags.get(tag) for tag in CODE_TAGS]).encode(), usedforsecurity=False).hexdigest()[:8]
+    folder = repository_root() / ".checkpoints" / f"{record.stage}-{record.config}-{record.seed}-{record.key}-{code}"
     with _exclusive(folder):
         last, best = folder / "last.ckpt", folder / "best.ckpt"
         callbacks, history = _callbacks(last, best, record, seed=seed, monitor=monitor, weight_averaging=weight_averaging)
