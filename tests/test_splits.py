@@ -8,6 +8,17 @@ from quintet import splits
 from quintet.errors import InputError
 
 
+def test_large_groups_are_tested_as_often_as_small_ones():
+    """scikit-learn deals the largest groups to the first folds, whatever the seed."""
+    sizes = [4] * 3 + [1] * 57
+    groups = [f"g{n}" for n, size in enumerate(sizes) for _ in range(size)]
+    tested = []
+    for seed in range(60):
+        parts = splits.grouped_split(groups, ["a" if group < "g4" else "b" for group in groups], seed=seed)
+        tested.append(np.mean([parts[groups.index(f"g{n}")] == "test" for n in range(3)]))
+    assert np.mean(tested) == pytest.approx(0.15, abs=0.1)
+
+
 def test_random_split_equals_the_reference():
     """957 rows -> 669/144/144 by two calls of scikit-learn's train_test_split with random_state 42."""
     parts = np.array(splits.random_split(957, seed=42))
@@ -53,7 +64,8 @@ def test_a_leak_is_refused_with_its_members():
         ("stem,split\na,train\nb,valid\nb,test\n", "b is listed twice"),
         ("stem,split\na,train\n", "b is not listed"),
         ("stem,split\na,train\nb,exam\n", "row 3: split 'exam'"),
-        ("stem,split\na,train\nb,test\n", "no row has split valid"),
+        ("stem,split\na,train\nb,test\n", "no row of these data has split valid"),
+        ("stem,split\na,train\nb,test\nelsewhere,valid\n", "no row of these data has split valid"),
     ],
 )
 def test_bad_split_files(tmp_path, text, message):

@@ -19,21 +19,21 @@ PARTS = ("train", "valid", "test")
 def random_split(count: int, *, seed: int, strata: Sequence[str] | None = None) -> list[str]:
     """Split `count` rows 70/15/15 by two calls of scikit-learn's `train_test_split`; returns one part per row.
 
-    With `strata` (one per row) every part gets the same proportion of each stratum. Raises InputError if a stratum has fewer than
-    4 rows.
+    With `strata` (one per row) every part gets the same proportion of each stratum. Raises InputError if there are too few rows,
+    in all or of a stratum.
     """
     if strata is not None:
         names, counts = np.unique(np.asarray(strata), return_counts=True)
         for name, n in zip(names, counts, strict=True):
-            if n < 4:
-                raise InputError(f"category {str(name)!r} has {n} image(s): a stratified split needs 4; choose another split")
+            if n < 6:
+                raise InputError(f"category {str(name)!r} has {n} image(s), too few for a stratified split; choose another split")
     rows = np.arange(count)
     try:
         train, rest = train_test_split(rows, test_size=0.3, random_state=seed, stratify=strata)
         rest_strata = None if strata is None else np.asarray(strata)[rest]
         valid, test = train_test_split(rest, test_size=0.5, random_state=seed, stratify=rest_strata)
     except ValueError as error:
-        raise InputError(f"{count} rows cannot be split 70/15/15: {error}") from None
+        raise InputError(f"{count} rows cannot be split 70/15/15 ({error}); choose another split") from None
     parts = np.empty(count, dtype=object)
     for part, part_rows in zip(PARTS, (train, valid, test), strict=True):
         parts[part_rows] = part
@@ -43,8 +43,8 @@ def random_split(count: int, *, seed: int, strata: Sequence[str] | None = None) 
 def grouped_split(groups: Sequence[str], strata: Sequence[str], *, seed: int) -> list[str]:
     """Split rows about 70/15/15, with every group in one part and strata balanced; returns one part per row.
 
-    Of 20 stratified group folds, 3 are for testing, 3 for validation and 14 for training. Raises InputError if there are fewer
-    than 20 groups.
+    Of 20 stratified group folds, 3 random ones are for testing, 3 for validation and 14 for training. Raises InputError if there
+    are fewer than 20 groups.
     """
     folds = 20
     group_count = len(set(groups))
@@ -53,11 +53,12 @@ def grouped_split(groups: Sequence[str], strata: Sequence[str], *, seed: int) ->
     if max(Counter(strata).values()) < folds:  # every stratum is too small to balance
         strata = ["all"] * len(strata)
     splitter = StratifiedGroupKFold(folds, shuffle=True, random_state=seed)
+    role = np.random.default_rng(seed).permutation(folds)  # scikit-learn deals the largest groups to the first folds
     parts = np.empty(len(groups), dtype=object)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="The least populated class")  # rare strata are balanced as far as possible
         for fold, (_, rows) in enumerate(splitter.split(np.zeros(len(groups)), list(strata), list(groups))):
-            parts[rows] = "test" if fold < 3 else "valid" if fold < 6 else "train"
+            parts[rows] = "test" if role[fold] < 3 else "valid" if role[fold] < 6 else "train"
     return list(parts)
 
 
@@ -127,7 +128,8 @@ def read_split(path: Path, ids: Sequence[str], *, column: str = "stem") -> list[
         alike = next((other for other in others if other.startswith(f"{name}.")), None) or spelled_alike(name, others)
         problems.append(f"{path}: {name} is not listed" + (f"; is it {alike!r}? Write both alike" if alike else ""))
     if not problems:
-        problems += [f"{path}: no row has split {part}" for part in PARTS if part not in set(table["split"])]
+        used = set(table.loc[table[column].isin(ids), "split"])
+        problems += [f"{path}: no row of these data has split {part}" for part in PARTS if part not in used]
     if problems:
         raise InputProblemsError(str(path), problems)
     part_of = dict(zip(table[column], table["split"], strict=True))
