@@ -50,6 +50,18 @@ def test_outside_the_file_the_cube_is_fill():
     assert (sample_cube(array + 5, grid, np.zeros(3), 96.0, 8, fill=-7.0) > 4).all()
 
 
+def test_the_outer_half_of_the_outermost_voxels_is_inside_the_file():
+    """In every orientation: here it is turned by 20 degrees."""
+    array, spacing = np.full((40, 40, 8), 5, np.float32), np.array([2.0, 2.0, 10.0])
+    turn = np.eye(4)
+    turn[:2, :2] = [[np.cos(0.35), -np.sin(0.35)], [np.sin(0.35), np.cos(0.35)]]
+    affine = turn @ np.diag([*spacing, 1])
+    affine[:3, 3] -= affine[:3, :3] @ ((np.array(array.shape) - 1) / 2)
+    cube = sample_cube(array, Grid(array.shape, affine), np.zeros(3), 100.0, 50, fill=-7.0)
+    assert set(np.unique(cube)) == {-7.0, 5.0}
+    assert (cube == 5).sum() * 2**3 == pytest.approx(80**3, rel=0.02)
+
+
 def test_fine_voxels_are_averaged():
     """The mean of 64 voxels has an eighth of the noise."""
     rng = np.random.default_rng(0)

@@ -52,6 +52,22 @@ def test_padding_does_not_stretch_the_grey_values(tmp_path, padding, inverted):
         read_grey(write(tmp_path / "only.dcm", np.full_like(RAMP, padding), PixelPaddingValue=padding))
 
 
+@pytest.mark.parametrize("form", ["unsigned", "range"])
+def test_padding_of_signed_pixels_in_every_form(tmp_path, form):
+    signed = {"PixelRepresentation": 1}
+    expected = read_grey(write(tmp_path / "whole.dcm", RAMP.astype(np.int16), **signed))
+    pixels = RAMP.astype(np.int16)
+    pixels[:, :5] = -2000
+    if form == "range":
+        pixels[:, :2] = -1990
+        path = write(tmp_path / "padded.dcm", pixels, PixelPaddingValue=-2000, PixelPaddingRangeLimit=-1980, **signed)
+    else:
+        dataset = pydicom.dcmread(write(tmp_path / "padded.dcm", pixels, **signed))
+        dataset.add_new("PixelPaddingValue", "US", 2**16 - 2000)
+        dataset.save_as(path := tmp_path / "unsigned.dcm")
+    assert np.abs(read_grey(path) - expected)[:, 5:].max() < 0.01
+
+
 def test_palette_colours_become_luminance(tmp_path):
     table = np.linspace(0, 255, 256).astype(np.uint8)
     palette = {f"{c}PaletteColorLookupTableData": table.tobytes() for c in ("Red", "Green", "Blue")}

@@ -37,4 +37,11 @@ def sample_cube(array: Floats, grid: Grid, centre_mm: NDArray[np.float64], side_
     matrix = (to_file[:3, :3] * target_mm)[:, ::-1] / blocks[:, None]
     corner_mm = centre_mm - (size - 1) / 2 * target_mm
     offset = (nib.affines.apply_affine(to_file, corner_mm) - (blocks - 1) / 2) / blocks
-    return np.asarray(affine_transform(coarse, matrix, offset, (size,) * 3, order=1, mode="constant", cval=fill), np.float32)
+    # two calls: one that fills would fade the outer half of the outermost voxels into the fill
+    cube = affine_transform(coarse, matrix, offset, (size,) * 3, order=1, mode="nearest")
+    inside = np.ones((size,) * 3, bool)
+    steps = np.arange(size)
+    for row, start, blocks_along in zip(matrix, offset, counts, strict=True):
+        at = start + row[0] * steps[:, None, None] + row[1] * steps[:, None] + row[2] * steps
+        inside &= (at >= -0.5) & (at <= blocks_along - 0.5)
+    return np.where(inside, cube, fill).astype(np.float32)

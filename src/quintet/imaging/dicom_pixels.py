@@ -1,4 +1,4 @@
-"""Which bits of a CT slice's stored pixels count, and which pixels were never measured. `tags`: DICOM names -> values."""
+"""Which bits of a DICOM image's stored pixels count, and which pixels were never measured. `tags`: DICOM names -> values."""
 
 from typing import Any
 
@@ -7,6 +7,10 @@ from numpy.typing import NDArray
 from scipy.ndimage import label
 
 AIR_HU = -1000.0
+PADDING_TAGS = (
+    *("PixelPaddingValue", "PixelPaddingRangeLimit"),
+    *("BitsAllocated", "BitsStored", "HighBit", "PixelRepresentation"),  # how these are stored
+)
 BODY_HU = (-950.0, 3000.0)  # padding within this range is only believed at the edge of a slice
 
 
@@ -34,15 +38,23 @@ def without_padding(stored: NDArray[Any], tags: dict[str, Any], slope: float, in
     """Voxels that were never measured, marked by PixelPaddingValue (to PixelPaddingRangeLimit, PS3.3 C.7.5.1.1.2), become air.
 
     Some writers name a value that tissue has as well (0, which is water): such voxels are padding only at the edge."""
-    bounds = [_padding(tags[name], tags) for name in ("PixelPaddingValue", "PixelPaddingRangeLimit")]
-    known = [value for value in bounds if value is not None]
-    if bounds[0] is None or not (padded := (stored >= min(known)) & (stored <= max(known))).any():
+    known = padding_bounds(tags)
+    if not known or not (padded := (stored >= known[0]) & (stored <= known[1])).any():
         return stored
     if any(BODY_HU[0] < value * slope + intercept < BODY_HU[1] for value in known):
         regions, _ = label(padded)
         edge = np.concatenate([regions[0], regions[-1], regions[:, 0], regions[:, -1]])
         padded &= np.isin(regions, edge)
     return np.where(padded, np.float32((AIR_HU - intercept) / slope), stored.astype(np.float32))
+
+
+def padding_bounds(tags: dict[str, Any]) -> list[int]:
+    """The lowest and the highest stored value that marks a pixel as never measured, from PADDING_TAGS; none if no such value is
+    named."""
+    value, limit = (_padding(tags[name], tags) for name in ("PixelPaddingValue", "PixelPaddingRangeLimit"))
+    if value is None:
+        return []
+    return sorted((value, value if limit is None else limit))
 
 
 def _padding(value: Any, tags: dict[str, Any]) -> int | None:

@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
 from quintet.errors import InputError
+from quintet.imaging.dicom_pixels import PADDING_TAGS, padding_bounds
 
 DICOM = (".dcm", ".dicom")  # file name suffixes
 PICTURES = (".png", ".jpg", ".jpeg")
@@ -104,10 +105,11 @@ def _read_dicom(path: Path) -> NDArray[np.float32]:
     if pixels.ndim != 2:
         raise InputError(f"{path}: expected a single frame, got shape {pixels.shape}")
     grey = np.asarray(pixels, np.float32)
-    padding = dataset.get("PixelPaddingValue")
-    measured = stored != padding if padding is not None and stored.shape == grey.shape else np.ones(grey.shape, bool)
+    measured = np.ones(grey.shape, bool)
+    if stored.shape == grey.shape and (padding := padding_bounds({name: dataset.get(name) for name in PADDING_TAGS})):
+        measured = (stored < padding[0]) | (stored > padding[1])
     if not measured.any():
-        raise InputError(f"{path}: every pixel is padding ({padding}); export the image again")
+        raise InputError(f"{path}: every pixel is padding (PixelPaddingValue); export the image again")
     grey = np.clip(grey, grey[measured].min(), grey[measured].max())  # padding counts as the nearest measured value
     grey = _rescale(grey)
     return 1 - grey if dataset.get("PhotometricInterpretation") == "MONOCHROME1" else grey
