@@ -68,6 +68,7 @@ def test_shipped_file_is_valid(make_params):
         ("breakhis.training.backbone", "b7", ["breakhis.training.backbone", "'small', 'b0', 'b1' or 'lite0'"]),
         ("breakhis.magnifications", ["40X", "1000X"], ["breakhis.magnifications", "'400X'", "1000X"]),
         ("breakhis.magnifications", ["40X", "40X"], ["listed twice"]),
+        ("breakhis.configs.prior", {"magnifications": ["40X"], "attention": [], "trains": "all"}, ["prior", "baseline"]),
         ("breakhis.magnifications", ["40X"], ["works between magnifications"]),
         ("breakhis.attention", ["temporal"], ["'channel', 'spatial', 'hierarchical' or 'fusion'"]),
         ("breakhis.trains", "linear", ["needs attention=[]"]),
@@ -201,6 +202,9 @@ def test_a_key_that_is_given_twice_is_refused(tmp_path):
         text.replace("  raw: data/synthetic/landmarks", "  raw: /mine\n  raw: data/synthetic/landmarks")
     )
     with pytest.raises(InputError, match=r"the key raw is in line \d+ and in line \d+; delete one"):
+        load(tmp_path / "params.yaml")
+    (tmp_path / "params.yaml").write_text(text.replace("  alpha: 0.05 ", "  alpha: 0.05\n  again: {alpha: 1, alpha: 2} "))
+    with pytest.raises(InputError, match="the key alpha is in line"):
         load(tmp_path / "params.yaml")
 
 

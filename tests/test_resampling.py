@@ -36,3 +36,15 @@ def test_percentile_interval_of_a_mean() -> None:
     low, high = percentile_interval(bootstrap_means(values, bootstrap_weights(np.arange(400))))
     assert high - low == pytest.approx(2 * 1.96 * values.std() / 20, rel=0.1)
     assert low < values.mean() < high
+
+
+def test_a_draw_without_a_comparable_pair_has_no_value() -> None:
+    """Three of twenty are positive: some draws have none of them."""
+    score, positive = np.arange(20.0), np.arange(20) > 16
+    draws = bootstrap_concordance(score, positive[:, None] & ~positive, bootstrap_weights(np.arange(20)))
+    assert np.isnan(draws).any()
+    assert percentile_interval(draws) == (1, 1)
+    means = bootstrap_means(score[positive], bootstrap_weights(np.arange(20))[:, positive])
+    assert np.isnan(means).any()
+    assert 17 <= percentile_interval(means)[0] < percentile_interval(means)[1] <= 19
+    assert np.isnan(percentile_interval(np.full(5, np.nan))).all()

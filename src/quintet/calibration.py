@@ -16,6 +16,8 @@ def reliability(observed: NDArray[Any], predicted: Floats) -> pd.DataFrame:
 
     scikit-learn's calibration_curve closes its bins on the right instead of the left and has no counts.
     """
+    if np.isnan(predicted).any():
+        raise ValueError("a probability is missing")
     bins = np.minimum((predicted * BINS).astype(int), BINS - 1)
     table = pd.DataFrame({"bin": bins, "predicted": predicted, "observed": observed})
     return table.groupby("bin").agg(predicted=("predicted", "mean"), observed=("observed", "mean"), count=("bin", "size"))

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import time
@@ -100,8 +101,8 @@ def _overview(params: Params, rankings: dict[StudyName, tuple[Record, pd.DataFra
 
 def _tied(table: pd.DataFrame) -> int:
     """The number of configurations that share a letter with the first."""
-    letters = set(table["group"].iloc[0])
-    return sum(bool(letters & set(group)) for group in table["group"].iloc[1:])
+    first, *others = (set(re.findall(r"[a-zA-Z]\d*", group)) for group in table["group"])
+    return sum(bool(first & letters) for letters in others)
 
 
 def _metric(record: Record) -> str:

@@ -24,20 +24,26 @@ def bootstrap_weights(groups: ArrayLike, strata: ArrayLike | None = None, *, dra
 
 
 def bootstrap_means(values: Floats, weights: Floats) -> Floats:
-    """The weighted mean of `values` `[rows]` in each draw."""
-    return np.asarray((weights @ values) / weights.sum(1))
+    """The weighted mean of `values` `[rows]` in each draw; NaN in a draw without any of the rows."""
+    return _share(weights @ values, weights.sum(1))
 
 
 def bootstrap_concordance(score: Floats, comparable: NDArray[np.bool_], weights: Floats) -> Floats:
     """In each draw, the share of `comparable` `[rows, rows]` pairs (i, j) with score i above score j; ties count half.
 
-    This is the AUC if i is positive and j negative, and the concordance index if j survived longer than i.
+    This is the AUC if i is positive and j negative, and the concordance index if j survived longer than i. NaN in a draw without
+    a comparable pair.
     """
     concordant = ((score[:, None] > score[None, :]) + 0.5 * (score[:, None] == score[None, :])) * comparable
-    return np.asarray(((weights @ concordant) * weights).sum(1) / np.maximum(((weights @ comparable) * weights).sum(1), 1e-12))
+    return _share(((weights @ concordant) * weights).sum(1), ((weights @ comparable) * weights).sum(1))
+
+
+def _share(part: Floats, whole: Floats) -> Floats:
+    return np.divide(part, whole, out=np.full(len(whole), np.nan), where=whole > 0)
 
 
 def percentile_interval(draws: Floats) -> tuple[float, float]:
-    """The central 95 % of `draws`."""
-    low, high = np.percentile(draws, PERCENTILES)
+    """The central 95 % of the `draws` in which the statistic is defined; NaN if it is in none."""
+    defined = draws[~np.isnan(draws)]
+    low, high = np.percentile(defined, PERCENTILES) if len(defined) else (np.nan, np.nan)
     return float(low), float(high)

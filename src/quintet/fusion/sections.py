@@ -107,8 +107,9 @@ class BootstrapScores:
     def mean_of_subsets(self, config: str, *, incomplete: bool = False) -> tuple[float, Floats]:
         """`incomplete`: without the set of all modalities."""
         values, draws = self.subset_scores(config)
-        kept = [not (incomplete and name == self.all_modalities) for name in self.subsets]
-        return float(np.nanmean(np.array(values)[kept])), np.nanmean(draws[kept], 0)
+        wanted = np.array([not (incomplete and name == self.all_modalities) for name in self.subsets])
+        kept = wanted & ~np.isnan(values)
+        return float(np.mean(np.array(values)[kept])), np.mean(draws[kept], 0)
 
     def brier_of_incomplete(self, config: str) -> tuple[float, Floats]:
         """The Brier score, mean over the sets that lack a modality, and its value in each draw."""

@@ -87,8 +87,9 @@ class _UniqueKeys(yaml.SafeLoader):
         lines: dict[Any, int] = {}
         for key, _ in node.value:
             line = key.start_mark.line + 1
-            if lines.setdefault(key.value, line) != line:
+            if key.value in lines:
                 raise yaml.YAMLError(f"the key {key.value} is in line {lines[key.value]} and in line {line}; delete one")
+            lines[key.value] = line
         return super().construct_mapping(node, deep)
 
 

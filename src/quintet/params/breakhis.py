@@ -21,6 +21,7 @@ from quintet.params.common import (
 
 Magnification = Literal["40X", "100X", "200X", "400X"]
 Attention = Literal["channel", "spatial", "hierarchical", "fusion"]
+BASELINES = ("prior", "stain", "oracle")
 STRIDE = {"small": 16, "b0": 32, "b1": 32, "lite0": 32}  # input pixels per pixel of the last feature map
 
 
@@ -134,5 +135,7 @@ class BreakHis(BreakHisConfig, StudyParams):
         if size < 2 * STRIDE[backbone]:
             raise ValueError(f"data.size={size} leaves backbone={backbone} one pixel: at least {2 * STRIDE[backbone]} are needed")
         self.sweep.check(self.configs)
+        if taken := [name for name in BASELINES if name in self.configs]:
+            raise ValueError(f"configs: {taken[0]} is a baseline; choose another name")
         self.sweep.check_folds(fold=self.fold, folds=self.data.folds)
         return self
