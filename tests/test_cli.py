@@ -74,6 +74,27 @@ def test_analyze_writes_a_page(checkout, raw):
     page = (checkout / "page.html").read_text()
     assert "40 images" in page
     assert page.count("data:image/png;base64") == 1
+    annotations = (raw / "annotations.csv").read_bytes()
+    done = run(app, ["analyze", "landmarks", "--data", str(raw), "--page", str(raw / "annotations.csv")])
+    assert "choose a name that ends in .html" in str(done.exception)
+    assert (raw / "annotations.csv").read_bytes() == annotations
+
+
+def test_paths_of_the_parameters_begin_at_the_root(checkout, raw, monkeypatch):
+    stems = [line.split(",")[-1] for line in (raw / "annotations.csv").read_text().splitlines()]
+    parts = ["test", "valid", *["train"] * (len(stems) - 2)]
+    (checkout / "mine.csv").write_text("stem,split\n" + "".join(f"{s},{p}\n" for s, p in zip(stems, parts, strict=True)))
+    text = (checkout / "params.yaml").read_text()
+    (checkout / "params.yaml").write_text(text.replace("split: grouped", "split: mine.csv", 1))
+    (checkout / "below").mkdir()
+    monkeypatch.chdir(checkout / "below")
+    assert "no problem found" in run(app, ["check", "landmarks", "--data", str(raw)]).output
+
+
+def test_no_second_output_is_replaced(checkout, raw):
+    (checkout / "p.csv.uncertainty.csv").write_text("mine")
+    done = run(app, ["predict", "landmarks", "--model", "runs/x", "--input", str(raw), "--output", "p.csv"])
+    assert "p.csv.uncertainty.csv exists" in str(done.exception)
 
 
 def test_preset_shows_what_it_changes_and_touches_one_study(checkout):

@@ -68,6 +68,7 @@ def test_shipped_file_is_valid(make_params):
         ("breakhis.training.backbone", "b7", ["breakhis.training.backbone", "'small', 'b0', 'b1' or 'lite0'"]),
         ("breakhis.magnifications", ["40X", "1000X"], ["breakhis.magnifications", "'400X'", "1000X"]),
         ("breakhis.magnifications", ["40X", "40X"], ["listed twice"]),
+        ("ct.data.findings", ["nodules", "nodules"], ["listed twice"]),
         ("breakhis.configs.prior", {"magnifications": ["40X"], "attention": [], "trains": "all"}, ["prior", "baseline"]),
         ("breakhis.magnifications", ["40X"], ["works between magnifications"]),
         ("breakhis.attention", ["temporal"], ["'channel', 'spatial', 'hierarchical' or 'fusion'"]),

@@ -1,6 +1,7 @@
 """Tables as spreadsheets, scripts and people write them: read rightly, or refused with the remedy."""
 
 import codecs
+import re
 import unicodedata
 
 import pandas as pd
@@ -8,7 +9,7 @@ import pytest
 
 from quintet import splits
 from quintet.errors import InputError, InputProblemsError
-from quintet.subjects import describe, same_files
+from quintet.subjects import describe, same_files, subject_of
 from quintet.tables import read_cells, read_text_table, spelled_alike
 
 ROWS = [["patient", "weight", "notes"], ["P-01", "61.5", "fine, so far"], ["P-02", "", "Zoë"]]
@@ -108,10 +109,6 @@ def test_the_spelling_that_is_probably_meant(name, others, expected):
 )
 @pytest.mark.parametrize("study", ["perfusion", "fusion"])
 def test_visits_of_one_person(make_params, study, first, second, one):
-    import re
-
-    from quintet.subjects import subject_of
-
     pattern = re.compile(make_params().of(study).data.subject_pattern)
     assert (subject_of(first, pattern) == subject_of(second, pattern)) == one
 
@@ -147,3 +144,8 @@ def test_rows_have_the_numbers_that_a_spreadsheet_shows(tmp_path):
     (tmp_path / "splits.csv").write_text("patient,split\nP,train\n\nQ,testing\n", encoding="utf-8")
     with pytest.raises(InputProblemsError, match="row 4: split 'testing'"):
         splits.read_split(tmp_path / "splits.csv", ["P", "Q"], column="patient")
+
+
+def test_a_case_without_the_pattern_s_group_is_a_person_of_its_own():
+    pattern = re.compile(r"(?P<subject>x\d)|P")
+    assert [subject_of(case, pattern) for case in ("x1-a", "P1", "P2")] == ["x1", "P1", "P2"]

@@ -44,7 +44,7 @@ def load_params() -> parameters.Params:
 
 
 def raw_folder(study: StudyName, data: Path | None) -> Path:
-    return data if data else repository_root() / load_params().of(study).raw
+    return data.absolute() if data else repository_root() / load_params().of(study).raw
 
 
 def require_empty(*outputs: Path | None, outside: Path | None = None) -> None:
@@ -80,6 +80,7 @@ def doctor(cache: Annotated[bool, typer.Option("--cache", help="Read every objec
 def check(study: StudyName, data: Data = None) -> None:
     """Run every input check of a study on a raw folder and list all problems at once."""
     raw = raw_folder(study, data)
+    os.chdir(repository_root())  # a split file's path in params.yaml begins there
     if problems := load_study(study).check(raw, load_params().of(study)):
         raise InputProblemsError(str(raw), problems)
     print(f"{raw}: no problem found")
@@ -90,7 +91,11 @@ def analyze(
     study: StudyName, data: Data = None, page: Annotated[Path, typer.Option(help="The HTML file to write.")] = Path("data.html")
 ) -> None:
     """Describe a raw folder as an HTML page: cases, classes, splits, duplicates, and what limits the score."""
-    load_study(study).analyze(raw_folder(study, data), page, load_params().of(study))
+    if page.suffix.lower() not in (".html", ".htm"):
+        raise InputError(f"--page {page}: an HTML page would replace it; choose a name that ends in .html")
+    raw, target = raw_folder(study, data), page.absolute()
+    os.chdir(repository_root())
+    load_study(study).analyze(raw, target, load_params().of(study))
     print(f"written: {page}")
 
 
@@ -122,7 +127,7 @@ def predict(
     from quintet.experiment import predict_folder
     from quintet.tracking import resolve_run
 
-    require_empty(output, overlays, outside=input)
+    require_empty(*load_study(study).prediction_files(output), overlays, outside=input)
     if overlays:
         reject_overlap(output, overlays)
     if ttt and study is not StudyName.fusion:
@@ -187,6 +192,8 @@ def search(
     from quintet.ct.search import search as search_index
 
     require_empty(montage)
+    if montage and montage.suffix.lower() != ".png":
+        raise InputError(f"--montage {montage}: the montage is a PNG; choose a name that ends in .png")
     found = search_index(index, query, k, picture=montage, device=device)
     print(found.to_string(index=False) + (f"\nwritten: {montage}" if montage else ""))
 

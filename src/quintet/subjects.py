@@ -12,9 +12,9 @@ from numpy.typing import NDArray
 
 
 def subject_of(case: str, pattern: re.Pattern[str]) -> str:
-    """The person of a case; a case that the pattern does not match is a person of its own."""
+    """The person of a case; a case without one, because the pattern does not match, is a person of its own."""
     found = pattern.match(case)
-    return found["subject"] if found else case
+    return (found and found["subject"]) or case
 
 
 def describe(names: Sequence[str], subjects: Sequence[str], key: str) -> str:

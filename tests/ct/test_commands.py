@@ -17,6 +17,7 @@ def test_index_search_and_check(checkout, scans, trained):
     done = run(app, search)
     assert done.exit_code == 0, done.exception
     assert len(done.output.splitlines()) == 6  # header, four scans, the montage
+    assert "ends in .png" in str(run(app, [*search[:-1], "m.jpg"]).exception)
     for command in (search, index):
         assert "exists" in str(run(app, command).exception)
 

@@ -92,6 +92,11 @@ def test_evaluate_a_folder_equals_the_stage(trained, heads, prepared, tmp_path, 
     metrics = evaluate_folder("fusion", [trained[0]], raw, tmp_path / "out", small, device="cpu")
     assert metrics[f"auc/{RECORDED}"] == pytest.approx(trained[1][f"auc/{RECORDED}"], abs=1e-6)
     assert metrics["patients"] == len(tested)
+    table = pd.read_csv(raw / "clinical_data.csv", dtype=str, keep_default_na=False)
+    table.loc[table["patient"] == min(tested), "outcome"] = ""
+    table.to_csv(raw / "clinical_data.csv", index=False)
+    waiting = evaluate_folder("fusion", [trained[0]], raw, tmp_path / "waiting", small, device="cpu")
+    assert waiting["patients"] == len(tested) - 1
     (raw / "unlabelled").mkdir()
     shutil.copy(next((raw / min(tested)).iterdir()), raw / "unlabelled" / "pet.nii.gz")
     with pytest.raises(InputProblemsError, match=r"patient unlabelled: no outcome in clinical_data\.csv"):

@@ -1,6 +1,13 @@
 """One walker for every study: links, hidden files, what archives and systems leave, and what is passed over."""
 
-from quintet.imaging.folders import files_below, print_passed_over, with_suffix
+import errno
+import os
+from pathlib import Path
+
+import pytest
+
+from quintet.errors import InputError
+from quintet.imaging.folders import entries, files_below, print_passed_over, with_suffix
 
 
 def put(path):
@@ -21,6 +28,29 @@ def test_links_are_followed_once_and_hidden_names_are_left_out(tmp_path):
 def test_a_link_to_nowhere_is_found_so_that_reading_names_it(tmp_path):
     (tmp_path / "a.png").symlink_to(tmp_path / "nowhere")
     assert files_below(tmp_path) == [tmp_path / "a.png"]
+
+
+def test_a_name_that_is_not_utf8_is_shown_and_refused(tmp_path):
+    put(Path(os.fsdecode(os.fsencode(tmp_path) + b"/M\xfcller/a.png")))
+    for walk in (files_below, entries):
+        with pytest.raises(InputError, match=r"M\\xfcller.*this name is not UTF-8"):
+            walk(tmp_path)
+
+
+def test_a_folder_that_cannot_be_listed_is_not_an_empty_one(tmp_path, monkeypatch):
+    put(tmp_path / "b" / "a.png")
+    scandir = os.scandir
+
+    def failing(folder):
+        if Path(folder).name == "b":
+            raise OSError(errno.EIO, os.strerror(errno.EIO), str(folder))
+        return scandir(folder)
+
+    monkeypatch.setattr(os, "scandir", failing)
+    with pytest.raises(InputError, match=r"b: this folder cannot be listed \(Input/output error\)"):
+        files_below(tmp_path)
+    with pytest.raises(InputError, match="nowhere: this folder cannot be listed"):
+        entries(tmp_path / "nowhere")
 
 
 def test_what_is_passed_over_is_counted_by_suffix(tmp_path, capsys):

@@ -290,17 +290,19 @@ def test_predict_a_folder_with_several_formats(small, prepared, tmp_path, capsys
     Image.fromarray(np.stack([pixels] * 3, -1)).save(source / "b.jpg")
     Image.fromarray(pixels.astype(np.uint16) * 257).save(source / "sub" / "a.png")
     write_dicom(source / "d.dcm", pixels.astype(np.uint16), "MONOCHROME1")
+    Image.fromarray(pixels).save(source / "sub_a.png")
+    Image.fromarray(pixels).save(source / "fall $1\\foo$.png")  # no formula
     predict([run], source, tmp_path / "p.csv", overlays=tmp_path / "o")
     table = pd.read_csv(tmp_path / "p.csv", header=None)
-    assert set(table[31]) == {"a.png", "b", "sub/a.png", "d"}
-    assert len(list((tmp_path / "o").glob("*.png"))) == 4
+    assert set(table[31]) == {"a.png", "b", "sub/a.png", "d", "sub_a", "fall $1\\foo$"}
+    assert len(list((tmp_path / "o").glob("*.png"))) == 6
     assert table[list(range(1, 31, 2))].to_numpy().max() <= 60
     assert "MARKED" not in (tmp_path / "p.csv").read_text() + capsys.readouterr().out
     (source / "bad.png").write_bytes(b"no picture")
     with pytest.raises(InputError, match=r"bad\.png"):
         predict([run], source, tmp_path / "q.csv")
     assert not list(tmp_path.glob("q.csv*"))
-    assert predict([run], source, tmp_path / "q.csv", skip=True) == 4
+    assert predict([run], source, tmp_path / "q.csv", skip=True) == 6
 
 
 def test_calibration_fits_its_own_data():

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from quintet.errors import InputError, InputProblemsError
 from quintet.fusion.data.cubes import Cubes
 from quintet.fusion.data.prepare import find_new_patients, read_new
-from quintet.fusion.data.raw import read_table, targets
+from quintet.fusion.data.raw import read_table, targets, without_target
 from quintet.fusion.data.tabular import subjects_of
 from quintet.fusion.evaluation.figures import montage
 from quintet.fusion.evaluation.inference import Model, Values, load_models
@@ -90,12 +90,21 @@ def evaluate_folder(runs: Sequence[Path], raw: Path, out: Path, params: Fusion, 
     preparation = first.preparation.model_copy(update={"columns": params.data.columns})
     patients, _, problems = find_new_patients(raw, preparation)
     clinical = read_table(raw, preparation.tables, preparation.columns)
-    target, unlabelled = targets(clinical, list(patients), preparation)
-    if "label" in target and not unlabelled and target["label"].nunique() < 2:
-        raise InputError(f"{raw}: every patient is {target['label'].iloc[0]!r}; scores need patients of two classes")
+    keep = params.data.unlabelled == "keep"
+    target, unlabelled = targets(clinical, list(patients), preparation, unlabelled=keep)
+    waiting = without_target(clinical, list(patients), preparation) & keep
+    if waiting.any():
+        print(f"note: {waiting.sum()} patients have no outcome yet; not scored (unlabelled=refuse lists them)")
+    scored = target[~waiting]
+    if scored.empty:
+        raise InputError(f"{raw}: no patient has an outcome yet, so there is nothing to score")
+    if "label" in scored and not unlabelled and scored["label"].nunique() < 2:
+        raise InputError(f"{raw}: every patient is {scored['label'].iloc[0]!r}; scores need patients of two classes")
     problems.clear()  # reading the folder again finds the same ones
     names, used, values, spread = [], [], [], []
     for name, cubes, vectors, present in read_new(raw, preparation, first.encoder, first.vector_encoders, problems):
+        if waiting[name]:
+            continue
         prediction, own_spread, _ = _predict(models, name, cubes, vectors, present, ttt=False)
         names.append(name)
         used.append(_used(first, present))

@@ -1,5 +1,6 @@
 """Apply trained runs to a user's folder: `quintet predict landmarks` and `quintet evaluate landmarks`."""
 
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -83,11 +84,14 @@ def _unique_stems(files: list[Path], source: Path) -> list[str]:
 
 
 def _write_overlays(folder: Path, files: list[Path], stems: list[str], points: NDArray[np.float64]) -> None:
-    for path, stem, landmarks in zip(files, stems, points, strict=True):
+    names = [stem.replace("/", "_")[:200] for stem in stems]
+    repeated = {name for name, count in Counter(names).items() if count > 1}
+    for number, (path, stem, landmarks) in enumerate(zip(files, stems, points, strict=True), 1):
         figure, axes = new_figure(5, 5)
         overlay(axes, (read_grey(path) * 255).astype(np.uint8), landmarks)
-        axes.set_title(stem, fontsize=8)
-        save_figure(figure, folder / f"{stem.replace('/', '_')}.png")
+        axes.set_title(stem, fontsize=8, parse_math=False)
+        name = names[number - 1]
+        save_figure(figure, folder / (f"{number:04d}_{name}.png" if name in repeated else f"{name}.png"))
 
 
 def evaluate_folder(runs: Sequence[Path], raw: Path, out: Path, device: str) -> dict[str, float]:

@@ -52,6 +52,8 @@ def promote(
     from quintet.tracking import run_id_of
     from quintet.tracking.store import create_client, tracking_uri
 
+    if not name.strip() or {"/", ":"} & set(name):
+        raise InputError(f"--name {name!r}: MLflow's names of models are not empty and have no / and no :; choose another")
     record = Record.load(folder)
     against = doubt(configuration_of(record, ranked), ranking)
     if against and not anyway:
@@ -60,7 +62,9 @@ def promote(
     client: Any = create_client(tracking_uri())
     try:
         client.get_registered_model(name)
-    except MlflowException:
+    except MlflowException as error:
+        if error.error_code != "RESOURCE_DOES_NOT_EXIST":
+            raise
         client.create_registered_model(name, description=f"Quintet, {record.study}")
     description = f"{ranking.verdict}\n\nAgainst this choice: {against}." if against else ranking.verdict
     version = client.create_model_version(name, f"runs:/{run_id}/model", run_id, description=description)

@@ -16,7 +16,7 @@ from quintet.ct.data.prepared import CubeFormat
 from quintet.errors import InputError
 from quintet.imaging.cubes import Cube, Scan, Volume, to_cube
 from quintet.imaging.dicom import dicom_files, read_series
-from quintet.imaging.folders import files_below, is_hidden, print_passed_over, with_suffix
+from quintet.imaging.folders import entries, files_below, print_passed_over, with_suffix
 from quintet.imaging.volumes import NIFTI, read_nifti
 from quintet.subjects import same_files
 from quintet.tables import folded, read_text_table, spelled_alike
@@ -54,10 +54,8 @@ def find_scans(raw: Path) -> dict[str, Path]:
         raise InputError(f"{raw}: no such folder; expected one entry per scan (a DICOM series folder or a NIfTI file)")
     found: dict[str, Path] = {}
     passed = []
-    for path in sorted(Path(raw).iterdir()):
+    for path in entries(raw):
         suffix = next((end for end in reversed(NIFTI) if path.name.lower().endswith(end)), None)
-        if is_hidden(path.name):
-            continue
         if not (path.is_dir() or suffix):
             passed += [path] if path.suffix.lower() not in TABLES else []
             continue
@@ -71,7 +69,8 @@ def find_scans(raw: Path) -> dict[str, Path]:
         found[name] = path
     print_passed_over(passed, raw, "a folder with a DICOM series, or a NIfTI file, per scan")
     if not found:
-        raise InputError(f"{raw}: contains no scan; expected DICOM series folders or NIfTI files")
+        one = "; is it itself a series? Then give the folder above it" if passed else ""
+        raise InputError(f"{raw}: contains no scan; expected DICOM series folders or NIfTI files{one}")
     return found
 
 

@@ -263,7 +263,8 @@ def read_new(
         present = np.array([*(m in masks for m in preparation.modalities), *has[row], known[row]], bool)
         if not present.any():
             needed = ", ".join([*preparation.modalities, *vector_encoders])
-            problems.append(f"patient {name}: no modality; it needs one of {needed}, or clinical features")
+            if not files:  # else the images' own problems say why
+                problems.append(f"patient {name}: no modality; it needs one of {needed}, or clinical features")
             continue
         try:
             yield name, make_cubes(files, masks, preparation), [*(v[row] for v in vectors), features[row]], present

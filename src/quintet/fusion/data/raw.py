@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from quintet.errors import InputError
 from quintet.fusion.data.preparation import Preparation
-from quintet.imaging.folders import is_hidden, with_suffix
+from quintet.imaging.folders import entries, is_hidden, with_suffix
 from quintet.imaging.volumes import NIFTI, Grid, read_nifti
 from quintet.params.fusion import FusionColumns
 from quintet.tables import read_text_table, spelled_alike
@@ -102,11 +102,11 @@ def overview(raw: Path, patients: Mapping[str, Mapping[str, Path]], preparation:
 
 
 def _folders(raw: Path) -> list[Path]:
-    return sorted(p for p in Path(raw).iterdir() if p.is_dir() and not is_hidden(p.name) and p.name != FEATURES)
+    return [path for path in entries(raw) if path.is_dir() and path.name != FEATURES]
 
 
 def _images(folder: Path) -> list[Path]:
-    return with_suffix(sorted(p for p in folder.iterdir() if not is_hidden(p.name)), NIFTI)[0]
+    return with_suffix(entries(folder), NIFTI)[0]
 
 
 def _modalities_of(path: Path, names: Mapping[str, Sequence[str]]) -> list[str]:

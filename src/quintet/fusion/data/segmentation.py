@@ -14,6 +14,7 @@ import tempfile
 import zipfile
 import zlib
 from collections.abc import Sequence
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -90,7 +91,8 @@ def mask_of(path: Path, segmenter: Segmenter, channels: int = 1, *, cache: Path 
     if (cached := _load(entry)) is not None:
         return cached, True
     mask = make_mask(path, read_image(path, channels)[0], segmenter)
-    with atomic_file(entry) as temporary:
+    # `segment` reads the mask there; for others it only saves time, and the image is not at fault if it cannot be written
+    with nullcontext() if cache else suppress(InputError, OSError), atomic_file(entry) as temporary:
         temporary.write_bytes(_pack(mask))
     return mask, False
 

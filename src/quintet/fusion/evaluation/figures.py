@@ -143,5 +143,5 @@ def montage(path: Path, patients: Sequence[tuple[str, NDArray[np.float16], NDArr
                 axis.set_title(f"{shown}, {label}" if has else f"{shown}: missing", fontsize=6)
                 if has:
                     axis.imshow(view.astype(np.float32), cmap="gray", vmin=0, vmax=1)
-        row[0].set_ylabel(name, fontsize=6)
+        row[0].set_ylabel(name, fontsize=6, parse_math=False)
     save_figure(figure, path)

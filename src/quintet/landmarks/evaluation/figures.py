@@ -74,7 +74,7 @@ def overlays(path: Path, images: NDArray[np.uint8], points: Points, true: Points
         axis.axis("off")
     for axis, image, point, truth, label in zip(axes, images, points, true, labels, strict=False):
         overlay(axis, image, point, truth)
-        axis.set_title(label, fontsize=8)
+        axis.set_title(label, fontsize=8, parse_math=False)
     figure.suptitle(title, fontsize=10)
     save_figure(figure, path)
 

@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from quintet.errors import InputError, InputProblemsError
-from quintet.imaging.folders import is_hidden, print_passed_over, with_suffix
+from quintet.imaging.folders import entries, print_passed_over, with_suffix
 from quintet.imaging.volumes import NIFTI, Grid, read_nifti
 from quintet.perfusion.data.prepared import SIDES
 from quintet.subjects import same_files, subject_of
@@ -171,7 +171,7 @@ def find_labels(folder: Path) -> tuple[dict[str, Path], list[str]]:
 
 
 def _volumes(folder: Path) -> list[Path]:
-    volumes, others = with_suffix(sorted(p for p in folder.iterdir() if not is_hidden(p.name)), NIFTI)
+    volumes, others = with_suffix(entries(folder), NIFTI)
     print_passed_over(others, folder, " or ".join(NIFTI))
     return volumes
 

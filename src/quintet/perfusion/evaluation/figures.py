@@ -67,7 +67,8 @@ def overlay(path: Path, shown: Slice, title: str) -> None:
     """One case, one panel per hemisphere."""
     figure, axes = new_figure(7.5, 4.5, 1, 2)
     _plot_territories(axes, shown, [f"{side} ICA, slice {shown.level}" for side in SIDES])
-    figure.suptitle(f"{title}\nred: predicted; the patient's left is on the left", fontsize=10)
+    text = f"{title}\nred: predicted; the patient's left is on the left"
+    figure.suptitle(text, fontsize=10, parse_math=False)
     save_figure(figure, path)
 
 
@@ -94,5 +95,5 @@ def _plot_territories(axes: Any, shown: Slice, captions: list[str]) -> None:
         for masks, colour in ((shown.true, TRUE), (shown.predicted, PREDICTED)):
             if masks is not None and 0 < masks[side].sum() < masks[side].size and min(masks[side].shape) > 1:
                 axis.contour(masks[side], levels=[0.5], colors=colour, linewidths=1.2)
-        axis.set_title(captions[side], fontsize=9)
+        axis.set_title(captions[side], fontsize=9, parse_math=False)
         axis.set_axis_off()

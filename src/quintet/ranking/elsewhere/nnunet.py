@@ -10,7 +10,7 @@ import os
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import pandas as pd
 
@@ -41,7 +41,7 @@ def count_unmatched(table: pd.DataFrame, subject: str) -> int:
 def find_summaries(folder: Path) -> list[Path]:
     """The summaries below a folder, links included, without those that repeat the folds' cases."""
     found, visited = [], set()
-    for place, subfolders, files in os.walk(folder, followlinks=True):
+    for place, subfolders, files in os.walk(folder, onerror=_refuse, followlinks=True):
         if (real := os.path.realpath(place)) in visited:  # a link in a circle
             subfolders.clear()
             continue
@@ -51,6 +51,10 @@ def find_summaries(folder: Path) -> list[Path]:
     if not found:
         raise InputError(f"{folder}: no {' or '.join(SUMMARIES)} below this folder; nnUNetv2_train --val writes them")
     return found
+
+
+def _refuse(error: OSError) -> NoReturn:
+    raise InputError(f"{error.filename}: this folder cannot be listed ({error.strerror}); check its permissions and its disk")
 
 
 def read(path: Path, metric: str, subject: re.Pattern[str], undefined: float | None) -> pd.DataFrame:
