@@ -50,7 +50,7 @@ def test_all_stages_are_there(stages, make_params):
     some = {"landmarks_ensembles", "perfusion_ensembles", "fusion_segment", "report"}
     sweep_runs = sweep_runs - {"fusion_sweep@late"} | {"fusion_encoders"}
     assert set(stages) == sweep_runs | every | some
-    assert len(sweep_runs) == 8 + 14 + 7 + 6 + 15
+    assert len(sweep_runs) == 8 + 14 + 7 + 9 + 15
     assert {script_of(name).name for name in stages} == {path.name for path in (ROOT / "stages").glob("*.py")}
 
 
@@ -112,7 +112,7 @@ def test_an_evaluation_value_trains_nothing_again(stages, study, make_params):
 def test_sweep_outputs_stay_until_they_are_replaced(stages):
     """So that a run whose training did not change is only evaluated again."""
     sweeps = [stage for name, stage in stages.items() if "_sweep@" in name]
-    assert len(sweeps) == 49
+    assert len(sweeps) == 52
     assert all(out.persist for stage in sweeps for out in stage.outs)
 
 
