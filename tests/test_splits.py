@@ -64,8 +64,8 @@ def test_a_leak_is_refused_with_its_members():
         ("stem,split\na,train\nb,valid\nb,test\n", "b is listed twice"),
         ("stem,split\na,train\n", "b is not listed"),
         ("stem,split\na,train\nb,exam\n", "row 3: split 'exam'"),
-        ("stem,split\na,train\nb,test\n", "no row of these data has split valid"),
-        ("stem,split\na,train\nb,test\nelsewhere,valid\n", "no row of these data has split valid"),
+        ("stem,split\na,train\nb,test\n", "none of these cases has split valid"),
+        ("stem,split\na,train\nb,test\nelsewhere,valid\n", "none of these cases has split valid"),
     ],
 )
 def test_bad_split_files(tmp_path, text, message):

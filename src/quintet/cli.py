@@ -92,7 +92,7 @@ def analyze(
 ) -> None:
     """Describe a raw folder as an HTML page: cases, classes, splits, duplicates, and what limits the score."""
     if page.suffix.lower() not in (".html", ".htm"):
-        raise InputError(f"--page {page}: an HTML page would replace it; choose a name that ends in .html")
+        raise InputError(f"--page {page}: the page is written as HTML; choose a name that ends in .html")
     raw, target = raw_folder(study, data), page.absolute()
     os.chdir(repository_root())
     load_study(study).analyze(raw, target, load_params().of(study))

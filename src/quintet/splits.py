@@ -26,7 +26,9 @@ def random_split(count: int, *, seed: int, strata: Sequence[str] | None = None) 
         names, counts = np.unique(np.asarray(strata), return_counts=True)
         for name, n in zip(names, counts, strict=True):
             if n < 6:
-                raise InputError(f"category {str(name)!r} has {n} image(s), too few for a stratified split; choose another split")
+                raise InputError(
+                    f"category {str(name)!r} has {n} image(s), too few: a stratified split needs 6; choose another split"
+                )
     rows = np.arange(count)
     try:
         train, rest = train_test_split(rows, test_size=0.3, random_state=seed, stratify=strata)
@@ -129,7 +131,7 @@ def read_split(path: Path, ids: Sequence[str], *, column: str = "stem") -> list[
         problems.append(f"{path}: {name} is not listed" + (f"; is it {alike!r}? Write both alike" if alike else ""))
     if not problems:
         used = set(table.loc[table[column].isin(ids), "split"])
-        problems += [f"{path}: no row of these data has split {part}" for part in PARTS if part not in used]
+        problems += [f"{path}: none of these cases has split {part}; assign some" for part in PARTS if part not in used]
     if problems:
         raise InputProblemsError(str(path), problems)
     part_of = dict(zip(table[column], table["split"], strict=True))

@@ -85,7 +85,7 @@ def read_text_table(path: Path) -> pd.DataFrame:
     if "" in header:
         raise InputError(f"{path}: column {header.index('') + 1} has no name (an index saved by accident?); name or delete it")
     if repeated := [name for name, count in Counter(header).items() if count > 1]:
-        raise InputError(f"{path}: the column {repeated[0]!r} is listed twice")
+        raise InputError(f"{path}: the column {repeated[0]!r} is listed twice; rename or delete one")
     return pd.DataFrame(rows, columns=header, index=numbers[1:], dtype=str)
 
 

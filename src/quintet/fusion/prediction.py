@@ -94,10 +94,10 @@ def evaluate_folder(runs: Sequence[Path], raw: Path, out: Path, params: Fusion, 
     target, unlabelled = targets(clinical, list(patients), preparation, unlabelled=keep)
     waiting = without_target(clinical, list(patients), preparation) & keep
     if waiting.any():
-        print(f"note: {waiting.sum()} patients have no outcome yet; not scored (unlabelled=refuse lists them)")
+        print(f"note: patients without an outcome yet, not scored: {waiting.sum()} (fusion.data.unlabelled=refuse lists them)")
     scored = target[~waiting]
     if scored.empty:
-        raise InputError(f"{raw}: no patient has an outcome yet, so there is nothing to score")
+        raise InputError(f"{clinical.path}: no patient of {raw} has an outcome there yet; fill in those of the patients to score")
     if "label" in scored and not unlabelled and scored["label"].nunique() < 2:
         raise InputError(f"{raw}: every patient is {scored['label'].iloc[0]!r}; scores need patients of two classes")
     problems.clear()  # reading the folder again finds the same ones

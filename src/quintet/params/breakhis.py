@@ -136,6 +136,6 @@ class BreakHis(BreakHisConfig, StudyParams):
             raise ValueError(f"data.size={size} leaves backbone={backbone} one pixel: at least {2 * STRIDE[backbone]} are needed")
         self.sweep.check(self.configs)
         if taken := [name for name in BASELINES if name in self.configs]:
-            raise ValueError(f"configs: {taken[0]} is a baseline; choose another name")
+            raise ValueError(f"configs: {taken[0]!r} is the name of a baseline; rename this configuration")
         self.sweep.check_folds(fold=self.fold, folds=self.data.folds)
         return self

@@ -67,7 +67,7 @@ class CtData(Section):
         if self.split != "grouped" and not self.split.endswith(".csv"):
             raise ValueError(f"split={self.split!r}: choose grouped or the path of a .csv file")
         if self.chosen_findings and len(set(self.chosen_findings)) < len(self.chosen_findings):
-            raise ValueError(f"findings: an entry is listed twice in {self.chosen_findings}")
+            raise ValueError(f"findings: an entry is listed twice in {self.chosen_findings}; delete one")
         if self.test + self.validation >= 1:
             raise ValueError(f"test={self.test} and validation={self.validation} leave nothing to train on")
         if self.window[0] >= self.window[1]:

@@ -53,7 +53,7 @@ def promote(
     from quintet.tracking.store import create_client, tracking_uri
 
     if not name.strip() or {"/", ":"} & set(name):
-        raise InputError(f"--name {name!r}: MLflow's names of models are not empty and have no / and no :; choose another")
+        raise InputError(f"--name {name!r}: the name of a model in MLflow must not be empty or contain / or :; choose another")
     record = Record.load(folder)
     against = doubt(configuration_of(record, ranked), ranking)
     if against and not anyway:

@@ -69,7 +69,7 @@ def find_scans(raw: Path) -> dict[str, Path]:
         found[name] = path
     print_passed_over(passed, raw, "a folder with a DICOM series, or a NIfTI file, per scan")
     if not found:
-        one = "; is it itself a series? Then give the folder above it" if passed else ""
+        one = "; if it is itself one DICOM series, give the folder above it" if passed else ""
         raise InputError(f"{raw}: contains no scan; expected DICOM series folders or NIfTI files{one}")
     return found
 
