@@ -76,6 +76,13 @@ def test_bad_split_files(tmp_path, text, message):
     assert message in str(caught.value)
 
 
+def test_rows_of_others_may_have_other_parts(tmp_path):
+    """As in the split that fusion writes, the starting point of one's own: patients without an outcome, and of other hospitals."""
+    path = tmp_path / "split.csv"
+    path.write_text("patient,split\na,train\nb,valid\nc,test\nd,unlabelled\ne,external\n")
+    assert splits.read_split(path, ["a", "b", "c"], column="patient") == ["train", "valid", "test"]
+
+
 @pytest.mark.parametrize("name", ["splits/mine.csv", "splits/breakhis/folds of 2024.csv", "mine.csv"])
 def test_a_file_that_git_does_not_know_is_missing_in_an_experiment(tmp_path, monkeypatch, name):
     """A queued experiment runs in a copy of the repository, where untracked files are absent."""

@@ -123,15 +123,16 @@ def read_split(path: Path, ids: Sequence[str], *, column: str = "stem") -> list[
     if not {column, "split"} <= set(table.columns):
         raise InputError(f"{path}: expected the columns {column},split, got {','.join(table.columns)}")
     known = ", ".join(PARTS)
-    problems = [f"{path} row {i}: split {s!r} is not one of {known}" for i, s in table["split"].items() if s not in PARTS]
+    own = table[table[column].isin(ids)]  # the split that fusion writes has parts for others, too
+    problems = [f"{path} row {i}: split {s!r} is not one of {known}" for i, s in own["split"].items() if s not in PARTS]
     problems += [f"{path}: {name} is listed twice" for name in table.loc[table[column].duplicated(), column]]
     others = sorted(set(table[column]) - set(ids))
     for name in sorted(set(ids) - set(table[column])):
         alike = next((other for other in others if other.startswith(f"{name}.")), None) or spelled_alike(name, others)
         problems.append(f"{path}: {name} is not listed" + (f"; is it {alike!r}? Write both alike" if alike else ""))
     if not problems:
-        used = set(table.loc[table[column].isin(ids), "split"])
-        problems += [f"{path}: none of these cases has split {part}; assign some" for part in PARTS if part not in used]
+        unused = [part for part in PARTS if part not in set(own["split"])]
+        problems += [f"{path}: none of these cases has split {part}; assign some" for part in unused]
     if problems:
         raise InputProblemsError(str(path), problems)
     part_of = dict(zip(table[column], table["split"], strict=True))

@@ -60,6 +60,11 @@ NOT_RUN = {
     LITE0_PROBE.format("package"): "needs the extra lite0",
     LITE0_PROBE.format("none"): "needs the extra lite0",
     "quintet evaluate ct --model vectors.npz --data /data/ct": "needs the reader's vectors",
+    "dvc exp run -S fusion.raw=/data/radiomics -S 'fusion.data.modalities=[]' -S 'fusion.data.vectors=[dti, dsc]' "
+    "-S fusion.data.task=survival fusion_rank": "needs the reader's tables; tests/fusion/test_vectors.py",
+    "dvc exp run -S fusion.raw=/data/fusion -S 'fusion.data.modalities=[mri_t1, mri_t1ce, mri_t2, mri_flair]' fusion_rank": (
+        "phantoms have neither T1 nor T2"
+    ),
     "python main.py train --config configs/default_config.yaml": "a command of the reference code",
     "python -m venv ts && ts/bin/pip install TotalSegmentator": "its weights come from the internet",
     "pip install -c constraints.txt faiss-cpu": "make test installs it",
