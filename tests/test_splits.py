@@ -77,7 +77,7 @@ def test_bad_split_files(tmp_path, text, message):
 
 
 def test_rows_of_others_may_have_other_parts(tmp_path):
-    """As in the split that fusion writes, the starting point of one's own: patients without an outcome, and of other hospitals."""
+    """As in the split that fusion writes, where one's own begins: patients without an outcome, and of other hospitals."""
     path = tmp_path / "split.csv"
     path.write_text("patient,split\na,train\nb,valid\nc,test\nd,unlabelled\ne,external\n")
     assert splits.read_split(path, ["a", "b", "c"], column="patient") == ["train", "valid", "test"]
