@@ -85,13 +85,12 @@ def _unique_stems(files: list[Path], source: Path) -> list[str]:
 
 def _write_overlays(folder: Path, files: list[Path], stems: list[str], points: NDArray[np.float64]) -> None:
     names = [stem.replace("/", "_")[:200] for stem in stems]
-    repeated = {name for name, count in Counter(names).items() if count > 1}
-    for number, (path, stem, landmarks) in enumerate(zip(files, stems, points, strict=True), 1):
+    counts = Counter(names)
+    for number, (path, stem, name, landmarks) in enumerate(zip(files, stems, names, points, strict=True), 1):
         figure, axes = new_figure(5, 5)
         overlay(axes, (read_grey(path) * 255).astype(np.uint8), landmarks)
         axes.set_title(stem, fontsize=8, parse_math=False)
-        name = names[number - 1]
-        save_figure(figure, folder / (f"{number:04d}_{name}.png" if name in repeated else f"{name}.png"))
+        save_figure(figure, folder / (f"{name}.png" if counts[name] == 1 else f"{number:04d}_{name}.png"))
 
 
 def evaluate_folder(runs: Sequence[Path], raw: Path, out: Path, device: str) -> dict[str, float]:
