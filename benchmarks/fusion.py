@@ -37,7 +37,7 @@ def sampling(run: Path, data: Path) -> None:
     from quintet.fusion.data.prepared import load as load_data
     from quintet.fusion.evaluation.inference import Model, encode_prepared
     from quintet.fusion.metrics import auc_or_concordance, comparable_pairs
-    from quintet.fusion.model.noise import initial_noise
+    from quintet.fusion.model.noise import shared_noise
     from quintet.resampling import bootstrap_concordance, bootstrap_weights, percentile_interval
 
     model, prepared = Model.load(run, "auto"), load_data(data)
@@ -48,7 +48,7 @@ def sampling(run: Path, data: Path) -> None:
     draws = []
     for sampler, steps in (("ddim", FEW_STEPS), ("ddpm", ALL_STEPS)):
         torch.manual_seed(0)  # DDPM adds noise in each step
-        start = initial_noise(patients.names, samples, patients.tokens.shape[2])
+        start = shared_noise(samples, patients.tokens.shape[2]).expand(len(rows), -1, -1)
         inputs = (
             patients.tokens.repeat(samples, 1, 1),
             patients.present.repeat(samples, 1),

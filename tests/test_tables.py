@@ -99,6 +99,13 @@ def test_the_spelling_that_is_probably_meant(name, others, expected):
         ("UCSF-9_tp1", "UCSF-9_tp3", True),
         ("BraTS-GLI-00005-100", "BraTS-GLI-00005-101", True),
         ("BraTS-GLI-00005-100", "BraTS-GLI-00006-100", False),
+        ("sub-01_ses-1_asl", "sub-01_ses-2_asl", True),
+        ("sub-01_ses-1", "sub-01_ses-2_run-1", True),
+        ("sub-01_run-1", "sub-01_run-2", True),
+        ("sub-01_ses-1_asl", "sub-02_ses-1_asl", False),
+        ("PerfTerr001-v1-rest", "PerfTerr001-v2-rest", True),
+        ("PerfTerr001-v1-rest", "PerfTerr002-v1-rest", False),
+        ("ASL-v1-001", "ASL-v1-002", False),
         ("patient_000", "patient_001", False),
         ("BraTS-0001", "BraTS-0002", False),
         ("Brats20_001", "Brats20_002", False),
@@ -130,6 +137,17 @@ def test_files_of_two_people_that_are_the_same(tmp_path):
     people = {"a1": "a", "a2": "a", "b": "b", "c": "c", "d": "d"}
     (problem,) = same_files(files | {"e": [tmp_path / "absent"]}, people | {"e": "e"})
     assert problem.startswith(f"{tmp_path / 'c'}: the same file as {tmp_path / 'a1'}")
+
+
+@pytest.mark.parametrize("cells", [["300", "900", "1,100"], ["1,100", "2,450", "7"]])
+def test_a_comma_that_may_separate_thousands_is_refused(tmp_path, cells):
+    path = tmp_path / "t.csv"
+    path.write_text("patient\tdays\n" + "".join(f"p{n}\t{cell}\n" for n, cell in enumerate(cells)))
+    with pytest.raises(InputError, match=r"t\.csv: row \d: is \d,\d{3} \d{4} or \d\.\d{3}\?"):
+        read_text_table(path)
+    path.write_text(path.read_text().replace("00", "0"))  # decimals
+    if cells[0] == "300":
+        assert read_text_table(path)["days"].tolist() == ["30", "90", "1.10"]
 
 
 def test_a_table_keeps_texts_that_look_like_numbers(tmp_path):

@@ -209,6 +209,17 @@ def test_a_live_run_shows_epochs_and_is_replaced_by_the_complete_one(repo: Path)
     assert states() == ["complete"]
 
 
+def test_sync_deletes_the_live_runs_of_killed_processes(repo: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also where nothing with the same key is trained again."""
+    with monkeypatch.context() as context:
+        context.setattr(os, "getpid", lambda: 2**30)  # no process has this number
+        tracking.LiveRun(make_record(seed=1))
+    tracking.LiveRun(make_record(seed=2))  # of this process
+    make_run(repo / "runs/toy/selected", make_record())
+    tracking.sync(repo)
+    assert states() == ["complete", "live"]
+
+
 def test_a_new_live_run_keeps_the_complete_one(repo: Path) -> None:
     tracking.upload(make_run(repo / "runs/toy/selected", make_record()))
     tracking.LiveRun(make_record()).close(failed=True)

@@ -43,7 +43,7 @@ def train_selected(name: str, params: Params, data: Path, run: Path) -> Record:
 
     section: Any = params.of(name)
     selected = Run(f"{name}_train", "selected", section, getattr(section, "fold", 0), section.seed)
-    record = _train(name, params, data, run, selected)
+    record = _train(name, params, data, run, selected, previous=run)  # which `persist` in dvc.yaml keeps
     delete_resume_checkpoints(record)
     return record
 
@@ -105,10 +105,13 @@ def _train(name: str, params: Params, data: Path, out: Path, run: Run, *, previo
     record = new_record(name, run.stage, run.name, fold=run.fold, seed=run.seed, params=values, inputs=inputs)
     record.tags["code_md5"] = code_md5()
     if previous and (reused := _same_training(previous, record)):
-        shutil.copytree(previous / "model", out / "model")
+        if previous != out:
+            shutil.copytree(previous / "model", out / "model")
+        reused.tags["dvc_exp_name"] = record.tags["dvc_exp_name"]  # that which evaluates it
         record = reused
     else:
         trained = study.train(prepared, run.config, section, params.compute, record)
+        (out / "record.json").unlink(missing_ok=True)  # a kill must not leave it beside another run's model
         with atomic_folder(out / "model") as folder:
             trained.save(folder)
     record.save(out)

@@ -15,7 +15,7 @@ import os
 import platform
 import subprocess
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field, replace
 from importlib import metadata
@@ -65,6 +65,12 @@ class Record:
         """Read what `save` wrote."""
         with _missing_run_is_input_error(folder):
             return _read_record(Path(folder))
+
+
+def load_joint(runs: Sequence[Path]) -> Record:
+    """The record under which the mean prediction of runs is scored: a run's own, or the first one's under the name `ensemble`."""
+    records = [Record.load(run) for run in runs]
+    return records[0] if len(records) == 1 else replace(records[0], config="ensemble")
 
 
 def load_evaluated(folder: Path) -> Record:

@@ -8,6 +8,7 @@ import unicodedata
 from collections import Counter
 from collections.abc import Collection
 from difflib import get_close_matches
+from itertools import zip_longest
 from pathlib import Path
 
 import pandas as pd
@@ -17,6 +18,7 @@ from quintet.errors import InputError
 DELIMITERS = (",", ";", "\t", "|")
 INVISIBLE = re.compile("[\u200b-\u200d\u2060\ufeff]")  # zero-width characters that copying from web pages leaves
 DECIMAL_COMMA = re.compile(r"[+-]?\d+,\d+(?:[eE][+-]?\d+)?")
+THOUSANDS = re.compile(r"[+-]?[1-9]\d{0,2},\d{3}")
 
 
 def read_text(path: Path) -> str:
@@ -43,7 +45,7 @@ def read_cells(path: Path) -> list[list[str]]:
     in the first row that is not empty, or as a row `sep=;` says. Where it is not the comma, a decimal comma becomes a point.
     Empty rows at the end are left out.
 
-    Raises InputError for a file that is not CSV in UTF-8 or UTF-16."""
+    Raises InputError for a file that is not CSV in UTF-8 or UTF-16, and for commas that may separate thousands."""
     text = read_text(path)
     first, _, rest = text.partition("\n")
     if named := re.fullmatch(r"\"?sep=(.)\"?", first.strip("\r ")):
@@ -57,8 +59,19 @@ def read_cells(path: Path) -> list[list[str]]:
     while rows and not any(rows[-1]):
         rows.pop()
     if delimiter != ",":
+        _reject_thousands(path, rows)
         rows = [[cell.replace(",", ".") if DECIMAL_COMMA.fullmatch(cell) else cell for cell in row] for row in rows]
     return rows
+
+
+def _reject_thousands(path: Path, rows: list[list[str]]) -> None:
+    """Raise InputError for a column of whole numbers in which every comma is followed by three digits."""
+    for column in zip_longest(*rows, fillvalue=""):
+        commas = [(number, cell) for number, cell in enumerate(column, 1) if DECIMAL_COMMA.fullmatch(cell)]
+        if commas and all(THOUSANDS.fullmatch(cell) for _, cell in commas) and any(map(str.isdecimal, column)):
+            number, cell = commas[0]
+            one, other = cell.replace(",", ""), cell.replace(",", ".")
+            raise InputError(f"{path}: row {number}: is {cell} {one} or {other}? Write it that way, without a comma")
 
 
 def read_text_table(path: Path) -> pd.DataFrame:

@@ -5,10 +5,8 @@ import torch
 
 from quintet.fusion.evaluation.adaptation import _entropy, adapt
 from quintet.fusion.model.losses import loss_of_values, standardised
-from quintet.fusion.model.noise import initial_noise, patient_seeds
+from quintet.fusion.model.noise import shared_noise
 from tests.fusion.test_networks import batch, make
-
-NAMES = [f"p{i}" for i in range(6)]
 
 
 def encode(net, rows):
@@ -19,11 +17,10 @@ def encode(net, rows):
 
 def run(net, rows, *, steps=3, rate=1.0):
     features, present = encode(net, rows)
-    names = [NAMES[i] for i in rows]
-    seeds, start = patient_seeds(names), initial_noise(names, 2, net.noise_size)
+    start = shared_noise(2, net.noise_size).expand(len(rows), -1, -1)
     with torch.no_grad():
         plain = net(net.tokens(features, present), present, start, steps=3).transpose(0, 1)
-    return adapt(net, features, present, start, plain, steps=steps, rate=rate, sampling_steps=3, seeds=seeds)
+    return adapt(net, features, present, start, plain, steps=steps, rate=rate, sampling_steps=3)
 
 
 @pytest.fixture(params=["attention", "diffusion"])
@@ -55,7 +52,7 @@ def test_patients_with_a_single_modality_have_nothing_to_withhold(net):
 def test_without_steps_or_with_a_broken_loss_the_trained_weights_predict(net, steps, rate):
     found = run(net, [0, 1, 2], steps=steps, rate=rate)
     features, present = encode(net, [0, 1, 2])
-    start = initial_noise(NAMES[:3], 2, net.noise_size)
+    start = shared_noise(2, net.noise_size).expand(3, -1, -1)
     plain = net(net.encoders.tokens(features, present), present, start, steps=3).transpose(0, 1)
     torch.testing.assert_close(found.scores, plain, atol=1e-5, rtol=1e-4)
     assert not found.adapted.any()

@@ -19,6 +19,16 @@ def test_cox_by_hand():
     assert loss.item() == pytest.approx(torch.stack(terms).mean().item(), abs=1e-5)
 
 
+def test_coarser_times_have_the_same_scale():
+    """Efron (1977) by hand, per event: three of four events at one time."""
+    risk, time, event = torch.tensor([0.3, -0.5, 1.2, 0.1, 0.4]), torch.tensor([2.0, 1, 1, 1, 3]), torch.tensor([1.0, 1, 1, 1, 0])
+    hazard = risk.exp()
+    total, tied = hazard.sum(), hazard[1:4].sum()
+    sums = torch.stack([total - tied * k / 3 for k in range(3)] + [hazard[0] + hazard[4]])
+    loss = prediction_loss(risk[:, None], torch.stack([time, event], 1), survival_loss="cox")
+    assert loss.item() == pytest.approx(((sums.log().sum() - risk[:4].sum()) / 4).item(), abs=1e-5)
+
+
 def test_squared_error_of_log_times_is_small_for_good_predictions():
     target = torch.tensor([[100.0, 1], [900.0, 1]])
     good = prediction_loss(torch.tensor([[1.4], [-0.8]]), target, survival_loss="mse")

@@ -40,9 +40,12 @@ def test_images_and_table_together_are_what_predict_reads(trained, raw, tmp_path
         key = next(key for key in names if path.name.removesuffix(".nii.gz").endswith(key))
         row[names[key]] = path.read_bytes()
     answer = model.predict(pd.DataFrame([row]))
-    shutil.copytree(patient, tmp_path / "in" / "row-0000000")  # a patient's name seeds the draws
-    clinical.to_frame("row-0000000").T.rename_axis("patient").to_csv(tmp_path / "in" / "clinical_data.csv")
+    shutil.copytree(patient, tmp_path / "in" / "another name")
+    clinical.to_frame("another name").T.rename_axis("patient").to_csv(tmp_path / "in" / "clinical_data.csv")
     predict_folder("fusion", [trained[0]], tmp_path / "in", tmp_path / "out.csv", overlays=None, device="cpu", skip=False)
     expected = pd.read_csv(tmp_path / "out.csv")
     assert answer["modalities"][0] == expected["modalities"][0]
     assert np.allclose(answer.filter(like="probability_"), expected.filter(like="probability_"))
+    only_table = {column.name: clinical[column.name] for column in model.models[0].encoder.columns}
+    last = model.predict(pd.DataFrame([only_table, row])).tail(1)  # a row's place in the request does not matter
+    assert np.allclose(answer.filter(like="probability_"), last.filter(like="probability_"), atol=1e-6)

@@ -30,10 +30,11 @@ def test_a_link_to_nowhere_is_found_so_that_reading_names_it(tmp_path):
     assert files_below(tmp_path) == [tmp_path / "a.png"]
 
 
-def test_a_name_that_is_not_utf8_is_shown_and_refused(tmp_path):
-    put(Path(os.fsdecode(os.fsencode(tmp_path) + b"/M\xfcller/a.png")))
+def test_names_that_are_not_utf8_are_shown_and_refused_together(tmp_path):
+    for name in (b"/M\xfcller/a.png", b"/Sch\xe4fer/a.png"):
+        put(Path(os.fsdecode(os.fsencode(tmp_path) + name)))
     for walk in (files_below, entries):
-        with pytest.raises(InputError, match=r"M\\xfcller.*this name is not UTF-8"):
+        with pytest.raises(InputError, match=r"2 problem(?s:.*)M\\xfcller.*this name is not UTF-8(?s:.*)Sch\\xe4fer"):
             walk(tmp_path)
 
 

@@ -20,7 +20,7 @@ from quintet.breakhis.evaluation.scores import evaluate
 from quintet.errors import InputError, InputProblemsError
 from quintet.imaging.folders import files_below, print_passed_over, with_suffix
 from quintet.imaging.pictures import PICTURES
-from quintet.runs import Record
+from quintet.runs import load_joint
 
 FACTOR = re.compile(r"(40|100|200|400)[xX]?")  # a folder's name
 
@@ -159,4 +159,4 @@ def evaluate_folder(runs: Sequence[Path], raw: Path, out: Path, device: str) -> 
     labels = np.array([CLASSES.index(images_of[name][0].tumour_class) for name in names])
     types = np.array([[np.mean([image.tumour_type == t for image in images_of[name]]) for t in TYPES] for name in names])
     threshold = float(np.mean([model.threshold for model in models]))
-    return evaluate(joined, labels, types, threshold=threshold, record=Record.load(runs[0]), out=out)
+    return evaluate(joined, labels, types, threshold=threshold, record=load_joint(runs), out=out)

@@ -15,7 +15,7 @@ from quintet.ct.metrics import Scans, cosine
 from quintet.errors import InputError, InputProblemsError
 from quintet.imaging.cubes import Cube
 from quintet.params import Ct
-from quintet.runs import Record, new_record
+from quintet.runs import load_joint, new_record
 
 
 def embed_scans(models: Sequence[Model], scans: dict[str, Path], problems: list[str]) -> Iterator[tuple[str, Cube, Embeddings]]:
@@ -70,7 +70,7 @@ def evaluate_folder(runs: Sequence[Path], raw: Path, out: Path, params: Ct, devi
         models = load_models(runs, device)
         labels = read_labels(raw, models[0].findings)
         names, embeddings = _embed_labelled(models, raw, labels)
-        record = Record.load(runs[0])
+        record = load_joint(runs)
     if not labels.table[labels.findings].to_numpy().any():
         raise InputError(f"{raw}: no scan has any finding, so there is nothing to retrieve; give scans with findings")
     return evaluate(

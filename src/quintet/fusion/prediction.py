@@ -19,7 +19,7 @@ from quintet.fusion.evaluation.patterns import RECORDED
 from quintet.fusion.evaluation.scores import evaluate, predictions
 from quintet.params import Fusion
 from quintet.params.fusion import ADAPTS
-from quintet.runs import Record
+from quintet.runs import load_joint
 
 Vectors = Sequence[NDArray[np.float32]]
 
@@ -119,7 +119,7 @@ def evaluate_folder(runs: Sequence[Path], raw: Path, out: Path, params: Fusion, 
         known = np.stack([[classes.index(label) for label in target["label"]], np.ones(len(target))], 1)
     else:
         known = target[["time", "event"]].to_numpy(float)
-    record = Record.load(runs[0])
+    record = load_joint(runs)
     people = subjects_of(names, params.data)
     table = predictions(
         record.config, RECORDED, np.array(names), used, np.stack(values), known, classes, subjects=people, spread=np.array(spread)

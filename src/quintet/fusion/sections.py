@@ -215,10 +215,10 @@ def _adaptation(runs: Runs, params: Fusion) -> pd.DataFrame:
             if not (runs[name][0] / "evaluation" / file).is_file():
                 continue
             plain, adapted = (_recorded(_predictions(runs[name], config, file)) for config in (name, name + TTT))
-            change = adapted[metric] - plain[metric]
+            change = (adapted[metric] - plain[metric]).dropna()  # survival: of patients with a comparable pair
             worse = change if metric == "log_loss" else -change
             means = change.groupby("patient").mean()
-            people = plain.groupby("patient")["subject"].first()
+            people = plain.groupby("patient")["subject"].first()[means.index]
             draws = bootstrap_means(means.to_numpy(), bootstrap_weights(people))
             rows.append(
                 {

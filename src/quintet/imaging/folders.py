@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import NoReturn
 
-from quintet.errors import InputError
+from quintet.errors import InputError, InputProblemsError
 
 NO_DATA = {"__macosx", "thumbs.db", "desktop.ini", "dicomdir"}  # names that systems and archives leave
 
@@ -19,39 +19,45 @@ def is_hidden(name: str) -> bool:
 def files_below(folder: Path) -> list[Path]:
     """Every file below a folder, sorted, also through links to folders, without those that `is_hidden` names.
 
-    Raises InputError for a folder that cannot be listed, which would otherwise count as empty, and for a name that is not UTF-8.
+    Raises InputError for a folder that cannot be listed, which would otherwise count as empty, and for names that are not UTF-8.
     """
     found, visited = [], set[str]()
-    for parent, folders, names in os.walk(folder, onerror=_refuse, followlinks=True):
+    for parent, folders, names in os.walk(folder, onerror=refuse_unlistable, followlinks=True):
         folders[:] = [name for name in folders if not is_hidden(name)]
         if (real := os.path.realpath(parent)) in visited:  # a link to a parent folder
             folders.clear()
             continue
         visited.add(real)
-        found += [_readable(Path(parent) / name) for name in names if not is_hidden(name)]
-    return sorted(found)
+        found += [Path(parent) / name for name in names if not is_hidden(name)]
+    return _check_names(folder, sorted(found))
 
 
 def entries(folder: Path) -> list[Path]:
     """The files and folders in a folder, sorted, without those that `is_hidden` names. Raises InputError like `files_below`."""
     try:
-        return sorted(_readable(path) for path in Path(folder).iterdir() if not is_hidden(path.name))
+        found = [path for path in Path(folder).iterdir() if not is_hidden(path.name)]
     except OSError as error:
-        _refuse(error)
+        refuse_unlistable(error)
+    return _check_names(folder, sorted(found))
 
 
-def _refuse(error: OSError) -> NoReturn:
+def refuse_unlistable(error: OSError) -> NoReturn:
+    """For `os.walk`, which would otherwise pass over such a folder."""
     raise InputError(f"{error.filename}: this folder cannot be listed ({error.strerror}); check its permissions and its disk")
 
 
-def _readable(path: Path) -> Path:
-    """Names end up in tables, which are UTF-8; archives made under Windows or DOS have others."""
-    try:
-        str(path).encode()
-    except UnicodeEncodeError:
-        shown = os.fsencode(path).decode("utf-8", "backslashreplace")
-        raise InputError(f"{shown}: this name is not UTF-8 (from an archive made under Windows?); rename it") from None
-    return path
+def _check_names(folder: Path, paths: list[Path]) -> list[Path]:
+    """The same paths. Their names end up in tables, which are UTF-8; archives made under Windows or DOS have others."""
+    problems = []
+    for path in paths:
+        try:
+            str(path).encode()
+        except UnicodeEncodeError:
+            shown = os.fsencode(path).decode("utf-8", "backslashreplace")
+            problems.append(f"{shown}: this name is not UTF-8 (from an archive made under Windows?); rename it")
+    if problems:
+        raise InputProblemsError(str(folder), problems)
+    return paths
 
 
 def with_suffix(paths: Iterable[Path], suffixes: tuple[str, ...]) -> tuple[list[Path], list[Path]]:

@@ -43,6 +43,11 @@ class Grid:
         x, y, z = spacing[np.argsort(self.orientation[:, 0])]
         return float(z), float(y), float(x)
 
+    @property
+    def voxel_ml(self) -> float:
+        """Volume of a voxel, of sheared grids too."""
+        return float(abs(np.linalg.det(self.affine[:3, :3]))) / 1000
+
     def same_as(self, other: "Grid") -> bool:
         """Whether shapes are equal and all corners are within GRID_TOLERANCE_MM."""
         corners = np.stack(np.meshgrid(*([0, n - 1] for n in self.shape)), -1).reshape(-1, 3)

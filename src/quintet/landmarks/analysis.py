@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 
 from quintet import splits
-from quintet.landmarks.data.anatomy import DISTANCES, NAMES, PIXELS, project_on_template
+from quintet.landmarks.data.anatomy import DISTANCES, NAMES, PIXELS, project_on_template, to_pixels
 from quintet.landmarks.data.prepare import prepare
 from quintet.landmarks.data.prepared import Prepared
 from quintet.landmarks.evaluation.figures import overlays
@@ -62,18 +62,17 @@ def label_grid(points_px: np.ndarray, sides: np.ndarray) -> int | None:
     """The smallest n for which all coordinates `[N, 15, 2]` are rounded multiples of side / n; None above 256."""
     for n in GRIDS:
         k = np.round(points_px * n / sides)
-        if (np.abs(np.round(k * sides / n) - points_px) < 0.5).all():
+        if (np.abs(np.round(k * sides / n) - points_px) < 0.5 + 1e-6).all():
             return n
     return None
 
 
 def _limits_section(data: Prepared) -> Section:
-    sides = data.table[["width", "height"]].to_numpy(float)[:, None, :]
-    grid = label_grid(data.points * sides, np.broadcast_to(sides, data.points.shape))
+    sizes = data.table[["width", "height"]].to_numpy(float)
+    grid = label_grid(to_pixels(data.points, sizes), np.broadcast_to(sizes[:, None], data.points.shape))
     rows = [("mean distance to the mean shape", np.linalg.norm(data.points - data.points.mean(0), axis=-1).mean() * PIXELS)]
-    if grid and grid < int(sides.min()):
+    if grid and grid < int(sizes.min()):
         rows.append((f"rounding of the labels to a grid of {grid} x {grid} (mean)", SQUARE_MEAN * PIXELS / grid))
-    sizes = data.table[["width", "height"]].to_numpy()
     residual = np.linalg.norm(project_on_template(data.points, sizes) - data.points, axis=-1)
     rows.append(("distance of the labels from the annotation template (mean)", residual.mean() * PIXELS))
     spans = [np.linalg.norm(data.points[:, a] - data.points[:, b], axis=-1) for a, b in DISTANCES]

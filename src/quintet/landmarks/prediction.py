@@ -18,7 +18,7 @@ from quintet.landmarks.data.prepared import Prepared
 from quintet.landmarks.evaluation.figures import overlay
 from quintet.landmarks.evaluation.inference import BATCH, Model
 from quintet.landmarks.evaluation.scores import evaluate, write_predictions
-from quintet.runs import Record
+from quintet.runs import load_joint
 
 
 def predict_folder(
@@ -96,8 +96,8 @@ def _write_overlays(folder: Path, files: list[Path], stems: list[str], points: N
 def evaluate_folder(runs: Sequence[Path], raw: Path, out: Path, device: str) -> dict[str, float]:
     """Score the runs' mean prediction on every image of a labelled raw folder; writes into `out`, returns metrics."""
     rows, problems = read_annotations(raw)
-    originals, further = read_images(rows, lambda _, grey: grey)
-    if problems := problems + further:
+    originals, further, implausible = read_images(rows, lambda _, grey: grey)
+    if problems := problems + further + implausible:
         raise InputProblemsError(str(raw), problems)
     points, expected = _ensemble([Model.load(run, device) for run in runs], originals)
     size = np.array([(image.shape[1], image.shape[0]) for image in originals])
@@ -107,4 +107,4 @@ def evaluate_folder(runs: Sequence[Path], raw: Path, out: Path, device: str) -> 
     cases["group"] = cases["stem"]
     true = to_fractions(np.stack([row.points_px for row in rows]), size)
     images = np.stack([preprocess(image, size=PIXELS, clahe=0) for image in originals])
-    return evaluate(Prepared(images, true, cases), np.arange(len(rows)), points, expected, record=Record.load(runs[0]), out=out)
+    return evaluate(Prepared(images, true, cases), np.arange(len(rows)), points, expected, record=load_joint(runs), out=out)

@@ -192,7 +192,7 @@ def _by_loss(table: Ranking, configs: dict[str, PerfusionConfig]) -> Section:
 
 def _by_architecture(table: Ranking, configs: dict[str, PerfusionConfig]) -> Section:
     rows = table.table[table.table["config"].isin(configs)]
-    rows = rows.assign(arch=[configs[name].arch for name in rows["config"]])
+    rows = rows.assign(arch=[_arch(configs[name]) for name in rows["config"]])
     rows = rows.assign(best=rows["config"])
     grouped = rows.groupby("arch", sort=False)
     spread = grouped["mean"].agg(["count", "mean", "min", "max", "std"]).assign(range=lambda t: t["max"] - t["min"])

@@ -17,7 +17,7 @@ from quintet.perfusion.data.prepared import SIDES
 from quintet.perfusion.evaluation.figures import fullest_slice, overlay
 from quintet.perfusion.evaluation.inference import Model, load_models
 from quintet.perfusion.evaluation.scores import Predicted, evaluate
-from quintet.runs import Record
+from quintet.runs import load_joint
 
 
 def predict_images(models: Sequence[Model], images: NDArray[np.float32], grid: Grid) -> NDArray[np.float32]:
@@ -57,10 +57,9 @@ def predict_folder(models: Sequence[Model], source: Path, out: Path, problems: l
         masks = p >= 0.5
         write_nifti(out / f"{name}_probabilities.nii.gz", np.moveaxis(p, 0, -1), grid)
         write_nifti(out / f"{name}.nii.gz", (masks[0] + 2 * masks[1]).astype(np.uint8), grid)
-        voxel_ml = float(np.prod(grid.spacing_mm)) / 1000
         territories = {**dict(zip(SIDES, masks, strict=True)), "both": masks.all(0)}
         rows.append(
-            {"case": name, **{f"{territory}_ml": float(mask.sum()) * voxel_ml for territory, mask in territories.items()}}
+            {"case": name, **{f"{territory}_ml": float(mask.sum()) * grid.voxel_ml for territory, mask in territories.items()}}
         )
         if overlays:
             overlay(overlays / f"{name}.png", fullest_slice(grid, images, None, masks), name)
@@ -93,4 +92,4 @@ def evaluate_folder(runs: Sequence[Path], raw: Path, out: Path, params: Perfusio
                 case.name, case.subject, grid, images, predict_images(models, images, grid), read_label(case, grid, chosen.values)
             )
 
-    return evaluate(predicted(dataset), record=Record.load(runs[0]), out=out)
+    return evaluate(predicted(dataset), record=load_joint(runs), out=out)

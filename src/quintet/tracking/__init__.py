@@ -87,6 +87,7 @@ def sync(root: Path, write_model: ModelWriter | None = None, *, restore: bool = 
         for record, folder in folders:
             if record.study not in stores:
                 store = Store(record.study, ignore_cooldown=True)
+                store.delete_abandoned()
                 stores[record.study] = (store, store.complete_runs(), {} if restore else store.complete_runs(deleted=True))
             store, complete, deleted = stores[record.study]
             run = (record.key, content_md5(record, folder, Path(root)))

@@ -3,12 +3,15 @@
 import errno
 import logging
 import os
+import platform
 import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, TypeVar
+
+import psutil
 
 from quintet.errors import InputError
 from quintet.files import is_temporary, repository_root
@@ -18,7 +21,7 @@ from quintet.tracking.entries import MetricValue, batches, epoch_metrics, now_ms
 
 T = TypeVar("T")
 ModelWriter = Callable[[Path, Path], None]  # (run folder, new folder)
-STATE, CONTENT = "quintet.state", "quintet.content"
+STATE, CONTENT, PROCESS = "quintet.state", "quintet.content", "quintet.process"
 PAGE_SIZE = 1000  # runs per search request
 COOLDOWN_S = 600.0  # how long an unreachable store is not tried again
 LOCK_TIMEOUT_S = 60.0  # how long to wait for another process that creates the database
@@ -95,7 +98,8 @@ class Store:
         from mlflow.utils.validation import MAX_PARAM_VAL_LENGTH, MAX_PARAMS_TAGS_PER_BATCH
 
         begun = now_ms() - round(1000 * seconds)  # the UI's "Duration" is the time of training
-        created = self.call("create_run", self.experiment, begun, tags_of(record) | {STATE: state}, record.name)
+        process = {PROCESS: f"{platform.node()} {os.getpid()}"} if state == "live" else {}
+        created = self.call("create_run", self.experiment, begun, tags_of(record) | {STATE: state} | process, record.name)
         params = [Param(valid_name(key), str(value)[:MAX_PARAM_VAL_LENGTH]) for key, value in flatten(record.params).items()]
         for batch in batches(params, MAX_PARAMS_TAGS_PER_BATCH):
             self.call("log_batch", created.info.run_id, params=batch)
@@ -157,6 +161,13 @@ class Store:
     def delete_live(self, key: str) -> None:
         for other in self.search(f"tags.key = '{key}' AND tags.`{STATE}` = 'live'"):
             self.discard(other.info.run_id)
+
+    def delete_abandoned(self) -> None:
+        """Delete the live runs of this machine's processes that have ended: they were killed, perhaps with another key."""
+        for run in self.search(f"tags.`{STATE}` = 'live'"):
+            machine, _, process = run.data.tags.get(PROCESS, "").rpartition(" ")
+            if machine == platform.node() and not psutil.pid_exists(int(process)):
+                self.discard(run.info.run_id)
 
     def discard(self, run: str) -> None:
         """Delete a run; one that a registered model refers to stays, because `mlflow gc` would delete the model with it."""

@@ -15,6 +15,7 @@ from quintet.errors import InputError
 
 MAX_CATEGORIES = 20
 MAX_CODES = 10  # different numbers of a category that has other texts too, such as grades 1, 2, 2a
+MAX_SD = 20.0  # from the training mean: what is farther is an error, or a code such as -999
 MIN_SPREAD = 1e-9  # SD of a column, as a fraction of its largest value
 LEAK, MIN_FOR_LEAK = 0.995, 20  # AUC or rank correlation with the answer that no feature has; patients
 Floats = NDArray[np.float32]
@@ -44,8 +45,8 @@ class Category:
 
 @dataclass(frozen=True)
 class Encoder:
-    """Encodes `columns` in the table's order. A missing value, or a category that does not occur in training, becomes zeros and
-    sets its flag."""
+    """Encodes `columns` in the table's order. A missing value, a category that does not occur in training, or a number far from
+    all training values, becomes zeros and sets its flag."""
 
     columns: list[Numeric | Category]
 
@@ -81,23 +82,31 @@ class Encoder:
     def __call__(self, table: pd.DataFrame) -> tuple[Floats, NDArray[np.bool_], list[str]]:
         """Features `[N, width]`, whether a patient has any value `[N]`, and a note for each value that cannot be used. A column
         that the table lacks is missing for every patient."""
-        parts, known, notes = [np.zeros((len(table), 0))], np.zeros(len(table), bool), []
+        parts: list[NDArray[Any]] = [np.zeros((len(table), 0))]
+        known, notes = np.zeros(len(table), bool), []
         for column in self.columns:
             texts = table[column.name] if column.name in table else pd.Series("", index=table.index)
             if isinstance(column, Numeric):
                 values = pd.to_numeric(texts, errors="coerce").to_numpy(float)
-                usable = np.isfinite(values)
-                part = np.where(usable, (np.where(usable, values, 0) - column.mean) / column.sd, 0)[:, None]
+                distance = (np.where(np.isfinite(values), values, np.inf) - column.mean) / column.sd
+                usable: NDArray[np.bool_] = np.abs(distance) <= MAX_SD
+                why = f"far from the training mean {column.mean:.4g}"
+                part = np.where(usable, distance, 0.0)[:, None]
             else:
                 part = np.stack([(texts == value).to_numpy(float) for value in column.values], 1)
-                usable = part.any(1)
+                usable, why = part.max(1) > 0.5, "which does not occur in the training data"
             notes += [
-                f"patient {p}: {column.name} is {texts[p]!r}, which does not occur in the training data; treated as missing"
+                f"patient {p}: {column.name} is {texts[p]!r}, {why}; treated as missing"
                 for p in table.index[~usable & (texts != "").to_numpy()]
             ]
             parts += [part, ~usable[:, None]]
             known |= usable
         return np.concatenate(parts, 1).astype(np.float32), known, notes
+
+    @property
+    def categories(self) -> dict[str, list[str]]:
+        """The texts that each column without numbers had in training."""
+        return {column.name: column.values for column in self.columns if isinstance(column, Category)}
 
     def to_dicts(self) -> list[dict[str, Any]]:
         """Plain types, for a saved model."""

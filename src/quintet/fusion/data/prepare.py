@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from quintet.arrays import new_array
 from quintet.errors import InputError, InputProblemsError
 from quintet.files import atomic_folder, reject_overlap, write_json
-from quintet.fusion.data.clinical import Category, Encoder, Numeric
+from quintet.fusion.data.clinical import Category, Encoder
 from quintet.fusion.data.cubes import Cubes, Image, make_cubes
 from quintet.fusion.data.preparation import Preparation
 from quintet.fusion.data.prepared import TRUTH, VECTORS, VOLUMES, Prepared, load
@@ -36,7 +36,6 @@ from quintet.tables import read_text_table, spelled_alike
 
 CHECKED_SIZE = 4  # of the cubes that `check` makes
 FAR_SD = 4.0  # how far the median of new patients may be from the training mean without a warning
-MAX_SD = 20.0  # from the training mean: what is farther is an error, or a code such as -999
 
 
 def check(raw: Path, params: Fusion) -> list[str]:
@@ -202,19 +201,6 @@ def _reject_foreign_values(table: pd.DataFrame, encoder: Encoder, path: Path) ->
             print(f"warning: clinical column {column.name!r}: {usual}; is it another scale or unit?")
 
 
-def _without_outliers(table: pd.DataFrame, encoder: Encoder) -> pd.DataFrame:
-    """The table with empty cells in place of numbers that no training patient came near; prints each."""
-    table = table.copy()
-    for column in encoder.columns:
-        if isinstance(column, Numeric) and column.name in table:
-            distance = (pd.to_numeric(table[column.name], errors="coerce") - column.mean).abs() / column.sd
-            for patient in table.index[distance > MAX_SD]:
-                usual = f"far from the training mean {column.mean:.4g}; treated as missing"
-                print(f"note: patient {patient}: {column.name} is {table.at[patient, column.name]!r}, {usual}")
-                table.at[patient, column.name] = ""
-    return table
-
-
 def read_new(
     raw: Path,
     preparation: Preparation,
@@ -235,7 +221,7 @@ def read_new(
             )
     absent = {name: pd.DataFrame(columns=encoder.columns, dtype=float) for name, encoder in vector_encoders.items()}
     vectors, has = encode(absent | tables, vector_encoders, list(patients))
-    clinical = read_table(raw, preparation.tables, preparation.columns)
+    clinical = read_table(raw, preparation.tables, preparation.columns, categories=encoder.categories)
     print(overview(raw, patients, preparation))
     if clinical.path:
         check_join(clinical, list(patients))
@@ -249,7 +235,7 @@ def read_new(
             meant = f"; is it {alike!r}? Rename it" if alike else "; add it, empty where nothing is known"
             raise InputError(f"{clinical.path}: no column {name!r}, which the model was trained with{meant}")
         _reject_foreign_values(clinical.table.reindex(list(patients)).fillna(""), encoder, clinical.path)
-    features, known, notes = encoder(_without_outliers(clinical.table.reindex(list(patients)).fillna(""), encoder))
+    features, known, notes = encoder(clinical.table.reindex(list(patients)).fillna(""))
     for note in notes:
         print(f"note: {note}")
     for row, (name, files) in enumerate(patients.items()):

@@ -123,8 +123,11 @@ def _modalities_of(path: Path, names: Mapping[str, Sequence[str]]) -> list[str]:
     return [m for m in found if not (m in NATIVE and words & CONTRAST)]
 
 
-def read_table(raw: Path, tables: Sequence[str], columns: FusionColumns) -> Clinical:
-    """Read the first of `tables` that exists. Raises InputError, naming rows, if a patient has no name or is listed twice."""
+def read_table(
+    raw: Path, tables: Sequence[str], columns: FusionColumns, *, categories: Mapping[str, Sequence[str]] | None = None
+) -> Clinical:
+    """Read the first of `tables` that exists; `categories`: the texts that a column had in training, none of which means that the
+    value is missing. Raises InputError, naming rows, if a patient has no name or is listed twice."""
     path = next((Path(raw) / name for name in tables if (Path(raw) / name).is_file()), None)
     if path is None:
         stems = {Path(name).stem.lower() for name in tables}
@@ -143,15 +146,15 @@ def read_table(raw: Path, tables: Sequence[str], columns: FusionColumns) -> Clin
         named = f"column {patient!r}, taken as the patient (fusion.data.columns.patient): "
         raise InputError(f"{path}: {named}{'; '.join(problems[:5])}" + (", ..." if len(problems) > 5 else ""))
     table = table.set_index(patient).rename_axis("patient")
-    return Clinical(table.apply(lambda column: _without_missing(column, columns.label)), path)
+    known = categories or {}
+    return Clinical(table.apply(lambda column: _without_missing(column, columns.label, known.get(str(column.name), ()))), path)
 
 
-def _without_missing(column: pd.Series, label: str) -> pd.Series:
+def _without_missing(column: pd.Series, label: str, known: Sequence[str]) -> pd.Series:
     """A column with empty cells where a word says that the value is missing. In the label only words that are no class's name;
-    `-` is a value beside `+`."""
-    lower = column.str.lower()
+    `-` is a value beside `+`, and a `known` text always is."""
     words = set(SURELY_MISSING if column.name == label else MISSING) - ({"-"} if (column == "+").any() else set())
-    return column.mask(lower.isin(words), "")
+    return column.mask(column.str.lower().isin(words) & ~column.isin(known), "")
 
 
 def read_vectors(raw: Path, names: Sequence[str]) -> dict[str, pd.DataFrame]:

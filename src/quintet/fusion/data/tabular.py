@@ -240,12 +240,15 @@ def _without_tested_people(table: pd.DataFrame, data: FusionData) -> pd.DataFram
 
 
 def _check_parts(table: pd.DataFrame) -> None:
-    """Raise InputError if a part has a single class, or no event: nothing could be learnt from it, or scored on it."""
+    """Raise InputError if a part lacks a class, or has no two patients of whom one is known to have had the event first: nothing
+    could be learnt from it, or scored on it."""
+    parts = table[table["split"].isin(splits.PARTS)]
     for part in splits.PARTS:
-        own = table[table["split"] == part]
-        if "label" in own and own["label"].nunique() < 2:
+        own = parts[parts["split"] == part]
+        if "label" in own:
+            if absent := sorted(set(parts["label"]) - set(own["label"])):
+                raise InputError(f"the {part} part has {len(own)} patient(s), none of them {absent[0]!r}; move some into it")
+        elif not (own["time"][own["event"] == 1] < own["time"].max()).any():
             raise InputError(
-                f"the {part} part has {len(own)} patient(s) of {own['label'].nunique()} class; move patients into it"
+                f"the {part} part has {len(own)} patient(s), and no event before the longest time; move patients into it"
             )
-        if "label" not in own and not (own["event"] == 1).any():
-            raise InputError(f"the {part} part has {len(own)} patient(s) and no event; move patients into it")

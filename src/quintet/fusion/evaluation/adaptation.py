@@ -19,8 +19,9 @@ from torch import Tensor
 
 from quintet.fusion.model.losses import standardised
 from quintet.fusion.model.networks import FusionNet
+from quintet.fusion.model.noise import shared_noise
 
-NOISES = 4  # noise vectors per patient, the same in every step of gradient descent so that losses are comparable
+NOISES = 4  # noise vectors, the same in every step of gradient descent so that losses are comparable
 
 
 @dataclass(frozen=True)
@@ -39,14 +40,13 @@ def adapt(
     steps: int,
     rate: float,
     sampling_steps: int,
-    seeds: Sequence[int],
 ) -> Adapted:
     """Adapt to each of P patients and predict. `features`: of each modality `[P, F_k]`; `present` `[P, K]`; `start`: noise
-    `[P, N, D]`; `plain`: scores of the trained weights `[P, N, outputs]`; `seeds`: one per patient. A network with one output, a
-    risk, has no certainty to guard."""
+    `[P, N, D]`; `plain`: scores of the trained weights `[P, N, outputs]`. A network with one output, a risk, has no certainty to
+    guard."""
     if not steps:
         return Adapted(plain, torch.zeros(len(plain), dtype=torch.bool, device=plain.device))
-    noise, unseen = (_noise(seeds, stream, start) for stream in (0, 1))
+    noise, unseen = shared_noise(2 * NOISES, start.shape[-1]).to(start).expand(len(start), -1, -1).split(NOISES, 1)
     shift = [torch.zeros_like(f) for f in features]
     for _ in range(steps):
         shift = [s.detach().requires_grad_() for s in shift]
@@ -84,9 +84,3 @@ def _losses(net: FusionNet, features: Sequence[Tensor], present: Tensor, noise: 
 def _entropy(scores: Tensor) -> Tensor:
     """Of the mean probabilities over draws; `[P, N, classes]` -> `[P]`."""
     return torch.special.entr(scores.softmax(-1).mean(1)).sum(-1)
-
-
-def _noise(seeds: Sequence[int], stream: int, start: Tensor) -> Tensor:
-    """Each patient's noise `[P, NOISES, D]`, by its seed alone."""
-    generators = [torch.Generator().manual_seed(2 * seed + stream) for seed in seeds]
-    return torch.stack([torch.randn(NOISES, start.shape[-1], generator=g) for g in generators]).to(start.device)

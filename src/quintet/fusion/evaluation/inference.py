@@ -22,7 +22,7 @@ from quintet.fusion.evaluation.adaptation import adapt
 from quintet.fusion.evaluation.scores import completion, imputation
 from quintet.fusion.model.losses import standardised
 from quintet.fusion.model.networks import FusionNet
-from quintet.fusion.model.noise import initial_noise, patient_seeds, shared_noise
+from quintet.fusion.model.noise import shared_noise
 from quintet.params.fusion import ADAPTATION_STEPS, ADAPTS, IMPUTES, FusionEvaluation
 from quintet.training.hardware import resolve_device
 from quintet.training.models import load_network
@@ -116,7 +116,7 @@ class Model:
 
     def adapted(self, patients: Encoded, kept: Tensor, *, steps: int | None = None) -> tuple[Values, Values, NDArray[np.bool_]]:
         """The same after test-time training on each patient, and which patients kept what was learnt `[P]`."""
-        start, seeds = self._start(patients), patient_seeds(patients.names)
+        start = self._start(patients)
         with torch.no_grad():
             plain = self.net(patients.tokens, kept, start, steps=self.sampling_steps).transpose(0, 1)
         parts = []
@@ -133,7 +133,6 @@ class Model:
                     steps=self.adaptation_steps if steps is None else steps,
                     rate=self.evaluation.ttt.rate,
                     sampling_steps=self.sampling_steps,
-                    seeds=seeds[rows],
                 )
             )
         values, spread = self._mean_and_spread(torch.cat([part.scores for part in parts]))
@@ -149,10 +148,8 @@ class Model:
 
     def _start(self, patients: Encoded) -> Tensor:
         """Noise `[P, N, noise_size]` from which the draws start."""
-        size = self.net.noise_size
-        if self.imputes and size:
-            return shared_noise(self.evaluation.draws, size).expand(len(patients.names), -1, -1).to(self.device)
-        return initial_noise(patients.names, self.evaluation.samples, size).to(self.device)
+        draws = self.evaluation.draws if self.imputes else self.evaluation.samples
+        return shared_noise(draws, self.net.noise_size).expand(len(patients.names), -1, -1).to(self.device)
 
     def _mean_and_spread(self, scores: Tensor) -> tuple[Values, Values]:
         """`scores` `[P, N, outputs]` of N samples -> mean prediction `[P, outputs]` and spread `[P]`."""

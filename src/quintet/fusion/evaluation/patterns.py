@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from quintet.fusion.data.prepared import Prepared
 
-RECORDED, MCAR, MAR = NOT_SUBSETS = ("recorded", "at random", "by clinical row")
+RECORDED, MCAR, MAR = NOT_SUBSETS = ("recorded", "at random", "by clinical features")
 SEED = 20240
 Bools = NDArray[np.bool_]
 

@@ -209,7 +209,7 @@ def _adaptation_metrics(prefix: str, plain: pd.DataFrame, adapted: pd.DataFrame,
     """What test-time training changes for patients with all their modalities: the share that was adapted, the shares whose score
     became worse (harm rate) and better, and the mean change of the metric, of which `lower` or higher is better."""
     a, b = (t[t["pattern"] == RECORDED].set_index("patient") for t in (plain, adapted))
-    change = b[metric] - a[metric]
+    change = (b[metric] - a[metric]).dropna()  # survival: of patients with a comparable pair
     worse = change * (1 if lower else -1)
     return {
         f"{prefix}adapted_rate": float(b["adapted"].mean()),

@@ -1,6 +1,7 @@
 """Losses: prediction, reconstruction of features, and contrast between the modalities of a patient. A batch that defines no loss
 (no event, no pair) gives a differentiable zero."""
 
+import warnings
 from collections.abc import Sequence
 
 import numpy as np
@@ -13,8 +14,9 @@ LOG_DAYS = 6.0  # log of about 400 days: keeps the target of the mse near 0
 
 
 def prediction_loss(scores: Tensor, target: Tensor, *, survival_loss: str) -> Tensor:
-    """Cross-entropy of class scores `[B, classes]`; of risks `[B, 1]` Cox's partial likelihood (torchsurv) or, with `mse`, the
-    squared error of the log time in days, which the negative risk predicts. `target` `[B, 2]`: class and 1, or time and event."""
+    """Cross-entropy of class scores `[B, classes]`; of risks `[B, 1]` Cox's partial likelihood per event (torchsurv) or, with
+    `mse`, the squared error of the log time in days, which the negative risk predicts. `target` `[B, 2]`: class and 1, or time
+    and event."""
     if scores.shape[1] > 1:
         return F.cross_entropy(scores, target[:, 0].long())
     risk, (time, event) = scores[:, 0], target.unbind(1)
@@ -24,7 +26,11 @@ def prediction_loss(scores: Tensor, target: Tensor, *, survival_loss: str) -> Te
         return risk.sum() * 0
     from torchsurv.loss.cox import neg_partial_log_likelihood
 
-    return neg_partial_log_likelihood(risk, event.bool(), time, ties_method="efron")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # that there are ties, for which Efron's method is
+        loss = neg_partial_log_likelihood(risk, event.bool(), time, ties_method="efron")
+    # torchsurv averages over the different times of events, so that coarse times would weigh more
+    return loss * time[event > 0].unique().numel() / event.sum()
 
 
 def loss_of_values(values: NDArray[np.float64], target: Tensor) -> float:

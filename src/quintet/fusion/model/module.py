@@ -20,7 +20,7 @@ from quintet.fusion.model.frozen import fit_tokens, freeze_encoders, with_all_mo
 from quintet.fusion.model.losses import contrastive_loss, prediction_loss
 from quintet.fusion.model.methods import DiffusionNoise
 from quintet.fusion.model.networks import FusionNet
-from quintet.fusion.model.noise import initial_noise
+from quintet.fusion.model.noise import shared_noise
 from quintet.params import Compute, FusionConfig
 from quintet.params.fusion import IMPUTES, LATE, FusionTraining
 from quintet.runs import Record
@@ -53,7 +53,7 @@ def tokens_of(net: FusionNet, batch: dict[str, Any]) -> Tensor:
 
 def draw_scores(net: FusionNet, tokens: Tensor, batch: dict[str, Any], draws: int, training: FusionTraining) -> Tensor:
     """Scores `[N, B, outputs]` of all modalities that the patients have."""
-    noise = initial_noise(batch["case"], draws, net.noise_size).to(tokens)
+    noise = shared_noise(draws, net.noise_size).expand(len(tokens), -1, -1).to(tokens)
     steps = training.sampling_steps if net.method == "diffusion" else training.flow.steps
     return net(tokens, batch["present"], noise, steps=steps).float()
 

@@ -127,9 +127,9 @@ def _parse(number: int, cells: list[str], files: dict[str, list[Path]]) -> Row:
     return Row(number, stem, points, found[0])
 
 
-def read_images(rows: list[Row], use: Callable[[Row, NDArray[np.float32]], T]) -> tuple[list[T], list[str]]:
-    """What `use` makes of each row and its image `[H, W]`, and one sentence for each row whose image cannot be read or does not
-    fit its landmarks, and for a whole folder that is not plausible."""
+def read_images(rows: list[Row], use: Callable[[Row, NDArray[np.float32]], T]) -> tuple[list[T], list[str], list[str]]:
+    """What `use` makes of each row and its image `[H, W]`; one sentence for each row whose image cannot be read or does not fit
+    its landmarks; and one, if any, for the rest as a whole that is not plausible, which leaving out rows would not mend."""
     found, fractions, sizes, problems = [], [], list[tuple[int, int]](), []
     for row in rows:
         try:
@@ -144,9 +144,8 @@ def read_images(rows: list[Row], use: Callable[[Row, NDArray[np.float32]], T]) -
         found.append(use(row, grey))
         fractions.append(to_fractions(row.points_px, np.array([width, height])))
         sizes.append((width, height))
-    if fractions and (wrong := problem_of_all(np.stack(fractions), sizes)):
-        problems.append(wrong)
-    return found, problems
+    wrong = problem_of_all(np.stack(fractions), sizes) if fractions else ""
+    return found, problems, [wrong] if wrong else []
 
 
 def _read(row: Row, grey: NDArray[np.float32], size: int, clahe: float) -> tuple[Row, Any, Any, tuple[int, int]]:
@@ -166,7 +165,8 @@ def preprocess(grey: NDArray[np.float32], *, size: int, clahe: float) -> NDArray
 
 def check(raw: Path, params: Landmarks) -> list[str]:
     """Every problem of a raw folder, including its images and the split."""
-    read, problems = _read_rows(raw, params.data)
+    read, problems, implausible = _read_rows(raw, params.data)
+    problems += implausible
     try:
         if read:
             _table(read, params.data)
@@ -191,11 +191,11 @@ def make_split(kind: str, cases: pd.DataFrame, *, seed: int) -> list[str]:
     return parts
 
 
-def _read_rows(raw: Path, params: LandmarksData) -> tuple[list[Any], list[str]]:
-    """Each row with the results of `_read`, and one sentence per row that cannot be read."""
+def _read_rows(raw: Path, params: LandmarksData) -> tuple[list[Any], list[str], list[str]]:
+    """Each row with the results of `_read`, and the problems of `read_annotations` and `read_images`."""
     rows, problems = read_annotations(raw)
-    read, further = read_images(rows, lambda row, grey: _read(row, grey, params.size, params.clahe))
-    return read, problems + further
+    read, further, implausible = read_images(rows, lambda row, grey: _read(row, grey, params.size, params.clahe))
+    return read, problems + further, implausible
 
 
 def _table(read: list[Any], params: LandmarksData) -> pd.DataFrame:
@@ -222,7 +222,9 @@ def prepare(raw: Path, out: Path, params: Landmarks) -> tuple[Prepared, list[str
     """Write the prepared data set to `out` atomically; returns it and one sentence per skipped row."""
     reject_overlap(raw, out)
     data = params.data
-    read, problems = _read_rows(raw, data)
+    read, problems, implausible = _read_rows(raw, data)
+    if implausible:
+        raise InputProblemsError(str(raw), problems + implausible)
     if problems and (data.on_error == "raise" or not read):
         hint = " (landmarks.data.on_error=skip would leave these rows out)" if data.on_error == "raise" else ""
         raise InputProblemsError(f"{raw}{hint}", problems)

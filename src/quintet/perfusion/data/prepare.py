@@ -44,14 +44,14 @@ def scaling(values: NDArray[np.float32], normalisation: Normalisation) -> NDArra
 class Resampled:
     """A case as the networks see it."""
 
-    images: NDArray[np.float32]  # [slices, C, rows, columns], 0 outside the brain
-    brain: NDArray[np.bool_]  # [slices, rows, columns]
+    images: NDArray[np.float32]  # [slices, C, rows, columns], 0 where every channel is 0
+    brain: NDArray[np.bool_]  # [slices, rows, columns], where a flow map is not 0: another channel may show the whole head
     scaling: NDArray[np.float64]  # [C, 2]
     geometry: Geometry  # maps predictions back
 
 
 def resample(images: NDArray[np.float32], grid: Grid, spacing_mm: tuple[float, float], normalisation: Normalisation) -> Resampled:
-    """Normalise raw channels `[C, X, Y, Z]` over the brain (where any of them is not 0, with holes filled), crop and resample."""
+    """Normalise raw channels `[C, X, Y, Z]` over the voxels where any of them is not 0 (with holes filled), crop and resample."""
     canonical = np.stack([grid.to_canonical(channel) for channel in images])
     inside = binary_fill_holes((canonical != 0).any(0))
     constants = scaling(canonical[:, inside], normalisation)
@@ -60,7 +60,8 @@ def resample(images: NDArray[np.float32], grid: Grid, spacing_mm: tuple[float, f
     geometry = plan_geometry(grid, inside, spacing_mm)
     box = tuple(slice(*edge) for edge in geometry.box)
     resampled = np.stack([geometry.resample_image(channel[box]) for channel in normalised], axis=1)
-    return Resampled(resampled, geometry.resample_mask(inside[box]), constants, geometry)
+    brain = binary_fill_holes((canonical[:2] != 0).any(0))
+    return Resampled(resampled, geometry.resample_mask(brain[box]), constants, geometry)
 
 
 def check(raw: Path, params: Perfusion) -> list[str]:
@@ -68,8 +69,7 @@ def check(raw: Path, params: Perfusion) -> list[str]:
     dataset, problems = read_dataset(raw, params.data.subject_pattern)
     if dataset is None:
         return problems
-    names, people = [case.name for case in dataset.cases], [case.subject for case in dataset.cases]
-    print(describe(names, people, "perfusion.data.subject_pattern"))
+    _print_people(dataset.cases)
     digests = {}
     for case in dataset.cases:
         try:
@@ -78,7 +78,7 @@ def check(raw: Path, params: Perfusion) -> list[str]:
             print_doubts(case.name, *found)
         except InputError as error:
             problems += sentences(error)
-    problems += same_contents(digests, dict(zip(names, people, strict=True)))
+    problems += same_contents(digests, {case.name: case.subject for case in dataset.cases})
     try:
         make_folds(raw, dataset.cases, params.data)
     except InputProblemsError as error:
@@ -86,6 +86,10 @@ def check(raw: Path, params: Perfusion) -> list[str]:
     except InputError as error:
         problems.append(str(error))
     return problems
+
+
+def _print_people(cases: list[Case]) -> None:
+    print(describe([case.name for case in cases], [case.subject for case in cases], "perfusion.data.subject_pattern"))
 
 
 def print_doubts(
@@ -160,6 +164,7 @@ def prepare(raw: Path, out: Path, params: Perfusion, *, doubts: list[str] | None
     dataset, problems = read_dataset(raw, params.data.subject_pattern)
     if dataset is None:
         raise InputProblemsError(str(raw), problems)
+    _print_people(dataset.cases)
     drawn = find_labels(Path(raw) / "truth")[0]  # only synthetic data have this folder
     if not drawn.keys() >= {case.name for case in dataset.cases}:
         drawn = {}
@@ -221,8 +226,7 @@ def _resample_cases(
         masks = np.stack([mapping.resample_mask(mapping.crop(side)) for side in label], axis=1).astype(np.uint8)
         flat = {name: (left + 2 * right).astype(np.uint8).ravel() for name, (left, right) in sides.items()}
         np.savez(folder / f"{len(geometry)}.npz", images=images, masks=masks, brain=found.brain, **flat)
-        voxel_ml = float(np.prod(grid.spacing_mm)) / 1000
-        volume = {f"{side}_ml": float(label[i].sum()) * voxel_ml for i, side in enumerate(SIDES)}
+        volume = {f"{side}_ml": float(label[i].sum()) * grid.voxel_ml for i, side in enumerate(SIDES)}
         place = {"first": first, "slices": len(images), "truth_at": truth_at}
         constants = dict(zip(SCALING, found.scaling[:2].flat, strict=True))
         rows.append({"case": case.name, "subject": case.subject} | place | volume | constants)

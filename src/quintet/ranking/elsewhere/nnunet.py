@@ -10,11 +10,12 @@ import os
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import pandas as pd
 
 from quintet.errors import InputError
+from quintet.imaging.folders import refuse_unlistable
 
 SUMMARIES = ("summary.json", "validation_summary.json")
 DERIVED = re.compile(r"crossval_results\w*|cv_niftis\w*|\w*postprocessed")  # folders that repeat the folds' cases
@@ -41,7 +42,7 @@ def count_unmatched(table: pd.DataFrame, subject: str) -> int:
 def find_summaries(folder: Path) -> list[Path]:
     """The summaries below a folder, links included, without those that repeat the folds' cases."""
     found, visited = [], set()
-    for place, subfolders, files in os.walk(folder, onerror=_refuse, followlinks=True):
+    for place, subfolders, files in os.walk(folder, onerror=refuse_unlistable, followlinks=True):
         if (real := os.path.realpath(place)) in visited:  # a link in a circle
             subfolders.clear()
             continue
@@ -51,10 +52,6 @@ def find_summaries(folder: Path) -> list[Path]:
     if not found:
         raise InputError(f"{folder}: no {' or '.join(SUMMARIES)} below this folder; nnUNetv2_train --val writes them")
     return found
-
-
-def _refuse(error: OSError) -> NoReturn:
-    raise InputError(f"{error.filename}: this folder cannot be listed ({error.strerror}); check its permissions and its disk")
 
 
 def read(path: Path, metric: str, subject: re.Pattern[str], undefined: float | None) -> pd.DataFrame:
