@@ -40,7 +40,7 @@ def test_errors_have_no_traceback_and_exit_with_2(checkout):
     ]
     done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=checkout)
     assert done.returncode == 2
-    assert done.stderr.startswith("error: runs/none: neither a run folder")
+    assert done.stderr.startswith("error: runs/none: no run folder")
     assert "Traceback" not in done.stderr
     assert not (checkout / "x.csv").exists()
 

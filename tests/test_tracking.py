@@ -375,7 +375,7 @@ def test_resolve_run_accepts_a_folder_or_an_id(repo: Path) -> None:
 
 @pytest.mark.parametrize("name", ["runs/absent", "0" * 32])
 def test_resolve_run_names_both_possibilities(repo: Path, name: str) -> None:
-    with pytest.raises(InputError, match=f"{name}: neither a run folder .* nor an MLflow run id"):
+    with pytest.raises(InputError, match=f"{name}: no run folder .* nor an MLflow run id"):
         tracking.resolve_run(name)
 
 

@@ -4,7 +4,6 @@ Run folders and their records are described in runs.py, what a study implements 
 atomically. Importing this module imports neither torch nor MLflow.
 """
 
-import hashlib
 import shutil
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
@@ -19,11 +18,10 @@ from quintet.files import atomic_file, atomic_folder, write_json
 from quintet.params import Compute, Configuration, Ensembles, Params, StudyParams
 from quintet.ranking import Ranking
 from quintet.results import write_scores
-from quintet.runs import CODE_TAGS, Record, new_record
+from quintet.runs import CODE_TAGS, Record, code_md5, new_record
 from quintet.study import Metrics, Runs, load_ensemble_study, load_study
 
 P = TypeVar("P", bound=StudyParams)
-SPREADSHEETS = (".xlsx", ".xls", ".ods")
 
 
 @dataclass(frozen=True)
@@ -125,14 +123,6 @@ def _same_training(previous: Path, record: Record) -> Record | None:
     found = Record.load(previous)
     same_code = all(found.tags.get(tag) == record.tags[tag] for tag in CODE_TAGS)
     return found if found.key == record.key and same_code else None
-
-
-def code_md5() -> str:
-    """A hash of this package's source code."""
-    digest = hashlib.md5(usedforsecurity=False)
-    for path in sorted(Path(__file__).parent.rglob("*.py")):
-        digest.update(path.read_bytes())
-    return digest.hexdigest()
 
 
 def resolve_precision_of(section: P, compute: Compute) -> P:
@@ -253,8 +243,6 @@ def predict_folder(
     Cases that cannot be read are all listed at once; with `skip` they are left out instead.
     """
     study, problems = load_study(name), list[str]()
-    if output.suffix.lower() in SPREADSHEETS:
-        raise InputError(f"{output}: results are not written as spreadsheets; choose a .csv file")
     models = study.load_models(runs, device)
     with ExitStack() as stack:
         atomic = atomic_folder if study.PREDICTS_FOLDER else atomic_file

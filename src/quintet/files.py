@@ -81,6 +81,13 @@ def _create_folder(folder: Path) -> None:
         raise InputError(f"{folder} cannot be created ({error.strerror}); choose another place for the results") from None
 
 
+def csv_file(path: Path) -> Path:
+    """The path of a table to write. Raises InputError if its name ends in anything but .csv."""
+    if path.suffix.lower() != ".csv":
+        raise InputError(f"{path}: the table is written as CSV; choose a name that ends in .csv")
+    return path
+
+
 def reject_overlap(first: Path, second: Path) -> None:
     """Raise InputError if two folders are the same or one contains the other: writing results replaces a whole folder."""
     a, b = Path(first).resolve(), Path(second).resolve()

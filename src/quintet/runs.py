@@ -104,6 +104,14 @@ def new_record(
     return Record(study, stage, config, seed, params, hashes, fold=fold, tags=tags)
 
 
+def code_md5() -> str:
+    """A hash of this package's source code."""
+    digest = hashlib.md5(usedforsecurity=False)
+    for path in sorted(Path(__file__).parent.rglob("*.py")):
+        digest.update(path.read_bytes())
+    return digest.hexdigest()
+
+
 def _hash(values: list[Any]) -> str:
     return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:16]
 

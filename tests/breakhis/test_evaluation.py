@@ -94,8 +94,9 @@ def test_patient_recognition_rate_is_the_mean_of_patients_shares():
         IMAGES,
     )
     labels, types = np.array([0, 1, 1]), np.eye(3, 8)
-    table = score_patients(own, labels, types, 0.5)
-    metrics = summary(table, score_images(own, labels, 0.5), 0.5)
+    images = score_images(own, labels, 0.5)
+    table = score_patients(own, labels, types, images, 0.5)
+    metrics = summary(table, images, 0.5)
     assert metrics["patient_recognition_rate/40X"] == pytest.approx((3 / 4 + 1 / 2) / 2)
     assert metrics["image_accuracy/40X"] == pytest.approx(4 / 6)
     assert metrics["patient_recognition_rate/100X"] == 1
@@ -113,6 +114,7 @@ def test_mean_of_models():
 def test_a_subset_that_one_class_alone_has_gets_no_balanced_accuracy():
     own = predicted({"40X": np.array([0.3, np.nan, np.nan]), "40X+100X": np.array([0.3, 0.6, 0.9])}, IMAGES)
     labels = np.array([0, 1, 1])
-    metrics = summary(score_patients(own, labels, np.eye(3, 8), 0.5), score_images(own, labels, 0.5), 0.5)
+    images = score_images(own, labels, 0.5)
+    metrics = summary(score_patients(own, labels, np.eye(3, 8), images, 0.5), images, 0.5)
     assert "balanced_accuracy/40X" not in metrics
     assert metrics["balanced_accuracy/40X+100X"] == 1

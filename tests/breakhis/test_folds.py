@@ -2,9 +2,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from quintet.breakhis.data.classes import class_of
+from quintet.breakhis.data.classes import case_number, class_of
 from quintet.breakhis.data.folds import make_folds, read_official
-from quintet.breakhis.data.tree import case_number
 from quintet.errors import InputError
 
 

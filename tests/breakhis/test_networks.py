@@ -269,6 +269,9 @@ def test_lite0_gets_the_weights_of_its_package_and_its_own_normalisation(fake_li
     assert net.classes.in_features == 1280
     images = torch.tensor([0, 127, 255], dtype=torch.uint8).view(1, 1, 3, 1).expand(1, 1, 3, 3)
     torch.testing.assert_close(net.normalise(images)[0, 0, 0], torch.tensor([-127 / 128, 0, 1]))
+    before = {name: value.clone() for name, value in net.backbones.state_dict().items()}
+    net.train()([torch.randn(2, 3, 64, 64)], torch.ones(2, 1, dtype=torch.bool))
+    assert all(torch.equal(before[name], value) for name, value in net.backbones.state_dict().items())  # frozen statistics, too
     assert net([torch.randn(2, 3, 64, 64)], torch.ones(2, 1, dtype=torch.bool)).classes.shape == (2, 2)
 
 

@@ -3,8 +3,8 @@ import shutil
 import pytest
 from PIL import Image
 
-from quintet.breakhis.data.classes import MAGNIFICATIONS, TYPES
-from quintet.breakhis.data.tree import case_number, missing_magnifications, parse_name, read_tree
+from quintet.breakhis.data.classes import MAGNIFICATIONS, TYPES, case_number
+from quintet.breakhis.data.tree import missing_magnifications, parse_name, read_tree
 
 
 @pytest.mark.parametrize(

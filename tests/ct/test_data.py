@@ -17,6 +17,8 @@ from quintet.ct.data.prepare import check, make_split, prepare
 from quintet.ct.data.prepared import CubeFormat, load
 from quintet.ct.data.raw import read_cube, read_labels
 from quintet.errors import InputError, InputProblemsError
+from quintet.imaging.cubes import Volume, to_cube
+from quintet.imaging.volumes import Grid
 from tests.conftest import ROOT, with_changes
 from tests.ct.conftest import SMALL
 
@@ -106,6 +108,27 @@ def test_rare_label_sets_do_not_stop_the_split(small):
         make_split(table.head(5), small.ct.data)
 
 
+def test_many_rare_label_sets_do_not_enlarge_the_held_out_parts(small):
+    """Each part gets a patient of each stratum, so 100 sets of 3 patients would be a third each."""
+    sets = [[int(bit) for bit in f"{n // 3:07b}"] for n in range(300)]
+    table = pd.DataFrame(sets, columns=list("abcdefg"))
+    table.insert(0, "study", [f"s{i}" for i in range(300)])
+    table.insert(1, "patient", table["study"])
+    shares = pd.Series(make_split(table, small.ct.data)["split"]).value_counts(normalize=True)
+    assert shares["test"] == pytest.approx(small.ct.data.test, abs=0.02)
+    assert shares["valid"] == pytest.approx(small.ct.data.validation, abs=0.02)
+
+
+def test_a_box_of_soft_tissue_needs_no_air():
+    """A box around a nodule may hold none, though the scan does."""
+    zyx = np.indices((40, 40, 40)) - 20
+    values = np.where((np.abs(zyx) < 12).all(0), 40 + zyx[0], -1000).astype(np.float32)
+    scan = Volume(values, Grid(values.shape, np.diag([4.0, 4, 4, 1])))
+    assert to_cube(scan, 16, (-1000, 400), box_mm=40).min() > 0
+    with pytest.raises(InputError, match="no Hounsfield units"):
+        to_cube(Volume(np.abs(values) + 5, scan.grid), 16, (-1000, 400))
+
+
 def _label(raw, change):
     table = labels_of(raw)
     change(table)
@@ -138,7 +161,7 @@ def _values(change):
 LABELS = {
     "a value": (lambda t: t.__setitem__("nodules", ["2", *t["nodules"][1:]]), "nodules of study-0000 is '2', expected 0 or 1"),
     "blank": (lambda t: t.__setitem__("cysts", ["", *t["cysts"][1:]]), "row 2: cysts of study-0000 is ''"),
-    "twice": (lambda t: t.__setitem__("study", ["study-0001", *t["study"][1:]]), "row 3: study study-0001 is listed twice"),
+    "twice": (lambda t: t.__setitem__("study", ["study-0001", *t["study"][1:]]), "row 3: study study-0001 is also in row 2"),
     "no study column": (lambda t: t.rename(columns={"study": "scan"}, inplace=True), "there is no column `study`"),
     "no finding": (
         lambda t: t.drop(columns=["consolidation", "nodules", "cysts"], inplace=True),
@@ -314,7 +337,7 @@ def test_studies_that_are_spelled_otherwise(raw, small, spelled):
 @pytest.mark.parametrize("header", ["Study", "STUDY", "study_"])
 def test_a_header_that_is_spelled_otherwise(raw, header):
     labels_of(raw).rename(columns={"study": header}).to_csv(raw / "labels.csv", index=False)
-    with pytest.raises(InputError, match=f"no column `study`; is it '{header}'"):
+    with pytest.raises(InputError, match=f"no column `study` .*; is it '{header}'"):
         read_labels(raw)
 
 

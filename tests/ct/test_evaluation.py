@@ -1,5 +1,6 @@
 """From a trained network or a file of embeddings to scores."""
 
+import json
 import shutil
 
 import numpy as np
@@ -51,6 +52,15 @@ def test_metrics_are_those_of_the_saved_network(trained, cubes):
     assert np.nanmean(found.metrics["ap_at_5"]) == pytest.approx(metrics["map_at_5"], abs=1e-3)
 
 
+def test_labels_in_an_embeddings_table_are_no_dimensions(tmp_path):
+    table = pd.DataFrame({"id": ["a", "b"], "e0": [0.1, 0.2], "e1": [0.3, 0.4]})
+    table.to_parquet(tmp_path / "x.parquet")
+    assert read_vectors(tmp_path / "x.parquet", np.array(["b"])).tolist() == [pytest.approx([0.2, 0.4])]
+    table.assign(nodules=[0, 1]).to_parquet(tmp_path / "x.parquet")
+    with pytest.raises(InputError, match="but not nodules; remove others"):
+        read_vectors(tmp_path / "x.parquet", np.array(["b"]))
+
+
 BAD_VECTORS = {
     "missing": (lambda d: d | {"id": d["id"][:-1], "vector": d["vector"][:-1]}, "no vector for 1 of 40 scans"),
     "twice": (lambda d: d | {"id": np.r_[d["id"][:1], d["id"][:-1]]}, "an id is listed twice"),
@@ -76,6 +86,7 @@ def test_a_run_of_another_study_or_cube_size_is_refused(trained, cubes, small, t
     with pytest.raises(InputError, match="another study"):
         Model.read(tmp_path / "model.pt", "cpu")
     run, data = shutil.copytree(trained[0], tmp_path / "run"), shutil.copytree(cubes, tmp_path / "other")
-    np.save(data / "volumes.npy", np.zeros((40, 16, 16, 16), np.uint8))
-    with pytest.raises(InputError, match="trained on cubes of 32 voxels"):
+    about = json.loads((data / "about.json").read_text())
+    (data / "about.json").write_text(json.dumps(about | {"cubes": about["cubes"] | {"box_mm": 30}}))
+    with pytest.raises(InputError, match="trained on other cubes"):
         experiment.evaluate_selected("ct", small, data, run, tmp_path / "scores.json")

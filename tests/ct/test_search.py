@@ -5,7 +5,9 @@ import shutil
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 
+from quintet.ct.evaluation.inference import load_models
 from quintet.ct.search import Index, build, search
 from quintet.errors import InputError, InputProblemsError
 from tests.ct.conftest import train
@@ -37,8 +39,21 @@ def test_index_and_search(trained, scans, tmp_path, kind):
     copy = shutil.copytree(scans / name, tmp_path / "new scan")
     again = search(tmp_path / "index", str(copy), 3, picture=None, device="cpu")
     assert again["similarity"][0] == pytest.approx(1, abs=1e-3)
+    # the path of one that is: itself and its patient are left out as by its name
+    same = search(tmp_path / "index", str(scans / name), 10, picture=None, device="cpu")
+    assert same["study"].tolist() == found["study"].tolist()
+    assert len(search(tmp_path / "index", str(copy), 30, picture=None, device="cpu")) == 30  # ivf: from as many lists as needed
     with pytest.raises(InputError, match="neither a scan in the index"):
         search(tmp_path / "index", "nobody", 3, picture=None, device="cpu")
+
+
+def test_runs_of_other_findings_are_not_averaged(trained, tmp_path):
+    other = shutil.copytree(trained[0], tmp_path / "other")
+    saved = torch.load(other / "model" / "model.pt", weights_only=True)
+    saved["build"]["names"].reverse()
+    torch.save(saved, other / "model" / "model.pt")
+    with pytest.raises(InputError, match="trained on different findings"):
+        load_models([trained[0], other], "cpu")
 
 
 def test_a_query_by_path_has_the_models_in_the_order_of_the_index(trained, scans, small, cubes, tmp_path):

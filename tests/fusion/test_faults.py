@@ -106,6 +106,10 @@ def test_gaps_in_a_column_of_numbers(raw, small, table, gap):
 
 COLUMNS = {
     "text among numbers": (lambda t: t["age"].mask(t.index % 9 == 0, "about 60"), "are no numbers, such as 'about 60'"),
+    "a unit in a small table": (
+        lambda t: t["age"].head(12).mask(t.index[:12] == 3, "44 y").reindex(t.index, fill_value=""),
+        "44 y",
+    ),
     "two spellings": (lambda t: t["sex"].mask(t.index % 4 == 0, "F"), "differ in spelling only"),
     "a code for missing": (
         lambda t: t["age"].mask(t.index == 4, "-999").mask(t["age"] == "", "60"),

@@ -195,8 +195,22 @@ def test_formats_give_the_same_grey_image(tmp_path):
     Image.fromarray(grey.astype(np.uint16) * 257).save(tmp_path / "i16.png")
     Image.fromarray(np.stack([grey] * 3, -1)).save(tmp_path / "rgb.png")
     Image.fromarray(np.stack([grey, grey, grey, np.full_like(grey, 255)], -1)).save(tmp_path / "rgba.png")
-    for name in ("l", "i16", "rgb", "rgba"):
+    Image.fromarray((grey * 16.0).astype(np.uint16)).save(tmp_path / "i12.png")  # 12 bits in 16
+    for name in ("l", "i16", "i12", "rgb", "rgba"):
         np.testing.assert_allclose(read_grey(tmp_path / f"{name}.png"), grey / 255, atol=0.005)
+
+
+@pytest.mark.parametrize(
+    ("channels", "message"),
+    [((230, 120, 180, 255), "a coloured picture, expected an X-ray"), ((90, 90, 90, 0), "every pixel is transparent")],
+)
+def test_pictures_that_are_no_xray_are_refused(tmp_path, channels, message):
+    from quintet.imaging.pictures import read_grey
+
+    light = np.random.default_rng(0).integers(100, 256, (40, 30, 1)) / 255
+    Image.fromarray((light * [*channels[:3], 0] + [0, 0, 0, channels[3]]).astype(np.uint8)).save(tmp_path / "x.png")
+    with pytest.raises(InputError, match=message):
+        read_grey(tmp_path / "x.png")
 
 
 @pytest.mark.parametrize("photometric", ["MONOCHROME1", "MONOCHROME2"])

@@ -12,7 +12,7 @@ from quintet.errors import InputProblemsError
 from quintet.imaging.pictures import read_grey
 from quintet.landmarks.data.anatomy import SWAPPED
 from quintet.landmarks.data.plausibility import problem, problem_of_all
-from quintet.landmarks.data.prepare import check, read_annotations
+from quintet.landmarks.data.prepare import check, prepare, read_annotations
 from quintet.landmarks.prediction import _pictures, evaluate_folder
 
 SIZE = 96
@@ -59,6 +59,9 @@ def test_every_wrong_row_is_named(folder, make_params, kind):
 def test_a_slightly_smaller_copy_shows_in_the_mean_alone(folder, make_params, scale):
     rewrite(folder, lambda p: p * scale)
     assert any("the landmarks' centre is on average at" in p for p in check(folder, make_params().landmarks))
+    skipping = make_params({"landmarks.data.on_error": "skip"}).landmarks  # leaves out rows, but none of them is to blame
+    with pytest.raises(InputProblemsError, match="centre is on average at"):
+        prepare(folder, folder.parent / "prepared", skipping)
 
 
 def test_evaluate_is_as_strict_as_check(folder, make_params, tmp_path):

@@ -101,6 +101,7 @@ def test_other_label_forms_give_the_same_arrays(broken, flow_arrays, tmp_path, s
 def test_a_third_channel_and_cases_without_visits(broken, tmp_path, small):
     path = broken / "dataset.json"
     described = json.loads(path.read_text())
+    two = prepare(broken, tmp_path / "two", small.perfusion)[0]
     path.write_text(json.dumps(described | {"channel_names": {"0": "LICA", "1": "RICA", "2": "T1w"}}))
     for image in sorted((broken / "imagesTr").glob("*_0000*")):
         shutil.copy(image, str(image).replace("_0000", "_0002"))
@@ -110,6 +111,8 @@ def test_a_third_channel_and_cases_without_visits(broken, tmp_path, small):
             file.rename(str(file).replace("PerfTerr004-v1", "alone"))
     prepared = prepare(broken, tmp_path / "out", small.perfusion)[0]
     assert prepared.images.shape[1] == 3
+    assert prepared.brain.sum() == pytest.approx(two.brain.sum(), rel=0.02)
+    assert prepared.brain.sum() < 0.8 * (prepared.images[:, 2] != 0).sum()  # not the head that T1w shows
     assert set(prepared.table.loc[prepared.table["case"] == "alone", "subject"]) == {"alone"}
 
 

@@ -11,7 +11,7 @@ from quintet.imaging.volumes import Grid, read_nifti
 from quintet.params import parse
 from quintet.perfusion.analysis import analyze
 from quintet.perfusion.data.nnunet import read_case, read_dataset
-from quintet.perfusion.data.plausibility import image_doubts, label_doubts
+from quintet.perfusion.data.plausibility import image_doubts, label_doubts, side_doubts
 from quintet.perfusion.data.prepare import check, prepare
 
 GRIDS = {"RAS": np.diag([3.0, 3, 3, 1]), "LPS": np.diag([-3.0, -3, 3, 1]), "SAL": np.eye(4)[[2, 1, 0, 3]] * [-1, 1, 1, 1] * 3}
@@ -34,7 +34,7 @@ def case(affine, seed=0):
 @pytest.mark.parametrize("orientation", GRIDS)
 def test_a_sound_case_raises_no_doubt(orientation):
     images, grid, label = case(GRIDS[orientation])
-    assert image_doubts(images) + label_doubts(images, grid, label) == []
+    assert image_doubts(images) + label_doubts(images, grid, label) + side_doubts(images, grid) == []
 
 
 @pytest.mark.parametrize("orientation", GRIDS)
@@ -47,6 +47,9 @@ def test_exchanged_sides(orientation):
     axis = int(np.flatnonzero(grid.orientation[:, 0] == 0)[0])
     (doubt,) = label_doubts(np.flip(images, axis + 1), grid, np.flip(label, axis + 1))  # the whole case without its affine
     assert "mirrored without its affine" in doubt
+    for wrong in (images[::-1], np.flip(images, axis + 1)):  # as seen without a label
+        (doubt,) = side_doubts(wrong, grid)
+        assert "exchanged, or was the case mirrored" in doubt
 
 
 @pytest.mark.parametrize("fill", [-1000.0, 0.5, None])

@@ -152,6 +152,7 @@ def history(train: list[float], valid: list[float]) -> pd.DataFrame:
         ([9, 8, 7, 6, 5, 4], [9, 8, 7, 6, 5, 4.5], False, False),
         ([9, 8, 7, 6, 5, 4], [9, 8, 7, 3, 2, 0.4], False, True),
         ([9, 8], [9, 10], False, False),  # too short to tell
+        ([9, 8, 7], [0.4, 8, 7], False, True),
     ],
 )
 @pytest.mark.parametrize("lower", [True, False])
@@ -165,7 +166,9 @@ def test_warnings_of_overfitting_and_of_too_good_a_validation(capsys, train, val
     assert abs(found["last_score"]) == valid[-1]
     printed = capsys.readouterr().out
     assert ("overfitting" in printed) == drift
-    assert ("too good to be true" in printed) == perfect
+    assert ("look for a leak" in printed) == perfect
+    last = summarize(table, Monitor("score", lower, perfect=0.5 if lower else -0.5, keep="last"))
+    assert last["warning_perfect_validation"] == (valid[-1] <= 0.5)  # the epoch that is kept
 
 
 @pytest.mark.parametrize("device", ["cuda:7", "mps", "tpu"])

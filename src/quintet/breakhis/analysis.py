@@ -7,11 +7,10 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from quintet.breakhis.data.classes import CLASSES, MAGNIFICATIONS, TYPES
+from quintet.breakhis.data.classes import CLASSES, MAGNIFICATIONS, TYPES, case_number
 from quintet.breakhis.data.prepare import prepare
 from quintet.breakhis.data.prepared import Prepared
 from quintet.breakhis.data.sampling import utilisation
-from quintet.breakhis.data.tree import case_number
 from quintet.figures import new_figure, save_figure
 from quintet.pages import Section, write_page
 from quintet.params import BreakHis

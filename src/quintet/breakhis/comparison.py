@@ -8,7 +8,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from quintet import ranking
-from quintet.breakhis.data.classes import MAGNIFICATIONS
+from quintet.breakhis.data.classes import MAGNIFICATIONS, case_number
 from quintet.breakhis.evaluation.figures import plot_diagnostics
 from quintet.breakhis.evaluation.metrics import classification, subsets
 from quintet.breakhis.published import CONFIG, PUBLISHED
@@ -25,6 +25,7 @@ from quintet.pages import Section
 from quintet.params import BreakHis, Params
 from quintet.ranking import Question, Ranking, is_better
 from quintet.resampling import bootstrap_concordance, bootstrap_means, bootstrap_weights, percentile_interval
+from quintet.runs import Record
 
 METRIC = "brier"
 FLOOR, CEILING = "prior", "oracle"
@@ -136,8 +137,8 @@ def _balanced_text(balanced: Ranking) -> str:
 
 
 def _patient_scores(runs: list[Path]) -> pd.DataFrame:
-    """One row per patient and run: fold, seed, group, and the metrics of cases.csv."""
-    return read_cases(runs).pivot(index=["fold", "seed", "group"], columns="metric", values="value").reset_index()
+    """One row per patient and run: fold, seed, case, group (biopsy), and the metrics of cases.csv."""
+    return read_cases(runs).pivot(index=["fold", "seed", "case", "group"], columns="metric", values="value").reset_index()
 
 
 def balanced_interval(values: Floats, classes: Floats, weights: Floats) -> tuple[float, float]:
@@ -148,12 +149,13 @@ def balanced_interval(values: Floats, classes: Floats, weights: Floats) -> tuple
 
 
 def _by_patient_text(patients: pd.DataFrame) -> str:
-    malignant = patients.drop_duplicates("group")["malignant"]
+    malignant = patients.drop_duplicates("case")["malignant"]
     counts = {name: int((malignant == k).sum()) for k, name in ((0, "benign"), (1, "malignant"))}
     points = " and ".join(f"one {name} patient is worth {50 / count:.1f}" for name, count in counts.items())
     return (
         f"The test patients of all folds together ({counts['benign']} benign, {counts['malignant']} malignant), each at the "
-        "threshold set on its fold's validation patients. Intervals: 95 %, from a bootstrap of the patients within their class. "
+        "threshold set on its fold's validation patients; AUC: over pairs of one fold and seed. Intervals: 95 %, from a "
+        "bootstrap of the biopsies (slides whose numbers differ only in letters are of one) within their class. "
         f"Of the balanced accuracy, {points} points. Of Brier score, log loss and ECE (expected calibration error, bins of 0.1), "
         "lower is better."
     )
@@ -166,13 +168,16 @@ def _by_patient(patients: dict[str, pd.DataFrame]) -> pd.DataFrame:
         weights = bootstrap_weights(table["group"], table["malignant"])
         # decisions were made at each fold's threshold, so they are recovered from `correct`
         scores = classification(y, np.where(correct == 1, y, 1 - y), 0.5)
-        scores |= {k: v for k, v in classification(y, p, 0.5).items() if k in ("auc", "brier", "log_loss", "ece")}
+        scores |= {k: v for k, v in classification(y, p, 0.5).items() if k in ("brier", "log_loss", "ece")}
         low, high = balanced_interval(correct, y, weights)
-        auc_low, auc_high = percentile_interval(bootstrap_concordance(p, (y[:, None] == 1) & (y[None, :] == 0), weights))
+        run = table.groupby(["fold", "seed"]).ngroup().to_numpy()  # other networks' probabilities are on other scales
+        pairs = (y[:, None] == 1) & (y[None, :] == 0) & (run[:, None] == run[None, :])
+        auc = bootstrap_concordance(p, pairs, np.ones((1, len(p))))[0]
+        auc_low, auc_high = percentile_interval(bootstrap_concordance(p, pairs, weights))
         rows.append(
             {
                 "config": name,
-                "patients": table["group"].nunique(),
+                "patients": table["case"].nunique(),
                 "balanced accuracy": scores["balanced_accuracy"],
                 "low": low,
                 "high": high,
@@ -180,7 +185,7 @@ def _by_patient(patients: dict[str, pd.DataFrame]) -> pd.DataFrame:
                 "F1": scores["f1"],
                 "sensitivity": scores["sensitivity"],
                 "specificity": scores["specificity"],
-                "AUC": scores["auc"],
+                "AUC": auc,
                 "AUC low": auc_low,
                 "AUC high": auc_high,
                 "Brier score": scores["brier"],
@@ -229,13 +234,18 @@ def _by_subset(patients: dict[str, pd.DataFrame]) -> pd.DataFrame:
 
 SINGLE_IMAGES = """Every image is classified by itself, with the other magnifications masked. Patient recognition rate: the share
 of a patient's images that are classified correctly, averaged over patients (Spanhol et al. 2016). The intervals are clustered:
-the bootstrap draws patients with all their images."""
+the bootstrap draws biopsies with all their images."""
 
 
 def _by_magnification(runs: Runs, order: list[str]) -> pd.DataFrame:
     rows = []
     for name in order:
-        images = pd.concat([pd.read_csv(run / "evaluation" / "images.csv", dtype={"patient": str}) for run in runs[name]])
+        images = pd.concat(
+            [
+                pd.read_csv(run / "evaluation" / "images.csv", dtype={"patient": str}).assign(seed=Record.load(run).seed)
+                for run in runs[name]
+            ]
+        )
         for m in [m for m in MAGNIFICATIONS if m in set(images["magnification"])]:
             own = images[images["magnification"] == m].reset_index(drop=True)
             correct = own["correct"].to_numpy()
@@ -246,7 +256,7 @@ def _by_magnification(runs: Runs, order: list[str]) -> pd.DataFrame:
                 {
                     "config": name,
                     "magnification": m,
-                    "images": len(own),
+                    "images": len(own) // own["seed"].nunique(),
                     "image accuracy": correct.mean(),
                     "low": low,
                     "high": high,
@@ -259,8 +269,8 @@ def _by_magnification(runs: Runs, order: list[str]) -> pd.DataFrame:
 
 
 def _clustered_interval(table: pd.DataFrame) -> tuple[float, float]:
-    """95 % bootstrap interval of the mean of `correct`; patients are drawn within their class."""
-    weights = bootstrap_weights(table["patient"], table["malignant"])
+    """95 % bootstrap interval of the mean of `correct`; biopsies are drawn within their class."""
+    weights = bootstrap_weights(table["patient"].map(case_number), table["malignant"])
     return percentile_interval(bootstrap_means(table["correct"].to_numpy(), weights))
 
 
@@ -269,10 +279,10 @@ CURVES = """Thin: each fold; bold: all test patients together, although each fol
 
 def _plot_curves(folder: Path, name: str, table: pd.DataFrame) -> Path:
     path = folder / f"curves_{name}.png"
-    folds = [rows for _, rows in table.groupby("fold")]
+    numbers, folds = zip(*table.groupby("fold"), strict=True)
     labels_and_scores = [(rows["malignant"].to_numpy().astype(int), rows["probability"].to_numpy()) for rows in folds]
     malignant = np.concatenate([(rows["malignant"] == rows["correct"]).to_numpy() for rows in folds])
-    plot_diagnostics(path, labels_and_scores, malignant, title=name)
+    plot_diagnostics(path, labels_and_scores, malignant, title=name, numbers=numbers)
     return path
 
 

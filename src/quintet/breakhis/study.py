@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from quintet.files import csv_file
 from quintet.pages import Section
 from quintet.params import BreakHis, BreakHisConfig, Compute, Params
 from quintet.ranking import Ranking
@@ -73,7 +74,7 @@ def load_models(runs: Sequence[Path], device: str) -> "list[Model]":
 
 
 def prediction_files(output: Path) -> list[Path]:
-    return [output]
+    return [csv_file(output)]
 
 
 def predict(

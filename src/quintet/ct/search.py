@@ -103,11 +103,16 @@ def _write_faiss_index(faiss: Any, kind: str, vectors: Floats, path: Path) -> di
         index.train(vectors)
     index.add(vectors)
     faiss.write_index(index, str(path))
-    k = min(RECALL_AT, count)
-    _, found = index.search(vectors, k)
-    exact = np.argsort(-vectors @ vectors.T, axis=1, kind="stable")[:, :k]
-    recall = np.mean([len(set(a) & set(b)) / k for a, b in zip(found.tolist(), exact.tolist(), strict=True)])
-    return {f"recall_at_{k}_against_exact": float(recall)}
+    if count < 2:
+        return {}
+    k = min(RECALL_AT, count - 1)  # without the query itself, which every index finds
+    _, found = index.search(vectors, k + 1)
+    exact = np.argsort(-vectors @ vectors.T, axis=1, kind="stable")
+    shared = [
+        len({other for other in a if other != row} & set([other for other in b if other != row][:k])) / k
+        for row, (a, b) in enumerate(zip(found.tolist(), exact.tolist(), strict=True))
+    ]
+    return {f"recall_at_{k}_against_exact": float(np.mean(shared))}
 
 
 @dataclass(frozen=True)
@@ -131,7 +136,8 @@ class Index:
         return Index(about, scans, vectors, views, folder)
 
     def query(self, name: str, device: str) -> tuple[Floats, Views, int | None]:
-        """Vector, views and row of a query: the name of a scan in the index, or the path of another one (row None)."""
+        """Vector, views and row of a query: the name of a scan in the index, or the path of a scan (row None if the index
+        does not have it)."""
         rows = np.flatnonzero(self.scans["study"] == name)
         if len(rows):
             return self.vectors[rows[0]], self.views[rows[0]], int(rows[0])
@@ -141,7 +147,9 @@ class Index:
             raise InputError(f"{name}: neither a scan in the index (such as {examples}) nor a series folder or NIfTI file")
         models = [Model.read(p, device) for p in sorted((self.folder / "models").glob("*.pt"), key=lambda p: int(p.stem))]
         cube, _ = read_cube(path, models[0].cubes, threads=2)
-        return embed_with_all(models, cube[None]).vectors[0], middle_slices(cube), None
+        vector = embed_with_all(models, cube[None]).vectors[0]
+        same = (self.scans["file"] == path.name) & (self.vectors @ vector > 1 - 1e-5)
+        return vector, middle_slices(cube), int(same.idxmax()) if same.any() else None
 
     def nearest(self, vector: Floats, count: int) -> tuple[NDArray[np.int64], Floats]:
         """Rows and similarities, most similar first; exact search keeps ties in the order of the index."""
@@ -152,6 +160,9 @@ class Index:
             return rows, similarity[rows]
         index = _import_faiss().read_index(str(self.folder / "faiss.index"))
         similarity, rows = index.search(np.ascontiguousarray(vector[None]), count)
+        if (rows < 0).any() and self.about["kind"] == "ivf":  # the lists that were searched hold too few scans
+            index.nprobe = index.nlist
+            similarity, rows = index.search(np.ascontiguousarray(vector[None]), count)
         found = rows[0] >= 0
         return rows[0][found], similarity[0][found]
 

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from quintet.files import csv_file
 from quintet.pages import Section
 from quintet.params import Compute, Fusion, FusionConfig, Params
 from quintet.ranking import Ranking
@@ -71,7 +72,7 @@ def load_models(runs: Sequence[Path], device: str) -> "list[Model]":
 
 
 def prediction_files(output: Path) -> list[Path]:
-    return [output]
+    return [csv_file(output)]
 
 
 def predict(

@@ -22,6 +22,7 @@ Cube = NDArray[np.uint8]  # [Z, Y, X], indices increase towards Superior, Anteri
 Floats = NDArray[np.float32]
 StoredPlane = tuple[NDArray[Any], float, float]  # values [rows, columns], slope, intercept
 AIR_HU, MAX_HU = -200.0, 20_000.0  # a scan of the chest has values below the one and none above the other
+AIR_BOX_MM = 150.0  # a box in a chest that is at least as large contains air
 MAX_OFFSET = 0.5  # voxels of the cube; scans whose corners are rotated by less than this are treated as axis-aligned
 
 
@@ -102,7 +103,8 @@ def to_cube(scan: Scan, size: int, window_hu: tuple[float, float], *, box_mm: fl
         )
     if lowest == highest:
         raise InputError(f"every voxel is {lowest:g} HU; a constant volume has no content")
-    if lowest > AIR_HU or highest > MAX_HU:
+    surely_air = size * target_mm >= min(AIR_BOX_MM, float((spacing_mm * grid.shape).max()))
+    if (surely_air and lowest > AIR_HU) or highest > MAX_HU:
         raise InputError(f"values from {lowest:g} to {highest:g} are no Hounsfield units (air has -1000, water 0); convert them")
     if cube.min() == cube.max():
         raise InputError(f"every voxel is outside the window of {window_hu[0]:g} to {window_hu[1]:g} HU; choose another window")

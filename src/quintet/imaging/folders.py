@@ -43,6 +43,8 @@ def entries(folder: Path) -> list[Path]:
 
 def refuse_unlistable(error: OSError) -> NoReturn:
     """For `os.walk`, which would otherwise pass over such a folder."""
+    if isinstance(error, FileNotFoundError):
+        raise InputError(f"{error.filename}: no such folder")
     raise InputError(f"{error.filename}: this folder cannot be listed ({error.strerror}); check its permissions and its disk")
 
 

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from quintet.files import csv_file
 from quintet.pages import Section
 from quintet.params import Compute, Landmarks, LandmarksConfig, Params
 from quintet.ranking import Ranking
@@ -82,7 +83,7 @@ def load_models(runs: Sequence[Path], device: str) -> "list[Model]":
 
 
 def prediction_files(output: Path) -> list[Path]:
-    return [output, Path(f"{output}.uncertainty.csv")]
+    return [csv_file(output), Path(f"{output}.uncertainty.csv")]
 
 
 def predict(

@@ -166,7 +166,10 @@ def resolve_run(run: str) -> Path:
     """The run folder for a path or an MLflow run id. Raises InputError if it is neither."""
     if (Path(run) / "record.json").is_file():
         return Path(run)
-    problem = f"{run}: neither a run folder (with a record.json, such as runs/landmarks/selected) nor an MLflow run id"
+    reason = "no record.json in it" if Path(run).is_dir() else "no such folder below the current one"
+    problem = (
+        f"{run}: no run folder ({reason}; `dvc repro` makes runs/STUDY/selected and runs/STUDY/sweep/...) nor an MLflow run id"
+    )
     if not re.fullmatch(r"[0-9a-f]{32}", run):
         raise InputError(f"{problem} (32 characters 0-9, a-f)")
     try:

@@ -26,7 +26,7 @@ class Reseed(Callback):
 
     def on_train_batch_start(self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int) -> None:
         step = trainer.current_epoch * 1_000_003 + batch_idx
-        torch.manual_seed((self.seed * 2_654_435_761 + step) % 2**63 + trainer.global_rank)
+        torch.manual_seed((self.seed * 2_654_435_761 + step + trainer.global_rank * 1_000_000_000_039) % 2**63)
 
 
 class History(Callback):

@@ -265,23 +265,20 @@ def summarize(history: pd.DataFrame, monitor: Monitor) -> dict[str, float]:
     drift = len(recent) == DRIFT_EPOCHS and slope["train_loss"] < 0 < slope["valid_loss"]
     drift = bool(drift and recent["valid_loss"].iloc[-1] > recent["train_loss"].iloc[-1])
     gap = len(recent) == DRIFT_EPOCHS and bool((recent["valid_loss"] - recent["train_loss"] > monitor.loss_gap).all())
-    extremes = {
-        name: history[name].min() if monitor.lower_is_better else history[name].max()
-        for name in (monitor.metric, *monitor.also_perfect)
-    }
-    suspicious = {
-        n: v for n, v in extremes.items() if (v <= monitor.perfect if monitor.lower_is_better else v >= monitor.perfect)
-    }
+    kept = history.iloc[best if monitor.keep == "best" else -1][[monitor.metric, *monitor.also_perfect]]
+    suspicious = kept[kept <= monitor.perfect] if monitor.lower_is_better else kept[kept >= monitor.perfect]
     if drift:
         print(f"warning: over the last {DRIFT_EPOCHS} epochs training loss fell while validation loss rose (overfitting)")
     if gap:
         print(f"warning: validation loss exceeded training loss by {monitor.loss_gap} for {DRIFT_EPOCHS} epochs (overfitting)")
     for name, value in suspicious.items():
-        print(f"warning: {name} reached {value:.3g}, too good to be true; look for a leak between the parts of the split")
+        print(
+            f"warning: {name} reached {value:.3g}, almost perfect; unless validation cases are few, look for a leak between parts"
+        )
     return {
         f"best_{monitor.metric}": float(values[best]),
         f"last_{monitor.metric}": float(values.iloc[-1]),
         "best_epoch": float(history["epoch"].iloc[best]),
         "warning_drift": float(drift or gap),
-        "warning_perfect_validation": float(bool(suspicious)),
+        "warning_perfect_validation": float(len(suspicious) > 0),
     }

@@ -9,8 +9,8 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from quintet import splits
-from quintet.breakhis.data.classes import CLASSES
-from quintet.breakhis.data.tree import case_number, parse_name
+from quintet.breakhis.data.classes import CLASSES, case_number
+from quintet.breakhis.data.tree import parse_name
 from quintet.errors import InputError, InputProblemsError
 from quintet.params.breakhis import BreakHisData
 from quintet.tables import read_text_table

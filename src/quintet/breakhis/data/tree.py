@@ -15,11 +15,6 @@ NAME = re.compile(r"SOB_(?P<letter>[BM])_(?P<code>[A-Z]+)-(?P<patient>\d+-[0-9A-
 LAYOUT = "{benign,malignant}/SOB/TYPE/PATIENT/{40X,100X,200X,400X}/NAME.png"
 
 
-def case_number(patient: str) -> str:
-    """14-22549AB -> 14-22549: slides whose numbers differ only in letters are of one biopsy."""
-    return patient.rstrip("ABCDEFGHIJKLMNOPQRSTUVWXYZ")
-
-
 @dataclass(frozen=True)
 class Image:
     path: Path

@@ -79,7 +79,10 @@ class Model:
         importance = None
         if output.importance is not None:
             importance = _mean_by_owner(output.importance.double().cpu().numpy(), owner, count)
-        attention = [None if w is None else w.double().mean(0).cpu().numpy() for w in (output.hierarchy, output.fusion)]
+        attention = [
+            None if w is None else _mean_by_owner(w.double().cpu().numpy(), owner, count).mean(0)
+            for w in (output.hierarchy, output.fusion)
+        ]
         single = self._predict_single_images(vectors, patients)
         return Predicted(list(patients.names), self.magnifications, probability, types, single, importance, *attention)
 

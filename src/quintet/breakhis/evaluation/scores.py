@@ -12,6 +12,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from quintet import results
+from quintet.breakhis.data.classes import case_number
 from quintet.breakhis.evaluation import figures
 from quintet.breakhis.evaluation.metrics import Floats, Predicted, classification, log_losses
 from quintet.runs import Record
@@ -32,7 +33,7 @@ def score_decisions(patients: Sequence[str], labels: NDArray[np.int64], p: Float
 
 
 def write_cases(table: pd.DataFrame, record: Record, out: Path) -> None:
-    """Write one row per patient and score as the tidy table `out`/cases.csv."""
+    """Write one row per patient and score as the tidy table `out`/cases.csv; groups are biopsies, patients slides."""
     tidy = results.to_tidy(
         table.drop(columns="patient"),
         record.study,
@@ -40,22 +41,21 @@ def write_cases(table: pd.DataFrame, record: Record, out: Path) -> None:
         fold=record.fold,
         seed=record.seed,
         cases=table["patient"],
-        groups=table["patient"],
+        groups=table["patient"].map(case_number),
     )
     results.write(tidy.dropna(subset="value").reset_index(drop=True), out / "cases.csv")
 
 
 def score_patients(
-    predicted: Predicted, labels: NDArray[np.int64], types: NDArray[np.floating[Any]], threshold: float
+    predicted: Predicted, labels: NDArray[np.int64], types: NDArray[np.floating[Any]], images: pd.DataFrame, threshold: float
 ) -> pd.DataFrame:
     """The scores of each patient, its type, and whether the decision from each subset of magnifications is correct;
-    `recognition/...` is the share of its images of a magnification that are correct, each image by itself."""
+    `recognition/...` is the share of its images of a magnification (`images`: of `score_images`) that are correct."""
     table = score_decisions(predicted.patients, labels, predicted.malignant, threshold)
     # for a patient whose images are of two types, both count as correct
     table["type_correct"] = (types[np.arange(len(labels)), predicted.types.argmax(1)] > 0).astype(float)
     for name, subset_p in predicted.probability.items():
         table[f"correct/{name}"] = np.where(np.isnan(subset_p), np.nan, (subset_p >= threshold) == labels)
-    images = score_images(predicted, labels, threshold)
     shares = images.groupby(["patient", "magnification"])["correct"].mean().unstack()
     for m in predicted.magnifications:
         table[f"recognition/{m}"] = shares[m].reindex(predicted.patients).to_numpy() if m in shares else np.nan
@@ -98,8 +98,8 @@ def evaluate(
 ) -> dict[str, float]:
     """Score P patients (`labels` `[P]`: 0 benign, 1 malignant; `types` `[P, 8]`: shares of their images) at a threshold; returns
     the metrics and writes cases.csv, images.csv and figures/ into `out`; with `history`, more figures."""
-    table = score_patients(predicted, labels, types, threshold)
     images = score_images(predicted, labels, threshold)
+    table = score_patients(predicted, labels, types, images, threshold)
     write_cases(table, record, out)
     images.drop(columns="row").round(6).to_csv(out / "images.csv", index=False)
     (out / "figures").mkdir()

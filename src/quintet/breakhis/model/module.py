@@ -241,6 +241,8 @@ def _build_net(build: dict[str, Any], weights: str) -> tuple[MagnificationNet, s
         for backbone in net.backbones.values():
             url = weights_url(build["backbone"])
             origin = load_pretrained_weights(backbone, weights_path(weights), url, drop=NOT_BACKBONE)
+        net.pretrained = True
+        net.train()  # freezes: Lightning keeps the modes that it finds
     return net.to(memory_format=torch.channels_last), origin  # type: ignore[call-overload]
 
 

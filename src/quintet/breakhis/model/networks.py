@@ -159,8 +159,11 @@ class Output:
 class MagnificationNet(nn.Module):
     """`attention` lists the attention modules: with all four the network is MMNet, with none it is plain concatenation.
 
-    `trains="linear"` freezes the backbones, except for their running statistics, and trains one layer.
+    `trains="linear"` freezes the backbones and trains one layer. Only random backbones go on adapting the statistics of their
+    batch norms, without which their features would hardly differ; `pretrained` ones stay as they are.
     """
+
+    pretrained = False
 
     def __init__(
         self,
@@ -176,7 +179,9 @@ class MagnificationNet(nn.Module):
     ) -> None:
         super().__init__()
         self.order = [m for m in MAGNIFICATIONS if m in magnifications]
-        backbones = {m: build_backbone(backbone, size=size, stochastic_depth=stochastic_depth) for m in self.order}
+        linear = trains == "linear"
+        depth = 0.0 if linear else stochastic_depth
+        backbones = {m: build_backbone(backbone, size=size, stochastic_depth=depth) for m in self.order}
         self.backbones = nn.ModuleDict(backbones)
         channels, count = int(backbones[self.order[0]]._bn1.num_features), len(self.order)
         self.channels = channels
@@ -185,17 +190,23 @@ class MagnificationNet(nn.Module):
         self.hierarchical = HierarchicalAttention(channels, count) if "hierarchical" in attention else None
         self.fusion = MagnificationFusion(channels, count) if "fusion" in attention else None
         width = channels if self.fusion else count * channels
-        linear = trains == "linear"
         self.classes = build_head(width, (units[0], units[1]), dropout, len(CLASSES), linear=linear)
         self.types = build_head(width, (units[0], units[1]), dropout, len(TYPES), linear=linear)
+        self.linear = linear
         if linear:
             self.backbones.requires_grad_(False)
+
+    def train(self, mode: bool = True) -> "MagnificationNet":
+        super().train(mode)
+        if self.linear and self.pretrained:
+            self.backbones.eval()
+        return self
 
     def normalise(self, images: Tensor) -> Tensor:
         """uint8 `[N, H, W, 3]` -> `[N, 3, H, W]` (channels last in memory), standardised as the backbone's weights expect."""
         expected = (LITE0_MEAN, LITE0_SD) if self.lite0 else (IMAGENET_MEAN, IMAGENET_SD)
         # one long row instead of an axis of three channels: the same numbers in a fifth of the time on a CPU
-        mean, sd = ((torch.tensor(v, device=images.device) * 255).repeat(images.shape[2]) for v in expected)
+        mean, sd = ((torch.tensor(v, device=images.device) * 255).expand(3).repeat(images.shape[2]) for v in expected)
         return images.float().flatten(2).sub_(mean).div_(sd).view(images.shape).permute(0, 3, 1, 2)
 
     def encode(self, magnification: str, images: Tensor) -> Tensor:

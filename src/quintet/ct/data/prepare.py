@@ -22,6 +22,7 @@ from quintet.files import atomic_folder, reject_overlap, repository_root, write_
 from quintet.imaging.cubes import Cube
 from quintet.params import Ct
 from quintet.params.ct import CtData
+from quintet.runs import code_md5
 from quintet.subjects import digest_of, same_contents
 
 FACTS = ("format", "columns", "rows", "slices", "spacing_mm")
@@ -65,7 +66,7 @@ def prepare(raw: Path, out: Path, params: Ct, *, workers: int = 1) -> tuple[Prep
     if not names:
         raise InputProblemsError(str(raw), problems)
     cubes, truth = cube_format(data), _read_truth(raw, labels)
-    key = hash_of([str(Path(raw).resolve()), names, cubes])
+    key = hash_of([str(Path(raw).resolve()), names, cubes, code_md5()])
     work = repository_root() / ".checkpoints" / f"ct_prepare-{key}"
     work.mkdir(parents=True, exist_ok=True)
     with FileLock(work.with_suffix(".lock")):
@@ -218,7 +219,10 @@ def _grouped_split(table: pd.DataFrame, data: CtData) -> list[str]:
         )
     label_sets = patients.drop(columns="study").astype(str).agg("+".join, axis=1)
     counts = Counter(label_sets)
-    strata = [s if counts[s] >= MIN_STRATUM else "rare" for s in label_sets]
+    least, share = float(MIN_STRATUM), min(data.test, data.validation)
+    if sum(count >= least for count in counts.values()) > 2 * share * len(patients):
+        least = 1 / share  # each part gets at least one patient of each stratum, which would be far more than its share
+    strata = [s if counts[s] >= least else "rare" for s in label_sets]
     if strata.count("rare") < MIN_STRATUM:
         strata = [s if s != "rare" else counts.most_common(1)[0][0] for s in strata]
     stratum_of = dict(zip(patients.index, strata, strict=True))

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from unicodedata import normalize
 
+import numpy as np
 import pandas as pd
 
 from quintet.ct.data.prepared import CubeFormat
@@ -81,18 +82,21 @@ def read_labels(raw: Path, wanted: Sequence[str] | None = None, *, file: str = L
     if not path.is_file():
         raise InputError(f"{path}: no such file; expected a CSV file with study,finding_1,... (0 or 1) and, if known, patient")
     table = read_text_table(path)
-    findings = [name for name in table if name not in NOT_FINDINGS]
+    columns = [name for name in table if name not in NOT_FINDINGS]
+    findings = [name for name in columns if wanted is None or name in wanted]
     meant = "" if "study" in table else spelled_alike("study", list(table))
-    problems = [] if "study" in table else ["there is no column `study`" + (f"; is it {meant!r}? Rename it" if meant else "")]
-    problems += [] if findings else ["there is no column of a finding (0 or 1)"]
+    named = f"there is no column `study` (but {', '.join(table)})"
+    problems = [] if "study" in table else [named + (f"; is it {meant!r}? Rename it" if meant else "; rename that of the scans")]
+    problems += [] if columns else ["there is no column of a finding (0 or 1)"]
     problems += [] if len(table) else ["there is no row"]
+    table[findings] = table[findings].replace({"0.0": "0", "1.0": "1"})  # as pandas writes whole numbers beside empty cells
     if not problems:
         problems = _row_problems(table, findings)
     if problems:
         more = f"; and {len(problems) - MAX_SHOWN} more" if len(problems) > MAX_SHOWN else ""
         raise InputError(f"{path}: {'; '.join(problems[:MAX_SHOWN])}{more}")
-    if missing := [name for name in wanted or () if name not in findings]:
-        raise InputError(f"{path}: no column for the finding(s) {', '.join(missing)}; it has {', '.join(findings)}")
+    if missing := [name for name in wanted or () if name not in columns]:
+        raise InputError(f"{path}: no column for the finding(s) {', '.join(missing)}; it has {', '.join(columns)}")
     table["patient"] = table["patient"] if "patient" in table else table["study"]
     findings = findings if wanted is None else list(wanted)
     return Labels(table.set_index("study")[["patient", *findings]].astype(dict.fromkeys(findings, int)))
@@ -101,10 +105,14 @@ def read_labels(raw: Path, wanted: Sequence[str] | None = None, *, file: str = L
 def _row_problems(table: pd.DataFrame, findings: list[str]) -> list[str]:
     names = table["study"]
     problems = [f"row {i}: study is empty" for i in table.index[names == ""]]
-    problems += [f"row {i}: study {names[i]} is listed twice" for i in table.index[names.duplicated()]]
+    row_of = {name: i for i, name in reversed(list(names.items()))}
+    problems += [f"row {i}: study {names[i]} is also in row {row_of[names[i]]}" for i in table.index[names.duplicated()]]
     for finding in findings:
-        wrong = table.index[~table[finding].isin(["0", "1"])]
-        problems += [f"row {i}: {finding} of {names[i]} is {table[finding][i]!r}, expected 0 or 1" for i in wrong]
+        if len(wrong := table.index[~table[finding].isin(["0", "1"])]):
+            i, more = wrong[0], f" (and {len(wrong) - 1} more)" if len(wrong) > 1 else ""
+            hint = "; is it a finding at all? Else delete it, or list the findings in ct.data.findings"
+            also = hint if len(wrong) == len(table) else ""
+            problems.append(f"row {i}{more}: {finding} of {names[i]} is {table[finding][i]!r}, expected 0 or 1{also}")
     if "patient" in table:
         spelling: dict[str, str] = {}
         for patient in table["patient"].unique():
@@ -157,7 +165,7 @@ def read_cube(path: Path, cubes: CubeFormat, *, threads: int = 1) -> tuple[Cube,
         _check_tissue(cube, scan, cubes)
     except InputError as error:
         raise InputError(f"{path}: {error}" if str(path) not in str(error) else str(error)) from None
-    x, y, z = scan.grid.shape
+    x, y, z = np.array(scan.grid.shape)[np.argsort(scan.grid.orientation[:, 0])].tolist()
     spacing = scan.grid.spacing_mm
     return cube, {
         "format": "DICOM" if path.is_dir() else "NIfTI",
@@ -181,7 +189,7 @@ def _check_tissue(cube: Cube, scan: Scan, cubes: CubeFormat) -> None:
     water = round(-low / (high - low) * 255)
     if low < 0 < high and (share := float((cube == water).mean())) > MAX_WATER:
         raise InputError(f"{share:.0%} of its voxels are 0 HU, which is water; was it masked? Outside, write -1000 (air)")
-    extent_mm = min(spacing * count for spacing, count in zip(scan.grid.spacing_mm, reversed(scan.grid.shape), strict=True))
+    extent_mm = (np.linalg.norm(scan.grid.affine[:3, :3], axis=0) * scan.grid.shape).min()
     bounds = [(hu - low) / (high - low) * 255 for hu in SOFT_TISSUE_HU]
     soft = float(((cube >= bounds[0]) & (cube <= bounds[1])).mean())
     if extent_mm >= WHOLE_CHEST_MM and soft < MIN_SOFT:

@@ -83,10 +83,9 @@ def evaluate_run(
 ) -> dict[str, float]:
     """Embed the test scans and evaluate how well they retrieve each other; writes into `out`, returns metrics."""
     model = Model.load(run, compute.device)
-    if model.cubes.size != data.volumes.shape[1]:
-        raise InputError(
-            f"{run} was trained on cubes of {model.cubes.size} voxels, {data.folder} has {data.volumes.shape[1]}; train it again"
-        )
+    for what, own, prepared in (("cubes", model.cubes, data.cubes), ("findings", model.findings, data.findings)):
+        if own != prepared:
+            raise InputError(f"{run} was trained on other {what} than {data.folder} has ({own}, {prepared}); train it again")
     rows = data.rows("test")
     started = time.monotonic()
     embeddings = model(data.volumes, rows)
@@ -110,6 +109,8 @@ def load_models(runs: Sequence[Path], device: str) -> list[Model]:
     for model, run in zip(models, runs, strict=True):
         if model.cubes != models[0].cubes:
             raise InputError(f"{runs[0]} and {run} were trained on different cubes; use runs of one data set")
+        if model.findings != models[0].findings:
+            raise InputError(f"{runs[0]} and {run} were trained on different findings; use runs of one data set")
     return models
 
 

@@ -3,6 +3,7 @@
 There is no network here: baselines and external embeddings are evaluated in the same way.
 """
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -51,6 +52,10 @@ def _read_ids_and_vectors(path: Path) -> tuple[NDArray[Any], NDArray[np.float32]
                 return file["id"].astype(str), np.asarray(file["vector"], np.float32)
         table = pd.read_parquet(path)
         columns = table.drop(columns="id")
+        names = [re.fullmatch(r"(.*?)\d+", str(name)) for name in columns]
+        if "vector" not in columns and (None in names or len({found[1] for found in names if found}) > 1):
+            wrong = ", ".join(str(name) for name, found in zip(columns, names, strict=True) if not found) or ", ".join(columns)
+            raise InputError(f"{path}: the columns of a vector are numbered alike (e0, e1, ...), but not {wrong}; remove others")
         vectors = np.stack(columns["vector"].to_list()) if "vector" in columns else columns.to_numpy()
         return table["id"].astype(str).to_numpy(), np.asarray(vectors, np.float32)
     except (KeyError, ValueError, OSError, TypeError) as error:

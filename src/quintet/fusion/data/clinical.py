@@ -15,6 +15,7 @@ from quintet.errors import InputError
 
 MAX_CATEGORIES = 20
 MAX_CODES = 10  # different numbers of a category that has other texts too, such as grades 1, 2, 2a
+MIN_DIFFERENT = 5  # numbers of a column of few patients, at least half of them different, that are no codes
 MAX_SD = 20.0  # from the training mean: what is farther is an error, or a code such as -999
 MIN_SPREAD = 1e-9  # SD of a column, as a fraction of its largest value
 LEAK, MIN_FOR_LEAK = 0.995, 20  # AUC or rank correlation with the answer that no feature has; patients
@@ -67,7 +68,9 @@ class Encoder:
                     columns.append(Numeric(str(name), float(numbers.mean()), sd))
                 continue
             example = values[~usable].iloc[0]
-            if numbers[usable].nunique() > MAX_CODES and usable.mean() > 0.5:
+            different = numbers[usable].nunique()
+            continuous = different > MAX_CODES or different >= max(MIN_DIFFERENT, usable.sum() / 2)
+            if continuous and usable.mean() > 0.5:
                 count = int((~usable).sum())
                 raise InputError(
                     f"clinical column {name!r}: {count} value(s) are no numbers, such as {example!r}; empty them, or {out}"

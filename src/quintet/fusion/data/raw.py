@@ -85,7 +85,9 @@ def find_patients(
             held = f"only {', '.join(inside[:3])}" if inside else "nothing"
             problems.append(f"patient {name}: no NIfTI file in {folder}, {held}; convert it, move it up, or remove the folder")
     if not patients and not problems:
-        raise InputError(f"{raw}: no folder with NIfTI files in it; expected one folder per patient")
+        tables = " (tables alone: fusion.data.modalities: [] and their names in fusion.data.vectors)"
+        hint = tables if (Path(raw) / FEATURES).is_dir() else ""
+        raise InputError(f"{raw}: no folder with NIfTI files in it; expected one folder per patient{hint}")
     return dict(sorted(patients.items())), problems
 
 

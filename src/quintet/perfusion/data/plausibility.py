@@ -4,6 +4,8 @@ In the left artery's territory flow of the left map is larger, and it lies on th
 and few voxels are far above the others.
 """
 
+from typing import Any
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -32,6 +34,22 @@ def image_doubts(images: NDArray[np.float32]) -> list[str]:
     return doubts
 
 
+def side_doubts(images: NDArray[np.float32], grid: Grid) -> list[str]:
+    """Of channels `[C, X, Y, Z]` without a label, with which `label_doubts` compares them otherwise."""
+    x_left, x_right = (_centre_x(np.clip(image, 0, None), grid) for image in images[:2])
+    return (
+        ["the left artery's map lies to the right of the other; are the two maps exchanged, or was the case mirrored?"]
+        if x_left > x_right
+        else []
+    )
+
+
+def _centre_x(weights: NDArray[Any], grid: Grid) -> float:
+    """The centre of `[X, Y, Z]` from left to right, in voxels; 0 of nothing."""
+    flow = grid.to_canonical(weights).sum((0, 1), dtype=float)
+    return float(flow @ np.arange(len(flow)) / max(flow.sum(), 1e-9))
+
+
 def label_doubts(images: NDArray[np.float32], grid: Grid, label: NDArray[np.bool_]) -> list[str]:
     """Of channels `[C, X, Y, Z]` and territories `[2, X, Y, Z]` (left, right) on one grid."""
     doubts, brain, either = [], (images != 0).any(0), label.any(0)
@@ -44,7 +62,7 @@ def label_doubts(images: NDArray[np.float32], grid: Grid, label: NDArray[np.bool
     if excess[left].mean() < excess[right].mean():
         values = f"{excess[left].mean():.3g} in the left territory, {excess[right].mean():.3g} in the right one"
         doubts.append(f"channel 0 minus channel 1 is {values}; are the two maps, or the sides of the label, exchanged?")
-    x_left, x_right = (float(np.nonzero(grid.to_canonical(side))[2].mean()) for side in (left, right))
+    x_left, x_right = (_centre_x(side, grid) for side in (left, right))
     if x_left > x_right:
         doubts.append("the left territory lies on the patient's right; was the case mirrored without its affine?")
     return doubts

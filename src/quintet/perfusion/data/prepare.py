@@ -21,7 +21,7 @@ from quintet.params import Perfusion
 from quintet.params.perfusion import Normalisation, PerfusionData
 from quintet.perfusion.data.geometry import Geometry, plan_geometry
 from quintet.perfusion.data.nnunet import Case, Dataset, find_labels, read_case, read_dataset, read_label
-from quintet.perfusion.data.plausibility import image_doubts, label_doubts
+from quintet.perfusion.data.plausibility import image_doubts, label_doubts, side_doubts
 from quintet.perfusion.data.prepared import SCALING, SIDES, Fold, Prepared, centred, load
 from quintet.subjects import describe, digest_of, same_contents
 
@@ -96,7 +96,8 @@ def print_doubts(
     case: str, images: NDArray[np.float32], grid: Grid, label: NDArray[np.bool_] | None = None, *, found: list[str] | None = None
 ) -> None:
     """Print what is doubtful about a case, and add it to `found`."""
-    for doubt in image_doubts(images) + (label_doubts(images, grid, label) if label is not None else []):
+    doubts = image_doubts(images) + (side_doubts(images, grid) if label is None else label_doubts(images, grid, label))
+    for doubt in doubts:
         print(f"warning: {case}: {doubt}")
         if found is not None:
             found.append(f"{case}: {doubt}")
