@@ -42,6 +42,7 @@ def test_shipped_file_is_valid(make_params):
         ("landmarks.configs.frozen.after", "runs/landmarks/sweep/complete", ["in a circle", "frozen"]),
         ("landmarks.configs.finetune.control", "nothing", ["finetune.control", "nothing", "frozen"]),
         ("landmarks.configs.heatmap.epochs", 50, ["heatmap", "50 epochs", "control: none"]),
+        ("landmarks.training.patience", 3, ["training.patience", "control: none"]),
         ("landmarks.losses", ["wing", "jensen_shannon"], ["head=heatmap"]),
         ("landmarks.training.frame", "body", ["landmarks.training.frame", "'patient' or 'image'"]),
         ("landmarks.sweep.ensembles", {"mean": ["unknown"]}, ["sweep.ensembles.mean", "unknown"]),

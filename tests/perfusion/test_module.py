@@ -82,7 +82,7 @@ def small_net(training) -> TerritoryNet:
 
 def test_deep_supervision_weights_the_base_loss_and_only_that(flow_arrays, small):
     config, training = small.perfusion.configs["shared-spatial"], small.perfusion.training
-    territory_module = TerritoryModule(small_net(training), config, training, load(flow_arrays))
+    territory_module = TerritoryModule(small_net(training), config, training, load(flow_arrays), training.augment)
     masks = (torch.rand(2, 2, 16, 16) > 0.5).float()
     full, half = torch.randn(2, 2, 16, 16), torch.randn(2, 2, 8, 8)
     expected = 2 / 3 * base(full, masks).mean() + 1 / 3 * base(half, F.interpolate(masks, size=(8, 8), mode="nearest")).mean()

@@ -179,6 +179,10 @@ class Landmarks(LandmarksConfig, StudyParams):
             random = self.training.weights == "none" or config.arch == "unet"
             if config.trains == "head" and before is None and random and config.head == "heatmap":
                 raise ValueError(f"configs.{name}: trains=head on a random backbone with head=heatmap learns nothing")
+        if self.training.patience and any(config.control != "none" for config in self.configs.values()):
+            raise ValueError(
+                "training.patience: a configuration and its control would stop at different epochs: 0, or control: none"
+            )
         for name, config in self.configs.items():
             own = self.total_epochs(name)
             if config.control != "none" and own != (others := self.total_epochs(config.control)):

@@ -5,7 +5,7 @@ resolution are one matrix product, applied before brightness and contrast. A lef
 channels and the two masks; otherwise the labels would be wrong."""
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
@@ -48,13 +48,6 @@ class AugmentationParams:
     contrast: Tensor
     gamma: Tensor
     gamma_inverted: Tensor
-
-    def mirrored(self) -> "AugmentationParams":
-        """The parameters that have the same effect on the mirror images as these have on the images."""
-        sign = self.shift.new_tensor([-1.0, 1.0])
-        each = ("blur", "resolution", "brightness", "contrast", "gamma", "gamma_inverted")
-        swapped = {name: swap_sides(getattr(self, name)) for name in each}
-        return replace(self, shift=self.shift * sign, angle=-self.angle, noise=mirror(self.noise), **swapped)
 
 
 def draw_params(shift: Tensor, channels: int, patch: tuple[int, int], augment: PerfusionAugment) -> AugmentationParams:

@@ -74,11 +74,11 @@ class TerritoryModule(L.LightningModule):
     """Cuts and augments patches on the device, and weights the loss terms."""
 
     def __init__(
-        self, net: TerritoryNet, config: PerfusionConfig, training: PerfusionTraining, data: Prepared, *, debug: bool = False
+        self, net: TerritoryNet, config: PerfusionConfig, training: PerfusionTraining, data: Prepared, augment: PerfusionAugment
     ) -> None:
         super().__init__()
         self.net, self.config, self.training_params, self.steps = net, config, training, 1
-        self.augment = _no_augmentation(training.augment) if debug else training.augment
+        self.augment = augment
         self.patch = (training.patch[0], training.patch[1])
         self.size_divisor = divisor(plan_stages(training.patch, data.spacing_mm[1:], training.features))
         if wrong := [p for p, m in zip(training.patch, self.size_divisor, strict=True) if p % m]:
@@ -170,6 +170,7 @@ def train(
     )
     slices = [data.slices(row) for row in data.rows("val", record.fold)]
     held_out = np.concatenate([np.arange(chosen.start, chosen.stop) for chosen in slices])
+    augment = _no_augmentation(training.augment) if compute.debug else training.augment
     shape = ("patch", "features", "attention_tokens", "deep_supervision")
     build = {name: getattr(training, name) for name in shape} | {
         "arch": config.arch,
@@ -178,12 +179,12 @@ def train(
         "spacing_mm": list(data.spacing_mm),
         # for prediction: it mirrors along the axes that training did
         "normalisation": data.normalisation,
-        "mirrors": {axis: getattr(training.augment, f"mirror_{axis}") > 0 for axis in ("left_right", "front_back")},
+        "mirrors": {axis: getattr(augment, f"mirror_{axis}") > 0 for axis in ("left_right", "front_back")},
     }
     net = build_net(build).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     compile_network(net, compute)
     fitted = fit(
-        TerritoryModule(net, config, training, data, debug=compute.debug),
+        TerritoryModule(net, config, training, data, augment),
         DataLoader(Rows(data), sampler=sampler, batch_size=None),
         batch_loader(Rows(data), held_out, VALIDATION_BATCH, seed=0, shuffle=False),
         epochs=training.epochs,
