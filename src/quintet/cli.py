@@ -135,7 +135,7 @@ def predict(
     runs = [resolve_run(run) for run in model]
     options = {"ttt": True} if ttt else {}
     count = predict_folder(study, runs, input, output, overlays=overlays, device=device, skip=skip, **options)
-    print(f"{count} cases predicted: {output}" + (f", overlays in {overlays}" if overlays else ""))
+    print(f"{count} case{'s' * (count != 1)} predicted: {output}" + (f", overlays in {overlays}" if overlays else ""))
 
 
 @app.command()

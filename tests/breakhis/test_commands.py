@@ -26,7 +26,7 @@ def test_predict_writes_a_new_file_only(checkout, slides, trained):  # noqa: F81
     command = ["predict", "breakhis", "--model", str(trained[0]), "--input", str(patient), "--output", "out.csv"]
     done = run(app, command)
     assert done.exit_code == 0, done.exception
-    assert "1 cases predicted" in done.output
+    assert "1 case predicted" in done.output
     before = (checkout / "out.csv").read_text()
     assert "exists; choose another file" in str(run(app, command).exception)
     assert (checkout / "out.csv").read_text() == before

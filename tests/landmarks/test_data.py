@@ -120,6 +120,13 @@ def test_bad_input_is_named_with_row_and_file(broken, tmp_path, make_params, dam
     assert expected[0] in (tmp_path / "data.html").read_text()
 
 
+def test_a_table_with_another_number_of_columns_is_one_problem(broken, make_params):
+    write_rows(broken, [row[1:] for row in rows_of(broken)])
+    (problem,) = check(broken, make_params().landmarks)
+    assert "31 columns, expected 32" in problem
+    assert "is the first one, the row number, missing?" in problem
+
+
 def test_all_problems_are_listed_at_once(broken, make_params):
     rows = rows_of(broken)
     damage_zero(broken, rows)

@@ -98,6 +98,21 @@ def test_other_label_forms_give_the_same_arrays(broken, flow_arrays, tmp_path, s
         assert (tmp_path / "out" / name).read_bytes() == (flow_arrays / name).read_bytes()
 
 
+def test_an_absent_file_is_one_problem_and_not_one_of_each_fold(broken, small):
+    cases = sorted(p.name.removesuffix(".nii.gz") for p in (broken / "labelsTr").iterdir())
+    people = sorted({c.split("-")[0] for c in cases})
+    folds = [
+        {"train": [c for c in cases if c.split("-")[0] != held], "val": [c for c in cases if c.split("-")[0] == held]}
+        for held in people[: small.perfusion.data.folds]
+    ]
+    (broken / "splits_final.json").write_text(json.dumps(folds))
+    next((broken / "imagesTr").glob(f"{cases[0]}_0001*")).unlink()
+    (problem,) = check(broken, small.perfusion)
+    assert f"{cases[0]}_0001" in problem
+    (broken / "splits_final.json").write_text(json.dumps([fold | {"train": [*fold["train"], "nobody"]} for fold in folds]))
+    assert "splits_final.json: fold 0: nobody is not a case" in "\n".join(check(broken, small.perfusion))
+
+
 def test_a_third_channel_and_cases_without_visits(broken, tmp_path, small):
     path = broken / "dataset.json"
     described = json.loads(path.read_text())

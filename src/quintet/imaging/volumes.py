@@ -110,7 +110,8 @@ def _load(path: Path, extract: Callable[[Any], Any], *, whole: bool = True) -> t
     except Exception as error:  # damaged files raise EOFError, OSError without a number, zlib.error, ImageFileError and more
         if isinstance(error, OSError) and error.errno:
             raise InputError(f"{path} cannot be read: {error.strerror}; check the disk, the share and its permissions") from None
-        raise InputError(f"{path} cannot be read: the file is corrupt or truncated ({error}); copy it again") from None
+        cause = "or no NIfTI file" if "Cannot work out file type" in str(error) else f"({error})"
+        raise InputError(f"{path} cannot be read: the file is corrupt or truncated {cause}; copy it again") from None
 
 
 def _unreadable(path: Path) -> str:

@@ -99,5 +99,5 @@ def _duplicates_section(data: Prepared) -> Section:
         table.groupby("group").agg(images=("stem", ", ".join), parts=("split", lambda s: ", ".join(sorted(set(s))))).reset_index()
     )
     across = splits.leaks(list(cases["split"]), list(cases["group"]))
-    text = f"{len(table)} groups of images with nearly equal perceptual hashes; {len(across)} of them are in more than one part."
+    text = f"Groups of images with nearly equal perceptual hashes: {len(table)}, {len(across)} of them in more than one part."
     return Section("Near-duplicates", text, table if len(table) else None)

@@ -134,7 +134,8 @@ def read_table(
     if path is None:
         stems = {Path(name).stem.lower() for name in tables}
         alike = [p.name for p in sorted(Path(raw).iterdir()) if p.is_file() and p.stem.lower() in stems]
-        meant = f"; save {alike[0]} as {tables[0]}" if alike else ""
+        others = [p.name for p in entries(Path(raw)) if p.suffix.lower() in (".csv", ".tsv")]
+        meant = f"; save {alike[0]} as {tables[0]}" if alike else f"; is it {others[0]}? See fusion.data.tables" if others else ""
         print(f"note: no clinical table in {raw} ({', '.join(tables)}){meant}")
         return Clinical(pd.DataFrame(), None)
     table = read_text_table(path)

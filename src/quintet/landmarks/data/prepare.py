@@ -64,6 +64,10 @@ def read_annotations(raw: Path) -> tuple[list[Row], list[str]]:
         return [], [str(error)]
     if lines and len(lines[0]) == COLUMN_COUNT and not any(map(_is_number, lines[0][1:-1])):
         return [], [f"{table}: its first row is a header ({', '.join(lines[0][:3])}, ...), expected none; delete it"]
+    widths = {len(cells) for cells in lines if cells}
+    if len(lines) > 1 and len(widths) == 1 and (width := widths.pop()) != COLUMN_COUNT:
+        hint = "; is the first one, the row number, missing?" if width == COLUMN_COUNT - 1 else ""
+        return [], [f"{table}: {width} columns, expected {COLUMN_COUNT} (row, {LANDMARKS} x and y, stem){hint}"]
     for number, cells in enumerate(lines, start=1):
         if not cells:
             continue

@@ -170,6 +170,11 @@ def find_labels(folder: Path) -> tuple[dict[str, Path], list[str]]:
     return found, problems
 
 
+def case_names(folder: Path) -> set[str]:
+    """The cases of which a folder has an image or a label, complete or not."""
+    return {re.sub(r"_\d{4}$", "", _name(found)) for path in _volumes(folder) if (found := LABEL.match(path.name))}
+
+
 def _volumes(folder: Path) -> list[Path]:
     volumes, others = with_suffix(entries(folder), NIFTI)
     print_passed_over(others, folder, " or ".join(NIFTI))
@@ -192,7 +197,7 @@ def read_images(case: Case) -> tuple[NDArray[np.float32], Grid]:
             problems.append(str(error))
             continue
         if array.ndim != 3:
-            problems.append(f"{path}: expected one volume `X, Y, Z` per channel, got shape {array.shape}")
+            problems.append(f"{path}: expected one volume `X, Y, Z` per channel, got shape {array.shape}; split it into files")
         elif grids and not grid.same_as(grids[0]):
             problems.append(f"{path}: {_difference(grid, grids[0], case.images[0].name, 'resample it onto that grid')}")
         else:

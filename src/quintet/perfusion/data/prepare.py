@@ -20,7 +20,7 @@ from quintet.imaging.volumes import Grid, read_spacing
 from quintet.params import Perfusion
 from quintet.params.perfusion import Normalisation, PerfusionData
 from quintet.perfusion.data.geometry import Geometry, plan_geometry
-from quintet.perfusion.data.nnunet import Case, Dataset, find_labels, read_case, read_dataset, read_label
+from quintet.perfusion.data.nnunet import Case, Dataset, case_names, find_labels, read_case, read_dataset, read_label
 from quintet.perfusion.data.plausibility import image_doubts, label_doubts, side_doubts
 from quintet.perfusion.data.prepared import SCALING, SIDES, Fold, Prepared, centred, load
 from quintet.subjects import describe, digest_of, same_contents
@@ -80,7 +80,7 @@ def check(raw: Path, params: Perfusion) -> list[str]:
             problems += sentences(error)
     problems += same_contents(digests, {case.name: case.subject for case in dataset.cases})
     try:
-        make_folds(raw, dataset.cases, params.data)
+        make_folds(raw, dataset.cases, params.data, kept={case.name for case in dataset.cases} if problems else None)
     except InputProblemsError as error:
         problems += error.problems
     except InputError as error:
@@ -110,7 +110,8 @@ def make_folds(raw: Path, cases: list[Case], params: PerfusionData, *, kept: Con
     if params.split != "auto" and not path.is_file():
         raise InputError(f"perfusion.data.split: {path}: no such file; auto makes folds by person{splits.unknown_to_git()}")
     if path.is_file():
-        return _read_folds(path, cases, params.folds, kept, set(find_labels(Path(raw) / "labelsTr")[0]))
+        incomplete = {name for folder in ("imagesTr", "labelsTr") for name in case_names(Path(raw) / folder)}
+        return _read_folds(path, cases, params.folds, kept, incomplete)
     cases = [case for case in cases if kept is None or case.name in kept]
     subjects = [case.subject for case in cases]
     held_out = splits.grouped_folds(subjects, params.folds, seed=params.split_seed)
@@ -121,7 +122,7 @@ def make_folds(raw: Path, cases: list[Case], params: PerfusionData, *, kept: Con
     ]
 
 
-def _read_folds(path: Path, cases: list[Case], count: int, kept: Container[str] | None, labelled: set[str]) -> list[Fold]:
+def _read_folds(path: Path, cases: list[Case], count: int, kept: Container[str] | None, incomplete: set[str]) -> list[Fold]:
     try:
         folds = [
             {part: sorted(fold[part]) for part in ("train", "val")} for fold in json.loads(path.read_text(encoding="utf-8-sig"))
@@ -135,9 +136,11 @@ def _read_folds(path: Path, cases: list[Case], count: int, kept: Container[str] 
     subject = {case.name: case.subject for case in cases}
     problems = []
     for number, fold in enumerate(folds):
-        left_out = labelled if kept is not None else set()
+        left_out = incomplete if kept is not None else set()
         unknown = sorted(set(fold["train"] + fold["val"]) - set(subject) - left_out)
-        problems += [f"fold {number}: {name} is not a case of this data set" for name in unknown]
+        problems += [
+            f"{path.name}: fold {number}: {name} is not a case of this data set; correct or remove it" for name in unknown
+        ]
         problems += [f"fold {number}: {part} is empty" for part in ("train", "val") if not fold[part]]
         problems += [f"fold {number}: {n} is listed twice in {p}" for p in fold for n, k in Counter(fold[p]).items() if k > 1]
         shared = {subject.get(n, n) for n in fold["train"]} & {subject.get(n, n) for n in fold["val"]}
