@@ -11,6 +11,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import redirect_stdout
+from dataclasses import replace
 from io import StringIO
 from pathlib import Path
 from typing import Any
@@ -182,6 +183,28 @@ def test_a_sweep_run_is_trained_again_only_where_training_changed(prepared, swep
     assert Record.load(tmp_path / "run").tags["code_md5"] == "another version of the code"
     assert equal(state_of(tmp_path / "run"), state_of(swept))
     assert (tmp_path / "run" / "evaluation" / "cases.csv").read_bytes() == (swept / "evaluation" / "cases.csv").read_bytes()
+
+
+def test_a_selected_run_is_reused_in_its_place(prepared, swept, params, tmp_path, monkeypatch):
+    """Its evaluation runs again under the experiment that asked for it; a kill while another one is saved leaves no record."""
+    study, data = prepared
+    monkeypatch.chdir(tmp_path)
+    run, config = shutil.copytree(swept, tmp_path / "run"), first_config(params, study)
+    entry = experiment.Run(f"{study}_sweep", config, params.of(study).configs[config], 0, 0)
+    monkeypatch.setenv("DVC_EXP_NAME", "second")
+    record = experiment._train(study, params, data, run, entry, previous=run)
+    assert record.tags["started"] == Record.load(swept).tags["started"]
+    assert record.tags["dvc_exp_name"] == "second"
+    assert equal(state_of(run), state_of(swept))
+
+    class Killed:
+        def save(self, folder: Path) -> None:
+            raise SystemExit(9)
+
+    monkeypatch.setattr(load_study(study), "train", lambda *_: Killed())
+    with pytest.raises(SystemExit):
+        experiment._train(study, params, data, run, replace(entry, seed=1), previous=run)
+    assert not (run / "record.json").exists()
 
 
 def test_killed_and_run_again_equals_left_alone(prepared, smoke, tmp_path, monkeypatch):

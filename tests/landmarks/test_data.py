@@ -258,6 +258,16 @@ def test_label_grid_is_found():
     assert label_grid(rng.integers(0, 299, (50, 15, 2)).astype(float), sides) is None
 
 
+def test_the_page_names_the_grid_of_rounded_labels(broken, tmp_path, make_params):
+    rows = rows_of(broken)
+    side = Image.open(image_of(broken, rows[0][-1])).width
+    rounded = [str(round(round(float(cell) * 64 / side) * side / 64)) for row in rows for cell in row[1:-1]]
+    write_rows(broken, [[row[0], *rounded[30 * n : 30 * n + 30], row[-1]] for n, row in enumerate(rows)])
+    params = make_params(SMALL).landmarks
+    write_data_page(tmp_path / "data.html", *prepare(broken, tmp_path / "out", params), params)
+    assert "rounding of the labels to a grid of 64 x 64" in (tmp_path / "data.html").read_text()
+
+
 def test_real_folder_has_no_problems_and_labels_on_the_references_grid(real_landmarks):
     rows, problems = read_annotations(real_landmarks)
     assert problems == []
