@@ -41,7 +41,7 @@ def train_selected(name: str, params: Params, data: Path, run: Path) -> Record:
 
     section: Any = params.of(name)
     selected = Run(f"{name}_train", "selected", section, getattr(section, "fold", 0), section.seed)
-    record = _train(name, params, data, run, selected, previous=run)  # which `persist` in dvc.yaml keeps
+    record = _train(name, params, data, run, selected, previous=run)  # kept by `persist`: fusion depends on evaluated runs
     delete_resume_checkpoints(record)
     return record
 
