@@ -5,7 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from quintet.errors import InputError
+from quintet.errors import InputError, exit_on_user_error
+from quintet.figures import new_figure
 from quintet.files import atomic_file, atomic_folder, md5, reject_overlap
 from quintet.registry import Registry
 
@@ -105,3 +106,13 @@ def test_the_current_folder_and_targets_of_the_wrong_kind_are_not_replaced(tmp_p
     with pytest.raises(InputError, match="separate folders"):
         reject_overlap(tmp_path / "a" / "b", tmp_path / "a")
     reject_overlap(tmp_path / "a", tmp_path / "ab")
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="this system has no /dev/full")
+@pytest.mark.parametrize("suffix", ["png", "pdf"])
+def test_a_figure_on_a_full_disk_is_one_line(suffix, capsys):
+    figure, axes = new_figure(2, 2)
+    axes.set_title("a title, so that the PDF has fonts")
+    with pytest.raises(SystemExit), exit_on_user_error("figure"):
+        figure.savefig("/dev/full", format=suffix)
+    assert capsys.readouterr().err.endswith("the disk is full; make room, then run the same command again\n")

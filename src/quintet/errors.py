@@ -42,11 +42,14 @@ def exit_on_user_error(where: str = "") -> Iterator[None]:
         yield
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)
-    except OSError as error:
-        code = errno.ENOSPC if error.errno is None and "requested and" in str(error) else error.errno  # NumPy on a full disk
+    except Exception as raised:
+        cause = raised if isinstance(raised, OSError) else raised.__context__  # Matplotlib fails again while it closes a PDF
+        if not isinstance(cause, OSError):
+            raise
+        code = errno.ENOSPC if cause.errno is None and "requested and" in str(cause) else cause.errno  # NumPy on a full disk
         if code not in STORAGE_ERRORS:
             raise
-        print(f"error: {error.filename or where}: {STORAGE_ERRORS[code]}, then run the same command again", file=sys.stderr)
+        print(f"error: {cause.filename or where}: {STORAGE_ERRORS[code]}, then run the same command again", file=sys.stderr)
     else:
         return
     raise SystemExit(2)

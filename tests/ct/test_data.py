@@ -391,6 +391,26 @@ def test_a_scan_that_was_masked_with_zeros(raw):
         read_cube(path, CubeFormat(32, (-1000.0, 400.0)))
 
 
+def test_scans_without_their_affine(raw, small, tmp_path):
+    scans = sorted(raw.glob("*.nii.gz"))
+
+    def lose(path):
+        nib.save(nib.Nifti1Image(np.asarray(nib.load(path).dataobj, np.float32), np.eye(4)), path)
+
+    lose(scans[0])
+    (problem,) = check(raw, small.ct)
+    assert problem.startswith(f"{scans[0]}: its affine")
+    skipping = small.ct.data.model_copy(update={"on_error": "skip"})
+    prepared, skipped = prepare(raw, tmp_path / "out", small.ct.model_copy(update={"data": skipping}))
+    assert skipped == [problem]
+    assert scans[0].name[:-7] not in set(prepared.table["study"])
+    for path in scans[1:]:
+        lose(path)
+    for folder in (f for f in raw.iterdir() if f.is_dir()):
+        shutil.rmtree(folder)
+    assert not [p for p in check(raw, small.ct) if "its affine" in p]  # voxels of 1 mm, perhaps
+
+
 def test_a_scan_saved_anew_under_another_person(raw, small, tmp_path):
     """Another file with the same voxels."""
     table = labels_of(raw)

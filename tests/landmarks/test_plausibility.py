@@ -11,7 +11,7 @@ from PIL import Image, ImageOps
 from quintet.errors import InputProblemsError
 from quintet.imaging.pictures import read_grey
 from quintet.landmarks.data.anatomy import SWAPPED
-from quintet.landmarks.data.plausibility import problem, problem_of_all
+from quintet.landmarks.data.plausibility import inverted, problem, problem_of_all
 from quintet.landmarks.data.prepare import check, prepare, read_annotations
 from quintet.landmarks.prediction import _pictures, evaluate_folder
 
@@ -73,6 +73,21 @@ def test_evaluate_is_as_strict_as_check(folder, make_params, tmp_path):
         evaluate_folder([tmp_path / "no run"], folder, tmp_path / "out", "cpu")
     assert sorted(caught.value.problems) == sorted(check(folder, make_params().landmarks))
     assert len(caught.value.problems) == 4
+
+
+def test_inverted_pictures_are_named(folder, make_params):
+    for row in read_annotations(folder)[0][2:5]:
+        ImageOps.invert(Image.open(row.file).convert("L")).save(row.file)
+    problems = check(folder, make_params().landmarks)
+    assert [p.split(":")[0] for p in problems] == [f"annotations.csv row {n}" for n in (3, 4, 5)]
+    assert all("is the picture inverted" in p for p in problems)
+
+
+def test_of_real_pictures_the_inverted_ones_alone_are_called_so(real_landmarks):
+    for row in read_annotations(real_landmarks)[0]:
+        grey = read_grey(row.file)
+        assert not inverted(row.points_px, grey), row.stem
+        assert inverted(row.points_px, 1 - grey), row.stem
 
 
 def test_real_annotations_raise_no_false_alarm(real_landmarks):

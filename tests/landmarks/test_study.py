@@ -9,7 +9,7 @@ import pandas as pd
 import pytest
 import torch
 from matplotlib.image import imread
-from PIL import Image
+from PIL import Image, ImageOps
 
 from quintet import experiment, results
 from quintet.errors import InputError
@@ -275,6 +275,19 @@ def test_mirrored_image_gives_mirrored_landmarks(small, prepared, tmp_path):
     sizes = np.full((6, 2), 96)
     one, other = model(images, sizes), model(images[..., ::-1], sizes)
     np.testing.assert_allclose(other.points, mirror(one.points), atol=1e-5)
+
+
+def test_predict_warns_of_an_inverted_picture(small, prepared, raw, tmp_path, capsys):
+    run, source = tmp_path / "run", tmp_path / "in"
+    train(small, prepared, run)
+    evaluate(small, prepared, run)
+    source.mkdir()
+    original = Image.open(next((raw / "images").rglob("*.png"))).convert("L")
+    original.save(source / "a.png")
+    ImageOps.invert(original).save(source / "b.png")
+    predict([run], source, tmp_path / "p.csv")
+    warnings = [line for line in capsys.readouterr().out.splitlines() if "is the picture inverted" in line]
+    assert [line.split(": ")[1] for line in warnings] == [str(source / "b.png")]
 
 
 def test_predict_a_folder_with_several_formats(small, prepared, tmp_path, capsys):

@@ -5,6 +5,7 @@ import csv
 import hashlib
 import os
 import re
+import shutil
 import sqlite3
 import subprocess
 import time
@@ -129,6 +130,9 @@ def mounted(folder: Path, options: str) -> Iterator[None]:
 
 
 def command_of(stage: str, root: Path) -> str:
+    """The command of a stage, whose outputs are deleted as DVC deletes them: a finished training would be used again."""
+    if stage.endswith("_train"):
+        shutil.rmtree(root / "runs" / stage.partition("_")[0] / "selected")
     return re.findall("^> (.*)$", sh(f"dvc repro --dry --force --single-item {stage}", root), re.M)[0]
 
 
@@ -143,7 +147,7 @@ MOUNTS = {
     "breakhis_prepare": "data/processed",
     "ct_prepare": "data/processed",
     "ct_train": "runs/ct/selected",
-    "fusion_sweep@attention-0": "runs/fusion/sweep",
+    "fusion_sweep@flow": "runs/fusion/sweep/flow",
     "landmarks_baselines": "runs/landmarks",
     "perfusion_rank": "reports/perfusion",
     "perfusion_train": ".checkpoints",

@@ -12,7 +12,8 @@ from quintet.errors import InputError, InputProblemsError
 from quintet.figures import new_figure, save_figure
 from quintet.imaging.folders import files_below, print_passed_over, with_suffix
 from quintet.imaging.pictures import DICOM, PICTURES, read_grey
-from quintet.landmarks.data.anatomy import LANDMARKS, PIXELS, to_fractions
+from quintet.landmarks.data.anatomy import LANDMARKS, PIXELS, to_fractions, to_pixels
+from quintet.landmarks.data.plausibility import inverted
 from quintet.landmarks.data.prepare import preprocess, read_annotations, read_images
 from quintet.landmarks.data.prepared import Prepared
 from quintet.landmarks.evaluation.figures import overlay
@@ -41,9 +42,14 @@ def predict_folder(
                 problems.append(str(error))
         if originals:
             batch_points, batch_expected = _ensemble(models, originals)
+            batch_sizes = [(image.shape[1], image.shape[0]) for image in originals]
+            points_px = to_pixels(batch_points, np.array(batch_sizes))
+            for path, image, found in zip(read[-len(originals) :], originals, points_px, strict=True):
+                if doubt := inverted(found, image):
+                    print(f"warning: {path}: {doubt}")
             points.append(batch_points)
             expected.append(batch_expected)
-            sizes += [(image.shape[1], image.shape[0]) for image in originals]
+            sizes += batch_sizes
     if read:
         stems = _unique_stems(read, Path(source))
         cases = pd.DataFrame({"stem": stems}).assign(width=[w for w, _ in sizes], height=[h for _, h in sizes])

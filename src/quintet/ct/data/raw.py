@@ -8,8 +8,10 @@ import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 from unicodedata import normalize
 
+import nibabel as nib
 import numpy as np
 import pandas as pd
 
@@ -128,7 +130,8 @@ def _row_problems(table: pd.DataFrame, findings: list[str]) -> list[str]:
 
 
 def match(scans: dict[str, Path], labels: Labels) -> tuple[list[str], list[str]]:
-    """The names of the scans that have labels, sorted, and a problem for each scan without labels and each label without scan."""
+    """The names of the usable scans that have labels, sorted, and a problem for each scan without labels, each label without
+    scan, and each scan without a place."""
     labelled = labels.table.index
     without_scan = [name for name in labelled if name not in scans]
     alike = {name: spelled_alike(name, without_scan) for name in scans if name not in labelled}
@@ -142,7 +145,20 @@ def match(scans: dict[str, Path], labels: Labels) -> tuple[list[str], list[str]]
     known = [name for name in sorted(scans) if name in labelled]
     files = {name: dicom_files(scans[name]) if scans[name].is_dir() else [scans[name]] for name in known}
     problems += same_files({name: paths[:1] for name, paths in files.items()}, labels.table["patient"].to_dict())
-    return known, problems
+    lost = [name for name in known if _has_lost_its_place(scans[name])]
+    if len(lost) == len(known):  # a data set without places: its voxels may be of 1 mm
+        return known, problems
+    problems += [f"{scans[n]}: its affine, and so its voxel size, is the identity, unlike others'; export it again" for n in lost]
+    return [name for name in known if name not in lost], problems
+
+
+def _has_lost_its_place(path: Path) -> bool:
+    """Whether a NIfTI file has the identity as its affine, as arrays that were saved without the scan's own."""
+    try:
+        image: Any = nib.load(path)
+        return np.array_equal(image.affine, np.eye(4))
+    except Exception:
+        return False  # a series; or reading the scan says what is wrong with the file
 
 
 def open_scan(path: Path) -> Scan:

@@ -15,6 +15,7 @@ MAX_TILT_DEG = 45.0
 CENTRE, MEAN_CENTRE = (0.25, 0.75), (0.42, 0.58)  # of the width: of one annotation, of many on average
 MIN_FOR_MEAN = 10
 MAX_AWAY = 0.2  # from the template, as a fraction of the axis; of 813 annotated X-rays and 400 phantoms at most 0.05
+MIN_CONTRAST = -0.03  # midline minus lungs, of the grey range; of 813 annotated X-rays at least 0.06, of 400 phantoms 0.03
 Points = NDArray[np.float64]
 
 
@@ -50,6 +51,26 @@ def problem(points_px: Points, width: int, height: int) -> str:
             f"the landmarks' centre is at {centre:.0%} of the width; write pixels of this image, not of a smaller or larger copy"
         )
     return ""
+
+
+def inverted(points_px: Points, grey: NDArray[np.float32]) -> str:
+    """A sentence if, according to the landmarks `[15, 2]` of an image `[H, W]` in [0, 1], bone is dark and air bright."""
+    along = np.linspace(0, 1, 20)[:, None]
+    across = np.linspace(0.3, 0.7, 9)[:, None, None]  # of the way from the midline to the wall, at three levels on both sides
+    midline = points_px[8] + (points_px[10] - points_px[8]) * along
+    lungs = points_px[[8, 8, 9, 9, 10, 10]] * (1 - across) + points_px[2:8] * across
+    if _mean_at(midline, grey) - _mean_at(lungs, grey) > MIN_CONTRAST:
+        return ""
+    return (
+        "between the landmarks, the lungs are brighter than the midline; is the picture inverted? Write bone bright and air dark "
+        "(or do the landmarks belong to another picture?)"
+    )
+
+
+def _mean_at(points_px: Points, grey: NDArray[np.float32]) -> float:
+    height, width = grey.shape
+    columns, rows = points_px.reshape(-1, 2).round().astype(int).T
+    return float(grey[rows.clip(0, height - 1), columns.clip(0, width - 1)].mean())
 
 
 def problem_of_all(fractions: Points, sizes: Sequence[tuple[int, int]]) -> str:

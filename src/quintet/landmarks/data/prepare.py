@@ -24,7 +24,7 @@ from quintet.imaging.duplicates import near_groups, perceptual_hash
 from quintet.imaging.folders import files_below, print_passed_over, with_suffix
 from quintet.imaging.pictures import PICTURES, read_grey, resize
 from quintet.landmarks.data.anatomy import CATEGORIES, LANDMARKS, to_fractions
-from quintet.landmarks.data.plausibility import problem, problem_of_all
+from quintet.landmarks.data.plausibility import inverted, problem, problem_of_all
 from quintet.landmarks.data.prepared import POINT_COLUMNS, TRUTH, Prepared, load
 from quintet.params import Landmarks
 from quintet.params.landmarks import LandmarksData
@@ -145,9 +145,12 @@ def read_images(rows: list[Row], use: Callable[[Row, NDArray[np.float32]], T]) -
         if wrong := problem(row.points_px, width, height):
             problems.append(f"annotations.csv row {row.number}: {row.stem}: {wrong}")
             continue
-        found.append(use(row, grey))
         fractions.append(to_fractions(row.points_px, np.array([width, height])))
         sizes.append((width, height))
+        if wrong := inverted(row.points_px, grey):
+            problems.append(f"annotations.csv row {row.number}: {row.stem}: {wrong}")
+            continue
+        found.append(use(row, grey))
     wrong = problem_of_all(np.stack(fractions), sizes) if fractions else ""
     return found, problems, [wrong] if wrong else []
 
