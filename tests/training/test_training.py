@@ -197,8 +197,9 @@ class Worsening(L.LightningModule):
 
 
 def test_a_run_that_stopped_early_and_was_killed_stays_stopped(make_params, tmp_path, monkeypatch):
-    """Killed between its last epoch and the end of its stage; its checkpoints are still there."""
+    """Killed between its last epoch and the end of its stage; its checkpoints are still there, and never were on another disk."""
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "full"))
     params = make_params({"compute.device": "cpu"})
     loader = torch.utils.data.DataLoader(torch.ones(8, 4))
     found = []

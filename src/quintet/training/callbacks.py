@@ -1,4 +1,5 @@
-"""Lightning callbacks: seeds per batch, history per epoch, resumable early stopping, and a stop at the first non-finite loss."""
+"""Lightning callbacks (seeds per batch, history per epoch, resumable early stopping, a stop at the first non-finite loss) and
+how checkpoints are written."""
 
 import math
 import time
@@ -8,11 +9,13 @@ from typing import Any
 
 import lightning as L
 import torch
+from lightning.fabric.plugins.io import TorchCheckpointIO
 from lightning.pytorch.callbacks import Callback, Checkpoint, EarlyStopping, WeightAveraging
 from torch import Tensor
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from quintet.errors import InputError
+from quintet.files import atomic_file
 from quintet.runs import Record
 from quintet.tracking import LiveRun
 from quintet.training.hardware import peak_memory_mb
@@ -98,6 +101,15 @@ class ResumePoint(Checkpoint):
         if trainer.strategy.broadcast(final or time.monotonic() - self.written >= self.interval):
             trainer.save_checkpoint(self.path)
             self.written = time.monotonic()
+
+
+class AtomicCheckpoints(TorchCheckpointIO):
+    """Writes a checkpoint beside its place and renames it. (Lightning writes it into the system's temporary folder; if that is on
+    another disk, moving it copies it, and a kill or a full disk leaves half a checkpoint.)"""
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
+        with atomic_file(Path(path)) as temporary:
+            torch.save(checkpoint, temporary)
 
 
 class ResumableEarlyStopping(EarlyStopping):

@@ -26,7 +26,15 @@ from quintet.errors import InputError
 from quintet.files import repository_root
 from quintet.params import AdamCosine, Compute, Optimisation
 from quintet.runs import CODE_TAGS, Record
-from quintet.training.callbacks import FiniteLoss, History, Reseed, ResumableEarlyStopping, ResumePoint, moving_average
+from quintet.training.callbacks import (
+    AtomicCheckpoints,
+    FiniteLoss,
+    History,
+    Reseed,
+    ResumableEarlyStopping,
+    ResumePoint,
+    moving_average,
+)
 from quintet.training.hardware import LIGHTNING_PRECISION, peak_memory_mb, resolve_device
 
 DRIFT_EPOCHS = 5
@@ -246,6 +254,7 @@ def _trainer(
         gradient_clip_val=training.clip_norm or None,
         accumulate_grad_batches=training.accumulate,
         callbacks=callbacks,
+        plugins=[AtomicCheckpoints()],
         logger=logger,
         enable_progress_bar=sys.stderr.isatty(),
         enable_model_summary=False,
@@ -272,9 +281,7 @@ def summarize(history: pd.DataFrame, monitor: Monitor) -> dict[str, float]:
     if gap:
         print(f"warning: validation loss exceeded training loss by {monitor.loss_gap} for {DRIFT_EPOCHS} epochs (overfitting)")
     for name, value in suspicious.items():
-        print(
-            f"warning: {name} reached {value:.3g}, almost perfect; unless validation cases are few, look for a leak between parts"
-        )
+        print(f"warning: {name} reached {value:.3g}, almost perfect; with more than a few validation cases, look for a leak")
     return {
         f"best_{monitor.metric}": float(values[best]),
         f"last_{monitor.metric}": float(values.iloc[-1]),
