@@ -299,6 +299,8 @@ def test_the_ranking_reads_the_baselines_of_every_fold(prepared, params, tmp_pat
     monkeypatch.chdir(tmp_path)
     section = params.of(study)
     metrics = experiment.run_baselines(study, params, data, tmp_path / "baselines")
+    for folder in (tmp_path / "baselines", tmp_path / "baselines" / next(iter(metrics))):
+        (folder / ".DS_Store").touch()
     runs = experiment.run_folders(section, tmp_path / "sweep", tmp_path / "baselines", tmp_path / "absent")
     assert runs.keys() == section.sweep_runs().keys() | metrics.keys()
     for name in metrics:

@@ -18,9 +18,10 @@ Runs = Mapping[str, list[Path]]  # configuration -> its run folders
 
 def prune_runs(folder: Path, runs: Iterable[Path]) -> None:
     """Remove the run folders below `folder` that are not among `runs`."""
-    kept = set(runs) | {parent for run in runs for parent in run.parents}
+    wanted = set(runs)
+    kept = wanted | {parent for run in wanted for parent in run.parents}
     for path in sorted(folder.rglob("*"), key=lambda p: len(p.parts)):
-        inside = any(parent in runs for parent in path.parents)
+        inside = any(parent in wanted for parent in path.parents)
         if path.is_dir() and path not in kept and not inside:
             shutil.rmtree(path, ignore_errors=True)
 

@@ -190,7 +190,7 @@ def _evaluate_untrained(
                 record, metrics = evaluate(label, fold, evaluation)
                 write_json(evaluation / "metrics.json", metrics)
                 record.save(evaluation.parent)
-    runs = {label: sorted((out / label).iterdir()) for label in labels}
+    runs = {label: _folders(out / label) for label in labels}
     for run in chain.from_iterable(runs.values()):
         upload(run)
     return {str(label): values.dropna().to_dict() for label, values in evaluation_metrics(runs, labels).iterrows()}
@@ -199,8 +199,13 @@ def _evaluate_untrained(
 def run_folders(section: StudyParams, sweep: Path, *others: Path) -> Runs:
     """The sweep's run folders that params name, and every run folder below `others` (baselines, ensembles)."""
     runs = {config: [sweep / config / run for run in names] for config, names in section.sweep_runs().items()}
-    labels = {label.name: label for folder in others if folder.is_dir() for label in sorted(folder.iterdir())}
-    return runs | {name: sorted(label.iterdir()) for name, label in labels.items()}
+    labels = {label.name: label for folder in others if folder.is_dir() for label in _folders(folder)}
+    return runs | {name: _folders(label) for name, label in labels.items()}
+
+
+def _folders(folder: Path) -> list[Path]:
+    """The folders in a folder, without files that an operating system left (.DS_Store)."""
+    return sorted(path for path in folder.iterdir() if path.is_dir())
 
 
 def rank_runs(
@@ -221,7 +226,7 @@ def rank_runs(
         out,
         report,
         title=study.TITLE,
-        unit=study.ranking_unit(section),
+        unit=study.UNIT,
         sections=lambda folder: study.report_sections(params, ranking, runs, folder),
     )
     upload(out)

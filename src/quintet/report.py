@@ -2,7 +2,6 @@
 
 import json
 import os
-import re
 import shutil
 import subprocess
 import time
@@ -16,6 +15,7 @@ from quintet.errors import InputError
 from quintet.files import atomic_file, repository_root
 from quintet.pages import Section, format_number, write_page
 from quintet.params import Params, StudyName
+from quintet.ranking import letters
 from quintet.runs import Record, flatten, load_evaluated
 from quintet.stage import newest_times
 from quintet.study import load_study
@@ -101,8 +101,8 @@ def _overview(params: Params, rankings: dict[StudyName, tuple[Record, pd.DataFra
 
 def _tied(table: pd.DataFrame) -> int:
     """The number of configurations that share a letter with the first."""
-    first, *others = (set(re.findall(r"[a-zA-Z]\d*", group)) for group in table["group"])
-    return sum(bool(first & letters) for letters in others)
+    first, *others = map(letters, table["group"])
+    return sum(bool(first & other) for other in others)
 
 
 def _metric(record: Record) -> str:

@@ -35,6 +35,7 @@ class Study(Protocol):
     returns; `data.fold_count` is the number of folds (1 for a single split)."""
 
     TITLE: str
+    UNIT: str  # of the ranking's score
     FIGURE: str  # the figure of the selected run's evaluation that the report page shows
     FIGURE_CAPTION: str
     PREDICTS_FOLDER: bool  # predictions are a folder of files, not one file
@@ -82,8 +83,6 @@ class Study(Protocol):
         """Evaluate the mean prediction of runs on a labelled raw folder, into the folder `out`."""
 
     def rank(self, params: Params, runs: Runs) -> Ranking: ...
-
-    def ranking_unit(self, params: Any) -> str: ...
 
     def report_sections(self, params: Params, ranking: Ranking, runs: Runs, folder: Path) -> list[Section]:
         """The study's own part of the ranking's report; figures go into `folder`."""

@@ -32,6 +32,9 @@ def test_patterns():
     lost = ~found[MAR][:, 0] & present[:, 0]
     assert level[lost].mean() > level[~lost].mean() + 0.2
     assert found[MAR][:, 2].all()
+    for missing in (0.3, 0.5, 0.8):
+        whole = patterns(NAMES, np.ones_like(present), clinical, people, missing=missing)
+        assert 1 - whole[MAR][:, :2].mean() == pytest.approx(missing, abs=0.04)
     some = patterns(NAMES, present[10:20], clinical[10:20], people[10:20], missing=0.3)
     assert (some[MCAR] == found[MCAR][10:20]).all()  # does not depend on the other patients
 

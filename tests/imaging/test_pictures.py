@@ -34,6 +34,13 @@ def expected(tmp_path):
     return read_grey(write(tmp_path / "expected.dcm"))
 
 
+@pytest.mark.parametrize("full", [255, 4095, 65535])
+def test_a_png_of_16_bits_is_as_bright_as_its_values_of_8_12_or_16_bits(tmp_path, full):
+    values = np.linspace(0, full, 40 * 30).reshape(40, 30).astype(np.uint16)
+    Image.fromarray(values).save(tmp_path / "x.png")
+    assert np.allclose(read_grey(tmp_path / "x.png"), values / full)
+
+
 @pytest.mark.parametrize("width", [0, 0.5])
 def test_a_window_without_width_is_no_window(tmp_path, expected, width):
     assert (read_grey(write(tmp_path / "x.dcm", WindowCenter=2000, WindowWidth=width)) == expected).all()

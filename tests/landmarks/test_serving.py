@@ -109,6 +109,7 @@ class Verdict:
         ({"heatmap": "a", "baseline": "b", "ridge": "c"}, "heatmap", ""),
         ({"heatmap": "a", "baseline": "ab", "ridge": "c"}, "baseline", ""),
         ({"heatmap": "a", "baseline": "b", "ridge": "c"}, "baseline", "heatmap is significantly better"),
+        ({"heatmap": "a", "baseline": "a2", "ridge": "c"}, "baseline", "heatmap is significantly better"),
         ({"heatmap": "a", "baseline": "ab", "ridge": "b"}, "baseline", "not significantly better than ridge"),
         ({"heatmap": "a", "ridge": "b"}, "complete", "no configuration that is ranked"),
     ],
@@ -131,6 +132,7 @@ def test_promote_registers_a_run_that_the_verdict_supports(trained, checkout, mo
     assert configuration_of(record, ranked) == config
     for other in (
         replace(record, inputs={"data": "of another hospital"}),
+        replace(record, inputs=record.inputs | {"start": "a run that it continues"}),
         replace(record, params=record.params | {"epochs": 99}),
     ):
         assert configuration_of(other, ranked) == ""

@@ -190,12 +190,12 @@ BAD = {
         "case p1-v1 belongs to several patients: p1, p9; if these are different cases, put the patient into",
     ),
     "twice": (twice, r"b, fold 0, seed 0: 1 score\(s\) are given twice, the first of case p5-v1; name different configurations"),
-    "text": (change("score", 3, "high"), "b.csv: line 5 has a score that is not a number"),
-    "no patient": (change("patient", 3, ""), "b.csv: line 5 has no patient"),
-    "no config": (lambda rows: rows.update(config=["b", " "] * 6), "b.csv: line 3 has no config"),
+    "text": (change("score", 3, "high"), "b.csv: row 5 has a score that is not a number"),
+    "no patient": (change("patient", 3, ""), "b.csv: row 5 has no patient"),
+    "no config": (lambda rows: rows.update(config=["b", " "] * 6), "b.csv: row 3 has no config"),
     "other columns": (lambda rows: rows.pop("patient"), r"b.csv: no column patient; it has case, score"),
-    "half a fold": (lambda rows: rows.update(fold=[0.5] * 12), "b.csv: line 2 has no whole number as fold"),
-    "decimal comma": (change("score", 3, "0,7"), "b.csv: line 5 has a score that is not a number"),
+    "half a fold": (lambda rows: rows.update(fold=[0.5] * 12), "b.csv: row 2 has no whole number as fold"),
+    "decimal comma": (change("score", 3, "0,7"), "b.csv: row 5 has a score that is not a number"),
 }
 
 
@@ -213,11 +213,10 @@ def test_bad_tables_get_one_sentence(tmp_path: Path, kind: str) -> None:
 BAD_FILES = {
     "unquoted decimal comma": (
         "case,patient,score\np0-v0,p0,0,7\n",
-        "line 2 has 4 fields, but the heading has 3; a comma within",
+        "row 2 has more fields than the header; quote text that contains commas",
     ),
-    "semicolons": ("case;patient;score\np0-v0;p0;0,7\n", "columns are separated by ';'; separate them by commas"),
-    "a column twice": ("case,patient,score,score\na,b,0.7,0.8\n", "a column is named twice in case, patient, score, score"),
-    "empty": ("\n", "it is empty"),
+    "a column twice": ("case,patient,score,score\na,b,0.7,0.8\n", "the column 'score' is listed twice"),
+    "empty": ("\n", "the file is empty"),
     "no rows": ("case,patient,score\n", "it has no rows"),
     "two studies": (
         "study,config,fold,seed,group,case,metric,value\ns1,a,0,0,p,c,Dice,0.7\ns2,a,0,0,q,d,Dice,0.7\n",
@@ -243,8 +242,11 @@ def test_files_as_spreadsheets_write_them(tmp_path: Path) -> None:
     (tmp_path / "m.csv").write_bytes('\ufeffcase,patient,score\r\n"a ",01,"0.7"\r\n\r\n b,02,NA\r\n'.encode())
     table = read_results([str(tmp_path / "m.csv")], "Dice", subject=SUBJECT, undefined=0)
     assert table[["config", "group", "case", "value"]].to_numpy().tolist() == [["m", "01", "a", 0.7], ["m", "02", "b", 0.0]]
+    (tmp_path / "s.csv").write_bytes("case;patient;score\r\na;01;0,7\r\nb;02;0,75\r\n".encode("utf-16"))
+    table = read_results([str(tmp_path / "s.csv")], "Dice", subject=SUBJECT)
+    assert table["value"].tolist() == [0.7, 0.75]
     (tmp_path / "l.csv").write_bytes("case,patient,score\nM\xfcller,1,0.7\n".encode("latin1"))
-    with pytest.raises(InputError, match=r"l.csv is not text in UTF-8; save it as CSV"):
+    with pytest.raises(InputError, match=r"l.csv: line 2 is not UTF-8"):
         read_results([str(tmp_path / "l.csv")], "Dice", subject=SUBJECT)
     with pytest.raises(InputError, match=r"none.csv does not exist"):
         read_results(["x=none.csv"], "Dice", subject=SUBJECT)

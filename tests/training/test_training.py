@@ -59,6 +59,17 @@ def test_cosine_rises_falls_and_ends_at_the_floor(make_params):
     assert optimizer.param_groups[0]["lr"] == pytest.approx(1e-5)
 
 
+@pytest.mark.parametrize("warmup", [0, 0.001])  # of 100 steps: none
+def test_without_a_warm_up_the_first_step_has_the_whole_rate(make_params, warmup):
+    training = make_params({"landmarks.training.warmup": warmup}).landmarks.training
+    schedule = cosine_with_warmup(
+        adam_optimizer([{"params": [torch.nn.Parameter(torch.zeros(1))], "lr": 1e-2}], training), training, 100
+    )
+    rates = [schedule.lr_lambdas[0](step) for step in range(100)]
+    assert rates[0] == 1
+    assert rates == sorted(rates, reverse=True)
+
+
 @pytest.mark.parametrize(
     ("precision", "device", "hardware_bf16", "resolved"),
     [

@@ -274,15 +274,16 @@ def _clustered_interval(table: pd.DataFrame) -> tuple[float, float]:
     return percentile_interval(bootstrap_means(table["correct"].to_numpy(), weights))
 
 
-CURVES = """Thin: each fold; bold: all test patients together, although each fold's scores come from another network."""
+CURVES = """Thin: each network (fold and seed); bold: all test patients together, although their
+scores come from different networks."""
 
 
 def _plot_curves(folder: Path, name: str, table: pd.DataFrame) -> Path:
     path = folder / f"curves_{name}.png"
-    numbers, folds = zip(*table.groupby("fold"), strict=True)
-    labels_and_scores = [(rows["malignant"].to_numpy().astype(int), rows["probability"].to_numpy()) for rows in folds]
-    malignant = np.concatenate([(rows["malignant"] == rows["correct"]).to_numpy() for rows in folds])
-    plot_diagnostics(path, labels_and_scores, malignant, title=name, numbers=numbers)
+    keys, networks = zip(*table.groupby(["fold", "seed"]), strict=True)
+    labels_and_scores = [(rows["malignant"].to_numpy().astype(int), rows["probability"].to_numpy()) for rows in networks]
+    malignant = np.concatenate([(rows["malignant"] == rows["correct"]).to_numpy() for rows in networks])
+    plot_diagnostics(path, labels_and_scores, malignant, title=name, names=[f"fold {fold}, seed {seed}" for fold, seed in keys])
     return path
 
 

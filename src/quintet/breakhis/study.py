@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from quintet.training.models import TrainedModel
 
 TITLE = "BreakHis"
+UNIT = "0 to 1"
 FIGURE, FIGURE_CAPTION = "grad_cam.png", "Which parts of the images are evidence of malignancy (Grad-CAM of MMNet)."
 PREDICTS_FOLDER = False
 RUN_SCORES, LOWER_IS_BETTER = ["brier", "auc", "balanced_accuracy", "train_seconds"], True
@@ -95,10 +96,6 @@ def rank(params: Params, runs: Runs) -> Ranking:
     from quintet.breakhis.comparison import rank
 
     return rank(params, runs)
-
-
-def ranking_unit(params: BreakHis) -> str:
-    return "0 to 1"
 
 
 def report_sections(params: Params, ranking: Ranking, runs: Runs, folder: Path) -> list[Section]:

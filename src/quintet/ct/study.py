@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from quintet.training.models import TrainedModel
 
 TITLE = "Chest CT retrieval"
+UNIT = "0 to 1"
 FIGURE, FIGURE_CAPTION = "retrieval.png", "Scores by cut-off, similarity by shared findings, and a map of the test scans."
 PREDICTS_FOLDER = False
 RUN_SCORES, LOWER_IS_BETTER = ["ndcg_at_10", "map_at_5", "micro_f1", "train_seconds"], False
@@ -94,10 +95,6 @@ def rank(params: Params, runs: Runs) -> Ranking:
     from quintet.ct.comparison import rank
 
     return rank(params, runs)
-
-
-def ranking_unit(params: Ct) -> str:
-    return "0 to 1"
 
 
 def report_sections(params: Params, ranking: Ranking, runs: Runs, folder: Path) -> list[Section]:

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from quintet.training.models import TrainedModel
 
 TITLE = "Multimodal fusion"
+UNIT = "0 to 1"
 FIGURE, FIGURE_CAPTION = "patterns.png", "Score by the modalities that are used."
 PREDICTS_FOLDER = False
 RUN_SCORES, LOWER_IS_BETTER = ["brier", "auc_mean_of_subsets", "concordance_mean_of_subsets", "train_seconds"], True
@@ -93,10 +94,6 @@ def rank(params: Params, runs: Runs) -> Ranking:
     from quintet.fusion.comparison import rank
 
     return rank(params, runs)
-
-
-def ranking_unit(params: Fusion) -> str:
-    return "0 to 1"
 
 
 def report_sections(params: Params, ranking: Ranking, runs: Runs, folder: Path) -> list[Section]:

@@ -41,7 +41,7 @@ def sample_cube(array: Floats, grid: Grid, centre_mm: NDArray[np.float64], side_
     cube = affine_transform(coarse, matrix, offset, (size,) * 3, order=1, mode="nearest")
     inside = np.ones((size,) * 3, bool)
     steps = np.arange(size)
-    for row, start, blocks_along in zip(matrix, offset, counts, strict=True):
+    for row, start, blocks_along in zip(matrix, offset, np.array(array.shape) / blocks, strict=True):
         at = start + row[0] * steps[:, None, None] + row[1] * steps[:, None] + row[2] * steps
         inside &= (at >= -0.5) & (at <= blocks_along - 0.5)
     return np.where(inside, cube, fill).astype(np.float32)

@@ -80,7 +80,7 @@ def _read_picture(path: Path) -> NDArray[np.float32]:
         image = ImageOps.exif_transpose(opened)
         if image.mode in ("I;16", "I;16B", "I;16L", "I"):
             pixels = np.asarray(image, np.float32)
-            return pixels / np.float32(65535 if pixels.max() > 4095 else 4095)
+            return pixels / np.float32(next((full for full in (255, 4095) if pixels.max() <= full), 65535))
         if image.mode == "F":
             return _rescale(np.asarray(image, np.float32))
         if image.mode in ("RGBA", "LA", "PA", "P"):  # transparent pixels become black

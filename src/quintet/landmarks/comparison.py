@@ -11,11 +11,10 @@ from quintet.landmarks.data.anatomy import NAMES
 from quintet.landmarks.evaluation.figures import success_rate
 from quintet.pages import Section
 from quintet.params import Landmarks, Params
-from quintet.params.landmarks import BASELINES
+from quintet.params.landmarks import BASELINES, UNIT
 from quintet.ranking import Ranking, is_better
 
 METRIC = "error_px"
-UNIT = "px at 224"
 CEILING = "oracle"
 DETAILS = {
     "error_px_median": "median",
@@ -38,7 +37,7 @@ COSTS = {
     "train_seconds": "training, s",
     "parameters": "parameters",
     "peak_memory_mb": "peak memory, MiB",
-    "best_epoch": "best epoch",
+    "best_epoch": "best epoch (from 0)",
 }
 
 READING = """A patient here is a group of near-duplicate images, usually a single image, because the data do not identify people.

@@ -86,7 +86,8 @@ def _ensemble(models: Sequence[Model], originals: list[NDArray[np.float32]]) -> 
 def _unique_stems(files: list[Path], source: Path) -> list[str]:
     """The stem of each file, or its path below `source` if several files share a stem."""
     stems = [path.stem for path in files]
-    return [s if stems.count(s) == 1 else str(p.relative_to(source)) for s, p in zip(stems, files, strict=True)]
+    counts = Counter(stems)
+    return [s if counts[s] == 1 else str(p.relative_to(source)) for s, p in zip(stems, files, strict=True)]
 
 
 def _write_overlays(folder: Path, files: list[Path], stems: list[str], points: NDArray[np.float64]) -> None:

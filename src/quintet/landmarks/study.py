@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 from quintet.files import csv_file
 from quintet.pages import Section
 from quintet.params import Compute, Landmarks, LandmarksConfig, Params
+from quintet.params.landmarks import UNIT as UNIT
 from quintet.ranking import Ranking
 from quintet.runs import Record
 from quintet.study import Baseline, Metrics, Runs
@@ -104,10 +105,6 @@ def rank(params: Params, runs: Runs) -> Ranking:
     from quintet.landmarks.comparison import rank
 
     return rank(params, runs)
-
-
-def ranking_unit(params: Landmarks) -> str:
-    return "px at 224"
 
 
 def report_sections(params: Params, ranking: Ranking, runs: Runs, folder: Path) -> list[Section]:

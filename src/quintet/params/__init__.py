@@ -4,7 +4,7 @@ Validation happens before torch is imported, so that a wrong value is answered w
 """
 
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import yaml
 from pydantic import ValidationError
@@ -111,11 +111,9 @@ def load(path: str | Path = "params.yaml") -> Params:
 def _siblings(location: tuple[int | str, ...]) -> str:
     model: Any = Params
     for part in location[:-1]:
-        annotation = model.model_fields[str(part)].annotation if hasattr(model, "model_fields") else None
-        if annotation is None:
-            return ""
-        model = annotation
-        if not hasattr(model, "model_fields"):
-            return ""
-    names = sorted(model.model_fields) if hasattr(model, "model_fields") else []
+        if hasattr(model, "model_fields"):
+            model = model.model_fields[str(part)].annotation
+        else:  # every entry of a dict[str, X] is an X
+            model = next(reversed(get_args(model)), None)
+    names = sorted(getattr(model, "model_fields", ()))
     return f"; choose from: {', '.join(names)}" if names else ""

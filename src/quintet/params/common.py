@@ -3,9 +3,9 @@
 import re
 from collections.abc import Collection, Mapping
 from enum import StrEnum
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
 Positive = Annotated[float, Field(gt=0)]
 NonNegative = Annotated[float, Field(ge=0)]
@@ -92,6 +92,13 @@ class Seeds(Section):
 
     seeds: Annotated[list[Seed], Field(min_length=1)]
 
+    @model_validator(mode="after")
+    def distinct(self) -> Self:
+        for axis, values in self.model_dump().items():
+            if isinstance(values, list) and len(set(values)) < len(values):
+                raise ValueError(f"{axis}: an entry is listed twice in {values}")
+        return self
+
     @property
     def runs(self) -> dict[str, tuple[int, Seed]]:
         """A configuration's run folders: name -> (fold, seed)."""
@@ -109,12 +116,9 @@ class SeedSweep(Seeds):
     configs: Annotated[list[str], Field(min_length=1)]
 
     def check(self, configs: Collection[str]) -> None:
-        """Raise ValueError for a run that cannot exist: an unknown configuration, or an entry listed twice."""
+        """Raise ValueError for an unknown configuration."""
         if unknown := [name for name in self.configs if name not in configs]:
             raise ValueError(f"sweep.configs: {', '.join(unknown)}: no such configuration; choose from {', '.join(configs)}")
-        for axis, values in self.model_dump().items():
-            if len(set(values)) < len(values):
-                raise ValueError(f"sweep.{axis}: an entry is listed twice in {values}")
         check_names(configs)
 
 
@@ -149,6 +153,8 @@ class Ensembles(Section):
         for name, members in self.ensembles.items():
             if name in trained:
                 raise ValueError(f"sweep.ensembles: {name} is a configuration; choose another name")
+            if len(set(members)) < len(members):
+                raise ValueError(f"sweep.ensembles.{name}: a member is listed twice in {members}")
             if unknown := [member for member in members if member not in trained]:
                 raise ValueError(
                     f"sweep.ensembles.{name}: {', '.join(unknown)}: not in the sweep, which trains {', '.join(trained)}"

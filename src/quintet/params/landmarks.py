@@ -23,6 +23,7 @@ from quintet.params.common import (
 
 LandmarksLoss = Literal["wing", "symmetry", "distance", "jensen_shannon"]
 BASELINES = ("mean_shape", "ridge", "oracle")
+UNIT = "px at 224"  # of errors
 
 
 class LandmarksSynthetic(Section):

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from quintet.training.models import TrainedModel
 
 TITLE = "Perfusion territories"
+UNIT = "0 to 1"
 FIGURE, FIGURE_CAPTION = "overlays.png", "Held-out people: annotated and predicted territories."
 PREDICTS_FOLDER = True
 RUN_SCORES, LOWER_IS_BETTER = ["dice_of_subjects", "dice_left", "dice_right", "train_seconds"], False
@@ -99,10 +100,6 @@ def rank(params: Params, runs: Runs) -> Ranking:
     from quintet.perfusion.comparison import rank
 
     return rank(params, runs)
-
-
-def ranking_unit(params: Perfusion) -> str:
-    return "0 to 1"
 
 
 def report_sections(params: Params, ranking: Ranking, runs: Runs, folder: Path) -> list[Section]:

@@ -3,7 +3,7 @@
 `decide` is the decision rule alone, on an array [configs, runs, patients], fast enough for simulations.
 """
 
-from quintet.ranking.decision import Decision, compact_letters, decide, patients_needed
+from quintet.ranking.decision import Decision, compact_letters, decide, letters, patients_needed
 from quintet.ranking.paper import JACKKNIFE
 from quintet.ranking.planning import Plan, plan
 from quintet.ranking.questions import Question, is_better
@@ -19,6 +19,7 @@ __all__ = [
     "compact_letters",
     "decide",
     "is_better",
+    "letters",
     "patients_needed",
     "plan",
     "rank",

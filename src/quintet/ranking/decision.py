@@ -21,6 +21,7 @@ difference of two runs with the same fold and seed plays the part of a configura
 """
 
 import math
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from string import ascii_letters
@@ -237,6 +238,11 @@ def patients_needed(pairs: int, alpha: float = 0.05) -> int:
     would rest on the normality assumption alone.
     """
     return max(MIN_PATIENTS, math.ceil(math.log2(2 * max(pairs, 1) / alpha) - ROUND_OFF))
+
+
+def letters(group: str) -> set[str]:
+    """The letters of a compact letter display; from the 53rd on they have a number."""
+    return set(re.findall("[A-Za-z][0-9]*", group))
 
 
 def compact_letters(significant: Bools) -> list[str]:

@@ -5,18 +5,21 @@ from typing import Any
 
 from quintet.comparison import Runs
 from quintet.errors import InputError
-from quintet.ranking import Ranking
+from quintet.ranking import Ranking, letters
 from quintet.runs import Record
 
 ALIAS = "champion"  # `models:/NAME@champion`
 
 
 def configuration_of(record: Record, ranked: Runs) -> str:
-    """The ranked configuration that a run is of: one of its runs has the same values and data. Empty if there is none."""
+    """The ranked configuration that a run is of: one of its runs has the same values and data, and inputs of the same names (a
+    run that it starts from, weights). Empty if there is none."""
     for name, folders in ranked.items():
         others = [Record.load(folder) for folder in folders if (folder / "record.json").is_file()]
-        if any((other.params, other.inputs["data"]) == (record.params, record.inputs.get("data")) for other in others):
-            return name
+        for other in others:
+            same_data = other.inputs["data"] == record.inputs.get("data")
+            if same_data and other.params == record.params and other.inputs.keys() == record.inputs.keys():
+                return name
     return ""
 
 
@@ -26,13 +29,13 @@ def doubt(config: str, ranking: Ranking) -> str:
     table = ranking.table.set_index("config")
     if config not in table.index:
         return "it is of no configuration that is ranked (no ranked run has its values and data)"
-    best, group = table.index[0], set(table.loc[config, "group"])
-    if not group & set(table.loc[best, "group"]):
+    best, group = table.index[0], letters(table.loc[config, "group"])
+    if not group & letters(table.loc[best, "group"]):
         means = f"{table.loc[best, 'mean']:.4g} against {table.loc[config, 'mean']:.4g}"
         return f"{best} is significantly better ({ranking.label} {means})"
     asked = ranking.answers[ranking.answers["question"] == f"Is {config} better than {ranking.floor}?"]
     planned = bool((asked["significant"] & (asked["gain"] > 0)).any())  # corrected for fewer comparisons than the pairs
-    if ranking.floor and not planned and group & set(table.loc[ranking.floor, "group"]):
+    if ranking.floor and not planned and group & letters(table.loc[ranking.floor, "group"]):
         return f"it is not significantly better than {ranking.floor}, a trivial method"
     return ""
 

@@ -133,7 +133,7 @@ def moving_average(decay: float) -> WeightAveraging:
 
 
 class FiniteLoss(Callback):
-    """Stops at the first loss that is not finite, and names the step, the cases and the largest weights and gradients."""
+    """Stops at the first loss that is not finite, and names the step, the cases and the largest weights."""
 
     def on_before_backward(self, trainer: L.Trainer, pl_module: L.LightningModule, loss: Tensor) -> None:
         if torch.isfinite(loss):
@@ -142,11 +142,9 @@ class FiniteLoss(Callback):
         cases = ", ".join(map(str, batch["case"])) if isinstance(batch, Mapping) and "case" in batch else "unknown"
         largest = sorted(((p.detach().abs().max().item(), n) for n, p in pl_module.named_parameters()), key=_non_finite_first)
         weights = ", ".join(f"{name} {value:.3g}" for value, name in largest[:3])
-        grads = [(p.grad.abs().max().item(), n) for n, p in pl_module.named_parameters() if p.grad is not None]
-        gradients = ", ".join(f"{name} {value:.3g}" for value, name in sorted(grads, key=_non_finite_first)[:3]) or "none yet"
         raise InputError(
             f"the loss is {loss.item()} at step {trainer.global_step} (epoch {trainer.current_epoch}); cases: {cases}; "
-            f"largest weights: {weights}; largest last gradients: {gradients}. Lower the learning rate, or set precision to 32"
+            f"largest weights: {weights}. Lower the learning rate, or set precision to 32"
         )
 
 

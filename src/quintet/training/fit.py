@@ -72,13 +72,13 @@ def cosine_with_warmup(
     optimizer: torch.optim.Optimizer, training: AdamCosine, steps: int
 ) -> torch.optim.lr_scheduler.LRScheduler:
     """Linear warm-up (a fraction `training.warmup` of the steps), then cosine annealing to `training.rate_floor`; per batch."""
-    warm = max(1, round(training.warmup * steps))
+    warm = round(training.warmup * steps)
 
     def factor(rate: float) -> Callable[[int], float]:
         floor = min(1.0, training.rate_floor / rate)
 
         def at(step: int) -> float:
-            if step < warm and training.warmup > 0:
+            if step < warm:
                 return (step + 1) / warm
             done = min(1.0, (step - warm) / max(1, steps - warm))
             return floor + (1 - floor) * (1 + math.cos(math.pi * done)) / 2
@@ -156,12 +156,13 @@ def fit(
             raise SystemExit(0)  # under DDP only the first process evaluates and writes
         final = _weights(last)
         state = _weights(best) if monitor.keep == "best" else final
+        net: torch.nn.Module = module.net  # type: ignore[assignment]
         record.epochs = history.memory
         table = pd.DataFrame(history.rows)
         metrics = summarize(table, monitor) | {
             "train_seconds": history.seconds,
             "peak_memory_mb": peak_memory_mb(),
-            "parameters": float(sum(p.numel() for p in module.parameters())),
+            "parameters": float(sum(p.numel() for p in net.parameters())),
         }
         if torch.cuda.is_available():
             metrics["peak_gpu_memory_mb"] = torch.cuda.max_memory_allocated() / 2**20

@@ -23,7 +23,7 @@ def resolve_device(device: str) -> str:
         if not available[device]:
             raise InputError(f"device {device}: not available on this machine or in this torch; use auto or cpu")
         return device
-    return next(name for name in ("cuda", "mps", "cpu") if available[name])
+    return "cuda" if available["cuda"] else "cpu"  # mps has no float64, which evaluation computes in
 
 
 def resolve_precision(precision: Precision, device: str) -> Precision:

@@ -64,12 +64,12 @@ def plot_diagnostics(
     *,
     title: str,
     types: tuple[NDArray[Any], Floats] | None = None,
-    numbers: Sequence[int] = (0,),
+    names: Sequence[str] = ("",),
 ) -> None:
     """Plot ROC and precision-recall curves (each fold and pooled), confusion matrices and the reliability curve.
 
     `malignant`: the decisions, fold after fold, each at its own threshold. `types`: true shares and predicted probabilities
-    `[P, 8]`. `numbers`: of the folds. A curve needs both classes.
+    `[P, 8]`. `names`: of the folds. A curve needs both classes.
     """
     labels, p = (np.concatenate(part) for part in zip(*folds, strict=True))
     figure, axes = new_figure(19 if types else 15, 3.9, 1, 5 if types else 4)
@@ -81,7 +81,7 @@ def plot_diagnostics(
         style: dict[str, Any] = {"color": BLUE, "linewidth": 2} if pooled else {"color": GREY, "linewidth": 0.8}
         false_positive, true_positive, _ = roc_curve(fold_labels, scores)
         precision, recall, _ = precision_recall_curve(fold_labels, scores)
-        label = None if len(folds) == 1 else "pooled" if pooled else f"fold {numbers[number]}"
+        label = None if len(folds) == 1 else "pooled" if pooled else names[number]
         roc.plot(false_positive, true_positive, label=label, **style)
         pr.plot(recall, precision, **style)
     roc.plot([0, 1], [0, 1], ":", color="#999999", linewidth=0.8)

@@ -35,8 +35,9 @@ def patterns(
     random = np.stack([np.random.default_rng([SEED, *name.encode()]).random(count) for name in names])
     found[MCAR] = _at_least_one(present & (random >= missing), present)
     level = clinical.mean(1) if clinical.shape[1] else np.zeros(len(present))
-    rank = (np.argsort(np.argsort(level)) + 0.5) / len(level)  # 0 to 1, so that the mean probability is `missing`
-    probability = np.minimum(2 * missing * rank, 1)[:, None] * np.array([1.0] * (count - 1) + [0.0])
+    rank = (np.argsort(np.argsort(level)) + 0.5) / len(level)  # 0 to 1
+    grows = 2 * missing * rank if missing <= 0.5 else 1 - 2 * (1 - missing) * (1 - rank)  # on average it is `missing`
+    probability = grows[:, None] * np.array([1.0] * (count - 1) + [0.0])
     found[MAR] = _at_least_one(present & (random >= probability), present)
     return found
 

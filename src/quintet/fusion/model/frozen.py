@@ -26,8 +26,8 @@ def with_all_modalities(data: Prepared, rows: NDArray[np.int64]) -> NDArray[np.i
 def freeze_encoders(net: FusionNet, start: Path, about: dict[str, Any]) -> None:
     """Take the encoders of the run `start`; they are not trained any further."""
     state, build = load_model(start / "model" / "model.pt")
-    if any(build["about"][name] != about[name] for name in ("modalities", "classes", "prepared")):
-        raise InputError(f"{start} was trained on data that were prepared in another way; train it again")
+    if any(build["about"][name] != about[name] for name in about if name != "sampling_steps"):
+        raise InputError(f"{start} was trained on data that were split or prepared in another way; train it again")
     prefix = "encoders."
     net.encoders.load_state_dict({k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)})
     net.encoders.requires_grad_(False).eval()

@@ -225,7 +225,9 @@ def train(data: Prepared, config: FusionConfig, training: FusionTraining, comput
     )
     net.cpu().load_state_dict(fitted.state)
     if data.classes:
-        record.tags["sharpness"] = f"{_calibrate(net.eval(), [batches[b] for b in valid.sampler], training):.3g}"
+        chosen, size = data.rows("valid").tolist(), training.batch_size  # not the loader's, which under DDP are a share
+        known = [batches[chosen[i : i + size]] for i in range(0, len(chosen), size)]
+        record.tags["sharpness"] = f"{_calibrate(net.eval(), known, training):.3g}"
     return TrainedModel({"model": net.state_dict()}, build | {"about": about}, {"history": fitted.history})
 
 

@@ -150,7 +150,7 @@ def summary(
         "calibration_error_px": calibration_error(expected.ravel(), error.ravel()),
         "risk_at_80_percent_coverage_px": risk[int(0.8 * len(image)) - 1],
     }
-    return {name: float(value) for name, value in metrics.items()}
+    return {name: float(value) for name, value in metrics.items() if np.isfinite(value)}  # one image has no SD
 
 
 def calibration_error(expected: NDArray[np.float64], observed: NDArray[np.float64]) -> float:

@@ -1,6 +1,5 @@
 """Rank scores that were not computed here, and read such a ranking again."""
 
-import hashlib
 import json
 from pathlib import Path
 from typing import Annotated, Any, Self
@@ -10,7 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, ValidationError,
 
 from quintet import results
 from quintet.errors import InputError
-from quintet.files import atomic_folder, write_json
+from quintet.files import atomic_folder, md5, write_json
 from quintet.ranking.questions import is_better
 from quintet.ranking.report import write
 from quintet.ranking.table import Ranking, rank
@@ -72,7 +71,7 @@ def write_ranking(table: pd.DataFrame, settings: Settings, output: Path, *, titl
     with atomic_folder(output) as folder:
         write(ranking, folder, title=title, unit="")
         results.write(table, folder / CASES)
-        write_json(folder / SETTINGS, {"cases": _hash(folder / CASES), "settings": settings.model_dump()})
+        write_json(folder / SETTINGS, {"cases": md5(folder / CASES), "settings": settings.model_dump()})
     return ranking
 
 
@@ -85,10 +84,6 @@ def load_ranking(folder: Path) -> Ranking:
         cases, settings = values["cases"], Settings.of(values["settings"])
     except (OSError, ValueError, TypeError, KeyError, InputError) as error:
         raise InputError(f"{folder / SETTINGS} is damaged ({error}); run `quintet rank` again") from None
-    if not (folder / CASES).is_file() or _hash(folder / CASES) != cases:
+    if not (folder / CASES).is_file() or md5(folder / CASES) != cases:
         raise InputError(f"{folder / CASES} was changed or deleted; run `quintet rank` again")
     return rank_elsewhere(results.read([folder / CASES]), settings)
-
-
-def _hash(path: Path) -> str:
-    return hashlib.md5(path.read_bytes(), usedforsecurity=False).hexdigest()

@@ -1,21 +1,20 @@
 """CSV files of scores: the columns case, patient and score, and optionally config (default: the file's name), fold and seed (0);
 or those of the tidy table."""
 
-import csv
-import re
 from pathlib import Path
 
 import pandas as pd
 
 from quintet.errors import InputError
 from quintet.results import COLUMNS
+from quintet.tables import read_text_table
 
 UNDEFINED = ("", "na", "n/a", "nan", "none", "null")
 
 
 def read(path: Path, metric: str) -> pd.DataFrame:
-    """The columns of the tidy table without `metric`. Raises InputError with the line of the first fault."""
-    table = _read_text(path)
+    """The columns of the tidy table without `metric`. Raises InputError with the row of the first fault."""
+    table = read_text_table(path).map(lambda cell: " ".join(cell.split()))
     if set(COLUMNS) <= set(table):
         found = sorted(set(table["metric"]))
         table = table[table["metric"] == metric].rename(columns={"group": "patient", "value": "score"})
@@ -44,34 +43,4 @@ def read(path: Path, metric: str) -> pd.DataFrame:
 
 def _require(path: Path, fulfilled: pd.Series, problem: str) -> None:
     if not fulfilled.all():
-        raise InputError(f"{path}: line {fulfilled.index[~fulfilled][0]} {problem}")
-
-
-def _read_text(path: Path) -> pd.DataFrame:
-    """All fields as text, spaces at their ends removed; the index is the number of the line. Empty lines are skipped."""
-    lines, rows = [], []
-    try:
-        with path.open(encoding="utf-8-sig", newline="") as file:
-            reader = csv.reader(file, strict=True)
-            for row in reader:
-                if any(field.strip() for field in row):
-                    lines.append(reader.line_num)
-                    rows.append([re.sub(r"\s+", " ", field).strip() for field in row])
-    except UnicodeDecodeError:
-        raise InputError(f"{path} is not text in UTF-8; save it as CSV (UTF-8, separated by commas)") from None
-    except (OSError, csv.Error) as error:
-        raise InputError(f"{path}: cannot be read as CSV ({error})") from None
-    if not rows:
-        raise InputError(f"{path}: it is empty")
-    header, *rows = rows
-    if len(header) == 1 and (wrong := re.search("[;\t|]", header[0])):
-        raise InputError(f"{path}: columns are separated by {wrong[0]!r}; separate them by commas")
-    if len(set(header)) < len(header):
-        raise InputError(f"{path}: a column is named twice in {', '.join(header)}")
-    for line, row in zip(lines[1:], rows, strict=True):
-        if len(row) != len(header):
-            raise InputError(
-                f"{path}: line {line} has {len(row)} fields, but the heading has {len(header)}; a comma within a field "
-                "needs quotes, and a decimal mark is a point"
-            )
-    return pd.DataFrame(rows, columns=header, index=lines[1:], dtype=str)
+        raise InputError(f"{path}: row {fulfilled.index[~fulfilled][0]} {problem}")
