@@ -15,7 +15,7 @@ def main(params: Params, raw: Path, out: Path, page: Path) -> str:
     from quintet.landmarks.data.prepare import prepare
 
     data, skipped = prepare(raw, out, params.landmarks)
-    write_data_page(page, data, skipped, params.landmarks)
+    write_data_page(page, data, skipped)
     parts = ", ".join(f"{len(data.rows(part))} {part}" for part in ("train", "valid", "test"))
     return f"{len(data.table)} images ({parts}; {len(skipped)} rows skipped) in {out}, see {page}"
 

@@ -2,13 +2,12 @@ import shutil
 from pathlib import Path
 
 import numpy as np
-import pandas as pd
 import pytest
 from PIL import Image
 
 from quintet.breakhis.analysis import analyze
 from quintet.breakhis.data.classes import MAGNIFICATIONS
-from quintet.breakhis.data.prepare import check, prepare, reject_overlapping_parts
+from quintet.breakhis.data.prepare import check, prepare
 from quintet.breakhis.data.prepared import load
 from quintet.breakhis.prediction import find_patients
 from quintet.errors import InputError, InputProblemsError
@@ -75,12 +74,6 @@ def test_a_picture_twice_within_a_patient_is_not_a_leak(tree, tmp_path, make_par
     files = sorted((tree / "benign/SOB/adenosis").glob("*/40X/*.png"))
     shutil.copy(files[0], files[1])
     prepare(tree, tmp_path / "out", make_params(SMALL).breakhis)
-
-
-def test_a_patient_in_two_parts_is_refused():
-    folds = pd.DataFrame([(0, "a", "train"), (0, "a", "test"), (1, "a", "test")], columns=["fold", "patient", "part"])
-    with pytest.raises(InputError, match="fold 0: patient a is in train"):
-        reject_overlapping_parts(folds)
 
 
 def test_unreadable_images_are_all_listed_or_all_skipped(tree, tmp_path, make_params):

@@ -62,6 +62,14 @@ def test_the_outer_half_of_the_outermost_voxels_is_inside_the_file():
     assert (cube == 5).sum() * 2**3 == pytest.approx(80**3, rel=0.02)
 
 
+def test_voxels_beside_the_last_whole_block_are_inside_the_file():
+    """Blocks of 3 voxels leave 2 of 62 and 1 of 61."""
+    shape, spacing = (62, 61, 31), np.array([1.0, 1.0, 2.0])
+    affine = np.diag([*spacing, 1])
+    affine[:3, 3] = -spacing * (np.array(shape) - 1) / 2
+    assert (sample_cube(np.full(shape, 5, np.float32), Grid(shape, affine), np.zeros(3), 62.0, 16, fill=-7.0) == 5).all()
+
+
 def test_fine_voxels_are_averaged():
     """The mean of 64 voxels has an eighth of the noise."""
     rng = np.random.default_rng(0)

@@ -10,10 +10,18 @@ from numpy.random import default_rng
 from PIL import Image
 
 from quintet.landmarks import synthetic
-from quintet.landmarks.synthetic import CATEGORIES, LEVELS, MIDLINE, SIDES, phantom, plan, synthesize
+from quintet.landmarks.drawing import draw_person, expose, moved
+from quintet.landmarks.synthetic import CATEGORIES, LEVELS, MIDLINE, SIDES, plan, synthesize, truth
 
 PAIRS = ((2, 3), (4, 5), (6, 7), (11, 12), (13, 14))  # the first of each pair is on the image's left
 SIZE = 96
+
+
+def phantom(rng, category, size, *, shot=None):
+    """One X-ray with its exact landmarks; `rng` is the person, `shot` the exposure."""
+    shot = shot or rng
+    person = moved(draw_person(rng, category), shot)
+    return expose(person, shot, size), truth(person, size)
 
 
 def read(folder: Path) -> tuple[list[list[str]], np.ndarray]:

@@ -21,7 +21,7 @@ ASPECT = 460 / 700  # height : width of the original images
 
 def analyze(raw: Path, page: Path, params: BreakHis) -> None:
     """Describe a raw tree as a page; the prepared data is not kept. Skipped images are listed."""
-    skipping = params.model_copy(update={"data": params.data.model_copy(update={"on_error": "skip"})})
+    skipping = params.skipping()
     with tempfile.TemporaryDirectory() as folder:
         write_data_page(page, *prepare(raw, Path(folder) / "prepared", skipping), skipping)
 

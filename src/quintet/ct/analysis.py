@@ -19,9 +19,8 @@ SAMPLES = 8  # scans in the montage, and scans per set of findings in the plot o
 
 def analyze(raw: Path, page: Path, params: Ct) -> None:
     """Describe a raw folder as a page; the prepared data set is temporary. Skipped scans are listed."""
-    data_params = params.data.model_copy(update={"on_error": "skip"})
     with tempfile.TemporaryDirectory() as folder:
-        data, skipped = prepare(raw, Path(folder) / "prepared", params.model_copy(update={"data": data_params}))
+        data, skipped = prepare(raw, Path(folder) / "prepared", params.skipping())
         write_data_page(page, data, skipped, params)
 
 

@@ -22,7 +22,7 @@ PARTS = ("train", "valid", "test", UNLABELLED, EXTERNAL)
 
 def analyze(raw: Path, page: Path, params: Fusion) -> None:
     """Describe a raw folder as a page; the prepared data is not kept. Skipped images and patients are listed."""
-    skipping = params.model_copy(update={"data": params.data.model_copy(update={"on_error": "skip"})})
+    skipping = params.skipping()
     with tempfile.TemporaryDirectory() as folder:
         masks = Path(folder) / "masks"
         segment(raw, masks, skipping)

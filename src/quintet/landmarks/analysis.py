@@ -20,12 +20,11 @@ SQUARE_MEAN = 0.3826  # mean distance of a uniform point in a unit square from i
 
 def analyze(raw: Path, page: Path, params: Landmarks) -> None:
     """Describe a raw folder as a page; the prepared data is not kept. Skipped rows are listed."""
-    skipping = params.model_copy(update={"data": params.data.model_copy(update={"on_error": "skip"})})
     with tempfile.TemporaryDirectory() as folder:
-        write_data_page(page, *prepare(raw, Path(folder) / "prepared", skipping), skipping)
+        write_data_page(page, *prepare(raw, Path(folder) / "prepared", params.skipping()))
 
 
-def write_data_page(page: Path, data: Prepared, skipped: list[str], params: Landmarks) -> None:
+def write_data_page(page: Path, data: Prepared, skipped: list[str]) -> None:
     """Write the HTML page of a prepared data set; skipped rows are listed in full."""
     cases = data.table
     sections = [_split_section(cases), _limits_section(data), _duplicates_section(data)]

@@ -96,13 +96,6 @@ def truth(person: Person, size: int) -> Points:
     return np.clip(template(*ends(person), person.offsets_px) * size / BASE_PX, 0, size - 1)
 
 
-def phantom(rng: Generator, category: str, size: int, *, shot: Generator | None = None) -> tuple[NDArray[np.uint8], Points]:
-    """Draw one X-ray, uint8 [S, S], with its exact landmarks, float [15, 2] (x, y); `rng` is the person, `shot` the exposure."""
-    shot = shot or rng
-    person = moved(draw_person(rng, category), shot)
-    return expose(person, shot, size), truth(person, size)
-
-
 def plan(images: int) -> list[tuple[str, int]]:
     """Category and person of each image; neither changes when more images are requested."""
     frequencies = np.array(list(CATEGORIES.values())) / sum(CATEGORIES.values())

@@ -10,11 +10,11 @@ from quintet.params.common import (
     Fraction,
     NonNegative,
     NonNegativeInt,
-    OnError,
     Positive,
     PositiveInt,
     Section,
     Seed,
+    StudyData,
     StudyParams,
     Sweep,
 )
@@ -32,8 +32,7 @@ class BreakHisSynthetic(Section):
     seed: Seed
 
 
-class BreakHisData(Section):
-    on_error: OnError
+class BreakHisData(StudyData):
     size: Annotated[int, Field(ge=32, le=1024, multiple_of=32)]
     near_duplicate_distance: Annotated[int, Field(ge=0, le=32)]
     folds: Annotated[int, Field(ge=2)]

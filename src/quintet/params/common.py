@@ -162,13 +162,24 @@ class Ensembles(Section):
         check_names(self.ensembles)
 
 
+class StudyData(Section):
+    """What the preparation of every study has in common."""
+
+    on_error: OnError
+
+
 class StudyParams(Section):
     """What the driver (experiment.py) reads of any study's parameters."""
 
     raw: RawFolder
+    data: StudyData
     training: Optimisation
     sweep: Seeds
     configs: Mapping[str, Configuration]
+
+    def skipping(self) -> Self:
+        """The same, but problems of the data are left out instead of raised."""
+        return self.model_copy(update={"data": self.data.model_copy(update={"on_error": "skip"})})
 
     def training_values(self) -> dict[str, Any]:
         """Every value shared by the configurations that training depends on; with the configuration they identify a run."""

@@ -9,12 +9,12 @@ from quintet.params.common import (
     Configuration,
     Fraction,
     NonNegative,
-    OnError,
     Positive,
     PositiveInt,
     Section,
     Seed,
     SeedSweep,
+    StudyData,
     StudyParams,
     check_names,
 )
@@ -45,8 +45,7 @@ class CtSynthetic(Section):
     seed: Seed
 
 
-class CtData(Section):
-    on_error: OnError
+class CtData(StudyData):
     size: Annotated[int, Field(ge=16, le=512)]
     box_mm: NonNegative
     findings: Literal["all"] | Annotated[list[str], Field(min_length=1)]

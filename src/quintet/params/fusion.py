@@ -11,12 +11,12 @@ from quintet.params.common import (
     Fraction,
     NonNegative,
     NonNegativeInt,
-    OnError,
     Positive,
     PositiveInt,
     Section,
     Seed,
     SeedSweep,
+    StudyData,
     StudyParams,
     SubjectPattern,
 )
@@ -69,8 +69,7 @@ class FusionColumns(Section):
     hospital: str
 
 
-class FusionData(Section):
-    on_error: OnError
+class FusionData(StudyData):
     names: Annotated[dict[str, Annotated[list[str], Field(min_length=1)]], Field(min_length=1)]
     modalities: list[str]
     channels: dict[str, PositiveInt]

@@ -11,12 +11,12 @@ from quintet.params.common import (
     Ensembles,
     Fraction,
     NonNegative,
-    OnError,
     Positive,
     PositiveInt,
     Section,
     Seed,
     Seeds,
+    StudyData,
     StudyParams,
     check_names,
 )
@@ -33,8 +33,7 @@ class LandmarksSynthetic(Section):
     label_noise_px: NonNegative
 
 
-class LandmarksData(Section):
-    on_error: OnError
+class LandmarksData(StudyData):
     size: Annotated[int, Field(ge=32, le=1024, multiple_of=16)]
     clahe: Fraction
     split: str

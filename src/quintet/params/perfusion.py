@@ -10,12 +10,12 @@ from quintet.params.common import (
     Fraction,
     NonNegative,
     NonNegativeInt,
-    OnError,
     Optimisation,
     Positive,
     PositiveInt,
     Section,
     Seed,
+    StudyData,
     StudyParams,
     SubjectPattern,
     Sweep,
@@ -32,8 +32,7 @@ class PerfusionSynthetic(Section):
     seed: Seed
 
 
-class PerfusionData(Section):
-    on_error: OnError
+class PerfusionData(StudyData):
     subject_pattern: SubjectPattern
     normalisation: Normalisation
     folds: Annotated[int, Field(ge=2)]

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+from nibabel.orientations import aff2axcodes
 
 from quintet.pages import Section, write_page
 from quintet.params import Perfusion
@@ -18,7 +19,7 @@ MAX_CASES_SHOWN = 6
 
 def analyze(raw: Path, page: Path, params: Perfusion) -> None:
     """Describe a raw folder as a page; the prepared data is not kept. Skipped cases are listed."""
-    skipping = params.model_copy(update={"data": params.data.model_copy(update={"on_error": "skip"})})
+    skipping = params.skipping()
     doubts: list[str] = []
     with tempfile.TemporaryDirectory() as folder:
         data, skipped = prepare(raw, Path(folder) / "prepared", skipping, doubts=doubts)
@@ -81,7 +82,7 @@ def _grids(data: Prepared) -> Section:
             "original grid (x, y, z)": [" x ".join(map(str, g.grid.shape)) for g in data.geometry],
             "spacing, mm (z, y, x)": [" x ".join(f"{round(v, 3):g}" for v in g.grid.spacing_mm) for g in data.geometry],
             "oblique": ["yes" if _oblique(g.grid.affine) else "no" for g in data.geometry],
-            "axes": ["".join(_axes(g.grid.affine)) for g in data.geometry],
+            "axes": ["".join(aff2axcodes(g.grid.affine)) for g in data.geometry],
         }
     )
     counts = table.value_counts().rename("cases").reset_index()
@@ -98,12 +99,6 @@ def _grids(data: Prepared) -> Section:
 def _oblique(affine: np.ndarray) -> bool:
     steps = affine[:3, :3] / np.linalg.norm(affine[:3, :3], axis=0)
     return bool(np.abs(steps).max(0).min() < 0.9999)
-
-
-def _axes(affine: np.ndarray) -> tuple[str, ...]:
-    from nibabel.orientations import aff2axcodes
-
-    return tuple(aff2axcodes(affine))
 
 
 def _territories(data: Prepared) -> Section:

@@ -185,7 +185,7 @@ def _row(name: str, difference: float, pair_sd: float, numbers: dict[int, int | 
     for seeds in SEEDS:
         number = numbers.get(seeds)
         text = none if number is None else f">= {number}" if lower_bound else str(number)
-        row[_seeds(seeds)] = text if seeds in numbers else "not possible"
+        row[count(seeds, "seed")] = text if seeds in numbers else "not possible"
     return row
 
 
@@ -221,7 +221,7 @@ def _verdict(name: str, difference: float, numbers: dict[int, int | None], lower
     if difference == 0:
         return f"{pair}: no number of patients makes a tie significant."
     if not found:
-        most = _seeds(SEEDS[-1])
+        most = count(SEEDS[-1], "seed")
         return f"{pair}: even with {most}, no number of patients is enough: runs vary too much for this difference."
     target = f"for a power of {100 * power:g} %"
     seeds = min(found, key=lambda s: found[s])
@@ -229,9 +229,5 @@ def _verdict(name: str, difference: float, numbers: dict[int, int | None], lower
     if lower_bound:
         return f"{pair}: at least {found[seeds]} patients are needed {target}, more if training runs differ; {available}."
     if enough := [s for s, number in found.items() if number <= patients]:
-        return f"{pair}: the {patients} available patients are enough with {_seeds(enough[0])} {target}."
-    return f"{pair}: {found[seeds]} patients with {_seeds(seeds)} are needed {target}; {available}."
-
-
-def _seeds(number: int) -> str:
-    return f"{number} seed" + ("" if number == 1 else "s")
+        return f"{pair}: the {patients} available patients are enough with {count(enough[0], 'seed')} {target}."
+    return f"{pair}: {found[seeds]} patients with {count(seeds, 'seed')} are needed {target}; {available}."

@@ -15,7 +15,7 @@ from quintet.breakhis.data.classes import MAGNIFICATIONS
 from quintet.breakhis.data.folds import make_folds
 from quintet.breakhis.data.prepared import Prepared, load
 from quintet.breakhis.data.tree import Image, missing_magnifications, read_tree
-from quintet.errors import InputError, InputProblemsError
+from quintet.errors import InputError, InputProblemsError, sentences
 from quintet.files import atomic_folder, md5, reject_overlap, write_json
 from quintet.imaging.duplicates import near_pairs, perceptual_hash
 from quintet.imaging.pictures import read_rgb
@@ -61,10 +61,8 @@ def check(raw: Path, params: BreakHis) -> list[str]:
             print("".join(f"note: {note}\n" for note in notes), end="")
             found = np.stack([image_hash for image_hash in hashes if image_hash is not None])
             reject_duplicates(readable, found, folds, params.data.near_duplicate_distance)
-    except InputProblemsError as error:
-        problems += error.problems
     except InputError as error:
-        problems.append(str(error))
+        problems += sentences(error)
     return problems
 
 
@@ -97,14 +95,6 @@ def reject_duplicates(images: Sequence[Image], hashes: NDArray[np.bool_], folds:
         )
 
 
-def reject_overlapping_parts(folds: pd.DataFrame) -> None:
-    """Raise InputProblemsError if a patient is in two parts of one fold."""
-    repeated = folds[folds.duplicated(["fold", "patient"], keep=False)]
-    if len(repeated):
-        problems = [f"fold {row.fold}: patient {row.patient} is in {row.part}" for row in repeated.itertuples()]
-        raise InputProblemsError("the folds", problems)
-
-
 def prepare(raw: Path, out: Path, params: BreakHis) -> tuple[Prepared, list[str]]:
     """Write the prepared data set to `out`, whole or not at all; returns it and one sentence per skipped image.
 
@@ -126,7 +116,6 @@ def prepare(raw: Path, out: Path, params: BreakHis) -> tuple[Prepared, list[str]
         if mixed := sorted(p for p, rows in table.groupby("patient")["class"].nunique().items() if rows > 1):
             raise InputError(f"{raw}: patient {mixed[0]} is under both classes; correct the tree, this cannot be skipped")
         folds, notes = make_folds(_patient_table(readable), raw, params.data)
-        reject_overlapping_parts(folds)
         reject_duplicates(readable, hashes, folds, params.data.near_duplicate_distance)
         table.to_csv(folder / "index.csv", index=False)
         folds.to_csv(folder / "folds.csv", index=False)

@@ -17,7 +17,7 @@ from quintet import splits
 from quintet.arrays import new_array
 from quintet.ct.data.prepared import ABOUT, TRUTH, VOLUMES, CubeFormat, Prepared, load
 from quintet.ct.data.raw import LABELS, Labels, find_scans, fingerprint, hash_of, match, read_cube, read_labels
-from quintet.errors import InputError, InputProblemsError
+from quintet.errors import InputError, InputProblemsError, sentences
 from quintet.files import atomic_folder, reject_overlap, repository_root, write_json
 from quintet.imaging.cubes import Cube
 from quintet.params import Ct
@@ -46,10 +46,8 @@ def check(raw: Path, params: Ct) -> list[str]:
     problems += constant_findings(labels, raw)
     try:
         make_split(labels.table.loc[names].reset_index(), params.data)
-    except InputProblemsError as error:
-        problems += error.problems
     except InputError as error:
-        problems.append(str(error))
+        problems += sentences(error)
     return problems
 
 

@@ -54,9 +54,9 @@ class Model:
         net.backbone.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         return Model(net, CubeFormat.from_dict(build["cubes"]), build["names"], device)
 
-    def get_embeddings(self, volumes: torch.Tensor, *, mixed_precision: bool = False) -> Embeddings:
-        """Embed stored cubes `[B, S, S, S]` uint8; `mixed_precision`: with autocast to bfloat16."""
-        with torch.inference_mode(), torch.autocast(self.device, torch.bfloat16, enabled=mixed_precision):
+    def get_embeddings(self, volumes: torch.Tensor) -> Embeddings:
+        """Embed stored cubes `[B, S, S, S]` uint8."""
+        with torch.inference_mode():
             output = self.net(network_input(volumes.to(self.device), self.net.input_size))
         probabilities = None if output.logits is None else output.logits.float().sigmoid().cpu().numpy()
         return Embeddings(output.embedding.float().cpu().numpy(), probabilities)

@@ -48,9 +48,9 @@ class Output(NamedTuple):
 class Proximity(nn.Module):
     """Volumes `[B, D, H, W]` in [0, 1] -> embedding and, if the network classifies, logits.
 
-    `findings`: number of outputs of the classification head (0: no head, for training with triplets). `chunk`: number of groups
-    that go through the backbone at a time and are recomputed in the backward pass (0: all at once). With chunks the backbone's
-    batch norm is frozen: its statistics would be those of a chunk, and recomputation would update them twice.
+    `findings`: number of outputs of the classification head (0: no head, for training without cross-entropy). `chunk`: number of
+    groups that go through the backbone at a time and are recomputed in the backward pass (0: all at once). With chunks the
+    backbone's batch norm is frozen: its statistics would be those of a chunk, and recomputation would update them twice.
     """
 
     def __init__(

@@ -10,7 +10,7 @@ from joblib import Parallel, delayed
 from numpy.typing import NDArray
 
 from quintet.arrays import new_array
-from quintet.errors import InputError, InputProblemsError
+from quintet.errors import InputError, InputProblemsError, sentences
 from quintet.files import atomic_folder, reject_overlap, write_json
 from quintet.fusion.data.clinical import Category, Encoder
 from quintet.fusion.data.cubes import Cubes, Image, make_cubes
@@ -56,10 +56,8 @@ def check(raw: Path, params: Fusion) -> list[str]:
     problems += same_files({name: list(files.values()) for name, files in patients.items()}, people)
     try:
         problems += read_tables(raw, patients, tables, params)[1]
-    except InputProblemsError as error:
-        problems += error.problems
     except InputError as error:
-        problems.append(str(error))
+        problems += sentences(error)
     return problems
 
 

@@ -100,7 +100,7 @@ def _roc_and_calibration(path: Path, table: pd.DataFrame, columns: Sequence[str]
 
 def _with_and_without_adaptation(path: Path, plain: pd.DataFrame, adapted: pd.DataFrame, column: str, title: str) -> None:
     figure, axis = new_figure(5.2, 4.6)
-    for was_adapted, colour, label in ((0, GREY, "not adapted (loss did not fall)"), (1, COLOURS[0], "adapted")):
+    for was_adapted, colour, label in ((0, GREY, "not adapted (rejected)"), (1, COLOURS[0], "adapted")):
         rows = adapted["adapted"] == was_adapted
         x, y = plain.loc[rows, column], adapted.loc[rows, column]
         axis.plot(x, y, "o", markersize=4, color=colour, label=f"{label} ({rows.sum()})")

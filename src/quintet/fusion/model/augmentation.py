@@ -7,7 +7,8 @@ from quintet.params.fusion import FusionAugment
 
 
 class Augmentation(nn.Module):
-    """Volumes `[B, M, S, S, S]` in [0, 1]; modalities are channels, so that they are rotated and mirrored together."""
+    """Volumes `[B, M, S, S, S]` from 0 to 4 (data/cubes.py: MAX_INTENSITY); modalities are channels, so that they are rotated
+    and mirrored together."""
 
     def __init__(self, params: FusionAugment) -> None:
         super().__init__()

@@ -18,7 +18,7 @@ from PIL import Image
 from skimage.exposure import equalize_adapthist
 
 from quintet import splits
-from quintet.errors import InputError, InputProblemsError
+from quintet.errors import InputError, InputProblemsError, sentences
 from quintet.files import atomic_folder, reject_overlap
 from quintet.imaging.duplicates import near_groups, perceptual_hash
 from quintet.imaging.folders import files_below, print_passed_over, with_suffix
@@ -177,10 +177,8 @@ def check(raw: Path, params: Landmarks) -> list[str]:
     try:
         if read:
             _table(read, params.data)
-    except InputProblemsError as error:
-        problems += error.problems
     except InputError as error:
-        problems.append(str(error))
+        problems += sentences(error)
     return problems
 
 

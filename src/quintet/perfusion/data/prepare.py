@@ -81,10 +81,8 @@ def check(raw: Path, params: Perfusion) -> list[str]:
     problems += same_contents(digests, {case.name: case.subject for case in dataset.cases})
     try:
         make_folds(raw, dataset.cases, params.data, kept={case.name for case in dataset.cases} if problems else None)
-    except InputProblemsError as error:
-        problems += error.problems
     except InputError as error:
-        problems.append(str(error))
+        problems += sentences(error)
     return problems
 
 

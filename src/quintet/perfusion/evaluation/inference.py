@@ -52,7 +52,7 @@ class Model:
 
     @torch.inference_mode()
     def __call__(self, slices: NDArray[np.float32]) -> NDArray[np.float32]:
-        """z-scores `[N, C, H, W]` of any size -> probabilities `[N, 2, H, W]` (left, right)."""
+        """Normalised maps `[N, C, H, W]` of any size -> probabilities `[N, 2, H, W]` (left, right)."""
         x = torch.from_numpy(np.array(slices)).to(self.device)
         axes = [axis for axis, used in self.build["mirrors"].items() if used] if self.mirror_average else []
         turns = [some for count in range(len(axes) + 1) for some in combinations(axes, count)]

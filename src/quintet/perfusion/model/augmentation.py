@@ -106,7 +106,7 @@ def sample_offsets(masks: Tensor, sizes: Tensor, patch: tuple[int, int], foregro
 
 
 def transform(images: Tensor, masks: Tensor, params: AugmentationParams, patch: tuple[int, int]) -> tuple[Tensor, Tensor]:
-    """Augmented patches of size `patch` from images `[B, C, H, W]` (z-scores) and masks `[B, 2, H, W]` (0, 1) of any size."""
+    """Augmented patches of size `patch` from normalised images `[B, C, H, W]` and masks `[B, 2, H, W]` (0, 1) of any size."""
     images, masks = _resample(images, masks, params, patch)
     images = images + params.noise
     images = _blur(images, params)
