@@ -110,6 +110,7 @@ def _train(name: str, params: Params, data: Path, out: Path, run: Run, *, previo
     else:
         trained = study.train(prepared, run.config, section, params.compute, record)
         (out / "record.json").unlink(missing_ok=True)  # a kill must not leave it beside another run's model
+        shutil.rmtree(out / "evaluation", ignore_errors=True)  # scores and calibration of the model before
         with atomic_folder(out / "model") as folder:
             trained.save(folder)
     record.save(out)

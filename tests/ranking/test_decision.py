@@ -1,4 +1,6 @@
 import itertools
+from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import pytest
@@ -153,19 +155,19 @@ def test_intervals_of_means_cover_what_all_configurations_have_in_common(seeds: 
 
 @pytest.mark.parametrize("seeds", [1, 3, 5])
 def test_configurations_that_share_weights_are_compared_run_by_run(seeds: int) -> None:
-    """The run effects of the pair are the same, so they cancel: the standard error is that of the patients alone."""
-    rng = np.random.default_rng(12)
+    """The run effects of the pair are the same, so they cancel: the standard error is that of the patients alone. But that they
+    are the same, three runs show with two degrees of freedom only."""
+    rng, df = np.random.default_rng(12), 2 if seeds == 3 else 19
     decisions = []
     for _ in range(300):
         scores = draw(rng, seeds=seeds, run_sd=3)
         scores[1] = scores[0] + rng.normal(0, 1, (1, 20))
         decisions.append(decide(scores, related=[0, 0, 1, 2]))
-        assert decisions[-1].matrix(decisions[-1].pairs.p)[0, 1] == pytest.approx(
-            stats.ttest_rel(scores[0].mean(0), scores[1].mean(0)).pvalue
-        )
+        t = stats.ttest_rel(scores[0].mean(0), scores[1].mean(0)).statistic
+        assert decisions[-1].matrix(decisions[-1].pairs.p)[0, 1] == pytest.approx(2 * stats.t.sf(abs(t), df))
     true = np.std([d.matrix(d.pairs.difference)[0, 1] for d in decisions])
     assert np.sqrt(np.mean([d.matrix(d.pairs.se)[0, 1] ** 2 for d in decisions])) == pytest.approx(true, rel=0.1)
-    assert [d.matrix(d.pairs.df)[0, 1] for d in decisions] == pytest.approx([19.0] * 300)
+    assert [d.matrix(d.pairs.df)[0, 1] for d in decisions] == pytest.approx([df] * 300)
     if seeds > 1:
         assert all(d.matrix(d.pairs.se)[0, 1] < d.matrix(d.pairs.se)[0, 2] for d in decisions)
 
@@ -314,7 +316,7 @@ def test_planned_comparisons_are_a_family_of_their_own() -> None:
 
 
 def test_a_planned_comparison_of_related_configurations_is_made_run_by_run() -> None:
-    scores = draw(np.random.default_rng(5), seeds=3, patients=20)
+    scores = draw(np.random.default_rng(5), seeds=5, patients=20)
     scores[1] = scores[0] + np.random.default_rng(6).normal(0.3, 0.1, (1, 20))  # the same weights
     decision = decide(scores, related=[0, 0, 1, 2], planned=np.array([[1.0, -1, 0, 0]]))
     assert decision.planned.p[0] == pytest.approx(stats.ttest_rel(scores[0].mean(0), scores[1].mean(0)).pvalue)
@@ -327,3 +329,41 @@ def test_the_patients_sd_of_a_pair_is_not_lost_in_the_variation_between_folds() 
     for _ in range(20):
         decision = decide(draw(rng, seeds=1, folds=5, patients=20, run_sd=4, patient_sd=1))
         assert (decision.pairs.patient_variance > 0.3).all()  # true: 2.5
+
+
+def claims(scores_of: Callable[[np.random.Generator], np.ndarray], studies: int = 200, **options: Any) -> float:
+    """The share of simulated studies without any difference in which one is claimed."""
+    rng = np.random.default_rng(0)
+    return float(np.mean([decide(scores_of(rng), **options).pairs.significant.any() for _ in range(studies)]))
+
+
+@pytest.mark.parametrize("repeated", [2, 3])
+def test_one_repeated_configuration_among_single_runs_is_rarely_a_false_positive(repeated: int) -> None:
+    def study(rng: np.random.Generator) -> np.ndarray:
+        scores = draw(rng, seeds=repeated, patients=200, run_sd=0.4)
+        scores[1:, 1:] = np.nan
+        return scores
+
+    assert claims(study) <= 0.08
+
+
+@pytest.mark.parametrize("seeds", [2, 3, 4])
+def test_phases_that_continue_each_other_are_rarely_a_false_positive(seeds: int) -> None:
+    """Seven configurations on top of each other: 21 pairs, compared run by run."""
+
+    def study(rng: np.random.Generator) -> np.ndarray:
+        scores = draw(rng, configs=7, seeds=seeds, patients=144, run_sd=0)
+        return scores + rng.normal(0, 0.5, (7, seeds, 1)).cumsum(0)
+
+    assert claims(study, related=[0] * 7) <= 0.08
+
+
+@pytest.mark.parametrize("sizes", [(50, 4), (60, 6), (40, 10), (200, 20, 20, 10)])
+def test_unequal_folds_rarely_claim_a_difference(sizes: tuple[int, ...]) -> None:
+    fold = np.repeat(np.arange(len(sizes)), sizes)
+
+    def study(rng: np.random.Generator) -> np.ndarray:
+        scores = draw(rng, seeds=len(sizes), patients=len(fold), run_sd=0.9)
+        return np.where(np.arange(len(sizes))[:, None] == fold, scores, np.nan)
+
+    assert claims(study) <= 0.08

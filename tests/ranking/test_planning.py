@@ -34,7 +34,7 @@ def test_without_run_variance_it_is_the_power_of_the_paired_t_test() -> None:
 def test_the_planned_number_has_the_planned_power_in_simulated_studies(folds: int, seeds: int, run_sd: float) -> None:
     configs, pair_sd, gain = 6, 4.0, 3.0
     pairs = configs * (configs - 1) // 2
-    training = Training(folds, seeds, run_sd**2, configs)
+    training = Training(folds, seeds, run_sd**2, configs, configs)
     n = patients_for(0.8, gain, pair_sd, training, 0.05 / pairs, patients_needed(pairs))
     assert n is not None
     assert n > patients_needed(pairs)
@@ -62,7 +62,7 @@ def test_the_planned_number_has_the_planned_power_in_simulated_studies(folds: in
 
 def test_the_smallest_number_and_what_raises_it() -> None:
     def needed(difference: float = 2, pair_sd: float = 4, run_variance: float = 0.1, level: float = 0.001) -> int:
-        training = Training(1, 5, run_variance, 10)
+        training = Training(1, 5, run_variance, 10, 10)
         n = patients_for(0.8, difference, pair_sd, training, level, 6)
         assert n is not None
         assert power_of(n, difference, pair_sd, training, level) >= 0.8
@@ -79,7 +79,7 @@ def test_the_smallest_number_and_what_raises_it() -> None:
 
 
 def test_a_tie_and_too_large_a_run_variance_have_no_number() -> None:
-    much = Training(folds=1, seeds=2, run_variance=1, configs=10)
+    much = Training(folds=1, seeds=2, run_variance=1, configs=10, ranked=10)
     assert patients_for(0.8, 0, 4, Training(folds=1, seeds=5, run_variance=0.1), 0.001, 6) is None
     assert patients_for(0.8, 1, 4, much, 0.001, 6) is None
     assert patients_for(0.8, 1, 0, much, 0.001, 6) is None
@@ -110,7 +110,7 @@ def test_plan_is_made_for_either_direction_and_with_the_folds_of_the_study() -> 
     higher = rank_scores(scores, seeds=2)
     lower = rank(tidy(-scores, seeds=2), "dice", lower_is_better=True, bootstrap=100)
     assert numbers(plan(higher)) == numbers(plan(lower))
-    runs = patients_for(0.8, 2, higher.pairs["patient_sd"][0], Training(5, 2, 0.5**2, 4), 0.05 / 6, 8)
+    runs = patients_for(0.8, 2, higher.pairs["patient_sd"][0], Training(5, 2, 0.5**2, 4, 4), 0.05 / 6, 8)
     assert runs is not None
     assert numbers(plan(higher, difference=2, run_sd=0.5))[1] == str(runs)
 

@@ -1,11 +1,12 @@
 """Types and sections that every study's parameters are made of."""
 
+import math
 import re
 from collections.abc import Collection, Mapping
 from enum import StrEnum
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationInfo, field_validator, model_validator
 
 Positive = Annotated[float, Field(gt=0)]
 NonNegative = Annotated[float, Field(ge=0)]
@@ -48,6 +49,16 @@ SubjectPattern = Annotated[str, AfterValidator(_with_subject)]  # finds the pers
 class Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
+    @field_validator("*", mode="before")
+    @classmethod
+    def no_boolean_as_number(cls, value: Any, info: ValidationInfo) -> Any:
+        """YAML's true would be the number 1."""
+        if cls.model_fields[str(info.field_name)].annotation is not bool and any(
+            isinstance(entry, bool) for entry in (value if isinstance(value, list) else [value])
+        ):
+            raise ValueError("true and false are not allowed here")
+        return value
+
 
 class Compute(Section):
     device: Literal["auto", "cpu", "cuda", "mps"]
@@ -76,6 +87,13 @@ class AdamCosine(Optimisation):
     rate_floor: NonNegative
     warmup: Fraction
     patience: NonNegativeInt
+
+    @model_validator(mode="after")
+    def falls(self) -> Self:
+        cosine = getattr(self, "schedule", "cosine") == "cosine"
+        if cosine and self.rate_floor > (rate := getattr(self, "rate", math.inf)):
+            raise ValueError(f"rate_floor={self.rate_floor:g} is above rate={rate:g}: the rate would not fall")
+        return self
 
 
 class Configuration(Section):

@@ -85,8 +85,8 @@ class PerfusionConfig(Configuration):
             )
         if len(forms := [name for name in self.losses if name in EXCLUSIVE]) > 1:
             raise ValueError(f"losses: {' and '.join(forms)} are forms of one term; keep one of them")
-        if self.arch == "crossattention" and self.separate_at == "head":
-            raise ValueError("arch=crossattention attends between two decoders: it needs separate_at=decoder")
+        if self.arch != "separate" and self.separate_at == "head":
+            raise ValueError(f"separate_at=head belongs to arch=separate; arch={self.arch} needs separate_at=decoder")
         return self
 
 

@@ -55,6 +55,7 @@ class Family:
     p: Floats
     p_holm: Floats
     significant: Bools
+    run_by_run: Bools  # of configurations that share weights
     patients_needed: int  # with fewer patients no difference can be established
 
     def half_width(self, alpha: float) -> Floats:
@@ -131,7 +132,8 @@ def decide(
         difference = _zero_below(values.mean(-1), tolerance)
         variance = _sample_variance(values)
         se, df = _standard_errors(weights, variance, n, shared, tolerance)
-        for row in _related_rows(weights, related, scores):
+        run_by_run = _related_rows(weights, related, scores)
+        for row in np.flatnonzero(run_by_run):
             own = _paired_runs(weights[row], scores, folds)
             se[row], df[row] = (x[0] for x in _standard_errors(np.ones((1, 1)), variance[[row]], n, own, tolerance))
         # se = 0: either every patient has the same difference (t infinite), or there is a tie (t zero)
@@ -139,7 +141,7 @@ def decide(
         p = 2 * stats.t.sf(t, df)
         p_holm, needed = holm(p), patients_needed(len(weights), alpha)
         significant = (p_holm <= alpha) & (n >= needed)
-        return Family(difference, _variance_within(values, folds), se, df, p, p_holm, significant, needed)
+        return Family(difference, _variance_within(values, folds), se, df, p, p_holm, significant, run_by_run, needed)
 
     one = np.eye(configs)
     first, second = np.triu_indices(configs, 1)
@@ -160,13 +162,13 @@ def decide(
     )
 
 
-def _related_rows(weights: Floats, related: Sequence[int] | None, scores: Floats) -> list[int]:
-    """The comparisons of related configurations that have the same runs."""
+def _related_rows(weights: Floats, related: Sequence[int] | None, scores: Floats) -> Bools:
+    """Which comparisons are of related configurations that have the same runs."""
     if related is None:
-        return []
+        return np.zeros(len(weights), bool)
     family, tested = np.asarray(related), ~np.isnan(scores)
     used = [np.flatnonzero(row) for row in weights]
-    return [r for r, u in enumerate(used) if len(u) > 1 and np.ptp(family[u]) == 0 and (tested[u] == tested[u[0]]).all()]
+    return np.array([len(u) > 1 and np.ptp(family[u]) == 0 and (tested[u] == tested[u[0]]).all() for u in used], bool)
 
 
 def _paired_runs(weights: Floats, scores: Floats, folds: NDArray[np.int64]) -> Shared:
@@ -197,7 +199,8 @@ def _standard_errors(weights: Floats, variance: Floats, n: int, shared: Shared, 
     error = patients**2 / max(n - 1, 1) + np.where(part > 0, error, 0)
     undefined = (error == 0) | ~np.isfinite(error)
     df = np.where(undefined, max(n - 1, 1), np.divide(np.where(undefined, 1, se2) ** 2, np.where(undefined, 1, error)))
-    return _zero_below(np.sqrt(se2), tolerance), np.minimum(df, shared.most_df)
+    most_df = np.where(weights == 0, np.inf, shared.most_df).min(-1)
+    return _zero_below(np.sqrt(se2), tolerance), np.minimum(df, most_df)
 
 
 def _squared_error(square: Floats, df: Floats) -> Floats:

@@ -29,12 +29,13 @@ MOST_PATIENTS = 10**7
 @dataclass(frozen=True)
 class Training:
     """How the configurations of a study are trained: `run_variance` between the runs of a fold, which `configs` configurations
-    measure; of the two that are compared, `stochastic` (0 to 2) vary between runs."""
+    measure, out of `ranked`; of the two that are compared, `stochastic` (0 to 2) vary between runs."""
 
     folds: int
     seeds: int
     run_variance: float = 0.0
     configs: int = 2
+    ranked: int = 2
     stochastic: float = 2.0
 
     @property
@@ -61,11 +62,12 @@ def power_of(patients: int, difference: float, pair_sd: float, training: Trainin
     k = max(n / folds - 1, 0) / (n - 1)  # two patients are in the same fold
     patient = (pair_sd**2 + (1 - k) * shared) * stats.chi2.ppf(uniform[0], n - 1) / (n - 1) / n
     se2, error = patient, patient**2 / (n - 1)
-    if shared > 0:
+    if shared > 0 or folds > 1:  # folds measure a variance even where there is none
         part, part_error = _drawn_shared(uniform, n, pair_sd, training)
         se2, error = se2 + k * part, error + k**2 * part_error
-    between_folds = (max(training.configs, 2) - 1) * (folds - 1)
-    df = np.minimum(se2**2 / error, between_folds if 0 < between_folds < FEW_DF else np.inf)
+    between_runs = training.configs * folds * (training.seeds - 1) if training.stochastic else 0
+    few = [df for df in ((training.ranked - 1) * (folds - 1), between_runs) if 0 < df <= FEW_DF]
+    df = np.minimum(se2**2 / error, min(few, default=np.inf))
     difference_drawn = difference + np.sqrt(pair_sd**2 / n + shared / folds) * normal
     return float(np.mean(difference_drawn > stats.t.isf(level / 2, df) * np.sqrt(se2)))
 
@@ -82,7 +84,7 @@ def _drawn_shared(uniform: NDArray[np.float64], n: int, pair_sd: float, training
     pooled = (df * own.sum(0) + (shared * stats.chi2.ppf(uniform[3], others) if others else 0)) / pooled_df
     own_square, pooled_square = own, pooled
     if folds > 1:
-        noise, size, rest_df = pair_sd**2 / 2, n / folds, max(training.configs - 2, 1) * (folds - 1)
+        noise, size, rest_df = pair_sd**2 / 2, n / folds, max(training.ranked - 2, 1) * (folds - 1)
         alone = np.stack([stats.chi2.ppf(u, folds - 1) / (folds - 1) for u in uniform[4:6]])
         rest = stats.chi2.ppf(uniform[6], rest_df) / rest_df
         scale = noise + size * shared
@@ -144,14 +146,18 @@ def plan(ranking: Ranking, *, power: float = 0.8, difference: float | None = Non
     known_sd = ranking.run_sd if run_sd is None else run_sd
     stochastic = _stochastic(ranking)
     rows, verdicts = [], []
-    for name, measured, pair_sd, stochastic_count in _pairs(ranking, stochastic):
+    for name, measured, pair_sd, stochastic_count, run_by_run in _pairs(ranking, stochastic):
         target = measured if difference is None else abs(difference)
         numbers: dict[int, int | None] = {}
+        if run_by_run:
+            rows.append(_row(name, target, pair_sd, numbers, lower_bound=False))
+            verdicts.append(f"{name}: not planned, because they share weights and are compared run by run.")
+            continue
         for seeds in SEEDS:
             if seeds * ranking.folds == 1 and stochastic_count > 0:
                 continue
             variance = (known_sd or 0.0) ** 2
-            training = Training(ranking.folds, seeds, variance, int(stochastic.sum()), stochastic_count)
+            training = Training(ranking.folds, seeds, variance, int(stochastic.sum()), len(stochastic), stochastic_count)
             level = ranking.alpha / len(ranking.pairs)
             numbers[seeds] = patients_for(power, target, pair_sd, training, level, ranking.patients_needed)
         lower_bound = known_sd is None and stochastic_count > 0
@@ -166,17 +172,17 @@ def _stochastic(ranking: Ranking) -> pd.Series:
     return (table["run_sd"] != 0) | (table["runs"] > ranking.folds)
 
 
-def _pairs(ranking: Ranking, stochastic: pd.Series) -> list[tuple[str, float, float, float]]:
-    """(name, |difference|, s_pair, number of stochastic configurations in the pair); `ranking.pairs` begins with the pairs of the
-    first configuration."""
+def _pairs(ranking: Ranking, stochastic: pd.Series) -> list[tuple[str, float, float, float, bool]]:
+    """(name, |difference|, s_pair, number of stochastic configurations in the pair, is it compared run by run?); `ranking.pairs`
+    begins with the pairs of the first configuration."""
     first, *others = ranking.table["config"]
     rows = ranking.pairs.iloc[: len(others)]
     counts = float(stochastic[first]) + stochastic[others].to_numpy(float)
-    values = np.column_stack([rows["difference"].abs(), rows["patient_sd"], counts])
+    values = np.column_stack([rows["difference"].abs(), rows["patient_sd"], counts, rows["run_by_run"]])
     named = {f"{first} vs {others[0]}": values[0]}
     if len(others) > 1:
         named |= {f"{first} vs the median of the others": np.median(values, axis=0), f"{first} vs {others[-1]}": values[-1]}
-    return [(name, float(row[0]), float(row[1]), float(row[2])) for name, row in named.items()]
+    return [(name, *map(float, row[:3]), bool(row[3] > 0.5)) for name, row in named.items()]  # type: ignore[misc]
 
 
 def _row(name: str, difference: float, pair_sd: float, numbers: dict[int, int | None], lower_bound: bool) -> dict[str, str]:

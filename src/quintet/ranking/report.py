@@ -33,7 +33,7 @@ def write(ranking: Ranking, folder: Path, *, title: str, unit: str, extra: Seque
         Section("Means and intervals", figures=figures[:1]),
         Section("Patient by patient", ranking.note, figures=figures[1:]),
         *extra,
-        Section("Pairs", _pairs_text(ranking), _as_text(ranking.pairs, ranking)),
+        Section("Pairs", _pairs_text(ranking), _as_text(_shown_pairs(ranking), ranking)),
         Section("Verdict", ranking.verdict),
     ]
     write_page(Path(folder) / "ranking.html", title, sections)
@@ -83,7 +83,7 @@ def _markdown_table(table: pd.DataFrame) -> str:
 
 def _ranking_text(ranking: Ranking, unit: str) -> str:
     confidence = f"{100 * (1 - ranking.alpha):g} %"
-    run_sd = "unknown (no repeated seed)" if ranking.run_sd is None else f"{ranking.run_sd:.3g}"
+    run_sd = "unknown" if ranking.run_sd is None else f"{ranking.run_sd:.3g}"
     tau = "" if ranking.kendall_tau is None else f" Kendall's tau with the published ranking: {ranking.kendall_tau:.2f}."
     return (
         f"Metric: {_with_unit(ranking.label, unit)}; {'lower' if ranking.lower_is_better else 'higher'} is better. "
@@ -112,10 +112,15 @@ def _shown(ranking: Ranking) -> pd.DataFrame:
     return ranking.with_ceiling().dropna(axis="columns", how="all")
 
 
+def _shown_pairs(ranking: Ranking) -> pd.DataFrame:
+    return ranking.pairs if ranking.pairs["run_by_run"].any() else ranking.pairs.drop(columns="run_by_run")
+
+
 def _pairs_text(ranking: Ranking) -> str:
+    related = " run_by_run: the two share weights, and were compared by the differences between their runs."
     return (
         f"difference: first minus second. significant: the p-value after Holm's correction is at most {ranking.alpha:g}, with at "
-        f"least {ranking.patients_needed} patients."
+        f"least {ranking.patients_needed} patients.{related if ranking.pairs['run_by_run'].any() else ''}"
     )
 
 

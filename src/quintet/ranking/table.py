@@ -120,7 +120,7 @@ def rank(
             decision,
             label=label,
             alpha=alpha,
-            paired_runs=len(set(related)) < len(related),
+            paired_runs=bool(decision.pairs.run_by_run.any()),
             note=note,
             bounded=bounds is not None,
         ),
@@ -229,7 +229,7 @@ def _interval(mean: Floats, half_width: Floats, bounds: tuple[float, float] | No
 def _pair_table(configs: list[str], pairs: Family) -> pd.DataFrame:
     """One row per pair, the better-ranked configuration first; difference is first minus second, patient_sd is s_pair."""
     i, j = np.triu_indices(len(configs), 1)
-    columns = {name: getattr(pairs, name) for name in ("difference", "se", "df", "p", "p_holm", "significant")}
+    columns = {name: getattr(pairs, name) for name in ("difference", "se", "df", "p", "p_holm", "significant", "run_by_run")}
     names = np.array(configs, dtype=object)
     patient_sd = _finite_or_nan(np.sqrt(pairs.patient_variance))
     return pd.DataFrame({"first": names[i], "second": names[j], **columns, "patient_sd": patient_sd})

@@ -46,6 +46,8 @@ def run_caveat(scores: Scores, decision: Decision, table: pd.DataFrame) -> str:
     """What the verdict is about, if not about configurations in general: one training set, or the trained models."""
     if len(scores.configs) == 1:
         return ""
+    if decision.run_variance is None and (table["runs"] > decision.folds).any():
+        return " With one patient per fold, the variance between training runs cannot be measured; more patients would show it."
     if decision.folds == 1:
         if decision.run_variance is None:
             return (

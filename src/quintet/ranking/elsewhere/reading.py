@@ -45,7 +45,7 @@ def read_results(
     table = pd.concat(tables, ignore_index=True)
     if undefined is not None:
         table.loc[~table["value"].map(math.isfinite), "value"] = undefined
-    if problems := _problems(table, bounds or RANGES.get(metric.lower())):
+    if problems := _problems(table, bounds or RANGES.get(metric.lower()), metric):
         raise InputProblemsError(", ".join(sources), problems)
     return table.assign(metric=metric)[COLUMNS]
 
@@ -61,7 +61,7 @@ def _name_and_path(source: str) -> tuple[str, Path]:
     return name, Path(location)
 
 
-def _problems(table: pd.DataFrame, bounds: tuple[float, float] | None) -> list[str]:
+def _problems(table: pd.DataFrame, bounds: tuple[float, float] | None, metric: str) -> list[str]:
     """One sentence per problem."""
     problems = []
     twice = table[table.duplicated(["config", "fold", "seed", "case"])]
@@ -86,7 +86,7 @@ def _problems(table: pd.DataFrame, bounds: tuple[float, float] | None) -> list[s
             f"{row['config']}: {(~finite).sum()} score(s) are missing or not finite, the first of case {row['case']}; "
             "--undefined sets the value of such scores (nnU-Net: a label that is in neither mask)"
         )
-    problems += _range_problems(table[finite], bounds)
+    problems += _range_problems(table[finite], bounds, metric)
     people = table.drop_duplicates(["case", "group"]).groupby("case")["group"].agg(list)
     if len(several := people[people.map(len) > 1]):
         problems.append(
@@ -108,10 +108,10 @@ def _problems(table: pd.DataFrame, bounds: tuple[float, float] | None) -> list[s
     return problems or _missing_cases(table)
 
 
-def _range_problems(table: pd.DataFrame, bounds: tuple[float, float] | None) -> list[str]:
+def _range_problems(table: pd.DataFrame, bounds: tuple[float, float] | None, metric: str) -> list[str]:
     by_config = table.groupby("config")["value"]
     fractions, percents = by_config.max() <= 1, by_config.median() > 10
-    mixed = bool(fractions.any() and percents.any() and (table["value"] >= 0).all())
+    mixed = bool(fractions.any() and percents.any() and (table["value"] >= 0).all() and not ERRORS.match(metric))
     if mixed and (not bounds or bounds[1] > 1):
         fraction, percent = fractions.idxmax(), percents.idxmax()
         return [f"{fraction} has fractions, but {percent} seems to have percent; write both alike"]
