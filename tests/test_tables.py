@@ -123,6 +123,8 @@ def test_visits_of_one_person(make_params, study, first, second, one):
 def test_people_who_may_be_the_same_are_asked_about():
     asked = describe(["s1_a", "s1_b", "s2_a"], ["s1_a", "s1_b", "s2_a"], "x.subject_pattern")
     assert asked.startswith("3 cases of 3 people: is that so? Names such as s1_a and s1_b")
+    for names in (["P003-v1", "p003-v2"], ["AB12_20190304", "AB12_20200811"], ["P12a", "P12b"], ["sub-01_ses-1", "sub-1_ses-2"]):
+        assert "is that so" in describe(names, names, "x")
     assert describe(["s1_a", "s1_b"], ["s1", "s1"], "x") == "2 cases of 1 people"
     assert "is that so" not in describe(["case_001", "case_002"], ["case_001", "case_002"], "x")
     for names in (["BraTS-0001", "Brats20_002"], ["Brats20_002", "Brats20_005"], ["TCGA-02-0006", "TCGA-02-0009"]):
@@ -148,6 +150,18 @@ def test_a_comma_that_may_separate_thousands_is_refused(tmp_path, cells):
     path.write_text(path.read_text().replace("00", "0"))  # decimals
     if cells[0] == "300":
         assert read_text_table(path)["days"].tolist() == ["30", "90", "1.10"]
+
+
+@pytest.mark.parametrize("delimiter", [";", ","])
+def test_points_that_may_separate_thousands_are_refused(tmp_path, delimiter):
+    path = tmp_path / "t.csv"
+    path.write_text(
+        f"patient{delimiter}days\n" + "".join(f"p{n}{delimiter}{c}\n" for n, c in enumerate(["858", "1.608", "3.114", "4.500"]))
+    )
+    with pytest.raises(InputError, match=r"t\.csv: row 3: is 1\.608 1608 or 1\.608\?"):
+        read_text_table(path)
+    path.write_text(path.read_text().replace("4.500", "4.5"))  # decimals
+    assert read_text_table(path)["days"].tolist() == ["858", "1.608", "3.114", "4.5"]
 
 
 def test_a_table_keeps_texts_that_look_like_numbers(tmp_path):

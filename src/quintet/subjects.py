@@ -10,6 +10,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from quintet.tables import folded
+
 
 def subject_of(case: str, pattern: re.Pattern[str]) -> str:
     """The person of a case; a case without one, because the pattern does not match, is a person of its own."""
@@ -19,12 +21,12 @@ def subject_of(case: str, pattern: re.Pattern[str]) -> str:
 
 def describe(names: Sequence[str], subjects: Sequence[str], key: str) -> str:
     """How many people the cases are of, and a question if all are different though names share a number and then differ in one
-    or two digits or a word; `key`: the parameter."""
+    or two digits, a date, a letter or a word, or differ in capitals or leading zeros only; `key`: the parameter."""
     text = f"{len(names)} cases of {len(set(subjects))} people"
     shared: dict[str, list[str]] = defaultdict(list)
     for name in names:
-        if start := re.match(r"(.*\d.*?)[-_. ]+(?:\d{1,2}|[a-zA-Z]+\d{0,2})$", name):
-            shared[start[1]].append(name)
+        start = re.match(r"(.*\d.*?)[-_. ]+(?:\d{1,2}|\d{6}|\d{8}|[a-zA-Z]+\d{0,2})$", name) or re.match(r"(.*\d)[a-zA-Z]$", name)
+        shared[folded(start[1] if start else name)].append(name)
     several = [own for own in shared.values() if len(own) > 1]
     if len(set(subjects)) < len(names) or not several:
         return text

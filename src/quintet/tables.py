@@ -18,7 +18,9 @@ from quintet.errors import InputError
 DELIMITERS = (",", ";", "\t", "|")
 INVISIBLE = re.compile("[\u200b-\u200d\u2060\ufeff]")  # zero-width characters that copying from web pages leaves
 DECIMAL_COMMA = re.compile(r"[+-]?\d+,\d+(?:[eE][+-]?\d+)?")
-THOUSANDS = re.compile(r"[+-]?[1-9]\d{0,2},\d{3}")
+NUMBER = {",": DECIMAL_COMMA, ".": re.compile(r"[+-]?\d+(?:\.\d+)+")}
+MIN_MARKED = {",": 1, ".": 3}  # points are decimal ones more often
+THOUSANDS = {mark: re.compile(rf"[+-]?[1-9]\d{{0,2}}(?:{re.escape(mark)}\d{{3}})+") for mark in NUMBER}
 
 
 def read_text(path: Path) -> str:
@@ -58,20 +60,25 @@ def read_cells(path: Path) -> list[list[str]]:
         raise InputError(f"{path}: cannot be read as CSV ({error}); is a quotation mark left open?") from None
     while rows and not any(rows[-1]):
         rows.pop()
+    _reject_thousands(path, rows, ".")
     if delimiter != ",":
-        _reject_thousands(path, rows)
+        _reject_thousands(path, rows, ",")
         rows = [[cell.replace(",", ".") if DECIMAL_COMMA.fullmatch(cell) else cell for cell in row] for row in rows]
     return rows
 
 
-def _reject_thousands(path: Path, rows: list[list[str]]) -> None:
-    """Raise InputError for a column of whole numbers in which every comma is followed by three digits."""
+def _reject_thousands(path: Path, rows: list[list[str]], mark: str) -> None:
+    """Raise InputError for a column of whole numbers in which every comma, or point, is followed by three digits."""
     for column in zip_longest(*rows, fillvalue=""):
-        commas = [(number, cell) for number, cell in enumerate(column, 1) if DECIMAL_COMMA.fullmatch(cell)]
-        if commas and all(THOUSANDS.fullmatch(cell) for _, cell in commas) and any(map(str.isdecimal, column)):
-            number, cell = commas[0]
-            one, other = cell.replace(",", ""), cell.replace(",", ".")
-            raise InputError(f"{path}: row {number}: is {cell} {one} or {other}? Write it that way, without a comma")
+        marked = [(number, cell) for number, cell in enumerate(column, 1) if NUMBER[mark].fullmatch(cell)]
+        if (
+            len(marked) >= MIN_MARKED[mark]
+            and all(THOUSANDS[mark].fullmatch(cell) for _, cell in marked)
+            and any(map(str.isdecimal, column))
+        ):
+            number, cell = marked[0]
+            one, other = cell.replace(mark, ""), cell.replace(mark, ".")
+            raise InputError(f"{path}: row {number}: is {cell} {one} or {other}? Write it that way, without thousands separators")
 
 
 def read_text_table(path: Path) -> pd.DataFrame:

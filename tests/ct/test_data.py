@@ -357,6 +357,7 @@ def test_an_affine_in_cm(raw, finest_mm):
         (lambda t: t.assign(cysts="0"), "cysts is 0 in every scan; leave it out"),
         (lambda t: t.assign(nodules="1"), "nodules is 1 in every scan; leave it out"),
         (lambda t: t.assign(cysts=t["nodules"]), "nodules and cysts are equal in every scan"),
+        (lambda t: t.assign(cysts=1 - t["nodules"].astype(int)), "nodules and cysts are opposite in every scan"),
     ],
 )
 def test_findings_that_teach_nothing(raw, small, tmp_path, change, message):
@@ -391,11 +392,28 @@ def test_a_scan_that_was_masked_with_zeros(raw):
         read_cube(path, CubeFormat(32, (-1000.0, 400.0)))
 
 
-def test_scans_without_their_affine(raw, small, tmp_path):
+@pytest.mark.parametrize("name", ["PatientID", "patient_id", "Patient", "subject"])
+def test_a_column_of_people_is_not_called_a_finding(raw, name):
+    labels_of(raw).rename(columns={"patient": name}).to_csv(raw / "labels.csv", index=False)
+    with pytest.raises(InputError, match=f"does the column '{name}' name people"):
+        read_labels(raw)
+
+
+@pytest.mark.parametrize("ruined", ["1.23457E+11", "Mar-14", "3-Mar"])
+def test_people_whom_a_spreadsheet_made_one(raw, ruined):
+    table = labels_of(raw)
+    table.loc[:4, "patient"] = ruined
+    table.to_csv(raw / "labels.csv", index=False)
+    with pytest.raises(InputError, match="what a spreadsheet makes of numbers and dates"):
+        read_labels(raw)
+
+
+@pytest.mark.parametrize("affine", [np.eye(4), np.diag([-1.0, -1, 1, 1])])
+def test_scans_without_their_affine(raw, small, tmp_path, affine):
     scans = sorted(raw.glob("*.nii.gz"))
 
     def lose(path):
-        nib.save(nib.Nifti1Image(np.asarray(nib.load(path).dataobj, np.float32), np.eye(4)), path)
+        nib.save(nib.Nifti1Image(np.asarray(nib.load(path).dataobj, np.float32), affine), path)
 
     lose(scans[0])
     (problem,) = check(raw, small.ct)

@@ -340,6 +340,21 @@ def test_no_visit_of_a_tested_person_is_learnt_from(raw, small, table, capsys):
         tables(raw, small, external=["B"])
 
 
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda t: t.assign(hospital=t["hospital"].where(t.index % 2 == 0, "b")), "differ in spelling only"),
+        (lambda t: t.rename(columns={"hospital": "Hospital"}), "is the column 'Hospital' the hospital"),
+        (lambda t: t.assign(outcome=t["outcome"].where(t.index % 5 > 0, "-9")), "outcome is -9: a code for missing"),
+    ],
+)
+def test_hospitals_and_outcomes_in_other_words(raw, small, table, change, message):
+    table["hospital"] = ["A", "B"] * (len(table) // 2) + ["A"] * (len(table) % 2)
+    write(raw, change(table))
+    with pytest.raises(InputError, match=message):
+        tables(raw, small, external=["B"])
+
+
 def test_one_image_under_two_names(raw, small, table):
     a, b = (next((raw / table["patient"][n]).glob("*.nii.gz")) for n in (0, 3))
     shutil.copy(a, b)

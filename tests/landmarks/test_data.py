@@ -116,7 +116,7 @@ def test_bad_input_is_named_with_row_and_file(broken, tmp_path, make_params, dam
     prepared, skipped = prepare(broken, out, make_params(SMALL | {"landmarks.data.on_error": "skip"}).landmarks)
     assert skipped == problems
     assert len(prepared.table) == (40 if damage is damage_stem_twice else 39)
-    write_data_page(tmp_path / "data.html", prepared, skipped, make_params(SMALL).landmarks)
+    write_data_page(tmp_path / "data.html", prepared, skipped)
     assert expected[0] in (tmp_path / "data.html").read_text()
 
 
@@ -264,7 +264,7 @@ def test_the_page_names_the_grid_of_rounded_labels(broken, tmp_path, make_params
     rounded = [str(round(round(float(cell) * 64 / side) * side / 64)) for row in rows for cell in row[1:-1]]
     write_rows(broken, [[row[0], *rounded[30 * n : 30 * n + 30], row[-1]] for n, row in enumerate(rows)])
     params = make_params(SMALL).landmarks
-    write_data_page(tmp_path / "data.html", *prepare(broken, tmp_path / "out", params), params)
+    write_data_page(tmp_path / "data.html", *prepare(broken, tmp_path / "out", params))
     assert "rounding of the labels to a grid of 64 x 64" in (tmp_path / "data.html").read_text()
 
 

@@ -83,6 +83,33 @@ def test_inverted_pictures_are_named(folder, make_params):
     assert all("is the picture inverted" in p for p in problems)
 
 
+def test_inversion_is_seen_in_dark_pictures_too(folder, make_params):
+    for row in read_annotations(folder)[0][2:5]:
+        inverted_picture = 255 - np.asarray(Image.open(row.file).convert("L"))
+        Image.fromarray((inverted_picture // 8).astype(np.uint8)).save(row.file)
+    assert sum("is the picture inverted" in p for p in check(folder, make_params().landmarks)) == 3
+
+
+def test_rows_with_the_landmarks_of_another_row_and_pictures_without_a_row(folder, make_params, capsys):
+    path = folder / "annotations.csv"
+    rows = [line.split(",") for line in path.read_text().splitlines()]
+    rows[7][1:-1] = rows[2][1:-1]
+    path.write_text("".join(",".join(row) + "\n" for row in rows[:-3]))
+    (problem_text,) = check(folder, make_params().landmarks)
+    assert problem_text.startswith(f"annotations.csv row 8: {rows[7][-1]} has the landmarks of row 3")
+    assert "note: 3 pictures below" in capsys.readouterr().out
+
+
+def test_quoted_decimal_commas(folder, make_params):
+    path = folder / "annotations.csv"
+    cells = [line.split(",") for line in path.read_text().splitlines()]
+    path.write_text(
+        "".join(",".join([r[0], *(f'"{float(c):.1f}"'.replace(".", ",") for c in r[1:-1]), r[-1]]) + "\n" for r in cells)
+    )
+    (problem_text,) = check(folder, make_params().landmarks)
+    assert "decimal commas; write points" in problem_text
+
+
 def test_of_real_pictures_the_inverted_ones_alone_are_called_so(real_landmarks):
     for row in read_annotations(real_landmarks)[0]:
         grey = read_grey(row.file)

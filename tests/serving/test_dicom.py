@@ -82,13 +82,46 @@ def test_every_report_is_about_its_own_image(x_rays, files, names):
         (folder / "in" / new).parent.mkdir(exist_ok=True)
         (folder / "in" / old).rename(folder / "in" / new)
     pd.DataFrame(points).assign(stem=names).to_csv(folder / "p.csv", header=False)
+    expected = pd.DataFrame([[1.5] * 15, [2.5] * 15]).assign(stem=names)
+    expected[::-1].to_csv(folder / "p.csv.uncertainty.csv", index=False)  # sorted otherwise
     assert write_reports(folder / "p.csv", folder / "in", folder / "out", person=False) == 2
     for number, name in enumerate(files):
         report = hd.sr.srread(folder / "out" / name)
         (evidence,) = report.CurrentRequestedProcedureEvidenceSequence
         assert evidence.ReferencedSeriesSequence[0].ReferencedSOPSequence[0].ReferencedSOPInstanceUID == f"1.2.3.{number + 1}"
-        found = [group.roi.value[0] for group in report.content.get_planar_roi_measurement_groups()]
+        groups = report.content.get_planar_roi_measurement_groups()
+        assert {float(group.get_measurements()[0].value) for group in groups} == {1.5 + number}
+        found = [group.roi.value[0] for group in groups]
         assert np.allclose(found, points[number].reshape(15, 2) + 0.5, atol=1e-3)  # DICOM counts from the corner
+
+
+@pytest.mark.parametrize(
+    ("table", "message"),
+    [
+        ("", "no rows"),
+        ("0,1,2,x,4,a\n", "row 1: a: expected a number"),
+        ("0,1,2,3,a\n", "row 1: a: expected a number"),
+        ("0,1,2,3,4,a\n1,1,2,b\n", "row 2: b: expected a number, the same points"),
+        ("0,1,2,3,4,a\n1,1,2,3,4,a\n", "row 2: a is there twice"),
+    ],
+)
+def test_tables_that_are_no_points_are_named(x_rays, table, message):
+    folder, _ = x_rays
+    (folder / "p.csv").write_text(table)
+    with pytest.raises(InputProblemsError, match=message):
+        write_reports(folder / "p.csv", folder / "in", folder / "out", person=False)
+
+
+def test_points_of_another_image_and_expected_errors_of_other_rows(x_rays):
+    folder, _ = x_rays
+    (folder / "p.csv").write_text("0,1,2,3,4,a\n1,1,2,3,99,b\n")
+    with pytest.raises(InputError, match="a point of b is outside its image of 30 x 40 pixels"):
+        write_reports(folder / "p.csv", folder / "in", folder / "out", person=False)
+    (folder / "p.csv").write_text("0,1,2,3,4,a\n")
+    with pytest.raises(InputError, match=r"uncertainty\.csv: its rows are not those of"):
+        write_reports(folder / "p.csv", folder / "in", folder / "out", person=False)
+    with pytest.raises(InputError, match=r"absent\.csv: cannot be read"):
+        write_reports(folder / "absent.csv", folder / "in", folder / "out", person=False)
 
 
 def test_a_name_of_two_images_is_refused(x_rays):

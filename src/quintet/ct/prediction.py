@@ -73,6 +73,8 @@ def evaluate_folder(runs: Sequence[Path], raw: Path, out: Path, params: Ct, devi
         record = load_joint(runs)
     if not labels.table[labels.findings].to_numpy().any():
         raise InputError(f"{raw}: no scan has any finding, so there is nothing to retrieve; give scans with findings")
+    if labels.table.loc[names, "patient"].nunique() < 3:
+        raise InputError(f"{raw}: scans of fewer than three people; retrieval is judged among other people's scans")
     return evaluate(
         cosine(embeddings.vectors),
         _scans(labels, names),

@@ -79,7 +79,7 @@ def evaluate_folder(runs: Sequence[Path], raw: Path, out: Path, params: Perfusio
 
     for case in dataset.cases:  # every problem before the first prediction, which takes longer than reading
         try:
-            read_case(case, dataset)
+            print_doubts(case.name, *read_case(case, dataset))
         except InputError as error:
             problems += sentences(error)
     if problems:

@@ -12,7 +12,6 @@ from typing import Any
 
 import nibabel as nib
 import numpy as np
-import pandas as pd
 import pydicom
 from numpy.typing import NDArray
 from pydicom.uid import generate_uid
@@ -20,6 +19,7 @@ from pydicom.uid import generate_uid
 from quintet.errors import InputError, InputProblemsError
 from quintet.files import atomic_folder
 from quintet.imaging.folders import files_below
+from quintet.tables import read_cells, read_text_table
 
 LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
 PERSON_GROUP = 0x0010  # the tags (0010,xxxx) describe the patient; names (PN) elsewhere are of physicians and operators
@@ -34,30 +34,50 @@ PLACE = ("ImagePositionPatient", "ImageOrientationPatient", "PixelSpacing", "Fra
 def write_reports(points: Path, source: Path, out: Path, *, person: bool) -> int:
     """One structured report per row of the CSV that `quintet predict landmarks` wrote, for the DICOM images below `source`;
     returns their number. Raises InputProblemsError if a row has no DICOM image of that name, or several."""
-    table = pd.read_csv(points, header=None, dtype={31: str}, keep_default_na=False)
-    if table.shape[1] < 4 or table.shape[1] % 2:
-        raise InputError(f"{points}: not a table of points that `quintet predict landmarks` wrote")
-    names, images = table.iloc[:, -1].astype(str), dict[str, list[Path]]()
+    found, images = _read_points(points), dict[str, list[Path]]()
     for path in files_below(source):
         if path.suffix.lower() in (".dcm", ".dicom"):  # a row has the stem or, where stems repeat, the path below the folder
             for name in (path.stem, path.relative_to(source).as_posix()):
                 images.setdefault(name, []).append(path)
-    missing = [f"{name}: no DICOM image {name}.dcm below {source}" for name in names if name not in images]
-    several = {name: len(images[name]) for name in names if len(images.get(name, [])) > 1}
+    missing = [f"{name}: no DICOM image {name}.dcm below {source}" for name in found if name not in images]
+    several = {name: len(images[name]) for name in found if len(images.get(name, [])) > 1}
     missing += [f"{name}: {n} DICOM images below {source} are called so; predict them again" for name, n in several.items()]
     if missing:
         raise InputProblemsError(str(points), missing)
     uncertainty = Path(f"{points}.uncertainty.csv")
-    expected = pd.read_csv(uncertainty).drop(columns="stem").to_numpy() if uncertainty.is_file() else None
+    expected = read_text_table(uncertainty).set_index("stem") if uncertainty.is_file() else None
+    if expected is not None and set(expected.index) != set(found):
+        raise InputError(f"{uncertainty}: its rows are not those of {points}; predict again, or remove it")
     with _folder(out) as folder:
-        for row, name in enumerate(names):
+        for name, own in found.items():
             image = _read(images[name], person=person)[0]
-            own = table.iloc[row, 1:-1].to_numpy(float).reshape(-1, 2)
-            report = _report(image, own, None if expected is None else expected[row])
+            if (own < -0.5).any() or (own > [image.Columns - 0.5, image.Rows - 0.5]).any():
+                raise InputError(f"{points}: a point of {name} is outside its image of {image.Columns} x {image.Rows} pixels")
+            report = _report(image, own, None if expected is None else expected.loc[name].to_numpy(float))
             target = folder / f"{name.removesuffix('.dcm')}.dcm"
             target.parent.mkdir(parents=True, exist_ok=True)
             report.save_as(target)
-    return len(names)
+    return len(found)
+
+
+def _read_points(path: Path) -> dict[str, NDArray[np.float64]]:
+    """Name -> points `[K, 2]` of the table that `quintet predict landmarks` wrote. Raises InputProblemsError that names the rows
+    that are no such points or are there twice."""
+    found: dict[str, NDArray[np.float64]] = {}
+    problems = []
+    for number, (*cells, name) in enumerate((row for row in read_cells(path) if any(row)), 1):
+        try:
+            points = np.array(cells[1:], float).reshape(-1, 2)
+            np.stack([points, *list(found.values())[:1]])  # as many as in the first row
+        except ValueError:
+            problems.append(f"row {number}: {name}: expected a number, the same points as in the other rows (x, y), and a name")
+            continue
+        if name in found:
+            problems.append(f"row {number}: {name} is there twice; delete one")
+        found[name] = points
+    if problems or not found:
+        raise InputProblemsError(str(path), problems or ["no rows"])
+    return found
 
 
 def write_segmentations(results: Path, source: Path, out: Path, *, person: bool) -> int:

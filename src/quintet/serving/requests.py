@@ -6,6 +6,7 @@ in JSON.
 
 import base64
 import io
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -18,6 +19,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from quintet.errors import InputError
+from quintet.imaging.folders import is_hidden
 
 BYTES, TEXT, NUMBER = "binary", "string", "double"  # types of MLflow's signatures
 Column = tuple[str, str, bool]  # name, type, required
@@ -139,8 +141,8 @@ def _write_slides(table: pd.DataFrame, folder: Path, models: list[Any]) -> dict[
             raise InputError(
                 f"{row_name(number)}: magnification {row['magnification']!r}, expected {' or '.join(models[0].magnifications)}"
             )
-        if patient != Path(patient).name:
-            raise InputError(f"{row_name(number)}: patient {patient!r} must not contain a slash")
+        if not re.fullmatch(r"[\w-][\w. ()+-]{0,99}", patient) or is_hidden(patient):
+            raise InputError(f"{row_name(number)}: patient {patient[:40]!r}: use up to 100 letters, digits, spaces and -_.()+")
         place = folder / patient / row["magnification"]
         place.mkdir(parents=True, exist_ok=True)
         (place / f"{row_name(number)}{_picture(data)}").write_bytes(data)
@@ -194,7 +196,10 @@ def _write_patients(table: pd.DataFrame, folder: Path, models: list[Any]) -> dic
             own.rename_axis("patient").to_csv(folder / "features" / f"{name}.csv")
     for number, row in rows:
         for modality in preparation.modalities:
-            if isinstance(data := row.get(modality), bytes) and data:
+            data = row.get(modality)
+            if isinstance(data, str) and data:
+                raise InputError(f"{row_name(number)}: {modality} must hold a file's bytes (base64 in JSON), not a text")
+            if isinstance(data, bytes) and data:
                 (folder / row_name(number)).mkdir(exist_ok=True)
                 (folder / row_name(number) / f"{modality}{_volume(data)}").write_bytes(data)
     return {"listed": names}

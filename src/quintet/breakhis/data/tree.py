@@ -57,8 +57,8 @@ def read_tree(raw: Path) -> tuple[list[Image], list[str]]:
     for (folder, wrong), names in misplaced.items():  # one sentence per folder: a wrong folder holds many pictures
         more = f" and {len(names) - 1} others" if len(names) > 1 else ""
         problems.append(f"{folder / names[0]}{more}: {wrong}")
+    print_passed_over(others, raw, ", ".join(PICTURES))
     if not images:
-        print_passed_over(others, raw, ", ".join(PICTURES))
         found = f"{len(files)} pictures, but none in such a folder" if files else "no .png or .jpg below it"
         return [], [f"{raw}: expected images at .../{LAYOUT}; found {found}", *problems[:3]]
     for name in CLASSES:

@@ -35,6 +35,8 @@ def check(raw: Path, params: Ct) -> list[str]:
     """Every problem of a raw folder, including those in the voxels."""
     scans, labels = find_scans(raw), read_labels(raw, params.data.chosen_findings)
     names, problems = match(scans, labels)
+    people = labels.table.loc[names, "patient"].nunique()
+    print(f"{len(names)} scans of {people} people" + ("" if people < len(names) else ": is that so? Else add a column patient"))
     cubes = cube_format(params.data)
     digests = {}
     for name in names:
@@ -100,9 +102,10 @@ def constant_findings(labels: Labels, raw: Path) -> list[str]:
     problems = [f"{where}: {name} is {table[name].iloc[0]} in every scan; leave it out (ct.data.findings)" for name in always]
     rest = [name for name in labels.findings if name not in always]
     return problems + [
-        f"{where}: {a} and {b} are equal in every scan; leave one out (ct.data.findings)"
+        f"{where}: {a} and {b} are {kind} in every scan; leave one out (ct.data.findings)"
         for a, b in combinations(rest, 2)
-        if (table[a] == table[b]).all()
+        for kind, same in (("equal", table[a] == table[b]), ("opposite", table[a] != table[b]))
+        if same.all()
     ]
 
 

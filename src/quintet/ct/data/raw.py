@@ -5,6 +5,7 @@ truth.csv, the same table with the findings that were drawn; labels.csv holds wh
 """
 
 import hashlib
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +21,7 @@ from quintet.errors import InputError
 from quintet.imaging.cubes import Cube, Scan, Volume, to_cube
 from quintet.imaging.dicom import dicom_files, read_series
 from quintet.imaging.folders import entries, files_below, print_passed_over, with_suffix
+from quintet.imaging.places import has_lost_its_place
 from quintet.imaging.volumes import NIFTI, read_nifti
 from quintet.subjects import same_files
 from quintet.tables import folded, read_text_table, spelled_alike
@@ -28,6 +30,10 @@ LABELS = "labels.csv"
 UNKNOWN = ("unknown", "na", "n/a", "nan", "none", "null", "-", "?", "anonymous", "anon")  # no names of patients
 TABLES = (".csv", ".tsv", ".txt", ".json", ".md")  # files beside the scans that are no scans
 NOT_FINDINGS = ("study", "patient")
+PERSON = re.compile(r"(patient|subject|person|participant)s?[ _.-]*(id|no|nr|number|name|key)?", re.IGNORECASE)
+RUINED = re.compile(
+    r"\d(\.\d+)?e\+\d+|\d{1,2}-[a-z]{3}|[a-z]{3}-\d{1,4}", re.IGNORECASE
+)  # by a spreadsheet: 1.2E+11, 3-Mar, Mar-14
 MAX_TOP = 0.2  # share of voxels above the window; of 250 crops around nodules at most 0.04
 WHOLE_CHEST_MM, SOFT_TISSUE_HU, MIN_SOFT = 150.0, (-200.0, 300.0), 0.02  # scans of this extent have more soft tissue
 MAX_WATER = 0.25  # share of voxels of one value: of phantoms and real scans at most 0.05
@@ -88,6 +94,10 @@ def read_labels(raw: Path, wanted: Sequence[str] | None = None, *, file: str = L
     findings = [name for name in columns if wanted is None or name in wanted]
     meant = "" if "study" in table else spelled_alike("study", list(table))
     named = f"there is no column `study` (but {', '.join(table)})"
+    if "patient" not in table and (person := next((name for name in columns if PERSON.fullmatch(name)), "")):
+        raise InputError(
+            f"{path}: does the column {person!r} name people? Call it patient; if it is a finding, call it otherwise"
+        )
     problems = [] if "study" in table else [named + (f"; is it {meant!r}? Rename it" if meant else "; rename that of the scans")]
     problems += [] if columns else ["there is no column of a finding (0 or 1)"]
     problems += [] if len(table) else ["there is no row"]
@@ -121,6 +131,12 @@ def _row_problems(table: pd.DataFrame, findings: list[str]) -> list[str]:
             first = spelling.setdefault(folded(patient), patient)
             if first != patient:
                 problems.append(f"the patients {first} and {patient} look like one person; write one person alike")
+        ruined = table["patient"][table["patient"].map(lambda name: bool(RUINED.fullmatch(name)))]
+        if ruined.nunique() < len(ruined):
+            problems.append(
+                f"row {ruined.index[0]}: patient {ruined.iloc[0]} is what a spreadsheet makes of numbers and dates: several "
+                "people may have it; write the names as text"
+            )
         unknown = table["patient"].str.lower().isin(UNKNOWN)
         if unknown.any():
             named = f"{table['patient'][unknown].iloc[0]!r} in {int(unknown.sum())} rows"
@@ -148,15 +164,17 @@ def match(scans: dict[str, Path], labels: Labels) -> tuple[list[str], list[str]]
     lost = [name for name in known if _has_lost_its_place(scans[name])]
     if len(lost) == len(known):  # a data set without places: its voxels may be of 1 mm
         return known, problems
-    problems += [f"{scans[n]}: its affine, and so its voxel size, is the identity, unlike others'; export it again" for n in lost]
+    problems += [
+        f"{scans[n]}: its affine, and so its voxel size, is the identity (but for signs), unlike others'; export it again"
+        for n in lost
+    ]
     return [name for name in known if name not in lost], problems
 
 
 def _has_lost_its_place(path: Path) -> bool:
-    """Whether a NIfTI file has the identity as its affine, as arrays that were saved without the scan's own."""
     try:
         image: Any = nib.load(path)
-        return np.array_equal(image.affine, np.eye(4))
+        return has_lost_its_place(image.affine)
     except Exception:
         return False  # a series; or reading the scan says what is wrong with the file
 

@@ -12,6 +12,7 @@ from quintet.fusion.data.raw import read_image
 from quintet.fusion.data.segmentation import Mask
 from quintet.fusion.data.tabular import Files
 from quintet.imaging.boxes import bounds_mm, sample_cube
+from quintet.imaging.places import has_lost_its_place
 from quintet.imaging.volumes import Grid
 from quintet.subjects import digest_of
 
@@ -73,9 +74,11 @@ def _check_places(grids: Mapping[str, Grid], corners: NDArray[np.float64]) -> No
     """Raise InputError if an image has lost its affine, or if what two images show (`[M, 2, 3]`, lowest and highest corner in mm)
     is at different places."""
     modalities = list(grids)
-    lost = [m for m in modalities if np.array_equal(grids[m].affine, np.eye(4))]
+    lost = [m for m in modalities if has_lost_its_place(grids[m].affine)]
     if lost and len(lost) < len(modalities):
-        raise InputError(f"{lost[0]} has lost its place: its affine is the identity, the others' are not; export it again")
+        raise InputError(
+            f"{lost[0]} has lost its place: its affine is the identity (but for signs), the others' are not; export it again"
+        )
     sizes = (corners[:, 1] - corners[:, 0]).prod(1)
     for a, b in combinations(range(len(modalities)), 2):
         shared = np.clip(np.minimum(corners[a, 1], corners[b, 1]) - np.maximum(corners[a, 0], corners[b, 0]), 0, None).prod()

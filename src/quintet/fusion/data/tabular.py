@@ -19,7 +19,7 @@ from quintet.fusion.data.vectors import VectorEncoder, encode
 from quintet.params import Fusion
 from quintet.params.fusion import CLINICAL, FusionData
 from quintet.subjects import subject_of
-from quintet.tables import DECIMAL_COMMA
+from quintet.tables import DECIMAL_COMMA, spelled_alike
 
 # for missing values, in many tables
 CODES = (-9, -99, -999, -9999, -8, -88, -888, -8888, 88, 888, 8888, 99, 999, 9999, 99999)
@@ -104,7 +104,11 @@ def _read_tables(
     with_target = with_target & ~external
     if data.task == "classification":
         _reject_equal_numbers(table.loc[with_target, "label"], f"{clinical.path}: column {data.columns.label!r}")
-        reject_spellings(table.loc[with_target, "label"], f"{clinical.path}: column {data.columns.label!r}")
+        classes = table.loc[with_target, "label"]
+        reject_spellings(classes, f"{clinical.path}: column {data.columns.label!r}")
+        if codes := sorted(set(classes) & {str(code) for code in CODES if code < 0}):
+            raise InputError(f"{clinical.path}: {data.columns.label} is {codes[0]}: a code for missing? Leave the cells empty")
+        print("note: classes: " + ", ".join(f"{name} ({count})" for name, count in sorted(classes.value_counts().items())))
     table.loc[with_target, "split"] = _split(table[with_target], data)
     _check_parts(table)
     table = _without_tested_people(table, data)
@@ -187,7 +191,14 @@ def _wrong_values(column: pd.Series) -> str:
 
 def _external(clinical: Clinical, patients: Sequence[str], data: FusionData) -> pd.Series:
     """Which of `patients` (the index) are of a hospital whose patients are only tested."""
-    hospital = clinical.table.get(data.columns.hospital, pd.Series(dtype=str))
+    column = data.columns.hospital
+    hospital = clinical.table.get(column, pd.Series(dtype=str))
+    if column not in clinical.table and (meant := spelled_alike(column, list(clinical.table))):
+        raise InputError(f"{clinical.path}: is the column {meant!r} the hospital? Call it {column!r}, or set fusion.data.columns")
+    reject_spellings(hospital, f"{clinical.path}: column {column!r}")
+    if data.external and (absent := [name for name in data.external if name not in set(hospital)]):
+        known = ", ".join(sorted(set(hospital) - {""})) or "nothing"
+        print(f"note: no patient is of {', '.join(absent)} (fusion.data.external); the column {column!r} has {known}")
     return hospital.reindex(list(patients)).isin(data.external)
 
 

@@ -59,11 +59,11 @@ def inverted(points_px: Points, grey: NDArray[np.float32]) -> str:
     across = np.linspace(0.3, 0.7, 9)[:, None, None]  # of the way from the midline to the wall, at three levels on both sides
     midline = points_px[8] + (points_px[10] - points_px[8]) * along
     lungs = points_px[[8, 8, 9, 9, 10, 10]] * (1 - across) + points_px[2:8] * across
-    if _mean_at(midline, grey) - _mean_at(lungs, grey) > MIN_CONTRAST:
+    if _mean_at(midline, grey) - _mean_at(lungs, grey) > MIN_CONTRAST * np.ptp(grey):
         return ""
     return (
         "between the landmarks, the lungs are brighter than the midline; is the picture inverted? Write bone bright and air dark "
-        "(or do the landmarks belong to another picture?)"
+        "(or is it mirrored or turned, or do the landmarks belong to another picture?)"
     )
 
 

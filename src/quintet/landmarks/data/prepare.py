@@ -5,7 +5,7 @@ Raw: `annotations.csv` (no header: row, x1, y1, ..., x15, y15, stem; pixels of t
 """
 
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -28,9 +28,10 @@ from quintet.landmarks.data.plausibility import inverted, problem, problem_of_al
 from quintet.landmarks.data.prepared import POINT_COLUMNS, TRUTH, Prepared, load
 from quintet.params import Landmarks
 from quintet.params.landmarks import LandmarksData
-from quintet.tables import read_cells
+from quintet.tables import DECIMAL_COMMA, read_cells
 
 COLUMN_COUNT = 2 * LANDMARKS + 2
+MAX_EQUAL = 5  # of rows with the landmarks of another row that are listed
 T = TypeVar("T")
 
 
@@ -62,6 +63,8 @@ def read_annotations(raw: Path) -> tuple[list[Row], list[str]]:
         lines = read_cells(table)
     except InputError as error:
         return [], [str(error)]
+    if lines and any(DECIMAL_COMMA.fullmatch(cell) for cell in lines[0][1:-1]):
+        return [], [f"{table}: decimal commas; write points, or separate the columns with semicolons"]
     if lines and len(lines[0]) == COLUMN_COUNT and not any(map(_is_number, lines[0][1:-1])):
         return [], [f"{table}: its first row is a header ({', '.join(lines[0][:3])}, ...), expected none; delete it"]
     widths = {len(cells) for cells in lines if cells}
@@ -83,7 +86,20 @@ def read_annotations(raw: Path) -> tuple[list[Row], list[str]]:
         rows.append(row)
     if not rows and not problems:
         problems.append(f"{table}: no rows")
+    if rows and (without := sorted(set(files) - set(seen))):
+        print(f"note: {len(without)} pictures below {raw / 'images'} have no row in {table.name}, such as {without[0]}")
+    for (one, other), _ in zip(_equal_points(rows), range(MAX_EQUAL), strict=False):
+        problems.append(f"{table.name} row {other.number}: {other.stem} has the landmarks of row {one.number}; annotate it again")
     return rows, problems
+
+
+def _equal_points(rows: list[Row]) -> Iterator[tuple[Row, Row]]:
+    """Rows with the same 30 coordinates, as a spreadsheet's fill-down makes them."""
+    first: dict[bytes, Row] = {}
+    for row in rows:
+        other = first.setdefault(row.points_px.tobytes(), row)
+        if other is not row:
+            yield other, row
 
 
 def _image_files(raw: Path) -> dict[str, list[Path]]:

@@ -25,6 +25,10 @@ from quintet.tables import read_text
 
 IMAGE = re.compile(r"^(?P<case>.+)_(?P<channel>\d{4})\.nii(\.gz)?$", re.IGNORECASE)
 LABEL = re.compile(r"^(?P<case>.+)\.nii(\.gz)?$", re.IGNORECASE)
+SIDE = {  # in a channel's name, in English, German or French
+    "left": re.compile(r"^l|left|links|gauche|(?<![a-z])l(?![a-z])", re.IGNORECASE),
+    "right": re.compile(r"^r|right|recht|droit|(?<![a-z])r(?![a-z])", re.IGNORECASE),
+}
 CHANNELS = range(2, 5)  # LICA CBF, RICA CBF, and up to two more
 
 
@@ -96,7 +100,7 @@ def _describe(description: dict[str, Any]) -> tuple[tuple[str, ...], tuple[froze
         )
     if not isinstance(names, dict) or sorted(names) != [str(i) for i in range(len(names))] or len(names) not in CHANNELS:
         raise InputError(f'channel_names must be {{"0": ..., "1": ...}} with 2 to 4 channels, got {names!r}')
-    if re.match("r", str(names["0"]).lower()) and re.match("l", str(names["1"]).lower()):
+    if SIDE["right"].search(str(names["0"])) and SIDE["left"].search(str(names["1"])):
         raise InputError(f"channel_names: channel 0 must be the left artery's map and 1 the right one's, got {names}")
     if wrong := [str(names[k]) for k in "01" if re.search(r"t1|t2|flair|pd\b|anat|struct|m0", str(names[k]).lower())]:
         raise InputError(

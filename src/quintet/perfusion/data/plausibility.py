@@ -56,6 +56,9 @@ def label_doubts(images: NDArray[np.float32], grid: Grid, label: NDArray[np.bool
     if (outside := float((either & ~brain).sum() / either.sum())) > MAX_OUTSIDE:
         doubts.append(f"{outside:.0%} of the label lie outside the brain, where every map is 0; does it belong to these images?")
     left, right = (label[k] & ~label[1 - k] & brain for k in (0, 1))
+    for side, own in (("left", left), ("right", right)):
+        if not own.any():
+            doubts.append(f"no voxel of the brain is of the {side} territory alone; is its label missing?")
     if not (left.any() and right.any()):
         return doubts
     excess = images[0] - images[1]

@@ -16,6 +16,7 @@ from quintet import splits
 from quintet.arrays import new_array
 from quintet.errors import InputError, InputProblemsError, sentences
 from quintet.files import atomic_folder, reject_overlap, write_json
+from quintet.imaging.places import has_lost_its_place
 from quintet.imaging.volumes import Grid, read_spacing
 from quintet.params import Perfusion
 from quintet.params.perfusion import Normalisation, PerfusionData
@@ -95,6 +96,8 @@ def print_doubts(
 ) -> None:
     """Print what is doubtful about a case, and add it to `found`."""
     doubts = image_doubts(images) + (side_doubts(images, grid) if label is None else label_doubts(images, grid, label))
+    if has_lost_its_place(grid.affine):
+        doubts.append("its affine is the identity (but for signs), so that sizes and sides are unknown; export it again")
     for doubt in doubts:
         print(f"warning: {case}: {doubt}")
         if found is not None:
