@@ -213,7 +213,7 @@ def rank_runs(
     name: str, params: Params, sweep: Path, baselines: Path, out: Path, report: Path, *, ensembles: Path | None = None
 ) -> Ranking:
     """Rank the runs that params name; writes the folder `report` and `out` = {record.json}. Sweep runs that params no longer name
-    are removed first (DVC's cache keeps them); otherwise a fresh clone would rank different runs."""
+    are removed first (`dvc checkout` brings them back); otherwise a fresh clone would rank different runs."""
     from quintet.tracking import save_view, upload
 
     study, section = load_study(name), params.of(name)

@@ -199,7 +199,7 @@ def _basis(ranking: Ranking, power: float, difference: float | None, run_sd: flo
     if run_sd is not None:
         runs = f"SD between training runs: {run_sd:.3g} (given)."
     elif ranking.run_sd is not None:
-        runs = f"SD between training runs: {ranking.run_sd:.3g} (measured)."
+        runs = f"SD between training runs: {ranking.run_sd:.3g} (measured; 0: not distinguishable from 0)."
     else:
         runs = (
             "The SD between training runs is unknown: the numbers assume 0 and are lower bounds. Two or more seeds would measure "
