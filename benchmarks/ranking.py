@@ -266,6 +266,22 @@ def same_encoders(own_sd: float, count: int) -> dict[str, tuple[float, float]]:
     return {name: (float(pairs), float(asked)) for name, (pairs, asked) in shares.items()}
 
 
+def few_runs(rng: np.random.Generator, setting: str, number: int) -> tuple[Floats, list[int] | None]:
+    """Scores without a difference, of 144 or more patients (paired differences: SD 2), and which configurations are related."""
+    if setting == "phases":  # seven, each with the run effects of those before it and one of its own; `number` seeds
+        effects = rng.normal(0, 0.5, (7, number, 1)).cumsum(0)
+        return 60 + effects + rng.normal(0, 2**0.5, (7, 1, 144)) + rng.normal(0, 0.5, (7, number, 144)), [0] * 7
+    if setting == "one repeated":  # of four configurations; the others have one run instead of `number`
+        scores = (
+            60 + rng.normal(0, 0.4, (4, number, 1)) + rng.normal(0, 2**0.5, (4, 1, 200)) + rng.normal(0, 0.5, (4, number, 200))
+        )
+        scores[1:, 1:] = np.nan
+        return scores, None
+    fold = np.repeat([0, 1], [50, number])  # two folds, the second of `number` patients
+    scores = 60 + rng.normal(0, 0.9, (4, 2, 1)) + rng.normal(0, 2**0.5, (4, 1, len(fold)))
+    return np.where(np.arange(2)[:, None] == fold, scores, np.nan), None
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument(
@@ -281,6 +297,7 @@ def main() -> None:
         f"A configuration is {GAIN:g} points better (run SD 0.8): how often it is found, %": power_table(count // 2),
         "Two configurations that share weights: standard error / the true one": shared_table(5 * count, missed),
         "With several folds: studies with a false claim, and intervals that hold the true mean, %": folds_table(count, missed),
+        "Few runs, or unequal folds: studies with a false claim, %": few_runs_table(count, missed),
         "Fusion's rows, 13 on the same encoders: studies with a false claim, %": same_encoders_table(count),
     }
     for heading, rows in tables.items():
@@ -336,6 +353,19 @@ def power_table(count: int) -> list[dict[str, object]]:
     for cell in POWER:
         for row, found in zip(rows, power(cell, count), strict=True):
             row[f"{cell.folds} x {cell.seeds}"] = f"{100 * found:.0f}"
+    return rows
+
+
+def few_runs_table(count: int, missed: list[str]) -> list[dict[str, object]]:
+    rows: list[dict[str, object]] = []
+    for setting, numbers in (("phases", (2, 3, 5, 6)), ("one repeated", (2, 3, 5, 6)), ("unequal folds", (4, 10, 25, 50))):
+        for number in numbers:
+            rng = np.random.default_rng(number)
+            studies = (few_runs(rng, setting, number) for _ in range(count))
+            share = float(np.mean([decide(scores, related=related).pairs.significant.any() for scores, related in studies]))
+            rows.append({"setting": setting, "number": number, "false claims": f"{100 * share:.1f}"})
+            if share > LIMIT:
+                missed.append(f"{setting}, {number}: {share:.3f}")
     return rows
 
 

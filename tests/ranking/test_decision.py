@@ -153,11 +153,11 @@ def test_intervals_of_means_cover_what_all_configurations_have_in_common(seeds: 
     assert np.mean(covered) > 0.93
 
 
-@pytest.mark.parametrize("seeds", [1, 3, 5])
+@pytest.mark.parametrize("seeds", [1, 3, 6])
 def test_configurations_that_share_weights_are_compared_run_by_run(seeds: int) -> None:
     """The run effects of the pair are the same, so they cancel: the standard error is that of the patients alone. But that they
     are the same, three runs show with two degrees of freedom only."""
-    rng, df = np.random.default_rng(12), 2 if seeds == 3 else 19
+    rng, df = np.random.default_rng(12), {1: 19, 3: 2, 6: 19}[seeds]
     decisions = []
     for _ in range(300):
         scores = draw(rng, seeds=seeds, run_sd=3)
@@ -312,11 +312,13 @@ def test_planned_comparisons_are_a_family_of_their_own() -> None:
     own = variance > variance.mean()
     pooled = (between.mean() / 2 * (~own).sum() / 4) ** 2 / 4
     error = pooled + ((between[own] / 2 / 4) ** 2 / 1).sum() + (d.var(ddof=1) / 20) ** 2 / 19
-    assert decision.planned.df[interaction] == pytest.approx(decision.planned.se[interaction] ** 4 / error)
+    satterthwaite = decision.planned.se[interaction] ** 4 / error
+    assert satterthwaite > 4
+    assert decision.planned.df[interaction] == 4  # two seeds of four configurations
 
 
 def test_a_planned_comparison_of_related_configurations_is_made_run_by_run() -> None:
-    scores = draw(np.random.default_rng(5), seeds=5, patients=20)
+    scores = draw(np.random.default_rng(5), seeds=6, patients=20)
     scores[1] = scores[0] + np.random.default_rng(6).normal(0.3, 0.1, (1, 20))  # the same weights
     decision = decide(scores, related=[0, 0, 1, 2], planned=np.array([[1.0, -1, 0, 0]]))
     assert decision.planned.p[0] == pytest.approx(stats.ttest_rel(scores[0].mean(0), scores[1].mean(0)).pvalue)
@@ -347,7 +349,7 @@ def test_one_repeated_configuration_among_single_runs_is_rarely_a_false_positive
     assert claims(study) <= 0.08
 
 
-@pytest.mark.parametrize("seeds", [2, 3, 4])
+@pytest.mark.parametrize("seeds", [2, 3, 4, 5])
 def test_phases_that_continue_each_other_are_rarely_a_false_positive(seeds: int) -> None:
     """Seven configurations on top of each other: 21 pairs, compared run by run."""
 

@@ -96,7 +96,7 @@ def test_plan_of_a_measured_ranking() -> None:
     counts = [int(n) for n in more if n != "more seeds"]
     assert counts == sorted(counts, reverse=True)
     assert counts[-1] >= ranking.patients_needed
-    assert "(measured)" in planned.basis
+    assert "(measured;" in planned.basis
     assert numbers(plan(ranking, difference=100))[1:] == [str(ranking.patients_needed)] * 4
     assert "available patients are enough with 2 seeds" in plan(ranking, difference=100).verdict
     assert "runs vary too much" in plan(ranking, run_sd=50).verdict

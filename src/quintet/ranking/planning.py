@@ -17,7 +17,7 @@ from scipy import stats
 
 from quintet.errors import InputError
 from quintet.ranking.table import Ranking
-from quintet.ranking.variance import FEW_DF, MORE_VARIABLE
+from quintet.ranking.variance import FEW_DF_OF_FOLDS, FEW_DF_OF_SEEDS, MORE_VARIABLE
 from quintet.ranking.verdict import count
 
 SEEDS = (1, 2, 3, 5, 10)
@@ -66,7 +66,8 @@ def power_of(patients: int, difference: float, pair_sd: float, training: Trainin
         part, part_error = _drawn_shared(uniform, n, pair_sd, training)
         se2, error = se2 + k * part, error + k**2 * part_error
     between_runs = training.configs * folds * (training.seeds - 1) if training.stochastic else 0
-    few = [df for df in ((training.ranked - 1) * (folds - 1), between_runs) if 0 < df <= FEW_DF]
+    limits = (((training.ranked - 1) * (folds - 1), FEW_DF_OF_FOLDS), (between_runs, FEW_DF_OF_SEEDS))
+    few = [df for df, limit in limits if 0 < df <= limit]
     df = np.minimum(se2**2 / error, min(few, default=np.inf))
     difference_drawn = difference + np.sqrt(pair_sd**2 / n + shared / folds) * normal
     return float(np.mean(difference_drawn > stats.t.isf(level / 2, df) * np.sqrt(se2)))

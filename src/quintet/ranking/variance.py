@@ -14,7 +14,7 @@ from scipy.sparse.csgraph import connected_components
 Floats = NDArray[np.float64]
 Bools = NDArray[np.bool_]
 MORE_VARIABLE = 0.05  # level of the F test that a configuration varies more between folds than the others
-FEW_DF = 3  # of an estimate, over all configurations
+FEW_DF_OF_SEEDS, FEW_DF_OF_FOLDS = 4, 3  # over all configurations
 ROUND_OFF = 1e-12  # relative to the largest score; smaller differences are rounding errors
 
 
@@ -64,8 +64,8 @@ def shared_variance(
     """The largest of the estimates from seeds and from folds, for each configuration. `common`: with what all configurations have
     in common, which is part of a mean's error, but not of a difference's.
 
-    Two or three folds, or runs, may by chance show no variance between them, and then nothing would be left of their few degrees
-    of freedom: where there are no more than FEW_DF, they limit those of the comparison.
+    A few folds or runs may by chance show no variance between them, and then nothing would be left of their few degrees of
+    freedom: up to FEW_DF_OF_FOLDS and FEW_DF_OF_SEEDS they limit those of the comparison.
     """
     configs, _, n = scores.shape
     one, pairs = np.ones(configs), max(n * (n - 1), 1)
@@ -74,10 +74,10 @@ def shared_variance(
     weight = tested / run_counts[:, None]
     k = ((weight.sum(-1) ** 2).sum(-1) - (weight**2).sum((1, 2))) / pairs
     sources = [(np.where(deterministic, 0, k), seeds)]
-    most_df = np.where(deterministic, np.inf, seeds.pooled_df if 0 < seeds.pooled_df <= FEW_DF else np.inf)
+    most_df = np.where(deterministic, np.inf, seeds.pooled_df if 0 < seeds.pooled_df <= FEW_DF_OF_SEEDS else np.inf)
     if by_fold := from_folds(by_patient, folds, common=common):
         between = by_fold.pooled_df or float(by_fold.own_df[0])
-        most_df = np.minimum(most_df, between) if between <= FEW_DF else most_df
+        most_df = np.minimum(most_df, between) if between <= FEW_DF_OF_FOLDS else most_df
         sources.append((one * ((np.bincount(folds) ** 2).sum() - n) / pairs, by_fold))
     candidates = []
     for number, (k, e) in enumerate(sources):
