@@ -115,7 +115,10 @@ def _answers(record: Record, folder: Path) -> list[Section]:
     answers = pd.read_csv(folder / "planned.csv")
     if answers.empty:
         return []
-    text = f"Gains in {_metric(record)}; positive means better. p-values are corrected for these comparisons (Holm)."
+    text = (
+        f"Gains in {_metric(record)}; positive means better. p-values are corrected for these comparisons (Holm), not for all "
+        "pairs: one of them can be significant where the letters of the table below show no difference."
+    )
     return [Section(f"{record.tags['title']}: planned comparisons", "\n\n".join([text, *answers["answer"]]))]
 
 
@@ -125,6 +128,7 @@ def _study(
     columns = ["rank", "config", "mean", "low", "high", "group", "runs", "published", "covered"]
     shown = table.reindex(columns=columns).dropna(axis="columns", how="all")
     shown = shown.astype({"rank": object, "runs": object}).fillna({"rank": "", "runs": ""})  # to_html would write <NA>
+    published = "published: as reported for the reference's own data, not comparable with ours. " if "published" in shown else ""
     package = load_study(study)
     paths = [reports / "ranking" / "means.png", selected / "evaluation" / "figures" / package.FIGURE]
     figures = [path for path in paths if path.is_file()]
@@ -140,7 +144,7 @@ def _study(
     return [
         Section(
             record.tags["title"],
-            f"{_metric(record)}. {package.FIGURE_CAPTION}",
+            f"{_metric(record)}. {published}{package.FIGURE_CAPTION}",
             shown,
             figures,
             record.tags["verdict"],
