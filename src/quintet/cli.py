@@ -14,7 +14,13 @@ from quintet.files import reject_overlap, repository_root
 from quintet.params import StudyName
 from quintet.study import load_study
 
-app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help=__doc__)
+app = typer.Typer(
+    context_settings={"help_option_names": ["-h", "--help"]},
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    help=__doc__,
+)
 
 
 class Preset(StrEnum):
@@ -101,7 +107,11 @@ def analyze(
 
 @app.command()
 def preset(name: Preset, study: Annotated[StudyName | None, typer.Argument()] = None) -> None:
-    """Apply a preset to params.yaml, or to one study's section, and show what changed; `demo` restores the committed values."""
+    """Apply a preset to params.yaml, or to one study's section, and show what changed.
+
+    demo: the committed values. paper: the published scale, for a GPU. best: what we recommend for real data (landmarks,
+    perfusion). top3: perfusion's published best three and last, with 5 folds and 3 seeds. smoke: tiny, the pipeline in minutes.
+    """
     from quintet.presets import apply_preset
 
     changed = apply_preset(repository_root(), name.value, study.value if study else None)
@@ -204,8 +214,8 @@ def rank(
         list[str], typer.Argument(help="CSV files, nnU-Net result folders or summaries; NAME=PATH names the configuration.")
     ],
     output: Annotated[Path, typer.Option(help="Folder for the report.")],
-    metric: Annotated[str, typer.Option(help="Its name in the files; of a plain CSV, any name.")] = "Dice",
-    lower_is_better: Annotated[bool, typer.Option("--lower-is-better", help="Default: higher is better.")] = False,
+    metric: Annotated[str, typer.Option(help="The metric's name in the files; for a plain CSV, any name.")] = "Dice",
+    lower_is_better: Annotated[bool, typer.Option("--lower-is-better", help="Lower is better (default: higher).")] = False,
     subject: Annotated[
         str, typer.Option(help="nnU-Net: the pattern that finds the patient in a case's name.")
     ] = r"^(?P<subject>.+?)-v\d+$",
@@ -214,7 +224,7 @@ def rank(
     ] = None,
     undefined: Annotated[float | None, typer.Option(help="The value of scores that are NaN.")] = None,
     against: Annotated[
-        str | None, typer.Option(help="Planned comparisons: every configuration with this one, corrected by themselves.")
+        str | None, typer.Option(help="Planned comparisons: every configuration with this one, corrected separately.")
     ] = None,
     deterministic: Annotated[list[str] | None, typer.Option(help="A configuration whose training is deterministic.")] = None,
     same_run_as: Annotated[list[str] | None, typer.Option(help="A=B: A shares B's weights in runs of the same seed.")] = None,
@@ -343,7 +353,8 @@ def repro(
     threads: Annotated[int, typer.Option(min=0, help="Threads per stage; 0: compute.threads, if set, else cores / jobs.")] = 0,
     engine: Engine = Engine.local,
 ) -> None:
-    """Run independent stages concurrently; with the same number of threads, results are equal to those of `dvc repro`."""
+    """Run the stages that are out of date, independent ones concurrently; with the same number of threads, results are equal to
+    those of `dvc repro`."""
     from quintet.pipeline import Local, Ray, free_jobs, reproduce, summary
 
     root = repository_root().resolve()

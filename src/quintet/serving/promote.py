@@ -28,7 +28,7 @@ def doubt(config: str, ranking: Ranking) -> str:
     significantly better than the trivial method. Empty if it supports it."""
     table = ranking.table.set_index("config")
     if config not in table.index:
-        return "it is of no configuration that is ranked (no ranked run has its values and data)"
+        return "its configuration is not in the ranking (no ranked run has the same values and data)"
     best, group = table.index[0], letters(table.loc[config, "group"])
     if not group & letters(table.loc[best, "group"]):
         means = f"{table.loc[best, 'mean']:.4g} against {table.loc[config, 'mean']:.4g}"
@@ -60,7 +60,7 @@ def promote(
     record = Record.load(folder)
     against = doubt(configuration_of(record, ranked), ranking)
     if against and not anyway:
-        raise InputError(f"{run}: the verdict does not support this choice: {against}. --anyway registers it all the same")
+        raise InputError(f"{run}: the verdict does not support this choice: {against}. --anyway registers it nonetheless")
     run_id = run_id_of(folder, write_model, known=known)
     client: Any = create_client(tracking_uri())
     try:
