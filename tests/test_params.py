@@ -66,7 +66,6 @@ def test_shipped_file_is_valid(make_params):
         ("landmarks.sweep.seeds", [0, True], ["landmarks.sweep.seeds: true and false"]),
         ("perfusion.configs.shared.separate_at", "head", ["belongs to arch=separate"]),
         ("breakhis.training.rate_floor", 1.0, ["rate_floor=1 is above rate=0.005"]),
-        ("landmarks.published", {"complet": 8.0}, ["published.complet: no such configuration"]),
         ("landmarks.sweep.seeds", [0, 0], ["landmarks.sweep", "seeds: an entry is listed twice"]),
         ("landmarks.sweep.ensembles", {"both": ["finetune", "finetune"]}, ["both: a member is listed twice"]),
         ("perfusion.configs.shared.rate", 1, ["perfusion.configs.shared.rate", "choose from:", "separate_at"]),

@@ -10,8 +10,8 @@ from numpy.random import default_rng
 from PIL import Image
 
 from quintet.landmarks import synthetic
-from quintet.landmarks.drawing import draw_person, expose, moved
-from quintet.landmarks.synthetic import CATEGORIES, LEVELS, MIDLINE, SIDES, plan, synthesize, truth
+from quintet.landmarks.drawing import expose
+from quintet.landmarks.synthetic import CATEGORIES, LEVELS, MIDLINE, SIDES, draw_person, moved, plan, synthesize, truth
 
 PAIRS = ((2, 3), (4, 5), (6, 7), (11, 12), (13, 14))  # the first of each pair is on the image's left
 SIZE = 96

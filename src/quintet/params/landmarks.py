@@ -166,8 +166,6 @@ class Landmarks(LandmarksConfig, StudyParams):
     @model_validator(mode="after")
     def consistent(self) -> "Landmarks":
         check_names(self.configs)
-        if unknown := [name for name in self.published if name not in self.configs]:
-            raise ValueError(f"published.{unknown[0]}: no such configuration; choose from {', '.join(self.configs)}")
         self.sweep.check_ensembles(self.configs)
         if taken := [name for name in (*self.configs, *self.sweep.ensembles) if name in BASELINES]:
             raise ValueError(f"{taken[0]!r} is the name of a baseline; choose another one")
