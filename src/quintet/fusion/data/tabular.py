@@ -196,8 +196,8 @@ def _external(clinical: Clinical, patients: Sequence[str], data: FusionData) -> 
     if column not in clinical.table and (meant := spelled_alike(column, list(clinical.table))):
         raise InputError(f"{clinical.path}: is the column {meant!r} the hospital? Call it {column!r}, or set fusion.data.columns")
     reject_spellings(hospital, f"{clinical.path}: column {column!r}")
-    if data.external and (absent := [name for name in data.external if name not in set(hospital)]):
-        known = ", ".join(sorted(set(hospital) - {""})) or "nothing"
+    known = ", ".join(sorted(set(hospital) - {""}))
+    if known and (absent := [name for name in data.external if name not in set(hospital)]):
         print(f"note: no patient is of {', '.join(absent)} (fusion.data.external); the column {column!r} has {known}")
     return hospital.reindex(list(patients)).isin(data.external)
 
