@@ -116,3 +116,12 @@ def test_a_figure_on_a_full_disk_is_one_line(suffix, capsys):
     with pytest.raises(SystemExit), exit_on_user_error("figure"):
         figure.savefig("/dev/full", format=suffix)
     assert capsys.readouterr().err.endswith("the disk is full; make room, then run the same command again\n")
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="this system has no /dev/full")
+def test_a_checkpoint_on_a_full_disk_is_one_line(capsys):
+    import torch
+
+    with pytest.raises(SystemExit), exit_on_user_error("checkpoint"):
+        torch.save({"weight": torch.zeros(100_000)}, "/dev/full")
+    assert capsys.readouterr().err.endswith("the disk is full; make room, then run the same command again\n")

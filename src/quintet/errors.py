@@ -15,6 +15,10 @@ STORAGE_ERRORS = {
 }
 
 
+# of a full disk as NumPy, and PyTorch's writer, report it
+FULL_DISK = ("requested and", "unexpected pos", "PytorchStreamWriter failed")
+
+
 class InputError(Exception):
     """An input that the user must correct. The message states what is wrong, in which file or row, and what to do."""
 
@@ -44,12 +48,13 @@ def exit_on_user_error(where: str = "") -> Iterator[None]:
         print(f"error: {error}", file=sys.stderr)
     except Exception as raised:
         cause = raised if isinstance(raised, OSError) else raised.__context__  # Matplotlib fails again while it closes a PDF
-        if not isinstance(cause, OSError):
-            raise
-        code = errno.ENOSPC if cause.errno is None and "requested and" in str(cause) else cause.errno  # NumPy on a full disk
+        code = cause.errno if isinstance(cause, OSError) else None
+        if code is None and any(words in str(raised) for words in FULL_DISK):
+            code = errno.ENOSPC
         if code not in STORAGE_ERRORS:
             raise
-        print(f"error: {cause.filename or where}: {STORAGE_ERRORS[code]}, then run the same command again", file=sys.stderr)
+        place = getattr(cause, "filename", None) or where
+        print(f"error: {place}: {STORAGE_ERRORS[code]}, then run the same command again", file=sys.stderr)
     else:
         return
     raise SystemExit(2)

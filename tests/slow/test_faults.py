@@ -147,7 +147,7 @@ MOUNTS = {
     "breakhis_prepare": "data/processed",
     "ct_prepare": "data/processed",
     "ct_train": "runs/ct/selected",
-    "fusion_sweep@flow": "runs/fusion/sweep/flow",
+    "landmarks_sweep@frozen": "runs/landmarks/sweep",
     "landmarks_baselines": "runs/landmarks",
     "perfusion_rank": "reports/perfusion",
     "perfusion_train": ".checkpoints",
