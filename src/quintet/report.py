@@ -16,6 +16,7 @@ from quintet.files import atomic_file, repository_root
 from quintet.pages import Section, format_number, write_page
 from quintet.params import Params, StudyName
 from quintet.ranking import letters
+from quintet.ranking.questions import shown_answers
 from quintet.runs import Record, flatten, load_evaluated
 from quintet.stage import newest_times
 from quintet.study import load_study
@@ -24,7 +25,8 @@ OVERVIEW = (StudyName.landmarks, StudyName.perfusion, StudyName.breakhis)
 CELL_PX = (760, 430)
 SOURCES = ("src", "stages", "params.yaml", "dvc.yaml")
 READING = """The mean is over patients (each counts once); low and high are its 95 % interval. Configurations that share a letter
-(group) are not significantly different. All verdicts follow one decision rule (docs/ranking.md).
+(group) are not significantly different. covered: the share of the way from a trivial method to the oracle, which knows how the
+data were generated. All verdicts follow one decision rule (docs/ranking.md).
 
 Scores on synthetic data show that the pipeline works and what its tables contain; they say nothing about patients."""
 
@@ -34,7 +36,6 @@ def write_report(params: Params, runs: Path, reports: Path, out: Path) -> str:
     rankings = {study: _ranking(runs / study.value / "rank") for study in StudyName}
     sections = [_overview(params, rankings)]
     for study, (record, table) in rankings.items():
-        sections += _answers(record, reports / study.value / "ranking")
         sections += _study(study, record, table, runs / study.value / "selected", reports / study.value, out.parent)
     newest = max((record for record, _ in rankings.values()), key=lambda ranked: ranked.tags["started"])
     sections += [Section("How to read this", READING), _origin(newest)]
@@ -111,15 +112,16 @@ def _metric(record: Record) -> str:
 
 
 def _answers(record: Record, folder: Path) -> list[Section]:
-    """The comparisons that the study planned, one sentence each."""
+    """The comparisons that the study planned."""
     answers = pd.read_csv(folder / "planned.csv")
     if answers.empty:
         return []
     text = (
-        f"Gains in {_metric(record)}; positive means better. p-values are corrected for these comparisons (Holm), not for all "
-        "pairs: one of them can be significant where the letters of the table below show no difference."
+        f"Gains in {_metric(record)}; positive means better; low and high are the interval of one comparison by itself. p-values "
+        "are corrected for these comparisons (Holm), not for all pairs: one of them can be significant where the letters of the "
+        "table above show no difference."
     )
-    return [Section(f"{record.tags['title']}: planned comparisons", "\n\n".join([text, *answers["answer"]]))]
+    return [Section("Planned comparisons", text, shown_answers(answers), level=3)]
 
 
 def _study(
@@ -150,6 +152,7 @@ def _study(
             record.tags["verdict"],
             addresses,
         ),
+        *_answers(record, reports / "ranking"),
         Section(f"Selected configuration of {study.value}: scores", table=_scores(reports / "selected.json"), folded=True),
         Section(f"Selected configuration of {study.value}: parameters", table=_parameters(trained), folded=True),
     ]

@@ -26,7 +26,7 @@ def test_written_files_open_and_contain_the_verdict(tmp_path: Path) -> None:
     text = (folder / "ranking.md").read_text(encoding="utf-8")
     assert text.rstrip().endswith(ranking.verdict)
     assert "a\\|b" in text
-    assert text.index("Is a|b <i> better than B? Yes: the gain is +") < text.index("## Ranking")
+    assert text.index("| Is a\\|b <i> better than B? | Yes | +") < text.index("## Ranking")
     assert "absent" not in text
     planned = pd.read_csv(folder / "planned.csv")
     assert planned["p"].to_list() == pytest.approx(planned["p_holm"])

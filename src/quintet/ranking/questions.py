@@ -2,7 +2,6 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -12,7 +11,7 @@ from quintet.ranking.variance import Floats
 from quintet.ranking.verdict import count
 
 SMALL_P = 0.001
-COLUMNS = ["question", "gain", "low", "high", "df", "p", "p_holm", "significant", "answer"]
+COLUMNS = ["question", "gain", "low", "high", "df", "p", "p_holm", "significant", "verdict", "answer"]
 
 
 @dataclass(frozen=True)
@@ -49,14 +48,24 @@ def answer(questions: Sequence[Question], family: Family, *, patients: int, sign
             "significant": family.significant,
         }
     )
-    answers = [f"{row['question']} {_finding(row, patients, family, alpha)}" for row in table.to_dict("records")]
-    return table.assign(answer=answers)[COLUMNS]
-
-
-def _finding(row: dict[Any, Any], patients: int, family: Family, alpha: float) -> str:
     if patients < family.patients_needed:
-        return f"Cannot be answered with {count(patients, 'patient')}; it takes {family.patients_needed} or more."
-    lead = ("Yes" if row["gain"] > 0 else "No, the opposite") if row["significant"] else "No significant difference"
-    p = f"Holm p = {row['p_holm']:.2g}" if row["p_holm"] >= SMALL_P else f"Holm p < {SMALL_P}"
-    interval = f"uncorrected {100 * (1 - alpha):g} % interval {row['low']:+.3g} to {row['high']:+.3g}"
-    return f"{lead}: the gain is {row['gain']:+.3g} ({interval}; {p})."
+        verdict = f"Cannot be answered with {count(patients, 'patient')}; it takes {family.patients_needed} or more"
+        return table.assign(verdict=verdict, answer=[f"{q.text} {verdict}." for q in questions])[COLUMNS]
+    table["verdict"] = np.where(family.significant, np.where(gain > 0, "Yes", "No, the opposite"), "No significant difference")
+    table["answer"] = [
+        f"{row['question']} {row['verdict']}: the gain is {row['gain']:+.3g} (uncorrected {100 * (1 - alpha):g} % interval "
+        f"{row['low']:+.3g} to {row['high']:+.3g}; Holm p {_format_p(row['p_holm'])})."
+        for row in table.to_dict("records")
+    ]
+    return table[COLUMNS]
+
+
+def shown_answers(answers: pd.DataFrame) -> pd.DataFrame:
+    """The answers as a table for readers."""
+    signed = answers[["gain", "low", "high"]].map("{:+.3g}".format, na_action="ignore")
+    p_holm = ["" if np.isnan(p) else _format_p(p).removeprefix("= ") for p in answers["p_holm"]]
+    return answers[["question", "verdict"]].join(signed).assign(p_holm=p_holm)
+
+
+def _format_p(p: float) -> str:
+    return f"= {p:.2g}" if p >= SMALL_P else f"< {SMALL_P}"

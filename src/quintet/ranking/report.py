@@ -10,8 +10,9 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from quintet.files import atomic_file
-from quintet.pages import Section, format_number, write_page
+from quintet.pages import Section, format_cell, write_page
 from quintet.ranking.paper import latex
+from quintet.ranking.questions import shown_answers
 from quintet.ranking.table import Ranking
 
 BLUE, GREY = "#2b6cb0", "#8795a5"
@@ -55,7 +56,7 @@ def _planned(ranking: Ranking) -> Section:
         f"Gains in {ranking.label}; positive means better. p-values are corrected for these {len(ranking.answers)} comparisons "
         f"(Holm), intervals are not.{ranking.caveat}"
     )
-    return Section("Planned comparisons", "\n\n".join([text, *ranking.answers["answer"]]))
+    return Section("Planned comparisons", text, shown_answers(ranking.answers))
 
 
 def _markdown(sections: Iterable[Section]) -> Iterator[str]:
@@ -72,12 +73,8 @@ def _markdown(sections: Iterable[Section]) -> Iterator[str]:
 def _markdown_table(table: pd.DataFrame) -> str:
     # Not DataFrame.to_markdown: it pads columns, so that one longer cell changes every line of a committed report, and it needs
     # tabulate, which by default reformats numbers in text.
-    def text(value: object) -> str:
-        if isinstance(value, float) and not np.isnan(value):
-            return format_number(value)
-        return "" if pd.isna(value) else str(value).replace("|", "\\|")
-
-    rows = [list(map(text, table.columns)), ["---"] * table.shape[1], *table.map(text).to_numpy()]
+    cells = table.map(format_cell).to_numpy()
+    rows = [list(map(str, table.columns)), ["---"] * table.shape[1], *([c.replace("|", "\\|") for c in row] for row in cells)]
     return "\n".join(f"| {' | '.join(row)} |" for row in rows)
 
 
