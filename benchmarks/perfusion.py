@@ -9,9 +9,9 @@
     python benchmarks/perfusion.py --nnunet ../nnunet-env/bin/python
 
 Both train the same network (`shared`, features 8, 72 x 56, batch 26) on the same phantoms of 60 people, 12 of them held out, for
-the same number of iterations and with the same number of threads, one after the other. Both average predictions over the four
-mirror images. nnU-Net runs its default trainer (perfusion_nnunet.py). `ours-plain` is our code with nnU-Net's memory layout and
-norm: it shows how much of the speed comes from these two.
+the same number of iterations and with the same number of threads, one after the other. Both average predictions over the mirror
+images of their training. nnU-Net runs its default trainer (perfusion_nnunet.py). `ours-plain` is our code with nnU-Net's memory
+layout and norm: it shows how much of the speed comes from these two.
 The exit code is 1 if ours needs more than half of nnU-Net's seconds per iteration, or if Dice may be more than 2 points lower
 (95 % interval of the paired difference, people as clusters). Expected: 9 minutes on 2 cores.
 """

@@ -81,6 +81,7 @@ def publish(
         "unit": unit,
         "better": better,
         "verdict": ranking.verdict,
+        "decidable": str(ranking.decidable).lower(),
     }
     record.artifacts = {report.as_posix(): report.as_posix()}
     out.mkdir(parents=True, exist_ok=True)

@@ -84,14 +84,19 @@ def _overview(params: Params, rankings: dict[StudyName, tuple[Record, pd.DataFra
     rows = []
     for study, (record, rows_of_study) in rankings.items():
         table = rows_of_study.dropna(subset="rank")  # the ceiling has none
-        best, tied = table.iloc[0], _tied(table)
+        best = table.iloc[0]
+        tied = (
+            f"{_tied(table)} of {len(table) - 1} others"
+            if record.tags["decidable"] == "true"
+            else "not decidable: too few patients"
+        )
         score, low, high = (format_number(best[name]) for name in ("mean", "low", "high"))
         rows.append(
             {
                 "study": record.tags["title"],
                 "first": best["config"],
                 "score [95 %]": f"{score} [{low}, {high}]",
-                "not significantly different": f"{tied} of {len(table) - 1} others",
+                "not significantly different": tied,
                 "ranked by": record.tags["label"].partition(",")[0],
                 "better": record.tags["better"],
                 "data": "synthetic" if _synthetic(params, study) else "own",

@@ -117,7 +117,7 @@ def test_report_sections(evaluated):
         assert by_pattern.loc["pet", "late"].startswith(f"{expected:.3f} [")
     singles = found["Compared with the best single modality"]
     assert singles["best single"].str.startswith("pet (late)").all()
-    differences = found["Diffusion and test-time training"]
+    differences = found["Pairs over patients: completion, diffusion, test-time training"]
     assert list(zip(differences["first"], differences["second"], strict=True)) == [
         ("diffusion-ttt", "diffusion"),
         ("flow", "late"),

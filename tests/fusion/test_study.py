@@ -187,7 +187,7 @@ def test_sweep_baselines_and_ranking(make_params, prepared, tmp_path, monkeypatc
     for heading in (
         "AUC by modalities",
         "Compared with the best single modality",
-        "Diffusion and test-time training",
+        "Pairs over patients: completion, diffusion, test-time training",
         "Effect of test-time training on patients",
         "Other hospitals",
         "What each modality adds",

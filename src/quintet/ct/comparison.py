@@ -24,16 +24,20 @@ COSTS = {
 }
 METRICS_AT_K = {"ndcg": "NDCG", "map": "mAP", "precision": "P", "recall": "R", "jaccard": "Jaccard"}
 
-READING = """Each test scan is a query; its gallery consists of all test scans of other patients. A scan is relevant if it shares
-a finding with the query or if both have none (Jaccard similarity above 0); its gain is that Jaccard similarity. AP@k is
-normalised by min(k, relevant scans). Under ties every metric is its expectation over all orders of the tied scans.
+READING = """Each test scan is a query; its gallery consists of all test scans of other patients. A scan is relevant if it
+shares a finding with the query or if both have none (Jaccard similarity above 0); its gain is that Jaccard similarity. AP@k
+is normalised by min(k, relevant scans). Under ties every metric is its expectation over all orders of the tied scans.
 
-random: random order (expected values). prior: for every query, the scans whose findings are most like those of the training scans
-come first; it reads the labels of the gallery, which would not be available in practice, and ignores the query. histogram: L1
-distance between intensity histograms; the floor, because it needs neither labels nor training. random-network: features of the
-untrained backbone. oracle: Jaccard similarity of the drawn findings; the labels that judge all rows have a reader's errors."""
-AGAINST = """Differences of NDCG@10 and mAP@5 (means of patient means) with 95 % intervals from 2,000 bootstrap draws of patients,
-as queries and as gallery (by way of jackknife pseudo-values). A configuration with several seeds is represented by their mean."""
+random: random order (expected values). prior: for every query, the scans whose findings are most like those of the training
+scans come first; it reads the labels of the gallery, which would not be available in practice, and ignores the query. Where
+every finding is rare, these are the scans without findings: right for queries without a finding, wrong for the others.
+histogram: L1 distance between intensity histograms; the floor, because it needs neither labels nor training. random-network:
+features of the untrained backbone (one draw of its weights, so other draws may score differently). oracle: Jaccard similarity
+of the drawn findings; the labels that judge all rows have a reader's errors."""
+AGAINST = """Differences of NDCG@10 and mAP@5 (means of patient means) with 95 % intervals from 2,000 bootstrap draws of
+patients, as queries and as gallery (by way of jackknife pseudo-values). A configuration with several seeds is represented by
+their mean. The intervals leave out the variance between training runs and are not corrected: the ranking's verdict is
+stricter."""
 FINDINGS = """F1 of the votes of the nearest scans (a finding is predicted if at least half of them have it); head: F1 of the
 network's own classification. NDCG@10 is given for the queries with each finding and for those with none. Hubness: skewness of how
 often a scan is among the 10 nearest neighbours of others."""

@@ -42,14 +42,18 @@ def report_sections(params: Fusion, table: Ranking, runs: Runs) -> list[Section]
     return [
         Section(f"{score} by modalities", BY_PATTERN, _by_pattern(scores, order)),
         Section("Compared with the best single modality", SINGLE, _best_single(scores, order)),
-        Section("Diffusion and test-time training", DIFFERENCES.format(score=score), _differences(scores, order, source, params)),
+        Section(
+            "Pairs over patients: completion, diffusion, test-time training",
+            DIFFERENCES.format(score=score),
+            _differences(scores, order, source, params),
+        ),
         Section("Effect of test-time training on patients", ADAPTATION, _adaptation(runs, params)),
         Section("Other hospitals", ELSEWHERE, _elsewhere(runs, source, order)),
         Section("What each modality adds", SHAPLEY.format(score=score), _shapley(scores, order)),
         Section("Completed tokens", COMPLETION, _completion(runs, params)),
         Section("By number of missing modalities", MISSING, _by_missing(runs, source, order)),
         Section("Imputed features", IMPUTATION, _imputation(runs, params)),
-        Section("Cost", "On this machine; a prediction is one patient with one set of modalities.", select_columns(costs, COSTS)),
+        Section("Cost", COST, select_columns(costs, COSTS)),
     ]
 
 
@@ -130,6 +134,8 @@ def _with_interval(value: float, draws: Floats, *, sign: bool = False) -> str:
     return f"{value:+.3f} [{low:+.3f}, {high:+.3f}]" if sign else f"{value:.3f} [{low:.3f}, {high:.3f}]"
 
 
+COST = """On this machine. training: of a method on frozen encoders without theirs, which are those of late. prediction: of
+one patient with one set of modalities, from encoded images."""
 BY_PATTERN = f"""95 % bootstrap intervals: 2,000 draws of patients within each class (or of events and of censored patients);
 configurations with several seeds: their mean. A subset of the modalities is scored on the patients who have all of it.
 {RECORDED}: all modalities of each patient; {MCAR}, {MAR}: the same with further modalities masked, at random or more often the

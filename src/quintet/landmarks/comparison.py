@@ -40,6 +40,12 @@ COSTS = {
     "best_epoch": "best epoch (from 0)",
 }
 
+DETAILS_TEXT = """Errors in {unit} unless stated otherwise; fractions of images between 0 and 1. along axis, across axis: the
+parts of the error parallel to the midline and at right angles to it. asymmetry: of the prediction alone, how far the points
+of a pair are from being mirror images at the midline; no error, as patients are not symmetrical. distances between landmarks:
+predicted minus true, absolute. left and right confused: a left landmark predicted to the right of its partner. calibration
+error: between expected and observed error, over tenths of the expected one. most certain: those with the smallest expected
+error."""
 READING = """A patient here is a group of near-duplicate images, usually a single image, because the data do not identify people.
 
 The published errors were obtained with ImageNet weights on a GPU, on 144 other test images
@@ -70,7 +76,9 @@ def report_sections(params: Landmarks, table: Ranking, runs: Runs, folder: Path)
     return [
         *_sections(runs, order),
         Section("How to read this", READING),
-        Section("Success detection rate", figures=[folder / "sdr.png"]),
+        Section(
+            "Success detection rate", "The share of images whose mean error is below a threshold.", figures=[folder / "sdr.png"]
+        ),
     ]
 
 
@@ -88,7 +96,7 @@ def _sections(runs: Runs, order: list[str]) -> list[Section]:
     return [
         Section(
             "Details",
-            f"Errors in {UNIT} unless stated otherwise; fractions of images between 0 and 1.",
+            DETAILS_TEXT.format(unit=UNIT),
             select_columns(metrics, DETAILS),
         ),
         Section("By diagnosis", f"Mean error, {UNIT}.", select_columns(metrics, categories)),

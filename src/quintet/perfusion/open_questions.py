@@ -78,6 +78,9 @@ def _top_three(table: Ranking, order: list[str], params: Perfusion) -> str:
 def recommendations(table: Ranking, costs: pd.DataFrame, params: Perfusion) -> list[str]:
     """By score, by run-to-run SD and by cost; each only where the decision rule (for SDs: an F test) supports it."""
     order = trained(table, params)
+    if not table.decidable:
+        undecided = f"none. With {table.patients} patients no difference can be significant; it takes {table.patients_needed}."
+        return [f"By score: {undecided}", _most_reproducible(table, params), f"By cost: {undecided}"]
     tied = [name for name in order if name == order[0] or not difference(table, order[0], name)[2]]
     score = f"By score: {order[0]}; it is significantly better than all others."
     if len(tied) > 1:
@@ -85,10 +88,11 @@ def recommendations(table: Ranking, costs: pd.DataFrame, params: Perfusion) -> l
             f"By score: none. {order[0]} is first, but {len(tied) - 1} of the {len(order) - 1} others are not significantly "
             "different from it."
         )
-    cheapest = costs.loc[tied].sort_values(["parameters", "train_seconds"]).index[0]
+    parameters = costs.loc[tied, "parameters"]
+    smallest = [name for name in tied if parameters[name] == parameters.min()]  # in the order of the ranking
     cost = (
-        f"By cost: {cheapest} ({costs.loc[cheapest, 'parameters']:.0f} parameters, {costs.loc[cheapest, 'train_seconds']:.0f} "
-        f"s), the smallest, then fastest, of the {len(tied)} that are not significantly different from the first."
+        f"By cost: {', '.join(smallest)} ({parameters.min():.0f} parameters), the smallest of the {len(tied)} that are not "
+        "significantly different from the first."
     )
     return [score, _most_reproducible(table, params), cost]
 

@@ -81,12 +81,16 @@ def _markdown_table(table: pd.DataFrame) -> str:
 def _ranking_text(ranking: Ranking, unit: str) -> str:
     confidence = f"{100 * (1 - ranking.alpha):g} %"
     run_sd = "unknown" if ranking.run_sd is None else f"{ranking.run_sd:.3g}"
-    tau = "" if ranking.kendall_tau is None else f" Kendall's tau with the published ranking: {ranking.kendall_tau:.2f}."
+    count, tau = ranking.table["published"].notna().sum(), ""
+    if ranking.kendall_tau is not None:
+        tau = f" Kendall's tau with the published ranking of {count} configurations: {ranking.kendall_tau:.2f}."
     return (
         f"Metric: {_with_unit(ranking.label, unit)}; {'lower' if ranking.lower_is_better else 'higher'} is better. "
         f"Patients: {ranking.patients} (excluded: {ranking.patients_excluded}), cases: {ranking.cases}, folds: {ranking.folds}. "
         f"mean: mean of the patient means; low, high: its {confidence} interval over {ranking.varies_over}; group: "
-        "configurations that share a letter are not significantly different. "
+        "configurations that share a letter are not significantly different; mean_over_cases: the mean over cases; patient_sd, "
+        "run_sd: SD over patients, and between training runs (empty: not measured; 0 where training is deterministic); "
+        "runs: trained models. "
         f"SD between training runs, pooled: {run_sd} (without the noise of single patients, so that 0 means: not distinguishable "
         f"from 0).{tau}\n\n{_limits(ranking)}"
         f"Descriptive only: rank_low, rank_high ({confidence} interval of the rank) and first_share (share of first places) come "
@@ -117,8 +121,10 @@ def _shown_pairs(ranking: Ranking) -> pd.DataFrame:
 def _pairs_text(ranking: Ranking) -> str:
     related = " run_by_run: the two share weights, and were compared by the differences between their runs."
     return (
-        f"difference: first minus second. significant: the p-value after Holm's correction is at most {ranking.alpha:g}, with at "
-        f"least {ranking.patients_needed} patients.{related if ranking.pairs['run_by_run'].any() else ''}"
+        "difference: first minus second; se, df: its standard error and the degrees of freedom; p: of this pair alone; "
+        f"p_holm: after Holm's correction; significant: p_holm is at most {ranking.alpha:g}, with at least "
+        f"{ranking.patients_needed} patients; "
+        f"patient_sd: SD of the differences between patients.{related if ranking.pairs['run_by_run'].any() else ''}"
     )
 
 

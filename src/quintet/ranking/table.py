@@ -50,6 +50,11 @@ class Ranking:
     ceiling: str | None  # what the data allow at best; in no comparison, and not in `table`
     ceiling_mean: float
 
+    @property
+    def decidable(self) -> bool:
+        """Whether there are enough patients for any difference to be significant."""
+        return self.patients >= self.patients_needed
+
     def with_ceiling(self) -> pd.DataFrame:
         """`table` with the ceiling as its last row, which has neither rank nor interval."""
         whole = {name: "Int64" for name in ("rank", "rank_low", "rank_high", "runs")}  # integers that may be missing
