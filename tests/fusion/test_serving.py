@@ -14,20 +14,23 @@ def test_a_row_of_the_clinical_table_gets_a_prediction(trained, raw, tmp_path):
     table = pd.read_csv(raw / "clinical_data.csv")
     columns = [column.name for column in Served(model_folder(trained[0], tmp_path / "names"), "cpu").models[0].encoder.columns]
     rows = [
-        {name: value for name, value in zip(columns, values, strict=True) if not pd.isna(value)}
+        {name: None if pd.isna(value) else value for name, value in zip(columns, values, strict=True)}
         for values in table[columns].head(3).itertuples(index=False)
     ]
+    unknown = dict.fromkeys(columns)
     with served(trained[0], tmp_path) as address:
         found = ask(address, rows)
-        refused = post(address, [{"pet": b"no image"}])
-        empty = post(address, [{columns[0]: None}])
+        refused = post(address, [unknown | {"pet": b"no image"}])
+        empty = post(address, [unknown])
+        misspelt = post(address, [{name + "s" * (name == columns[0]): value for name, value in rows[0].items()}])
         assert ask(address, rows[:1])["spread"].notna().all()
     assert (found["modalities"] == "clinical").all()
     assert np.allclose(found.filter(like="probability_").sum(axis=1), 1)
     assert found.filter(like="probability_").nunique().max() == 3
-    assert refused.status_code == empty.status_code == 400
+    assert refused.status_code == empty.status_code == misspelt.status_code == 400
     assert "row-0000000/pet.nii" in refused.json()["message"]
     assert "no modality" in empty.json()["message"]
+    assert f"missing inputs ['{columns[0]}']" in misspelt.json()["message"]
 
 
 def test_images_and_table_together_are_what_predict_reads(trained, raw, tmp_path):

@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+from mlflow.exceptions import MlflowException
 
 from quintet import experiment
 from quintet.errors import InputError
@@ -14,7 +15,9 @@ from quintet.fusion.data.prepared import load
 from quintet.fusion.data.raw import read_vectors
 from quintet.fusion.data.segmentation import segment
 from quintet.fusion.data.vectors import CLIP_SD, VectorEncoder
+from quintet.serving.loader import Served
 from quintet.training.models import load_model
+from tests.served import model_folder
 
 from .conftest import SMALL
 
@@ -135,3 +138,7 @@ def _predict_new(raw: Path, work: Path, modalities: list[str]) -> None:
     with pytest.raises(InputError, match=r"features/dsc\.csv: no column 'c'"):
         experiment.predict_folder("fusion", [work / "run"], new, work / "out2.csv", overlays=None, device="cpu", skip=False)
     assert "dsc" in modalities
+    served = Served(model_folder(work / "run", work / "served"), "cpu")
+    columns = list(served.models[0].vector_encoders["dsc"].columns)
+    with pytest.raises(MlflowException, match=f"has no dsc/{columns[-1]}; give every column of dsc"):
+        served.predict(pd.DataFrame([{f"dsc/{column}": 1.0 for column in columns[:-1]}]))

@@ -171,7 +171,9 @@ def _numbers_of(models: list[Any]) -> dict[str, list[str]]:
 
 
 def _fusion_columns(models: list[Any]) -> list[Column]:
-    clinical = [(c.name, TEXT if hasattr(c, "values") else NUMBER, False) for c in models[0].encoder.columns]
+    """A clinical feature must be named, null where it is unknown: MLflow drops names that it does not know, such as misspelt ones.
+    The answer lists the other modalities that were used."""
+    clinical = [(c.name, TEXT if hasattr(c, "values") else NUMBER, True) for c in models[0].encoder.columns]
     vectors = [(f"{name}/{column}", NUMBER, False) for name, columns in _numbers_of(models).items() for column in columns]
     return [*clinical, *vectors, *((m, BYTES, False) for m in models[0].preparation.modalities)]
 
@@ -190,7 +192,13 @@ def _write_patients(table: pd.DataFrame, folder: Path, models: list[Any]) -> dic
     index = "patient" if preparation.columns.patient == "auto" else preparation.columns.patient
     clinical.rename_axis(index).to_csv(folder / preparation.tables[0])
     for name, columns in _numbers_of(models).items():
-        own = texts.reindex(columns=[f"{name}/{column}" for column in columns], fill_value="").set_axis(columns, axis=1)
+        wanted = [f"{name}/{column}" for column in columns]
+        missing = [column for column in wanted if column not in table]
+        if 0 < len(missing) < len(wanted):
+            raise InputError(
+                f"the request has no {', '.join(missing)}; give every column of {name} (null where unknown), or none"
+            )
+        own = texts.reindex(columns=wanted, fill_value="").set_axis(columns, axis=1)
         if (own != "").any(axis=None):
             (folder / "features").mkdir(exist_ok=True)
             own.rename_axis("patient").to_csv(folder / "features" / f"{name}.csv")
