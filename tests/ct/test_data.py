@@ -199,6 +199,8 @@ SCANS = {
     "padding": (_values(lambda a: np.where(a < -900, 63_536, a)), "are no Hounsfield units"),
     "negated": (_values(lambda a: -a), "were its values negated"),
     "the intercept twice": (_values(lambda a: a - 1024), "was the intercept subtracted twice"),
+    "an empty slice": (_values(lambda a: np.where(np.arange(a.shape[2]) == a.shape[2] // 2, 0, a)), "is a slice empty"),
+    "an intercept": (_values(lambda a: a - 600 * (np.arange(a.shape[2]) == a.shape[2] // 2)), "another intercept"),
     "outside the window": (
         _values(lambda a: np.where(a < -900, -1000, 2000)[:, :, :] - 4000.0 * (a > -900)),
         "outside the window",

@@ -171,7 +171,7 @@ def _numbers_of(models: list[Any]) -> dict[str, list[str]]:
 
 
 def _fusion_columns(models: list[Any]) -> list[Column]:
-    """A clinical feature must be named, null where it is unknown: MLflow drops names that it does not know, such as misspelt ones.
+    """A clinical feature must be named, null where it is unknown: MLflow drops names that it does not know, as misspelt ones.
     The answer lists the other modalities that were used."""
     clinical = [(c.name, TEXT if hasattr(c, "values") else NUMBER, True) for c in models[0].encoder.columns]
     vectors = [(f"{name}/{column}", NUMBER, False) for name, columns in _numbers_of(models).items() for column in columns]

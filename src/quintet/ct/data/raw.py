@@ -38,6 +38,9 @@ MAX_TOP = 0.2  # share of voxels above the window; of 250 crops around nodules a
 WHOLE_CHEST_MM, SOFT_TISSUE_HU, MIN_SOFT = 150.0, (-200.0, 300.0), 0.02  # scans of this extent have more soft tissue
 MAX_WATER = 0.25  # share of voxels of one value: of phantoms and real scans at most 0.05
 FINEST_MM = 0.25  # no CT scanner has voxels of a chest that are finer along all axes
+MAX_JUMP = (
+    10.0  # grey levels of 255, between the mean of a plane and that of both neighbours; of phantoms and real scans at most 3.3
+)
 MAX_SHOWN = 20  # problems of labels.csv in one message
 
 
@@ -211,8 +214,8 @@ def read_cube(path: Path, cubes: CubeFormat, *, threads: int = 1) -> tuple[Cube,
 
 
 def _check_tissue(cube: Cube, scan: Scan, cubes: CubeFormat) -> None:
-    """Raise InputError if the size or the values are not those of a chest though their range is: in cm, negated, or shifted by an
-    intercept."""
+    """Raise InputError if the size or the values are not those of a chest though their range is: in cm, negated, shifted by an
+    intercept, or with slices that do not belong to their neighbours."""
     if max(scan.grid.spacing_mm) < FINEST_MM:
         shown = " x ".join(f"{v:.3g}" for v in scan.grid.spacing_mm)
         raise InputError(f"a voxel size of {shown} mm is finer than scanners resolve; is its affine in cm? Write it in mm")
@@ -228,6 +231,22 @@ def _check_tissue(cube: Cube, scan: Scan, cubes: CubeFormat) -> None:
     soft = float(((cube >= bounds[0]) & (cube <= bounds[1])).mean())
     if extent_mm >= WHOLE_CHEST_MM and soft < MIN_SOFT:
         raise InputError(f"{soft:.1%} of its voxels are soft tissue; was the intercept subtracted twice?")
+    _check_slices(cube, scan, cubes)
+
+
+def _check_slices(cube: Cube, scan: Scan, cubes: CubeFormat) -> None:
+    """Raise InputError if the mean of a plane is far from those of both neighbours: a slice of zeros, or with other units."""
+    planes = np.moveaxis(cube, 2 - int(scan.grid.orientation[2, 0]), 0)
+    inside = np.flatnonzero(planes.any((1, 2)))
+    mean = planes[inside[0] : inside[-1] + 1].mean((1, 2))
+    jump = np.abs(mean[1:-1] - (mean[:-2] + mean[2:]) / 2)
+    if len(jump) and jump.max() > MAX_JUMP:
+        low, high = cubes.window_hu
+        where, hu = (jump.argmax() + 1.5) / len(mean), jump.max() / 255 * (high - low)
+        raise InputError(
+            f"about {where:.0%} of the way through its slices, the mean is {hu:.0f} HU away from that of the neighbours; is a "
+            "slice empty, or stored with another intercept? Export it again"
+        )
 
 
 def fingerprint(path: Path) -> str:
