@@ -76,6 +76,14 @@ def test_a_picture_twice_within_a_patient_is_not_a_leak(tree, tmp_path, make_par
     prepare(tree, tmp_path / "out", make_params(SMALL).breakhis)
 
 
+def test_one_file_at_two_magnifications_is_refused(tree, tmp_path, make_params):
+    patient = next((tree / "benign/SOB/adenosis").iterdir())
+    low, high = (sorted((patient / m).glob("*.png"))[0] for m in ("40X", "100X"))
+    shutil.copy(low, high)
+    with pytest.raises(InputProblemsError, match="the same file at two magnifications"):
+        prepare(tree, tmp_path / "out", make_params(SMALL).breakhis)
+
+
 def test_unreadable_images_are_all_listed_or_all_skipped(tree, tmp_path, make_params):
     files = with_suffix(files_below(tree), PICTURES)[0]
     files[40].write_bytes(files[40].read_bytes()[:300])

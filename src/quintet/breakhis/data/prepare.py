@@ -71,8 +71,8 @@ def _patient_table(images: Sequence[Image]) -> pd.DataFrame:
 
 
 def reject_duplicates(images: Sequence[Image], hashes: NDArray[np.bool_], folds: pd.DataFrame, max_distance: int) -> None:
-    """Raise InputProblemsError, naming both files, if patients in different parts of a fold share a picture, or any two patients
-    share a file.
+    """Raise InputProblemsError, naming both files, if patients in different parts of a fold share a picture, or any two patients,
+    or two magnifications of one, share a file.
 
     `max_distance`: the largest Hamming distance between the hashes `[N, 64]` of one picture.
     """
@@ -81,6 +81,8 @@ def reject_duplicates(images: Sequence[Image], hashes: NDArray[np.bool_], folds:
     for first, second in near_pairs(hashes, max_distance):
         a, b = images[first], images[second]
         if a.patient == b.patient:
+            if a.magnification != b.magnification and a.path.read_bytes() == b.path.read_bytes():
+                problems.append(f"{a.path} and {b.path} are the same file at two magnifications; delete the misplaced one")
             continue
         different = [fold for fold in parts.columns if parts.loc[a.patient, fold] != parts.loc[b.patient, fold]]
         if different:
@@ -91,7 +93,7 @@ def reject_duplicates(images: Sequence[Image], hashes: NDArray[np.bool_], folds:
             problems.append(f"{a.path} and {b.path}, of two patients, are the same file; delete the misplaced one")
     if problems:
         raise InputProblemsError(
-            "patients in different parts share pictures (breakhis.data.near_duplicate_distance=0: equal hashes only)", problems
+            "the same pictures are in two places (breakhis.data.near_duplicate_distance=0: equal hashes only)", problems
         )
 
 
