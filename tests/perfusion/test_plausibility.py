@@ -11,7 +11,7 @@ from quintet.imaging.volumes import Grid, read_nifti
 from quintet.params import parse
 from quintet.perfusion.analysis import analyze
 from quintet.perfusion.data.nnunet import read_case, read_dataset
-from quintet.perfusion.data.plausibility import image_doubts, label_doubts, side_doubts
+from quintet.perfusion.data.plausibility import image_doubts, label_doubts, side_doubts, size_doubts
 from quintet.perfusion.data.prepare import check, prepare
 
 GRIDS = {"RAS": np.diag([3.0, 3, 3, 1]), "LPS": np.diag([-3.0, -3, 3, 1]), "SAL": np.eye(4)[[2, 1, 0, 3]] * [-1, 1, 1, 1] * 3}
@@ -50,6 +50,13 @@ def test_exchanged_sides(orientation):
     for wrong in (images[::-1], np.flip(images, axis + 1)):  # as seen without a label
         (doubt,) = side_doubts(wrong, grid)
         assert "exchanged, or was the case mirrored" in doubt
+
+
+@pytest.mark.parametrize(("scale", "doubted"), [(0.3, True), (3, False), (9, True)])
+def test_voxel_sizes_that_no_brain_has(scale, doubted):
+    images, grid, _ = case(GRIDS["RAS"])  # about 52 mm long
+    doubts = size_doubts(images, Grid(grid.shape, grid.affine * [[scale], [scale], [scale], [1]]))
+    assert ["is the voxel size right" in doubt for doubt in doubts] == [True] * doubted
 
 
 @pytest.mark.parametrize("fill", [-1000.0, 0.5, None])

@@ -13,6 +13,7 @@ from quintet.imaging.volumes import Grid
 
 MIN_BACKGROUND = 0.02  # share of voxels that are 0 in every map
 MAX_OUTSIDE = 0.05  # share of a label outside the brain
+BRAIN_MM = (60.0, 300.0)  # shortest and longest edge, also of maps that are not masked
 OUTLIER = 30.0  # times the 99th percentile of the magnitudes
 
 
@@ -32,6 +33,16 @@ def image_doubts(images: NDArray[np.float32]) -> list[str]:
                 f"{count} voxel(s) of channel {channel} reach {size.max():.4g}, 99 % stay below {usual:.3g}; correct them"
             )
     return doubts
+
+
+def size_doubts(images: NDArray[np.float32], grid: Grid) -> list[str]:
+    """Of channels `[C, X, Y, Z]`: the longest edge of the box around the voxels that are not 0."""
+    inside = (images != 0).any(0)
+    voxels = [int(np.ptp(np.flatnonzero(inside.any(tuple({0, 1, 2} - {axis}))))) + 1 if inside.any() else 0 for axis in range(3)]
+    longest = max(voxels * np.linalg.norm(grid.affine[:3, :3], axis=0))
+    if not voxels[0] or BRAIN_MM[0] <= longest <= BRAIN_MM[1]:
+        return []
+    return [f"what is not 0 is {longest:.0f} mm long, which no brain is; is the voxel size right?"]
 
 
 def side_doubts(images: NDArray[np.float32], grid: Grid) -> list[str]:

@@ -22,7 +22,7 @@ from quintet.params import Perfusion
 from quintet.params.perfusion import Normalisation, PerfusionData
 from quintet.perfusion.data.geometry import Geometry, plan_geometry
 from quintet.perfusion.data.nnunet import Case, Dataset, case_names, find_labels, read_case, read_dataset, read_label
-from quintet.perfusion.data.plausibility import image_doubts, label_doubts, side_doubts
+from quintet.perfusion.data.plausibility import image_doubts, label_doubts, side_doubts, size_doubts
 from quintet.perfusion.data.prepared import SCALING, SIDES, Fold, Prepared, centred, load
 from quintet.subjects import describe, digest_of, same_contents
 
@@ -96,7 +96,9 @@ def print_doubts(
 ) -> None:
     """Print what is doubtful about a case, and add it to `found`."""
     doubts = image_doubts(images) + (side_doubts(images, grid) if label is None else label_doubts(images, grid, label))
-    if has_lost_its_place(grid.affine):
+    if not has_lost_its_place(grid.affine):
+        doubts += size_doubts(images, grid)
+    else:
         doubts.append("its affine is the identity (but for signs), so that sizes and sides are unknown; export it again")
     for doubt in doubts:
         print(f"warning: {case}: {doubt}")
