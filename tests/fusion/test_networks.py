@@ -131,14 +131,17 @@ def test_other_patients_and_their_order_do_not_matter(method):
     torch.testing.assert_close(some, whole[:, order], atol=1e-5, rtol=1e-4)
 
 
-def test_late_is_the_mean_of_the_log_odds_of_single_modalities():
-    net = make("late")
+def test_late_adds_up_what_each_modality_says_beyond_the_frequency_of_the_classes():
+    net, prior = make("late"), torch.tensor([0.7, 0.3])
+    net.base.copy_(prior.log())
     volumes, clinical, present = batch()
     tokens = tokens_of(net, volumes, clinical, present)
     p = net(tokens, present)[0].softmax(-1)
     for row in range(6):
-        single = [net.predict[k](tokens[row, k]).diff() for k in range(3) if present[row, k]]
-        torch.testing.assert_close(p[row].logit()[1:], torch.stack(single).mean(0))
+        single = [net.predict[k](tokens[row, k]).diff() - prior.log().diff() for k in range(3) if present[row, k]]
+        torch.testing.assert_close(p[row].logit()[1:], prior.log().diff() + torch.stack(single).sum(0))
+    nothing = torch.zeros(1, 3, dtype=torch.bool)
+    torch.testing.assert_close(net(tokens[:1], nothing)[0].softmax(-1)[0], prior)
     only = torch.tensor([[True, False, False]])
     torch.testing.assert_close(net(tokens[:1], only)[0].softmax(-1)[0], net.predict[0](tokens[0, 0]).softmax(-1))
 
@@ -280,6 +283,21 @@ def completions(method, kept, *, draws=64, **changes):
     noise = shared_noise(draws, 3).expand(200, -1, -1) if fuse.noise_size else None
     with torch.no_grad():
         return tokens, fuse.complete(tokens, mask, noise, steps=8)
+
+
+def test_few_steps_of_the_flow_keep_the_variance():
+    """The exact velocity of a normal distribution with variance 0.69: Euler's rule gives 0.50 with as many evaluations."""
+
+    class Exact(torch.nn.Module):
+        def forward(self, x, time, kept, known):
+            t = time[:, None, None]
+            return x * (t * 0.69 - (1 - t)) / ((1 - t) ** 2 + t**2 * 0.69)
+
+    fuse = imputation("flow")
+    fuse.velocity = Exact()
+    noise = torch.randn(200, 100, 3, generator=torch.Generator().manual_seed(0))
+    drawn = fuse.estimate(torch.zeros(200, 3, 1), torch.zeros(200, 3, dtype=torch.bool), noise, steps=4)
+    assert float(drawn.var()) == pytest.approx(0.69 * float(noise.var()), rel=0.02)
 
 
 @pytest.mark.parametrize("method", IMPUTES)

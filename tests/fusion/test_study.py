@@ -24,6 +24,7 @@ from quintet.fusion.model.module import mask_modalities
 from quintet.fusion.synthetic import draw_traits, outcome_logit, outcome_probability
 from quintet.params import parse
 from quintet.params.fusion import ADAPTS, IMPUTES, SWEEP
+from quintet.training.models import load_model
 from tests.conftest import ROOT, with_changes
 from tests.fusion.conftest import SMALL
 
@@ -122,6 +123,10 @@ def test_every_method_trains_for_every_task(task, monkeypatch, config):
     monkeypatch.chdir(data.parent)
     if not SWEEP.is_dir():
         experiment.run_sweep_config("fusion", params, data, SWEEP / "late", "late")
+    base = load_model(next(SWEEP.glob("late/*/model/model.pt")))[0]["base"]
+    assert base[:, 0].isfinite().all()
+    assert len(base.unique()) > 1
+    assert task == "survival" or torch.allclose(base.exp().sum(1), torch.ones(len(base)))
     metrics = experiment.run_sweep_entry("fusion", params, data, SWEEP / config / "seed0", config, seed=0)
     score = "auc" if task == "classification" else "concordance"
     assert f"{score}/{RECORDED}" in metrics

@@ -2,6 +2,7 @@
 
 import math
 
+import numpy as np
 import pytest
 import torch
 
@@ -51,6 +52,13 @@ def test_multiscale_is_the_mean_over_three_scales():
         spatial(p[..., ::4, ::4], corner[..., ::4, ::4]),
     ]
     assert multiscale(p, corner).item() == pytest.approx(torch.stack(scales).mean().item())
+
+
+def test_multiscale_hardly_sees_a_fault_in_a_perfect_prediction():
+    """Targets that are displaced within their cells cost 0.06."""
+    y, x = np.mgrid[:64, :64]
+    t = torch.from_numpy(np.stack([(y - 30) ** 2 + (x - c) ** 2 < 14**2 for c in (24, 40)])[None]).float()
+    assert 3 * multiscale(t, t).item() - spatial(t, t).item() < 0.04
 
 
 def test_adaptive_weight_rises_linearly():

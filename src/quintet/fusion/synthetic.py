@@ -40,6 +40,7 @@ TRAITS = ("rim", "oedema", "uptake", "clinical")  # behind each of them
 # means of the traits in each phenotype, standardised below
 CENTRES = np.array([[-1.0, -1.0, -1.0, -1.0], [1.2, -0.4, 1.2, 0.2], [-0.2, 1.4, -0.2, 0.8]])
 CENTRES = (CENTRES - CENTRES.mean(0)) / CENTRES.std(0)
+RING_MM = 12.75  # radius of the enhancing ring, the same in all patients
 EFFECT = 0.5  # of each trait on the log odds of the outcome
 SPACING_MM = {
     "mri_t1ce": (4.0, 5.0),
@@ -68,10 +69,6 @@ class Patient:
     uptake: float
     head_mm: NDArray[np.float64]  # half axes
     centre_mm: NDArray[np.float64]  # of the lesion
-
-    @property
-    def radius_mm(self) -> float:
-        return 17 + 2.5 * self.oedema * 0.3
 
 
 def synthesize(out: Path, params: FusionSynthetic, *, workers: int) -> None:
@@ -250,10 +247,9 @@ def _inside(depth: Floats, softness: float) -> Floats:
 
 def _t1ce(patient: Patient, brain: Floats, skull: Floats, lesion: Floats) -> Floats:
     """A ring whose brightness and thickness show the trait `rim`."""
-    radius = patient.radius_mm * 0.75
-    ring = np.exp(-(((lesion - radius) / (4.5 + 0.8 * patient.rim)) ** 2))
+    ring = np.exp(-(((lesion - RING_MM) / (4.5 + 0.8 * patient.rim)) ** 2))
     return np.asarray(
-        60 * brain + 45 * skull + brain * ring * np.clip(38 + 20 * patient.rim, 0, None) - 18 * brain * (lesion < radius)
+        60 * brain + 45 * skull + brain * ring * np.clip(38 + 20 * patient.rim, 0, None) - 18 * brain * (lesion < RING_MM)
     )
 
 

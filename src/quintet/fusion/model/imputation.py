@@ -55,8 +55,7 @@ class Imputation(nn.Module, ABC):
     @torch.no_grad()
     def calibrate(self, tokens: Tensor, present: Tensor, *, steps: int) -> None:
         """Set the spread at which the intervals of the draws cover their share of the tokens of (validation) patients who have
-        all of them, over all sets of known ones. Tokens of the patients that encoders have learnt from are less noisy than new
-        ones, so that draws learnt from them are too much alike."""
+        all of them, over all sets of known ones."""
         tokens = tokens[present.all(1)]
         if not self.draws or len(tokens) < MIN_CALIBRATION:
             return
@@ -225,8 +224,12 @@ class FlowImputation(Imputation):
         x = noise.transpose(0, 1).reshape(clean.shape)
         x = torch.where(seen[..., None], clean, x)
         known = torch.ones_like(seen)
-        for step in range(steps):
-            time = torch.full((len(x),), step / steps, device=x.device)
-            velocity = self.velocity(x, time, seen, known)
-            x = torch.where(seen[..., None], clean, x + velocity / steps)
+
+        def moved(x: Tensor, velocity_at: Tensor, time: float, length: float) -> Tensor:
+            velocity = self.velocity(velocity_at, torch.full((len(x),), time, device=x.device), seen, known)
+            return torch.where(seen[..., None], clean, x + length * velocity)
+
+        for step in range(steps):  # midpoint rule: Euler's loses a quarter of the variance in as many evaluations
+            halfway = moved(x, x, step / steps, 0.5 / steps)
+            x = moved(x, halfway, (step + 0.5) / steps, 1 / steps)
         return x.unflatten(0, (count, len(tokens)))

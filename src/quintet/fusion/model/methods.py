@@ -237,7 +237,8 @@ class SharedSpecificFusion(nn.Module):
 
     def auxiliary(self, tokens: Tensor, present: Tensor) -> Tensor:
         shared, specific = self._parts(tokens)
-        pairs = present[:, :, None] & present[:, None, :]
+        others = ~torch.eye(present.shape[1], dtype=torch.bool, device=present.device)
+        pairs = present[:, :, None] & present[:, None, :] & others
         distance = (shared[:, :, None] - shared[:, None, :]).abs().mean(-1)
         alignment = (distance * pairs).sum() / pairs.sum().clamp_min(1)
         domain = F.cross_entropy(self.domain(specific)[present], present.nonzero()[:, 1])

@@ -73,6 +73,7 @@ class FusionModule(L.LightningModule):
         self.teacher: AveragedModel | None = None
         if config.method == "diffusion" and training.diffusion.target == "teacher":
             self.teacher = AveragedModel(net.encoders, multi_avg_fn=get_ema_multi_avg_fn(training.diffusion.teacher_decay))
+            self.teacher.eval()  # targets without dropout
         # scores and fused target of each patient, filled by validation
         size = net.outputs + (training.hidden if config.method == "diffusion" else net.outputs)
         self.register_buffer("validation_output", torch.zeros(len(data.table), size), persistent=False)
@@ -224,10 +225,15 @@ def train(data: Prepared, config: FusionConfig, training: FusionTraining, comput
         monitor=Monitor("valid_score", lower_is_better=False, perfect=PERFECT_SCORE, keep="last", patience=training.patience),
     )
     net.cpu().load_state_dict(fitted.state)
+    net.eval()
+
+    def read(chosen: list[int]) -> list[dict[str, Any]]:  # not from the loaders, which under DDP have a share
+        return [batches[chosen[i : i + training.batch_size]] for i in range(0, len(chosen), training.batch_size)]
+
+    if config.method == LATE:
+        net.base.copy_(_scores_without_evidence(net, read(rows.tolist())))
     if data.classes:
-        chosen, size = data.rows("valid").tolist(), training.batch_size  # not the loader's, which under DDP are a share
-        known = [batches[chosen[i : i + size]] for i in range(0, len(chosen), size)]
-        record.tags["sharpness"] = f"{_calibrate(net.eval(), known, training):.3g}"
+        record.tags["sharpness"] = f"{_calibrate(net, read(data.rows('valid').tolist()), training):.3g}"
     return TrainedModel({"model": net.state_dict()}, build | {"about": about}, {"history": fitted.history})
 
 
@@ -249,6 +255,18 @@ def network_values(data: Prepared, config: FusionConfig, training: FusionTrainin
         "outputs": len(data.classes) or 1,
         "token_size": training.tokens.size if config.encoders == "frozen" else 0,
     }
+
+
+@torch.no_grad()
+def _scores_without_evidence(net: FusionNet, batches: Sequence[dict[str, Any]]) -> Tensor:
+    """Late fusion: the log shares of the classes, or the mean log hazard of each modality, among these patients; `[K,
+    outputs]`."""
+    if net.outputs > 1:
+        classes = torch.cat([b["target"] for b in batches])[:, 0].long()
+        return torch.bincount(classes, minlength=net.outputs).clamp_min(1).div(len(classes)).log().expand_as(net.base)
+    scores = torch.cat([net.per_modality_scores(tokens_of(net, b)) for b in batches])
+    present = torch.cat([b["present"] for b in batches])[..., None]
+    return (scores * present).sum(0) / present.sum(0).clamp_min(1)
 
 
 @torch.inference_mode()

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from quintet.fusion.model import imputation  # noqa: F401 (registers its methods)
 from quintet.fusion.model.encoders import Encoders, Reduction, mlp
 from quintet.fusion.model.losses import reconstruction_loss
-from quintet.fusion.model.methods import METHODS, DiffusionNoise, masked_mean
+from quintet.fusion.model.methods import METHODS, DiffusionNoise
 from quintet.params.fusion import ADAPTS, LATE
 
 
@@ -26,6 +26,7 @@ class FusionNet(nn.Module):
     the fused vector."""
 
     sharpness: Tensor
+    base: Tensor
 
     def __init__(
         self,
@@ -46,6 +47,7 @@ class FusionNet(nn.Module):
         super().__init__()
         self.method, self.outputs, count = method, outputs, len(images) + len(vectors)
         self.register_buffer("sharpness", torch.ones(()))  # factor of the scores, set on validation patients
+        self.register_buffer("base", torch.zeros(count, outputs))  # late fusion: scores of a modality that says nothing
         self.encoders = Encoders(
             images=images,
             vectors=vectors,
@@ -73,17 +75,18 @@ class FusionNet(nn.Module):
         return self.predict[0](fused).float()
 
     def per_modality_scores(self, tokens: Tensor) -> Tensor:
-        """Late fusion: the scores of each modality's own predictor, `[B, K, outputs]`."""
-        return torch.stack([predict(tokens[:, k]) for k, predict in enumerate(self.predict)], 1).float()
+        """Late fusion: the log probabilities, or the log hazard, of each modality's own predictor, `[B, K, outputs]`."""
+        scores = torch.stack([predict(tokens[:, k]) for k, predict in enumerate(self.predict)], 1).float()
+        return scores.log_softmax(-1) if self.outputs > 1 else scores
 
     def forward(self, tokens: Tensor, present: Tensor, noise: Tensor | None = None, *, steps: int = 20) -> Tensor:
         """Scores `[N, B, outputs]` of N samples (1 for methods without sampling); the diffusion starts from `noise` `[B, N,
         D]`."""
         if self.method == LATE:
-            scores = self.per_modality_scores(tokens)
-            # of log odds: a mean of probabilities would be drawn to 0.5 by a modality that knows little
-            mean = masked_mean(scores.log_softmax(-1) if self.outputs > 1 else scores, present)
-            return self.sharpness * mean[None]
+            # Evidence adds up, as if modalities were independent given the outcome; `sharpness` corrects for what they share. A
+            # mean would have no factor that is right for one modality and for four.
+            evidence = (self.per_modality_scores(tokens) - self.base) * present[..., None]
+            return self.sharpness * (self.base.mean(0) + evidence.sum(1))[None]
         return self.sharpness * self.scores(self.fused(tokens, present, noise, steps=steps))
 
     @property

@@ -70,7 +70,8 @@ def axis_frame(points: Points) -> tuple[Points, Points]:
 
 
 def project_on_template(points: Points, sizes: NDArray[np.int64] | None = None) -> Points:
-    """The nearest consistent annotation: the axis by least squares through the levels of all landmarks, offsets kept. `sizes`
+    """A consistent annotation near the points: the axis by least squares through the levels of all landmarks, offsets kept (the
+    nearest one would also turn the axis towards the lateral landmarks). `sizes`
     `[N, 2]`: (width, height) of the images that the points are fractions of, where right angles are; None: points are pixels.
 
     Template: `p_k = a + level_k * (b - a) + offset_k * n`, n perpendicular to b - a, offset 0 on the midline.

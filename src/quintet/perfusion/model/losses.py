@@ -47,11 +47,11 @@ def complementary(p: Tensor, t: Tensor) -> Tensor:
 
 @LOSSES.register("multiscale")
 def multiscale(p: Tensor, t: Tensor) -> Tensor:
-    """`spatial` averaged over the scales 1, 0.5 and 0.25 (bilinear for p, nearest for t)."""
+    """`spatial` averaged over the scales 1, 0.5 and 0.25 (bilinear for p; nearest for t, which plain "nearest" displaces)."""
     terms = [spatial(p, t)]
     for scale in SCALES[1:]:
         small = F.interpolate(p, scale_factor=scale, mode="bilinear", align_corners=False)
-        terms.append(spatial(small, F.interpolate(t, size=small.shape[-2:], mode="nearest")))
+        terms.append(spatial(small, F.interpolate(t, size=small.shape[-2:], mode="nearest-exact")))
     return torch.stack(terms).mean(0)
 
 

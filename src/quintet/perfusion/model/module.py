@@ -98,7 +98,7 @@ class TerritoryModule(L.LightningModule):
         weights = [0.5**i for i in range(len(scales))]
         loss = torch.zeros((), device=masks.device)
         for logits, weight in zip(scales, weights, strict=True):
-            t = masks if logits.shape == masks.shape else F.interpolate(masks, size=logits.shape[-2:], mode="nearest")
+            t = masks if logits.shape == masks.shape else F.interpolate(masks, size=logits.shape[-2:], mode="nearest-exact")
             loss = loss + weight / sum(weights) * base(logits, t).mean()
         p = scales[0].sigmoid()
         for name in self.config.losses:
