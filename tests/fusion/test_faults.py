@@ -78,6 +78,12 @@ def test_rows_without_a_folder_are_counted(raw, small, table, capsys):
     assert f"1 rows of clinical_data.csv have no patient here, such as {table['patient'][3]}" in capsys.readouterr().out
 
 
+def test_identifiers_are_no_features(raw, small, table, capsys):
+    write(raw, table.assign(number=[str(7_100_000 + 37 * k) for k in range(len(table))]))
+    tables(raw, small)
+    assert "is clinical column 'number' an identifier or a date" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize(("new", "meant"), [("Kidney-Function", "'Kidney-Function'"), ("gfr", "add it")])
 def test_a_column_that_prediction_lacks(raw, table, trained, tmp_path, new, meant):
     write(raw, table.rename(columns={"kidney_function": new}))

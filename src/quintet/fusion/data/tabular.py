@@ -1,7 +1,7 @@
 """What is known of patients apart from their images: targets, split, clinical features and modalities that are tables."""
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -30,6 +30,7 @@ QUANTITY = re.compile(
     r"|\d{4}-\d\d-\d\d|\d{1,2}[./]\d{1,2}[./]\d{2,4}",
     re.IGNORECASE,
 )
+MIN_IDENTIFIERS = 20  # patients
 MIN_PER_CLASS = 4  # patients; with fewer, a class cannot be in all three parts
 Files = Mapping[str, Path]  # modality -> file
 
@@ -131,7 +132,7 @@ def _read_tables(
         raise InputProblemsError(str(clinical.path), unusable)
     encoder = Encoder.fit(features.loc[train])
     clinical_values, has_clinical, notes = encoder(features.loc[kept])
-    for note in notes:
+    for note in [*_identifiers(features.loc[kept]), *notes]:
         print(f"note: {note}")
     vector_encoders = {name: VectorEncoder.fit(t[t.index.isin(train)], data.components) for name, t in tables.items()}
     vectors, has = encode(tables, vector_encoders, kept)
@@ -187,6 +188,15 @@ def _wrong_values(column: pd.Series) -> str:
     if len(texts) and numbers.isna().any() and texts[numbers.isna()].map(lambda text: bool(DECIMAL_COMMA.fullmatch(text))).all():
         return f"{texts[numbers.isna()].iloc[0]!r} has a decimal comma; write a point, or separate the columns with semicolons"
     return ""
+
+
+def _identifiers(features: pd.DataFrame) -> Iterator[str]:
+    """A question for each column of different long numbers of one length."""
+    for name in features:
+        values = features[name][features[name] != ""]
+        if len(values) >= MIN_IDENTIFIERS and values.is_unique and values.str.fullmatch(r"\d{6,}").all():
+            if values.str.len().nunique() == 1:
+                yield f"is clinical column {name!r} an identifier or a date? Then leave it out with fusion.data.drop=[{name}]"
 
 
 def _external(clinical: Clinical, patients: Sequence[str], data: FusionData) -> pd.Series:
