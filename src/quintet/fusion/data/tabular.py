@@ -194,9 +194,9 @@ def _identifiers(features: pd.DataFrame) -> Iterator[str]:
     """A question for each column of different long numbers of one length."""
     for name in features:
         values = features[name][features[name] != ""]
-        if len(values) >= MIN_IDENTIFIERS and values.is_unique and values.str.fullmatch(r"\d{6,}").all():
-            if values.str.len().nunique() == 1:
-                yield f"is clinical column {name!r} an identifier or a date? Then leave it out with fusion.data.drop=[{name}]"
+        long = values.str.fullmatch(r"\d{6,}").all() and values.str.len().nunique() == 1
+        if long and len(values) >= MIN_IDENTIFIERS and values.is_unique:
+            yield f"is clinical column {name!r} an identifier or a date? Then leave it out with fusion.data.drop=[{name}]"
 
 
 def _external(clinical: Clinical, patients: Sequence[str], data: FusionData) -> pd.Series:
