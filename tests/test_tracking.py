@@ -454,8 +454,8 @@ def _outdate(database: Path) -> None:
     [
         (_outdate, r"mlflow db upgrade 'sqlite:///.+/mlflow\.db'"),
         (lambda path: _set_version(path, "0000c0ffee00"), r"newer|other version|mlflow db upgrade"),
-        (lambda path: path.write_text("no database"), "The file is damaged: delete it and mlartifacts"),
-        (lambda path: path.write_bytes(path.read_bytes()[:5000]), "The file is damaged: delete it and mlartifacts"),
+        (lambda path: path.write_text("no database"), "The file is damaged: move it and mlartifacts away"),
+        (lambda path: path.write_bytes(path.read_bytes()[:5000]), "The file is damaged: move it and mlartifacts away"),
     ],
 )
 def test_a_store_that_cannot_be_used_gets_the_remedy_that_fits(repo: Path, damage: Callable[[Path], Any], remedy: str) -> None:

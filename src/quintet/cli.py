@@ -23,6 +23,9 @@ app = typer.Typer(
 )
 
 
+OUTDATED = "runs have changed since they were ranked, and may not belong together; run `dvc repro {study}_rank` first"
+
+
 class Preset(StrEnum):
     demo = "demo"
     paper = "paper"
@@ -266,11 +269,14 @@ def plan(
     """Compute how many patients and seeds are needed to establish a difference from the first configuration."""
     from quintet import ranking
     from quintet.experiment import rank_finished
+    from quintet.pipeline.dvc import is_outdated
     from quintet.ranking.elsewhere import load_ranking
 
     if study in set(StudyName):
         os.chdir(repository_root())
         ranked = rank_finished(study, load_params(), Path("runs"))
+        if is_outdated(Path.cwd(), f"{study}_rank"):
+            print(f"warning: {OUTDATED.format(study=study)}", file=sys.stderr)
     else:
         ranked = load_ranking(Path(study))
     planned = ranking.plan(ranked, power=power, difference=difference, run_sd=run_sd)
@@ -285,6 +291,7 @@ def promote(
 ) -> None:
     """Register a trained run's model in MLflow, if no other configuration is significantly better."""
     from quintet.experiment import rank_finished, run_folders
+    from quintet.pipeline.dvc import is_outdated
     from quintet.runs import Record
     from quintet.serving import promote as promotion
     from quintet.tracking import resolve_run
@@ -294,6 +301,8 @@ def promote(
     os.chdir(repository_root())
     params, study = load_params(), Record.load(folder).study
     name = name or f"quintet-{study}"
+    if not anyway and is_outdated(Path.cwd(), f"{study}_rank"):
+        raise InputError(f"{OUTDATED.format(study=study)}. --anyway registers the run nonetheless")
     ranking = rank_finished(study, params, Path("runs"))
     ranked = run_folders(params.of(study), Path("runs") / study / "sweep")
     version, against = promotion.promote(run, folder, ranked, ranking, name=name, anyway=anyway, known=known)

@@ -22,7 +22,12 @@ def examine(root: Path) -> tuple[str, list[str]]:
     from quintet.training.hardware import resolve_device, resolve_precision
 
     missing = []
-    lines = [f"quintet {metadata.version('quintet')} in {root}", f"python {platform.python_version()}, {platform.platform()}"]
+    package = Path(__file__).resolve().parents[2]
+    if (root / "src" / "quintet").is_dir() and package != root.resolve():
+        missing.append(
+            f"this checkout's own package: Python imports that of {package} (`pip install -e .` in its own environment)"
+        )
+    lines = [f"quintet {metadata.version('quintet')} in {package}", f"python {platform.python_version()}, {platform.platform()}"]
     for name in (*PACKAGES, "albumentations", "efficientnet-pytorch"):
         try:
             lines.append(f"  {name} {metadata.version(name)}")

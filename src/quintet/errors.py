@@ -55,6 +55,9 @@ def exit_on_user_error(where: str = "") -> Iterator[None]:
             raise
         place = getattr(cause, "filename", None) or where
         print(f"error: {place}: {STORAGE_ERRORS[code]}, then run the same command again", file=sys.stderr)
+    except KeyboardInterrupt:
+        print("stopped", file=sys.stderr)
+        raise SystemExit(130) from None
     else:
         return
     raise SystemExit(2)

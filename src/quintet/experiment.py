@@ -100,7 +100,7 @@ def _train(name: str, params: Params, data: Path, out: Path, run: Run, *, previo
     if params.compute.debug:  # without augmentation this is another training
         values |= {"debug": True}
     inputs = {"data": data} | study.training_inputs(run.config, section, run.seed)
-    record = new_record(name, run.stage, run.name, fold=run.fold, seed=run.seed, params=values, inputs=inputs)
+    record = new_record(name, run.stage, run.name, fold=run.fold, seed=run.seed, params=values, inputs=inputs, raw=section.raw)
     record.tags["code_md5"] = code_md5()
     if previous and (reused := _same_training(previous, record)):
         if previous != out:
@@ -153,7 +153,9 @@ def run_baselines(name: str, params: Params, data: Path, out: Path) -> dict[str,
 
     def evaluate(label: str, fold: int, evaluation: Path) -> tuple[Record, Metrics]:
         inputs = {"data": data} | found[label].inputs
-        record = new_record(name, f"{name}_baselines", label, fold=fold, seed=0, params=found[label].params, inputs=inputs)
+        record = new_record(
+            name, f"{name}_baselines", label, fold=fold, seed=0, params=found[label].params, inputs=inputs, raw=section.raw
+        )
         return record, found[label].evaluate(evaluation, record)
 
     return _evaluate_untrained(out, list(found), section, evaluate)
@@ -171,7 +173,7 @@ def run_ensembles(name: str, params: Params, data: Path, sweep: Path, out: Path)
         members = [sweep / config / place for config in ensembles[label] for place in places]
         inputs = {"data": data} | {f"{run.parent.name} {run.name}": run / "model" / "model.pt" for run in members}
         values = {"members": ", ".join(ensembles[label])} | section.evaluation_values()
-        record = new_record(name, f"{name}_ensembles", label, fold=fold, seed=0, params=values, inputs=inputs)
+        record = new_record(name, f"{name}_ensembles", label, fold=fold, seed=0, params=values, inputs=inputs, raw=section.raw)
         return record, study.evaluate_ensemble(members, prepared, evaluation, section, params.compute, record)
 
     return _evaluate_untrained(out, list(ensembles), section, evaluate)

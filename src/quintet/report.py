@@ -2,8 +2,6 @@
 
 import json
 import os
-import shutil
-import subprocess
 import time
 from pathlib import Path
 
@@ -17,13 +15,12 @@ from quintet.pages import Section, format_number, write_page
 from quintet.params import Params, StudyName
 from quintet.ranking import letters
 from quintet.ranking.questions import shown_answers
-from quintet.runs import Record, flatten, load_evaluated
+from quintet.runs import Record, flatten, git_commit, load_evaluated
 from quintet.stage import newest_times
 from quintet.study import load_study
 
 OVERVIEW = (StudyName.landmarks, StudyName.perfusion, StudyName.breakhis)
 CELL_PX = (760, 430)
-SOURCES = ("src", "stages", "params.yaml", "dvc.yaml")
 READING = """The mean is over patients (each counts once); low and high are its 95 % interval. Configurations that share a letter
 (group) are not significantly different. covered: the share of the way from a trivial method to the oracle, which knows how the
 data were generated. All verdicts follow one decision rule (docs/ranking.md).
@@ -181,18 +178,9 @@ def _origin(record: Record) -> Section:
     took = f"{sum(total for _, _, total in times.values()):.0f} s of {len(times)} stage processes" if times else "unknown"
     rows = {
         "written": time.strftime("%Y-%m-%d %H:%M %Z"),
-        "commit": _commit(),
+        "commit": git_commit(),
         "machine": record.tags["machine"],
         "newest run of each stage": took,
     }
     rows |= {name.removeprefix("version."): value for name, value in record.tags.items() if name.startswith("version.")}
     return Section("Provenance", table=pd.DataFrame(rows.items(), columns=["item", "value"]))
-
-
-def _commit() -> str:
-    """The commit, and whether code or parameters have changed since."""
-    if not shutil.which("git"):
-        return "unknown"
-    head = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=False).stdout.strip()
-    changed = subprocess.run(["git", "status", "--porcelain", "--", *SOURCES], capture_output=True, text=True, check=False).stdout
-    return (head or "none") + (" and uncommitted changes" if changed.strip() else "")

@@ -26,6 +26,7 @@ from quintet.errors import InputError
 from quintet.files import atomic_file, is_temporary, md5
 
 CODE_TAGS = ("code_md5", "version.torch", "version.lightning")  # tags of a record: what trains, apart from parameters and inputs
+SOURCES = ("src", "stages", "params.yaml", "dvc.yaml")  # of a result
 PACKAGES = ("torch", "lightning", "monai", "kornia", "scikit-learn", "numpy", "mlflow", "dvc")
 
 
@@ -90,16 +91,26 @@ def _read_evaluated(folder: Path) -> Record:
 
 
 def new_record(
-    study: str, stage: str, config: str, *, seed: int, params: dict[str, Any], inputs: dict[str, Path], fold: int = 0
+    study: str,
+    stage: str,
+    config: str,
+    *,
+    seed: int,
+    params: dict[str, Any],
+    inputs: dict[str, Path],
+    fold: int = 0,
+    raw: str = "",
 ) -> Record:
-    """Create the record of a run before it starts: hashes of the inputs, commit, experiment name and versions."""
+    """Create the record of a run before it starts: hashes of the inputs, commit, experiment name and versions. `raw`: the folder
+    that the data came from, by which MLflow can tell runs on different data apart."""
     tags = {f"version.{name}": metadata.version(name) for name in PACKAGES} | {
         "version.python": platform.python_version(),
         "machine": f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores",
-        "git_commit": _git_commit(),
+        "git_commit": git_commit(),
         "dvc_exp_name": os.environ.get("DVC_EXP_NAME", ""),
         "started": time.strftime("%Y-%m-%dT%H:%M:%S"),
     }
+    tags |= {"raw": raw} if raw else {}
     hashes = {name: md5(path) for name, path in inputs.items()}
     return Record(study, stage, config, seed, params, hashes, fold=fold, tags=tags)
 
@@ -138,11 +149,16 @@ def _read_json(path: Path, make: Callable[[dict[str, Any]], Any] = dict) -> Any:
         raise InputError(f"{path} cannot be read ({error}); delete the folder or run `dvc checkout` on it") from None
 
 
-def _git_commit() -> str:
+def git_commit() -> str:
+    """The commit, and whether code or parameters have changed since."""
     try:
-        return subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=True).stdout.strip()
+        commit, changed = (
+            subprocess.run(["git", *command], capture_output=True, text=True, check=True).stdout.strip()
+            for command in (["rev-parse", "HEAD"], ["status", "--porcelain", "--", *SOURCES])
+        )
     except (OSError, subprocess.CalledProcessError):  # no git, or no commit yet
         return "none"
+    return commit + " and uncommitted changes" * bool(changed)
 
 
 def flatten(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -3,16 +3,20 @@
 import argparse
 import csv
 import gc
+import hashlib
 import importlib
 import inspect
 import os
+import re
 import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 import psutil
+import yaml
 from threadpoolctl import threadpool_limits
 
 from quintet import params as parameters
@@ -25,9 +29,13 @@ TIMES = Path("logs") / "stages.csv"
 def run_stage(main: Callable[..., str], *, imports: str | tuple[str, ...]) -> None:
     """Run `main(params, ...)` as a script: its other arguments become required --options, and its return value is printed last.
 
+    The code is that of the checkout in which the script runs. A stage of DVC fails if its code or parameters changed meanwhile:
+    DVC hashes them only when the stage has ended.
+
     The modules in `imports` are imported (and timed) after the parameters have been validated, so that a wrong value is reported
     before torch is imported. Bad input ends with exit code 2 and no traceback.
     """
+    _use_code_of_this_checkout()
     parser = argparse.ArgumentParser(description=inspect.getdoc(main))
     for name, argument in list(inspect.signature(main).parameters.items())[1:]:
         parser.add_argument(f"--{name.replace('_', '-')}", type=argument.annotation, required=True)
@@ -35,16 +43,52 @@ def run_stage(main: Callable[..., str], *, imports: str | tuple[str, ...]) -> No
     started = psutil.Process().create_time()
     with exit_on_user_error("an output of this stage"):
         params = _with_threads(parameters.load())
+        before = _dependencies(options)
         with _garbage_collection_off():
             for name in (imports,) if isinstance(imports, str) else imports:
                 importlib.import_module(name)
         ready = time.time()
         summary = main(params, **options)
-    name = os.environ.get("DVC_STAGE") or Path(sys.argv[0]).stem
+        after = _dependencies(options)
+        if changed := [name for name in before if after.get(name) != before[name]]:
+            more = f" and {len(changed) - 3} more" if len(changed) > 3 else ""
+            raise InputError(f"{', '.join(changed[:3])}{more}: edited while this stage ran; run it again")
+    name = _dvc_stage() or Path(sys.argv[0]).stem
     seconds = time.time() - started
     print(f"{name}: {summary} ({seconds:.1f} s, of which {ready - started:.1f} s start-up and imports)", flush=True)
     with suppress(OSError):  # a finished stage must not fail because its time cannot be logged
         append_time(name, started, ready - started, seconds)
+
+
+def _use_code_of_this_checkout() -> None:
+    """Start this script again with the package in ./src, if another checkout's is installed: DVC runs queued experiments in a
+    copy of the checkout, hashes the copy's code, and would run the other."""
+    own = Path.cwd() / "src"
+    if (own / "quintet").is_dir() and not Path(__file__).resolve().is_relative_to(own.resolve()):
+        path = os.pathsep.join(filter(None, [str(own), os.environ.get("PYTHONPATH")]))
+        os.execve(sys.executable, [sys.executable, *sys.argv], os.environ | {"PYTHONPATH": path})
+
+
+def _dependencies(options: dict[str, Any]) -> dict[str, str]:
+    """What DVC will record as the code and the parameters of this stage: hashes of the Python files (name -> hash) and values of
+    the parameters. Empty outside DVC."""
+    stages = yaml.load(Path("dvc.yaml").read_text(encoding="utf-8"), yaml.CSafeLoader)["stages"] if _dvc_stage() else {}
+    stage = stages.get(_dvc_stage().partition("@")[0], {})
+    stage = stage.get("do", stage)
+    code = [Path(path) for path in stage.get("deps", []) if path.startswith(("src/", "stages/"))]
+    files = [file for path in code for file in (sorted(path.rglob("*.py")) if path.is_dir() else [path])]
+    found = {str(file): hashlib.md5(file.read_bytes(), usedforsecurity=False).hexdigest() for file in files if file.is_file()}
+    values = yaml.load(Path("params.yaml").read_text(encoding="utf-8"), yaml.CSafeLoader) if stage else {}
+    for name in stage.get("params", []):
+        value, key = values, re.sub(r"\$\{.*?\}", str(options.get("config")), name)  # of a sweep's stage, its configuration
+        for part in key.split("."):
+            value = value.get(part) if isinstance(value, dict) else None
+        found[key] = repr(value)
+    return found
+
+
+def _dvc_stage() -> str:
+    return os.environ.get("DVC_STAGE", "")
 
 
 def _with_threads(params: parameters.Params) -> parameters.Params:

@@ -130,6 +130,12 @@ class DvcPipeline:
         with self._locked_repo():
             return bool(self.stages[name].status())
 
+    def require_dependencies(self, name: str) -> None:
+        """Raise InputError if one does not exist, before outputs are removed for a run that must fail."""
+        for dependency in self.stages[name].deps:
+            if not dependency.exists:
+                raise InputError(f"{dependency}: no such file or folder, which the stage depends on (STUDY.raw names raw data)")
+
     def can_run(self, name: str) -> bool:
         """False for data of `dvc add` (no command) and for frozen stages."""
         return bool(self.stages[name].cmd) and not self.is_frozen(name)
@@ -212,3 +218,13 @@ class DvcPipeline:
         hardlink = config.get("hardlink_lock", False)
         with rwlock(self.repo.tmp_dir, self.repo.fs, f"quintet repro: {name}", deps, outs, hardlink):
             yield
+
+
+def is_outdated(root: Path, stage: str) -> bool:
+    """Whether `dvc status` lists a stage; False where DVC cannot tell (no repository, or another process is at work)."""
+    from dvc.exceptions import DvcException
+
+    try:
+        return DvcPipeline(root).is_stale(stage)
+    except (DvcException, InputError, KeyError):
+        return False

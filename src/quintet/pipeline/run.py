@@ -15,6 +15,7 @@ from pathlib import Path
 from statistics import mean
 from typing import Protocol
 
+from quintet.errors import InputError
 from quintet.pipeline.dvc import DvcPipeline
 from quintet.pipeline.engines import Job
 
@@ -121,6 +122,7 @@ class _Scheduler:
             self.pipeline.record(name, lock)
             self.outcome.unchanged.append(name)
             return True
+        self.pipeline.require_dependencies(name)
         self.pipeline.remove_outputs(name)  # first, as DVC does: restoring over files that are not in its cache asks or fails
         if self.pipeline.restore(name):
             self.outcome.restored.append(name)
@@ -184,7 +186,7 @@ def _reason(error: Exception) -> str:
     from dvc.exceptions import DvcException
 
     error = getattr(error, "cause", None) or error  # Ray wraps an exception that was raised on a node
-    return str(error) if isinstance(error, DvcException) else f"{type(error).__name__}: {error}"
+    return str(error) if isinstance(error, DvcException | InputError) else f"{type(error).__name__}: {error}"
 
 
 def summary(outcome: Outcome) -> str:

@@ -70,6 +70,10 @@ def promote(
             raise
         client.create_registered_model(name, description=f"Quintet, {record.study}")
     description = f"{ranking.verdict}\n\nAgainst this choice: {against}." if against else ranking.verdict
-    version = client.create_model_version(name, f"runs:/{run_id}/model", run_id, description=description)
+    known_versions = client.search_model_versions(f"name = '{name}' and run_id = '{run_id}'")
+    if known_versions:
+        version = client.update_model_version(name, known_versions[0].version, description)
+    else:
+        version = client.create_model_version(name, f"runs:/{run_id}/model", run_id, description=description)
     client.set_registered_model_alias(name, ALIAS, version.version)
     return str(version.version), against

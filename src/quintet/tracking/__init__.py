@@ -18,7 +18,7 @@ from pathlib import Path
 from urllib.parse import quote
 
 from quintet.errors import InputError
-from quintet.files import atomic_folder
+from quintet.files import atomic_folder, repository_root
 from quintet.runs import Record, content_md5, finished_runs, load_evaluated
 from quintet.tracking.entries import now_ms
 from quintet.tracking.store import (
@@ -226,10 +226,11 @@ def _remedy(error: Exception) -> str:
     if not uri.startswith("sqlite:"):
         return "Start its server or set MLFLOW_TRACKING_URI"
     if "not a database" in cause or "malformed" in cause:
-        return "The file is damaged: delete it and mlartifacts, which the next sync fills from runs/"
+        return "The file is damaged: move it and mlartifacts away; `quintet sync` fills new ones with the runs under runs/"
     if "readonly" in cause or "read-only" in cause or "permission" in cause or "unable to open" in cause:
-        return f"Permission is missing: chmod u+w {shlex.quote(uri.removeprefix('sqlite:///'))} and its folder"
-    return "Set MLFLOW_TRACKING_URI to another store, or delete this one: runs/ has everything in it"
+        place = shlex.quote(uri.removeprefix("sqlite:///"))
+        return f"It cannot be written: the disk is read-only, or permission is missing (chmod u+w {place} and its folder)"
+    return "Set MLFLOW_TRACKING_URI to another store, which `quintet sync` fills with the runs under runs/"
 
 
 def _report(error: Exception) -> None:
@@ -240,7 +241,8 @@ def _report(error: Exception) -> None:
     if store not in reported_stores:
         reported_stores.add(store)
         print(
-            f"quintet: not mirrored in MLflow ({without_credentials(store)}): {_root_cause(error)}; run `quintet sync` later",
+            f"quintet: not mirrored in MLflow ({without_credentials(store)}): {_root_cause(error)}; run `quintet sync` later"
+            + (" (this experiment runs in a copy: after `dvc exp apply`)" if Path.cwd() != repository_root().resolve() else ""),
             file=sys.stderr,
         )
 

@@ -261,8 +261,9 @@ def reject_moved(uri: str, location: str) -> None:
     folder, found, _ = location.partition("/mlartifacts")
     if database and found and folder != database.parent.as_uri() and folder != str(database.parent):
         raise InputError(
-            f"this mlflow.db keeps its files in {folder}/mlartifacts, not beside it: the checkout was moved or copied. "
-            "Delete mlflow.db and mlartifacts here; `quintet sync` restores them from runs/"
+            f"this mlflow.db keeps its files in {folder}/mlartifacts, not beside it: the checkout was moved or copied. Move it "
+            "back; or move mlflow.db and mlartifacts away, and `quintet sync` fills new ones with the runs under runs/ (not with "
+            "runs of other parameters, and without registered models)"
         )
 
 
