@@ -17,6 +17,7 @@ import yaml
 
 from quintet.errors import InputError
 from quintet.pipeline import Local, reproduce, summary
+from quintet.pipeline.dvc import is_outdated
 from quintet.pipeline.engines import STAGE_BYTES, free_jobs, run_job
 from quintet.pipeline.preloaded import script_of
 
@@ -386,6 +387,25 @@ def test_a_missing_input_fails_its_own_stage_alone(project):
     assert list(outcome.failed) == ["lost"]
     assert "typo" in outcome.failed["lost"]
     assert (root / "ranking").read_text() == "1\n1\n1\n"
+
+
+def test_a_missing_input_costs_no_outputs(project):
+    root = project(STAGES)
+    run(root)
+    (root / "raw").unlink()
+    outcome = run(root)
+    assert "raw: no such file or folder, which the stage depends on" in outcome.failed["prepare"]
+    assert (root / "ready").read_text() == "1\n"
+
+
+def test_whether_a_stage_is_outdated(project):
+    root = project(STAGES)
+    run(root)
+    assert not is_outdated(root, "rank")
+    (root / "out" / "b").write_text("2\n")
+    assert is_outdated(root, "rank")
+    assert not is_outdated(root, "no such stage")
+    assert not is_outdated(root.parent, "rank")
 
 
 class InterruptedEngine:
