@@ -11,7 +11,7 @@ from markupsafe import Markup
 
 from quintet.files import atomic_file
 
-NUMBER = re.compile(r"[-+<]?[\d.]|$")  # the beginning of a cell
+NUMBER = re.compile(r"[-+<]? ?[\d.]|$")  # the beginning of a cell
 TEMPLATE = jinja2.Template(
     """<!doctype html><html lang="en"><head><meta charset="utf-8"><title>{{ title }}</title>
 <meta name="viewport" content="width=device-width, initial-scale=1"><style>
