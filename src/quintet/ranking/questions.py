@@ -62,7 +62,7 @@ def answer(questions: Sequence[Question], family: Family, *, patients: int, sign
 
 def shown_answers(answers: pd.DataFrame) -> pd.DataFrame:
     """The answers as a table for readers."""
-    signed = answers[["gain", "low", "high"]].map("{:#+.3g}".format, na_action="ignore")
+    signed = answers[["gain", "low", "high"]].map("{:+#.3g}".format, na_action="ignore")
     p_holm = ["" if np.isnan(p) else _format_p(p).removeprefix("= ") for p in answers["p_holm"]]
     return answers[["question", "verdict"]].join(signed).assign(p_holm=p_holm)
 
