@@ -10,7 +10,7 @@ STORAGE_ERRORS = {
     errno.EDQUOT: "your quota is used up; make room",
     errno.EROFS: "the file system is read-only; remount it, or work in a clone elsewhere",
     errno.EACCES: "permission denied; correct its owner or mode (chown, chmod)",
-    errno.ENAMETOOLONG: "its name is too long for the file system; shorten the case's name",
+    errno.ENAMETOOLONG: "its name is too long for the file system; shorten the name of the case or of the output",
     errno.EPERM: "not permitted; correct its owner or mode (chown, chmod)",
 }
 

@@ -9,8 +9,10 @@ import pytest
 
 from quintet import experiment
 from quintet.errors import InputError, InputProblemsError
+from quintet.imaging.volumes import Grid
 from quintet.perfusion.data.prepared import load
-from quintet.perfusion.evaluation.inference import Model
+from quintet.perfusion.evaluation.inference import Model, load_models
+from quintet.perfusion.prediction import predict_images
 from tests.damage import become_folder, link_to_nowhere
 
 
@@ -21,6 +23,14 @@ def test_a_mirrored_case_gives_the_mirrored_prediction(trained):
     p, mirrored = model(x), model(x[:, ::-1, :, ::-1])
     np.testing.assert_allclose(mirrored, p[:, ::-1, :, ::-1], atol=1e-5)
     assert np.abs(p - Model.load(trained[0], "cpu", mirror_average=False)(x)).max() > 1e-3
+
+
+def test_slices_without_any_flow_have_no_territory(trained):
+    images, grid = np.zeros((2, 20, 24, 8), np.float32), Grid((20, 24, 8), np.diag([4.0, 4.0, 7.0, 1.0]))
+    images[:, 4:16, 4:20, [1, 2, 3, 6]] = np.random.default_rng(0).uniform(20, 60, (2, 12, 16, 4))
+    p = predict_images(load_models([trained[0]], "cpu"), images, grid)
+    assert (p[..., [0, 4, 5, 7]] == 0).all()
+    assert (p[:, 4:16, 4:20, [1, 2, 3, 6]] > 0).all()
 
 
 def test_a_slice_larger_than_the_patch_is_predicted_in_windows(trained):

@@ -17,7 +17,8 @@ from quintet.cli import app
 from quintet.errors import InputError, InputProblemsError
 from quintet.ranking import plan, rank
 from quintet.ranking.elsewhere import Settings, load_ranking, rank_elsewhere, write_ranking
-from quintet.ranking.elsewhere.reading import read_results
+from quintet.ranking.elsewhere.reading import ERRORS, read_results
+from quintet.results import COLUMNS
 
 from .tables import draw, tidy
 
@@ -318,6 +319,23 @@ def test_bad_nnunet_folders_get_one_sentence(tmp_path: Path) -> None:
 def quintet(*arguments: object, cwd: Path) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-c", "from quintet.cli import main; main()", *map(str, arguments)]
     return subprocess.run(command, capture_output=True, text=True, cwd=cwd, check=False)
+
+
+@pytest.mark.parametrize("metric", ["log_loss", "across_axis_error_px", "FN", "HD95", "surface distance", "logloss", "MSE"])
+def test_errors_are_known_by_their_names(metric: str) -> None:
+    assert ERRORS.search(metric)
+
+
+@pytest.mark.parametrize("metric", ["Dice", "NSD", "auc", "ndcg_at_10", "sensitivity", "F1", "balanced_accuracy", "concordance"])
+def test_scores_are_no_errors(metric: str) -> None:
+    assert not ERRORS.search(metric)
+
+
+def test_a_score_that_depends_on_other_patients_is_refused(tmp_path: Path) -> None:
+    rows = [("s", "A", 0, 0, "c", "p", metric, 0.5) for metric in ("ndcg_at_10", "ndcg_at_10/pseudo_value")]
+    pd.DataFrame(rows, columns=COLUMNS).to_csv(tmp_path / "cases.csv", index=False)
+    with pytest.raises(InputError, match="rank ndcg_at_10/pseudo_value"):
+        read_results([str(tmp_path / "cases.csv")], "ndcg_at_10", subject="^(?P<subject>.+)$")
 
 
 def test_commands_rank_and_plan(tmp_path: Path) -> None:

@@ -198,6 +198,15 @@ def test_a_segmentation_lies_on_its_series(territories):
     assert [found.get_segment_description(n).segment_label.split()[4] for n in (1, 2)] == ["left", "right"]
 
 
+def test_a_series_that_lacks_slices_is_refused(territories):
+    folder, _, _ = territories
+    files = sorted(path for path in (folder / "in" / "case").rglob("*") if path.is_file())
+    for path in files[len(files) // 2 :]:
+        path.unlink()
+    with pytest.raises(InputProblemsError, match=r"of the territories of case\.nii\.gz; is it complete"):
+        write_segmentations(folder / "results", folder / "in", folder / "out", person=False)
+
+
 def test_a_result_of_another_series_is_named(territories):
     folder, _, _ = territories
     image = nib.load(folder / "results" / "case.nii.gz")

@@ -61,6 +61,8 @@ def evaluate_folder(runs: Sequence[Path], raw: Path, out: Path, params: Ct, devi
 
     `runs`: run folders, whose embeddings are combined, or one .npz or .parquet file of external embeddings.
     """
+    if any(run.is_file() for run in runs) and len(runs) > 1:
+        raise InputError("a file of embeddings is evaluated by itself; give one --model, or several run folders")
     if runs[0].is_file():
         labels = read_labels(raw, params.data.chosen_findings)
         names = np.array(sorted(labels.table.index))

@@ -159,6 +159,8 @@ class Index:
             rows = np.argsort(-similarity, kind="stable")[:count]
             return rows, similarity[rows]
         index = _import_faiss().read_index(str(self.folder / "faiss.index"))
+        if self.about["kind"] == "hnsw":  # as many candidates as results find half of them
+            index.hnsw.efSearch = max(index.hnsw.efSearch, 4 * count)
         similarity, rows = index.search(np.ascontiguousarray(vector[None]), count)
         if (rows < 0).any() and self.about["kind"] == "ivf":  # the lists that were searched hold too few scans
             index.nprobe = index.nlist

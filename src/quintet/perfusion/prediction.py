@@ -21,13 +21,16 @@ from quintet.runs import load_joint
 
 
 def predict_images(models: Sequence[Model], images: NDArray[np.float32], grid: Grid) -> NDArray[np.float32]:
-    """Mean probabilities of the models for raw channels `[C, X, Y, Z]`: `[2, X, Y, Z]`."""
+    """Mean probabilities of the models for raw channels `[C, X, Y, Z]`: `[2, X, Y, Z]`; 0 in axial slices where every map is 0,
+    of which networks have seen none."""
     maps = []
     for model in models:
         _, rows_mm, columns_mm = model.build["spacing_mm"]
         case = resample(images, grid, (rows_mm, columns_mm), model.build["normalisation"])
         maps.append(on_file_grid(model(case.images), case.geometry))
-    return np.mean(maps, axis=0, dtype=np.float32)
+    axial = int(np.flatnonzero(grid.orientation[:, 0] == 2)[0])
+    seen = (images != 0).any(tuple({0, 1, 2, 3} - {axial + 1}))
+    return np.mean(maps, axis=0, dtype=np.float32) * np.expand_dims(seen, tuple({0, 1, 2} - {axial}))
 
 
 def predict_folder(models: Sequence[Model], source: Path, out: Path, problems: list[str], *, overlays: Path | None) -> int:

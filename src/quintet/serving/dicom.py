@@ -26,6 +26,7 @@ PERSON_GROUP = 0x0010  # the tags (0010,xxxx) describe the patient; names (PN) e
 IDENTIFIERS = ("AccessionNumber", "StudyID", "InstitutionName", "InstitutionAddress")
 # an object has these tags, empty or not
 NEEDED = ("PatientName", "PatientID", "PatientBirthDate", "PatientSex", "AccessionNumber", "StudyID", "StudyDate", "StudyTime")
+MAX_MISSING = 0.01  # share of the labelled voxels that no pixel of the series shows
 MAX_OUTSIDE = 0.5  # voxels: how far a slice may lie from the nearest one of the result
 SIDES = ("left", "right")
 PLACE = ("ImagePositionPatient", "ImageOrientationPatient", "PixelSpacing", "FrameOfReferenceUID")  # what a slice must have
@@ -152,11 +153,11 @@ def _remove_person(image: pydicom.Dataset) -> None:
 
 def _on_slices(path: Path, series: Sequence[pydicom.Dataset]) -> NDArray[np.uint8]:
     """The label map of a NIfTI file at the pixels of a series, `[slices, rows, columns]`. Raises InputError if the series is not
-    where the file is."""
+    where the file is, or lacks a part of its territories."""
     image: Any = nib.load(path)
     labels = np.asarray(image.dataobj)
     to_index = np.linalg.inv(image.affine) @ LPS_TO_RAS
-    planes = []
+    planes, shown = [], np.zeros(labels.shape, bool)
     for one in series:
         along_row, along_column = np.array(one.ImageOrientationPatient, float).reshape(2, 3)
         down_mm, right_mm = (float(v) for v in one.PixelSpacing)  # between rows, between columns
@@ -167,7 +168,11 @@ def _on_slices(path: Path, series: Sequence[pydicom.Dataset]) -> NDArray[np.uint
         nearest = np.rint(index).astype(int)
         if np.abs(index - np.clip(index, 0, np.array(labels.shape) - 1)).max() > MAX_OUTSIDE:
             raise InputError(f"{one.filename}: it lies outside {path.name}; is this the series that the case was made from?")
-        planes.append(labels[tuple(np.clip(nearest, 0, np.array(labels.shape) - 1).transpose(2, 0, 1))])
+        at = tuple(np.clip(nearest, 0, np.array(labels.shape) - 1).transpose(2, 0, 1))
+        planes.append(labels[at])
+        shown[at] = True
+    if (missing := float((labels[~shown] > 0).sum() / max(1, (labels > 0).sum()))) > MAX_MISSING:
+        raise InputError(f"the series does not contain {missing:.0%} of the territories of {path.name}; is it complete?")
     return np.stack(planes).astype(np.uint8)
 
 

@@ -17,6 +17,11 @@ def read(path: Path, metric: str) -> pd.DataFrame:
     table = read_text_table(path).map(lambda cell: " ".join(cell.split()))
     if set(COLUMNS) <= set(table):
         found = sorted(set(table["metric"]))
+        if f"{metric}/pseudo_value" in found:
+            raise InputError(
+                f"{path}: a patient's {metric} depends on the other patients; rank {metric}/pseudo_value, whose mean is the same "
+                "and whose variance contains that, without --range"
+            )
         table = table[table["metric"] == metric].rename(columns={"group": "patient", "value": "score"})
         if table.empty:
             raise InputError(f"{path}: no metric {metric!r}; it has {', '.join(found)}")

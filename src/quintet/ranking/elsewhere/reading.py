@@ -14,7 +14,10 @@ from quintet.results import COLUMNS
 from quintet.tables import folded
 
 RANGES = {"dice": (0.0, 1.0), "iou": (0.0, 1.0)}
-ERRORS = re.compile(r"(hd|hausdorff|assd?|asd|msd|dist|err|mae|m?rmse|mse|brier|loss|nll|ece)", re.IGNORECASE)  # names begin so
+# a word of the metric's name begins so
+ERRORS = re.compile(
+    r"(?<![a-z])((log)?loss|hd|hausdorff|assd?|asd|msd|dist|err|mae|m?rmse|mse|brier|nll|ece|f[np](?![a-z]))", re.IGNORECASE
+)
 EXAMPLES = 3  # names in a message
 
 
@@ -111,7 +114,7 @@ def _problems(table: pd.DataFrame, bounds: tuple[float, float] | None, metric: s
 def _range_problems(table: pd.DataFrame, bounds: tuple[float, float] | None, metric: str) -> list[str]:
     by_config = table.groupby("config")["value"]
     fractions, percents = by_config.max() <= 1, by_config.median() > 10
-    mixed = bool(fractions.any() and percents.any() and (table["value"] >= 0).all() and not ERRORS.match(metric))
+    mixed = bool(fractions.any() and percents.any() and (table["value"] >= 0).all() and not ERRORS.search(metric))
     if mixed and (not bounds or bounds[1] > 1):
         fraction, percent = fractions.idxmax(), percents.idxmax()
         return [f"{fraction} has fractions, but {percent} seems to have percent; write both alike"]
