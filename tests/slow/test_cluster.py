@@ -146,6 +146,7 @@ def kill_a_stage(root: Path) -> str:
 def test_one_training_in_two_processes(copy):
     stage = "stages/perfusion_train.py --data data/processed/perfusion --run runs/perfusion/selected"
     before = results(copy, "runs/perfusion/selected/model")
+    shutil.rmtree(copy / "runs/perfusion/selected")  # as DVC does; the same training would be kept
     sh(f"torchrun --nproc-per-node 2 -- {stage}", copy)
     assert results(copy, "runs/perfusion/selected/model").keys() == before.keys()
     assert results(copy, "runs/perfusion/selected/model") != before  # twice as many cases per step
