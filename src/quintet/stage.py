@@ -3,7 +3,6 @@
 import argparse
 import csv
 import gc
-import hashlib
 import importlib
 import inspect
 import os
@@ -21,7 +20,7 @@ from threadpoolctl import threadpool_limits
 
 from quintet import params as parameters
 from quintet.errors import InputError, exit_on_user_error
-from quintet.files import repository_root
+from quintet.files import md5, repository_root
 
 TIMES = Path("logs") / "stages.csv"
 
@@ -77,7 +76,7 @@ def _dependencies(options: dict[str, Any]) -> dict[str, str]:
     stage = stage.get("do", stage)
     code = [Path(path) for path in stage.get("deps", []) if path.startswith(("src/", "stages/"))]
     files = [file for path in code for file in (sorted(path.rglob("*.py")) if path.is_dir() else [path])]
-    found = {str(file): hashlib.md5(file.read_bytes(), usedforsecurity=False).hexdigest() for file in files if file.is_file()}
+    found = {str(file): md5(file) for file in files if file.is_file()}
     values = yaml.load(Path("params.yaml").read_text(encoding="utf-8"), yaml.CSafeLoader) if stage else {}
     for name in stage.get("params", []):
         value, key = values, re.sub(r"\$\{.*?\}", str(options.get("config")), name)  # of a sweep's stage, its configuration
